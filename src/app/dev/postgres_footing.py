@@ -1,0 +1,86 @@
+"""As whom PostgreSQL runs, and where its files are: PostgreSQL refuses to run as root, and much development happens as root."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from app.dev import postgres_keeper
+from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries
+
+type Identity = Literal["same", "namespace", "nobody"]
+
+# /var/tmp survives a restart of the machine, and every user can reach it.
+_REFUGES = Path("/var/tmp")  # noqa: S108 -- only directories that root itself made there are used.
+_KEEPER = str(Path(postgres_keeper.__file__))
+
+
+@dataclass(frozen=True)
+class Footing:
+    identity: Identity
+    binaries: PostgresBinaries
+    directory: Path
+
+    def give(self, path: Path) -> None:
+        """Let PostgreSQL own a file or directory that we made for it."""
+        if self.identity == "nobody":
+            os.chown(path, postgres_keeper.NOBODY, postgres_keeper.NOBODY)
+
+
+def find_footing(binaries: PostgresBinaries, directory: Path) -> Footing:
+    if os.geteuid() != 0:
+        return Footing("same", binaries, directory)
+    # In a namespace root's files stay root's, so everything can be where it is; but root's power to pass closed doors is gone.
+    if _reaches("namespace", binaries, directory):
+        return Footing("namespace", binaries, directory)
+    refuge = _make_refuge(directory)
+    if not _reaches("nobody", binaries):
+        binaries = _copy_binaries(binaries, refuge)
+    return Footing("nobody", binaries, refuge)
+
+
+def keeper_command(identity: Identity, lifeline: int, *command: str) -> list[str]:
+    return [sys.executable, "-I", "-S", _KEEPER, identity, str(lifeline), *command]
+
+
+def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = Path("/var/tmp")) -> bool:  # noqa: S108 -- as above.
+    check = ["/bin/sh", "-c", 'test -x "$0" && test -w "$1"', str(binaries.program("postgres")), str(writable)]
+    reader, writer = os.pipe()
+    try:
+        probe = subprocess.run(keeper_command(identity, reader, *check), pass_fds=[reader], capture_output=True, check=False)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    return probe.returncode == 0
+
+
+def _make_refuge(directory: Path) -> Path:
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
+    refuge = _REFUGES / f"bedplate-{name}"
+    refuge.mkdir(mode=0o755, exist_ok=True)
+    # Anybody can make names in this directory: a link or a directory that is not root's was put there by somebody else.
+    found = refuge.lstat()
+    if refuge.is_symlink() or not refuge.is_dir() or found.st_uid != 0 or found.st_mode & 0o022:
+        raise EmbeddedPostgresError(f"{refuge} is not a directory that only root can write to: remove it and try again.")
+    refuge.chmod(0o755)
+    return refuge
+
+
+def _copy_binaries(binaries: PostgresBinaries, refuge: Path) -> PostgresBinaries:
+    # PostgreSQL finds its libraries and its share directory relative to its programs, so the three are copied together.
+    source = binaries.directory.parent
+    copy = refuge / f"postgresql-{binaries.version}"
+    if not copy.exists():
+        staging = refuge / f"{copy.name}.new"
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(source, staging, symlinks=True, ignore=shutil.ignore_patterns("include"))
+        staging.chmod(0o755)
+        staging.rename(copy)
+    copied = replace(binaries, directory=copy / binaries.directory.name)
+    if not _reaches("nobody", copied):
+        raise EmbeddedPostgresError(f"{source} cannot be used by an ordinary user: name other programs with PG_BINDIR.")
+    return copied
