@@ -1,0 +1,46 @@
+# The commands of this project. Each sets up .venv first, which takes no time when it is current.
+.DEFAULT_GOAL := help
+PYTHON_IN_VENV := .venv/bin/python
+
+.PHONY: help
+help: ## Say what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: setup
+setup: ## Make .venv complete and current; make setup PYTHON=/path/to/python chooses the interpreter
+	@sh scripts/setup.sh
+
+.PHONY: run
+run: setup ## Start the application on a database of its own; PORT=8001 chooses the port, DATABASE_URL=… the database
+	@$(PYTHON_IN_VENV) -m app.dev run
+
+.PHONY: database
+database: setup ## Start only the database of make run, for psql and the app commands
+	@$(PYTHON_IN_VENV) -m app.dev database
+
+.PHONY: test
+test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
+	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+
+.PHONY: check
+check: setup ## Run every other check: lint, format, types, import contracts, migrations, generated files
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m ruff format --check .
+	@$(PYTHON_IN_VENV) -m mypy
+	@.venv/bin/lint-imports
+	@mkdir -p .local
+	@$(PYTHON_IN_VENV) -m app migrate --sql > .local/migrations.sql
+	@.venv/bin/squawk .local/migrations.sql
+	@$(PYTHON_IN_VENV) -m app.dev docs --check
+
+.PHONY: docs
+docs: setup ## Write the generated documentation again
+	@$(PYTHON_IN_VENV) -m app.dev docs
+
+.PHONY: pins
+pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" moves one alone
+	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt
+	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) --group dev pyproject.toml --output-file requirements/dev.txt
+PINS = --upgrade
+# No registry's address may get into the files: they install from any mirror.
+PIN_OPTIONS = --quiet --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-emit-find-links
