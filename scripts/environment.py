@@ -103,7 +103,15 @@ def install() -> None:
         # pip and uv read different settings: where only pip has been told about a mirror or a certificate, pip can still do it.
         say(f"{error}\nTrying the same with pip …")
         run("the pinned requirements could not be installed", *pip, "--requirement", REQUIREMENTS)
-    run("the application itself could not be installed", *uv, "--no-deps", "--no-build-isolation", "--offline", "--editable", ROOT)
+    run(
+        "the application itself could not be installed",
+        *uv,
+        "--no-deps",
+        "--no-build-isolation",
+        "--offline",
+        "--editable",
+        ROOT,
+    )
 
 
 def pin_of(name: str) -> str:
@@ -121,7 +129,8 @@ def run(trouble: str, *command: str | Path) -> None:
     output = (finished.stdout + finished.stderr).strip()
     if os.strerror(errno.ENOSPC) in output:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise SetupError(f"{output}\n{trouble}: the reason is above.")
+    message = f"{output}\n{trouble}: the reason is above."
+    raise SetupError(message)
 
 
 def say(line: str) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -15,16 +15,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import NoReturn, Self
 
+from app.dev.ports import free_port
 from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
-from app.dev.postgres_footing import Footing, find_footing, keeper_command
+from app.dev.postgres_footing import Footing, find_footing
+from app.dev.postgres_process import STOP_PATIENCE, KeptProcess
 
 __all__ = ["Cluster", "ClusterInUseError", "EmbeddedPostgresError", "server_for_tests"]
 
 _START_PATIENCE = 60.0
 _RETRY_PATIENCE = 10.0
-_STOP_PATIENCE = 25.0
 _POLL = 0.005
 _STATUS_LINE = 8
 _BUILTIN_LOCALE_SINCE = 17
@@ -58,13 +59,15 @@ class Cluster:
         self.port = 0
         self._binaries = binaries
         self._password = ""
-        self._server: _KeptProcess | None = None
+        self._server: KeptProcess | None = None
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.stop()
 
     def url(self, database: str = "postgres") -> str:
@@ -103,15 +106,15 @@ class Cluster:
         while not self._try_to_serve(files, lock):
             reason = files.log.read_text(errors="replace")
             if time.monotonic() > deadline or not _TRANSIENT.search(reason):
-                raise _failure("PostgreSQL did not start", reason, files)
+                _fail("PostgreSQL did not start", reason, files)
             time.sleep(0.1)
 
     def _try_to_serve(self, files: "_Files", lock: int) -> bool:
-        self.port = _free_port()
+        self.port = free_port()
         settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _FAST_AND_LOOSE)]
         options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
         with files.log.open("wb") as log:
-            self._server = _KeptProcess(files.footing, lock, "postgres", "-D", str(files.data), *options, output=log)
+            self._server = KeptProcess(files.footing, lock, "postgres", "-D", str(files.data), *options, output=log)
         try:
             if _is_ready(self._server, files, self.port):
                 return True
@@ -137,44 +140,6 @@ class _Files:
         self.log = directory / f"{major}.log"
 
 
-class _KeptProcess:
-    """A PostgreSQL program under its keeper; it inherits the lock, which is therefore free only when all of it has ended."""
-
-    def __init__(self, footing: Footing, lock: int, program: str, *arguments: str, output: int | IO[bytes]) -> None:
-        reader, writer = os.pipe()
-        self._lifeline: int | None = writer
-        try:
-            self._process = subprocess.Popen(
-                keeper_command(footing.identity, reader, str(footing.binaries.program(program)), *arguments),
-                pass_fds=[reader, lock],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-                # Ctrl-C reaches everything in the terminal's foreground; the server has to outlive the application's last request.
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(writer)
-            raise
-        finally:
-            os.close(reader)
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def finish(self) -> tuple[int, str]:
-        output, _ = self._process.communicate()
-        return self._process.returncode, output.decode(errors="replace")
-
-    def stop(self) -> None:
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_PATIENCE)
-
-
 def _create_if_missing(files: _Files, lock: int, *, durable: bool) -> None:
     # A cluster that was being made when its maker died is a staging directory still: it is thrown away and made again.
     shutil.rmtree(files.staging, ignore_errors=True)
@@ -196,17 +161,24 @@ def _create(files: _Files, lock: int, *, durable: bool) -> None:
     password.write_text(secrets.token_urlsafe(24))
     files.footing.give(data)
     files.footing.give(password)
-    options = ["-D", str(data), "--username=postgres", f"--pwfile={password}", "--auth=scram-sha-256", "--encoding=UTF8"]
+    options = [
+        "-D",
+        str(data),
+        "--username=postgres",
+        f"--pwfile={password}",
+        "--auth=scram-sha-256",
+        "--encoding=UTF8",
+    ]
     options += _locale_options(files.footing.binaries)
     if not durable:
         options.append("--no-sync")
-    initdb = _KeptProcess(files.footing, lock, "initdb", *options, output=subprocess.PIPE)
+    initdb = KeptProcess(files.footing, lock, "initdb", *options, output=subprocess.PIPE)
     try:
         status, output = initdb.finish()
     finally:
         initdb.stop()
     if status != 0:
-        raise _failure("The database cluster could not be created", output, files)
+        _fail("The database cluster could not be created", output, files)
 
 
 def _locale_options(binaries: PostgresBinaries) -> list[str]:
@@ -216,7 +188,7 @@ def _locale_options(binaries: PostgresBinaries) -> list[str]:
     return ["--locale=C" if sys.platform == "darwin" else "--locale=C.UTF-8"]
 
 
-def _is_ready(server: _KeptProcess, files: _Files, port: int) -> bool:
+def _is_ready(server: KeptProcess, files: _Files, port: int) -> bool:
     """Wait until the server accepts connections; False when it has ended instead."""
     pid_file = files.data / "postmaster.pid"
     deadline = time.monotonic() + _START_PATIENCE
@@ -225,7 +197,8 @@ def _is_ready(server: _KeptProcess, files: _Files, port: int) -> bool:
         if len(lines) >= _STATUS_LINE and lines[3] == str(port) and lines[7].strip() == "ready":
             return True
         if time.monotonic() > deadline:
-            raise EmbeddedPostgresError(f"PostgreSQL was not ready after {_START_PATIENCE:.0f} s: see {files.log}.")
+            message = f"PostgreSQL was not ready after {_START_PATIENCE:.0f} s: see {files.log}."
+            raise EmbeddedPostgresError(message)
         time.sleep(_POLL)
     return False
 
@@ -244,12 +217,23 @@ def _locked(files: _Files) -> Iterator[int]:
 
 def _wait_for(lock: int, files: _Files) -> None:
     """Take the lock at once, or as soon as the server of an owner who died has shut down."""
-    deadline = time.monotonic() + _RETRY_PATIENCE + _STOP_PATIENCE
+    deadline = time.monotonic() + _RETRY_PATIENCE + STOP_PATIENCE
     while not _is_taken(lock):
         owner = _first_number(files.lock)
+        if owner and not _is_alive(owner):
+            _interrupt_orphan(files)
         if owner and (_is_alive(owner) or time.monotonic() > deadline):
-            raise ClusterInUseError(f"The database in {files.home} is in use by process {owner}.")
+            message = f"The database in {files.home} is in use by process {owner}."
+            raise ClusterInUseError(message)
         time.sleep(_POLL)
+
+
+def _interrupt_orphan(files: _Files) -> None:
+    # The keeper has seen the owner die and is doing this already, unless it was killed too on a system that tells nobody.
+    pid = _first_number(files.data / "postmaster.pid")
+    if pid and _works_in(pid, files.data):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
 
 
 def _is_taken(lock: int) -> bool:
@@ -261,12 +245,13 @@ def _is_taken(lock: int) -> bool:
 
 
 def _remove_stale_pid_file(files: _Files) -> None:
-    # We hold the lock, so the server that wrote this file has ended. PostgreSQL itself cannot know: it would refuse to start for
-    # as long as any process, be it an editor, happens to have the number in the file, as is common after a container restarts.
+    # We hold the lock, so the server that wrote this file has ended. PostgreSQL itself cannot know: it would refuse to start
+    # as long as any process, be it an editor, has the number in the file, as is common after a container restarts.
     pid_file = files.data / "postmaster.pid"
     pid = _first_number(pid_file)
     if pid and _works_in(pid, files.data):
-        raise ClusterInUseError(f"The database in {files.home} is in use by process {pid}, which was not started from here.")
+        message = f"The database in {files.home} is in use by process {pid}, which was not started from here."
+        raise ClusterInUseError(message)
     pid_file.unlink(missing_ok=True)
 
 
@@ -301,23 +286,14 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    # PGDATA, PGPORT, PGOPTIONS and their like mean some other server.
-    return {name: value for name, value in environment.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
-
-
-def _failure(what: str, output: str, files: _Files) -> EmbeddedPostgresError:
+def _fail(what: str, output: str, files: _Files) -> NoReturn:
     if os.strerror(errno.ENOSPC) in output:
-        return _disk_is_full(files.home)
-    complaints = re.findall(r"(?:FATAL|PANIC|error): +(.*)", output) or output.strip().splitlines()[-1:] or ["no reason given"]
-    return EmbeddedPostgresError(f"{what} in {files.home}: {complaints[0]}.")
+        raise _disk_is_full(files.home)
+    complaints = (
+        re.findall(r"(?:FATAL|PANIC|error): +(.*)", output) or output.splitlines()[-1:] or ["it gives no reason"]
+    )
+    message = f"{what} in {files.home}: {complaints[0]}."
+    raise EmbeddedPostgresError(message)
 
 
 def _disk_is_full(path: Path) -> EmbeddedPostgresError:
@@ -331,14 +307,13 @@ def _clear_sentences(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise _disk_is_full(directory) from error
-        raise EmbeddedPostgresError(
-            f"The database in {directory} cannot be started: {error.strerror} ({error.filename})."
-        ) from error
+        message = f"The database in {directory} cannot be started: {error.strerror} ({error.filename})."
+        raise EmbeddedPostgresError(message) from error
 
 
 @contextmanager
 def server_for_tests(root: Path, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """The URL of a server to make test databases on: DATABASE_URL, or else a cluster that no other test run of this clone uses."""
+    """The URL of a server for test databases: DATABASE_URL, or else a cluster that no other test run of this clone uses."""
     if url := environment.get("DATABASE_URL"):
         yield url
         return
@@ -350,9 +325,10 @@ def server_for_tests(root: Path, environment: Mapping[str, str] = os.environ) ->
 
 
 def _first_free(directory: Path) -> Cluster:
-    for number in itertools.count(1):
+    number = 1
+    while True:
         cluster = Cluster(directory / str(number), durable=False)
         with suppress(ClusterInUseError):
             cluster.start()
             return cluster
-    raise AssertionError("itertools.count never ends")
+        number += 1

@@ -44,10 +44,11 @@ def find_binaries(environment: Mapping[str, str] = os.environ) -> PostgresBinari
         too_old = too_old or found
     if too_old:
         return _supported(too_old)
-    raise EmbeddedPostgresError(
+    message = (
         f"No PostgreSQL was found: install PostgreSQL {OLDEST_SUPPORTED} or newer, name its programs with PG_BINDIR, "
         "or name a running database with DATABASE_URL."
     )
+    raise EmbeddedPostgresError(message)
 
 
 def _candidates(environment: Mapping[str, str]) -> Iterator[Path]:
@@ -73,7 +74,8 @@ def _wheel_binaries() -> Path | None:
 def _inspect_named(directory: Path) -> PostgresBinaries:
     found = _inspect(directory.absolute())
     if found is None:
-        raise EmbeddedPostgresError(f"PG_BINDIR names {directory}, which has no working postgres and initdb.")
+        message = f"PG_BINDIR names {directory}, which has no working postgres and initdb."
+        raise EmbeddedPostgresError(message)
     return found
 
 
@@ -81,16 +83,17 @@ def _inspect(directory: Path) -> PostgresBinaries | None:
     """None where something is missing or does not run here, such as a wheel made for another C library."""
     if not all(os.access(directory / name, os.X_OK) for name in _NEEDED):
         return None
-    # "postgres (PostgreSQL) 18.6", "postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)", "postgres (PostgreSQL) 19beta1"
+    # Seen in the wild: 18.6 at the end of the line, 15.14 with the distribution's own version after it, and 19beta1.
     version = re.search(r"\(PostgreSQL\) (\d+\S*)", _output(str(directory / "postgres"), "--version"))
     return PostgresBinaries(directory, version[1]) if version else None
 
 
 def _supported(binaries: PostgresBinaries) -> PostgresBinaries:
     if binaries.major < OLDEST_SUPPORTED:
-        raise EmbeddedPostgresError(
-            f"PostgreSQL {binaries.version} in {binaries.directory} is too old: version {OLDEST_SUPPORTED} or newer is needed."
+        message = (
+            f"PostgreSQL {binaries.version} in {binaries.directory} is too old: {OLDEST_SUPPORTED} or newer is needed."
         )
+        raise EmbeddedPostgresError(message)
     return binaries
 
 

@@ -51,7 +51,9 @@ def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = Pa
     check = ["/bin/sh", "-c", 'test -x "$0" && test -w "$1"', str(binaries.program("postgres")), str(writable)]
     reader, writer = os.pipe()
     try:
-        probe = subprocess.run(keeper_command(identity, reader, *check), pass_fds=[reader], capture_output=True, check=False)
+        probe = subprocess.run(
+            keeper_command(identity, reader, *check), pass_fds=[reader], capture_output=True, check=False
+        )
     finally:
         os.close(reader)
         os.close(writer)
@@ -65,7 +67,8 @@ def _make_refuge(directory: Path) -> Path:
     # Anybody can make names in this directory: a link or a directory that is not root's was put there by somebody else.
     found = refuge.lstat()
     if refuge.is_symlink() or not refuge.is_dir() or found.st_uid != 0 or found.st_mode & 0o022:
-        raise EmbeddedPostgresError(f"{refuge} is not a directory that only root can write to: remove it and try again.")
+        message = f"{refuge} is not a directory that only root can write to: remove it and try again."
+        raise EmbeddedPostgresError(message)
     refuge.chmod(0o755)
     return refuge
 
@@ -82,5 +85,6 @@ def _copy_binaries(binaries: PostgresBinaries, refuge: Path) -> PostgresBinaries
         staging.rename(copy)
     copied = replace(binaries, directory=copy / binaries.directory.name)
     if not _reaches("nobody", copied):
-        raise EmbeddedPostgresError(f"{source} cannot be used by an ordinary user: name other programs with PG_BINDIR.")
+        message = f"{source} cannot be used by an ordinary user: name other programs with PG_BINDIR."
+        raise EmbeddedPostgresError(message)
     return copied
