@@ -1,5 +1,6 @@
 """A private PostgreSQL server for development and tests, which lives exactly as long as the process that started it."""
 
+import asyncio
 import errno
 import fcntl
 import itertools
@@ -16,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
+
+import asyncpg
 
 from app.dev.ports import free_port
 from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
@@ -72,6 +75,10 @@ class Cluster:
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+asyncpg://postgres:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def make_database(self, name: str) -> None:
+        """Create a database unless it exists; the name is the program's own, never a person's."""
+        asyncio.run(_make_database(self.url(), name))
 
     def start(self) -> None:
         with _clear_sentences(self.directory):
@@ -140,6 +147,15 @@ class _Files:
         self.log = directory / f"{major}.log"
 
 
+async def _make_database(url: str, name: str) -> None:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
+            await connection.execute(f'CREATE DATABASE "{name}"')
+    finally:
+        await connection.close()
+
+
 def _create_if_missing(files: _Files, lock: int, *, durable: bool) -> None:
     # A cluster that was being made when its maker died is a staging directory still: it is thrown away and made again.
     shutil.rmtree(files.staging, ignore_errors=True)
@@ -155,7 +171,9 @@ def _create_if_missing(files: _Files, lock: int, *, durable: bool) -> None:
 
 def _create(files: _Files, lock: int, *, durable: bool) -> None:
     data, password = files.staging / "data", files.staging / "password"
-    files.staging.mkdir(mode=0o755)
+    files.staging.mkdir()
+    # Whoever runs PostgreSQL must be able to pass, whatever the umask; the data and the password have permissions of their own.
+    files.staging.chmod(0o755)
     data.mkdir(mode=0o700)
     password.touch(mode=0o600)
     password.write_text(secrets.token_urlsafe(24))

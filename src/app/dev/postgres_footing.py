@@ -48,7 +48,7 @@ def keeper_command(identity: Identity, lifeline: int, *command: str) -> list[str
 
 
 def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = Path("/var/tmp")) -> bool:  # noqa: S108 -- as above.
-    check = ["/bin/sh", "-c", 'test -x "$0" && test -w "$1"', str(binaries.program("postgres")), str(writable)]
+    check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.program("initdb")), str(writable)]
     reader, writer = os.pipe()
     try:
         probe = subprocess.run(
@@ -60,9 +60,13 @@ def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = Pa
     return probe.returncode == 0
 
 
-def _make_refuge(directory: Path) -> Path:
+def _refuge_of(directory: Path) -> Path:
     name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
-    refuge = _REFUGES / f"bedplate-{name}"
+    return _REFUGES / f"bedplate-{name}"
+
+
+def _make_refuge(directory: Path) -> Path:
+    refuge = _refuge_of(directory)
     refuge.mkdir(mode=0o755, exist_ok=True)
     # Anybody can make names in this directory: a link or a directory that is not root's was put there by somebody else.
     found = refuge.lstat()
@@ -74,17 +78,33 @@ def _make_refuge(directory: Path) -> Path:
 
 
 def _copy_binaries(binaries: PostgresBinaries, refuge: Path) -> PostgresBinaries:
-    # PostgreSQL finds its libraries and its share directory relative to its programs, so the three are copied together.
-    source = binaries.directory.parent
+    # PostgreSQL finds its libraries and its share directory relative to its programs, so they move together; a wheel keeps
+    # further libraries next to its package.
+    installation = binaries.directory.parent
+    package = installation.parent
     copy = refuge / f"postgresql-{binaries.version}"
     if not copy.exists():
         staging = refuge / f"{copy.name}.new"
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(source, staging, symlinks=True, ignore=shutil.ignore_patterns("include"))
-        staging.chmod(0o755)
+        _copy(installation, staging / package.name / installation.name)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            _copy(libraries, staging / libraries.name)
+        _open_to_all(staging)
         staging.rename(copy)
-    copied = replace(binaries, directory=copy / binaries.directory.name)
+    copied = replace(binaries, directory=copy / package.name / installation.name / binaries.directory.name)
     if not _reaches("nobody", copied):
-        message = f"{source} cannot be used by an ordinary user: name other programs with PG_BINDIR."
+        message = f"{binaries.directory} cannot be used by an ordinary user: name other programs with PG_BINDIR."
         raise EmbeddedPostgresError(message)
     return copied
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("include"))
+
+
+def _open_to_all(directory: Path) -> None:
+    """Undo what a strict umask, or the place they come from, has done to the permissions of copied programs."""
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import text
 
-from app.auth.tokens import generate_key_set
+from app.auth.keys import generate_key_set, load_key_ring
 from app.core.config import Settings, load_settings
 from app.core.database import Database
-from app.core.errors import ConfigurationError
+from app.core.errors import AppError, ConfigurationError
 from app.core.security import PasswordHasher
-from app.dev import database_access, ports
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
+from app.dev.ports import free_port
 from app.migrations import runner
-from app.server import PortInUseError, serve
+from app.server import PortInUseError, listen, serve
 from app.users import service as users_service
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,32 +37,29 @@ class AlreadyRunningError(Exception):
 
 
 @dataclass(frozen=True)
-class Admin:
-    email: str
-    password: str
+class Welcome:
+    """What the card tells beyond the settings; the password only when the administrator has just been made."""
+
+    server_version: str
+    password: str | None
 
 
 def run() -> int:
-    """Everything that a person can put right is told in one sentence; a traceback means a bug."""
-    # The server that `make run` starts is ended by make's SIGTERM and by a closed terminal as it is by Ctrl-C.
+    """Run until stopped, and give the exit code; whatever a person can put right is told in one sentence."""
+    # make's own SIGTERM and a closed terminal end it in the same order as Ctrl-C does.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
     try:
-        with _only_one(LOCAL):
+        with _only_one():
             _run()
     except KeyboardInterrupt:
         return 0
-    except (
-        AlreadyRunningError,
-        ConfigurationError,
-        EmbeddedPostgresError,
-        PortInUseError,
-        database_access.DatabaseAccessError,
-        ports.PortUnavailableError,
-    ) as error:
+    except (AlreadyRunningError, ConfigurationError, EmbeddedPostgresError, PortInUseError) as error:
         return _refuse(str(error))
-    except DBAPIError as error:
-        return _refuse(f"The database refused a statement: {error.orig}")
+    except runner.MigrationError as error:
+        return _refuse(f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}")
+    except AppError as error:
+        return _refuse(error.detail)
     except OSError as error:
         return _refuse(f"The application cannot start: {error.strerror or error} ({error.filename or LOCAL}).")
     return 0
@@ -71,11 +68,13 @@ def run() -> int:
 def _run() -> None:
     given = _given_database()
     settings = _settings(given or _NOT_STARTED_YET)
-    ports.claim(settings.server.host, settings.server.port)
+    # A taken port or unusable keys are told before the database starts, not after.
+    listen(settings.server.host, settings.server.port).close()
+    load_key_ring(settings.auth)
     with _database(given) as url:
         settings = _settings(url, port=settings.server.port)
-        version, admin = asyncio.run(_prepare(settings))
-        serve(settings, announce=lambda: _say(_card(settings, version, admin, is_embedded=given is None)))
+        welcome = asyncio.run(_prepare(settings))
+        serve(settings, announce=lambda: _say(_card(settings, welcome, is_embedded=given is None)))
 
 
 def _given_database() -> str | None:
@@ -91,7 +90,7 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
         **({"server": {"port": port}} if port else {}),
     )
     # The card needs the port before the server has one.
-    return settings if settings.server.port else _settings(database_url, ports.free_port())
+    return settings if settings.server.port else _settings(database_url, free_port())
 
 
 def _signing_keys_file() -> Path:
@@ -103,12 +102,12 @@ def _signing_keys_file() -> Path:
     return path
 
 
-def _write_secret(path: Path, text: str) -> None:
+def _write_secret(path: Path, content: str) -> None:
     """Write a file that only we can read, whole or not at all."""
     staging = path.with_suffix(".new")
     staging.unlink(missing_ok=True)
     staging.touch(mode=0o600)
-    staging.write_text(text)
+    staging.write_text(content)
     staging.rename(path)
 
 
@@ -121,7 +120,7 @@ def _database(given: str | None) -> Iterator[str]:
     url_file = LOCAL / "database-url"
     try:
         cluster.start()
-        asyncio.run(database_access.make_database(cluster.url(), DATABASE))
+        cluster.make_database(DATABASE)
         _write_secret(url_file, cluster.url(DATABASE))
         yield cluster.url(DATABASE)
     finally:
@@ -133,10 +132,10 @@ def _database(given: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
+def _only_one() -> Iterator[None]:
     """The kernel gives the lock back however its holder ends, so there is no stale one to remove."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "run.lock").open("a+") as lock:
+    LOCAL.mkdir(exist_ok=True)
+    with (LOCAL / "run.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -151,48 +150,45 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-async def _prepare(settings: Settings) -> tuple[str, Admin | None]:
-    version = await database_access.usable_version(settings.database.sqlalchemy_url())
+async def _prepare(settings: Settings) -> Welcome:
     await runner.upgrade(settings.database)
-    return version, await _create_first_admin(settings)
-
-
-async def _create_first_admin(settings: Settings) -> Admin | None:
-    """None when the database has users, whose passwords nobody knows but they."""
-    admin = Admin(ADMIN_EMAIL, secrets.token_urlsafe(18))
     database = Database(settings.database)
     hasher = PasswordHasher(settings.auth)
+    password = secrets.token_urlsafe(18)
     try:
         async with database.begin() as session:
-            user = await users_service.create_first_admin(session, hasher, email=admin.email, password=admin.password)
+            admin = await users_service.create_first_admin(session, hasher, email=ADMIN_EMAIL, password=password)
+            version = await session.scalar(text("SELECT split_part(current_setting('server_version'), ' ', 1)"))
     finally:
+        hasher.close()
         await database.dispose()
-    return admin if user else None
+    return Welcome(str(version), password if admin else None)
 
 
-def _card(settings: Settings, version: str, admin: Admin | None, *, is_embedded: bool) -> str:
+def _card(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
     address = f"http://127.0.0.1:{settings.server.port}"
+    data = "data in .local/postgres" if is_embedded else "DATABASE_URL"
     lines = [
         "",
-        f"  Running on PostgreSQL {version} ({'data in .local/postgres' if is_embedded else 'DATABASE_URL'}). Ctrl-C stops it.",
+        f"  Running on PostgreSQL {welcome.server_version} ({data}). Ctrl-C stops it.",
         "",
         f"  address         {address}",
         *([f"  documentation   {address}/docs"] if settings.serves_docs else []),
-        *(_introduction(address, admin) if admin else _reminder(is_embedded=is_embedded)),
+        *(_introduction(address, welcome.password) if welcome.password else _reminder(is_embedded=is_embedded)),
         "",
     ]
     return "\n".join(lines)
 
 
-def _introduction(address: str, admin: Admin) -> list[str]:
+def _introduction(address: str, password: str) -> list[str]:
     return [
-        f"  administrator   {admin.email}",
-        f"  password        {admin.password}   (shown this once and stored nowhere)",
+        f"  administrator   {ADMIN_EMAIL}",
+        f"  password        {password}   (shown this once and stored nowhere)",
         "",
         "  Log in and read your own account:",
         "",
         f"    TOKEN=$(curl -s {address}/api/v1/auth/token -d grant_type=password \\",
-        f"      -d username={admin.email} -d 'password={admin.password}' \\",
+        f"      -d username={ADMIN_EMAIL} -d 'password={password}' \\",
         """      | sed 's/.*"access_token": *"\\([^"]*\\)".*/\\1/')""",
         f'    curl -s {address}/api/v1/users/me -H "Authorization: Bearer $TOKEN"',
     ]
@@ -201,9 +197,9 @@ def _introduction(address: str, admin: Admin) -> list[str]:
 def _reminder(*, is_embedded: bool) -> list[str]:
     url = "DATABASE_URL=$(cat .local/database-url) " if is_embedded else ""
     return [
-        "  administrator   made when the database was empty; for another one, while this runs:",
+        "  administrator   made when the database was empty; to make another one while this runs:",
         "",
-        f"    {url}APP_ENVIRONMENT=local .venv/bin/app users create-admin",
+        f"    {url}APP_ENVIRONMENT=local .venv/bin/app users create-admin you@example.com",
     ]
 
 

