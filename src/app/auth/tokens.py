@@ -1,0 +1,162 @@
+"""Access tokens: compact JWS in the profile of RFC 9068, signed with ES256 or EdDSA.
+
+Everything is checked here and nowhere else: joserfc verifies signatures and leaves the claims to its caller.
+"""
+
+import json
+import re
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from joserfc import jws
+from joserfc.errors import JoseError
+from uuid_utils.compat import uuid7
+
+from app.auth.errors import InvalidTokenError
+from app.auth.keys import KeyRing, generate_key_set
+
+__all__ = ["AccessClaims", "AccessTokens", "generate_key_set"]
+
+TYPE = "at+jwt"
+CLIENT_ID = "first-party"
+MAX_LIFETIME = 15 * 60
+_MAX_LENGTH = 4096
+_MAX_HEADER_LENGTH = 512
+_FORMAT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_HEADER_MEMBERS = {"alg", "kid", "typ"}
+_CLAIMS = {"iss", "aud", "sub", "iat", "exp", "jti", "sid", "ver", "auth_time", "scope", "client_id"}
+_EPOCH = 1_577_836_800  # 2020-01-01: a date before this project is a mistake or an attack.
+_SKEW = 30
+_HORIZON = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class AccessClaims:
+    """What a valid access token says."""
+
+    user_id: UUID
+    session_id: UUID
+    version: int
+    scopes: frozenset[str]
+    auth_time: int
+    expires_at: int
+    kid: str
+
+
+class AccessTokens:
+    """Issues and reads access tokens for one issuer and audience."""
+
+    def __init__(self, ring: KeyRing, *, issuer: str, audience: str, lifetime: int) -> None:
+        self._ring = ring
+        self._issuer = issuer
+        self._audience = audience
+        self.lifetime = lifetime
+
+    def public_set(self) -> dict[str, Any]:
+        """Give the JSON Web Key set that lets anybody verify these tokens."""
+        return self._ring.public_set()
+
+    def issue(self, *, user_id: UUID, session_id: UUID, version: int, scopes: Iterable[str], auth_time: int) -> str:
+        """Sign a token for one login session, valid from now on."""
+        now = int(time.time())
+        key = self._ring.signing[self._ring.active]
+        claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": str(user_id),
+            "iat": now,
+            "exp": now + self.lifetime,
+            "jti": uuid7().hex,
+            "sid": str(session_id),
+            "ver": version,
+            "auth_time": auth_time,
+            "scope": " ".join(sorted(scopes)),
+            "client_id": CLIENT_ID,
+        }
+        header = {"alg": str(key.alg), "kid": self._ring.active, "typ": TYPE}
+        payload = json.dumps(claims, separators=(",", ":"))
+        return jws.serialize_compact(header, payload, key, algorithms=[str(key.alg)])
+
+    def read(self, token: str) -> AccessClaims:
+        """Verify a token; every way in which it can be wrong is the same `InvalidTokenError`."""
+        try:
+            return self._read(token)
+        except (ValueError, KeyError, TypeError, JoseError, RecursionError) as error:
+            raise InvalidTokenError from error
+
+    def _read(self, token: str) -> AccessClaims:
+        # Cheap gates first: nothing is parsed, and no key touched, for what cannot be one of ours.
+        if len(token) > _MAX_LENGTH or _FORMAT.fullmatch(token) is None:
+            raise ValueError
+        head, _, rest = token.partition(".")
+        header = _parse(head) if len(head) <= _MAX_HEADER_LENGTH else {}
+        if header.keys() != _HEADER_MEMBERS or header["typ"] != TYPE or not isinstance(header["kid"], str):
+            raise ValueError
+        key = self._ring.verifying(header["kid"])
+        if key is None or header["alg"] != key.alg:
+            raise ValueError
+        jws.deserialize_compact(token, key, algorithms=[key.alg])
+        return self._claims(_parse(rest.partition(".")[0]), header["kid"])
+
+    def _claims(self, claims: dict[str, Any], kid: str) -> AccessClaims:
+        now = time.time()
+        issued, expires, authenticated = (_instant(claims[name], now) for name in ("iat", "exp", "auth_time"))
+        if claims.keys() != _CLAIMS or claims["iss"] != self._issuer or claims["client_id"] != CLIENT_ID:
+            raise ValueError
+        if not _names(claims["aud"], self._audience):
+            raise ValueError
+        if expires <= now or issued > now + _SKEW or not 0 < expires - issued <= MAX_LIFETIME:
+            raise ValueError
+        if type(claims["ver"]) is not int or not isinstance(claims["jti"], str) or not isinstance(claims["scope"], str):
+            raise ValueError
+        return AccessClaims(
+            user_id=_uuid(claims["sub"]),
+            session_id=_uuid(claims["sid"]),
+            version=claims["ver"],
+            scopes=frozenset(claims["scope"].split()),
+            auth_time=authenticated,
+            expires_at=expires,
+            kid=kid,
+        )
+
+
+def _parse(part: str) -> dict[str, Any]:
+    """Read one part of a token: strict base64url without padding, JSON with each member once."""
+    raw = urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    value = json.loads(raw.decode("utf-8"), object_pairs_hook=_members, parse_constant=_refuse)
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError
+    return members
+
+
+def _refuse(_constant: str) -> float:
+    raise ValueError
+
+
+def _instant(value: Any, now: float) -> int:
+    # `type(…) is int`: a bool is an int to isinstance, and True would be 1970.
+    if type(value) is not int or not _EPOCH <= value <= now + _HORIZON:
+        raise ValueError
+    return value
+
+
+def _names(audience: Any, expected: str) -> bool:
+    return audience == expected or (isinstance(audience, list) and expected in audience)
+
+
+def _uuid(value: Any) -> UUID:
+    parsed = UUID(value)
+    if str(parsed) != value:
+        raise ValueError
+    return parsed

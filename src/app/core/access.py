@@ -1,0 +1,42 @@
+"""Who may call an operation: declared at each one, checked when the application starts.
+
+An operation is `public`, or depends on whatever marks itself as a guard (auth's principal does). One that declares
+neither must not start.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute, iter_route_contexts
+
+PUBLIC_KEY = "x-public"
+public: dict[str, Any] = {PUBLIC_KEY: True}
+"""`openapi_extra=public` on an operation: anybody may call it."""
+
+
+class Guard:
+    """Base of the dependencies that establish who is calling."""
+
+
+def undeclared_operations(app: FastAPI) -> Iterator[str]:
+    """Name every operation that declares nothing, or contradicts itself."""
+    for route in iter_route_contexts(app.routes):
+        if not isinstance(route.original_route, APIRoute):
+            continue
+        is_public = bool((route.openapi_extra or {}).get(PUBLIC_KEY))
+        if is_public == _is_guarded(route.dependant):
+            yield f"{' '.join(sorted(route.methods or ()))} {route.path}"
+
+
+def _is_guarded(dependant: Dependant) -> bool:
+    return isinstance(dependant.call, Guard) or any(_is_guarded(one) for one in dependant.dependencies)
+
+
+def refuse_undeclared(app: FastAPI) -> None:
+    """Stop an application in which an operation does not say who may call it."""
+    undeclared = list(undeclared_operations(app))
+    if undeclared:
+        message = f"these operations must declare who may call them (openapi_extra=public, or a principal): {', '.join(undeclared)}"
+        raise RuntimeError(message)

@@ -1,0 +1,350 @@
+"""Every knob of the system on one page.
+
+Each setting is an environment variable: `APP_`, the group, two underscores, the name (`APP_AUTH__ISSUER`).
+`DATABASE_URL` and `PORT` are understood as well, and any setting may instead be a file of that name in
+`APP_SECRETS_DIR`. No instance is made here: `load_settings()` builds one, and each part receives its group.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, override
+
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.core.errors import ConfigurationError
+
+PREFIX = "APP_"
+SECRETS_DIR = "APP_SECRETS_DIR"
+_PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "example"}
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+
+
+def _parse_duration(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        message = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10m, 24h, 14d"
+        raise ValueError(message)
+    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+Duration = Annotated[timedelta, BeforeValidator(_parse_duration), Field(gt=timedelta(0))]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Group):
+    """The HTTP server."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; `PORT` works too. 0 takes any free one.")
+    public_url: AnyHttpUrl | None = Field(
+        None,
+        description="Where clients reach this service, never taken from a request. Unset: `http://127.0.0.1:$PORT`; "
+        "production wants an `https://` address.",
+    )
+    docs: bool | None = Field(
+        None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere but in production."
+    )
+    max_body_size: int = Field(1_048_576, ge=1024, description="Largest request body, in bytes.")
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description='Origins of browser applications that may call this API, as JSON: `["https://app.example.com"]`.',
+    )
+    shutdown_grace: Duration = Field(
+        timedelta(seconds=15),
+        description="How long running requests may take to finish once the server is told to stop.",
+    )
+
+
+class DatabaseSettings(_Group):
+    """PostgreSQL, 15 or newer."""
+
+    url: SecretStr = Field(
+        description="`postgresql://user:password@host:5432/name`; `DATABASE_URL` works too. TLS: append `?ssl=verify-full`."
+    )
+    require_tls: bool = Field(
+        default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
+    )
+    pool_size: int = Field(
+        10, ge=1, le=500, description="Connections kept for writing, and as many again for reading, per process."
+    )
+    pool_wait: Duration = Field(timedelta(seconds=2), description="Longest wait for a free connection, then 503.")
+    pool_recycle: Duration = Field(timedelta(minutes=30), description="Age at which a connection is replaced.")
+    connect_timeout: Duration = Field(timedelta(seconds=2), description="Longest wait for a new connection, then 503.")
+    statement_timeout: Duration = Field(
+        timedelta(seconds=5),
+        description="Longest time for one statement; the server cancels it, the client gives up 1 s later.",
+    )
+    lock_timeout: Duration = Field(timedelta(seconds=2), description="Longest wait for a lock.")
+    idle_in_transaction_timeout: Duration = Field(
+        timedelta(seconds=10), description="PostgreSQL ends a session that idles this long inside a transaction."
+    )
+    application_name: str = Field("bedplate", max_length=40, description="Name shown in `pg_stat_activity`.")
+    migration_lock_timeout: Duration = Field(
+        timedelta(seconds=2),
+        description="Longest wait of a migration for a lock: it gives up instead of queueing others.",
+    )
+    migration_statement_timeout: Duration = Field(
+        timedelta(minutes=10), description="Longest time for one statement of a migration."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _name_the_driver(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = make_url(value.get_secret_value())
+        except (ArgumentError, ValueError):
+            url = None
+        if url is None or url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
+            message = "write it as postgresql://user:password@host:5432/database"
+            raise ValueError(message)
+        query = {("ssl" if key == "sslmode" else key): text for key, text in url.query.items()}
+        url = url.set(drivername="postgresql+asyncpg", query=query)
+        return SecretStr(url.render_as_string(hide_password=False))
+
+    def sqlalchemy_url(self) -> URL:
+        """Give the URL with its password, for an engine only."""
+        return make_url(self.url.get_secret_value())
+
+
+class AuthSettings(_Group):
+    """Login, tokens, passwords."""
+
+    issuer: str | None = Field(None, max_length=255, description="`iss` of access tokens. Unset: the public URL.")
+    audience: str = Field("bedplate", min_length=1, max_length=255, description="`aud` of access tokens.")
+    signing_keys: SecretStr | None = Field(
+        None, description="Private keys for access tokens as a JSON Web Key set, made by `app keys generate`."
+    )
+    signing_keys_file: Path | None = Field(None, description="The same from a file.")
+    access_token_ttl: Duration = Field(
+        timedelta(minutes=10), le=timedelta(minutes=15), description="Lifetime of an access token, 15 minutes at most."
+    )
+    require_verified_email: bool = Field(
+        default=True,
+        description="Refuse to log in an account whose address is not verified (403 `email_not_verified`).",
+    )
+    password_hash: Literal["bcrypt", "argon2id"] = Field(
+        "bcrypt", description="Scheme of new hashes: bcrypt over an HMAC-SHA-256 pre-hash, or argon2id."
+    )
+    bcrypt_cost: int = Field(12, ge=4, le=16, description="Work factor of bcrypt: one more doubles the time.")
+    password_min_length: int = Field(15, ge=8, le=64, description="Shortest password, in code points.")
+    hash_threads: int = Field(
+        max(1, os.cpu_count() or 1), ge=1, le=64, description="Passwords hashed at once. Default: the machine's cores."
+    )
+    hash_queue: int = Field(
+        32, ge=0, le=10_000, description="Passwords that may wait for a thread; beyond that the answer is 503."
+    )
+
+
+class LogSettings(_Group):
+    """What is written to standard output."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity written.")
+    format: Literal["json", "console"] | None = Field(
+        None, description="Unset: readable lines in local, one JSON object a line elsewhere."
+    )
+
+
+class _PlainEnvironment(PydanticBaseSettingsSource):
+    """`DATABASE_URL` and `PORT`, which platforms set and people know."""
+
+    @override
+    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    @override
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if url := os.environ.get("DATABASE_URL"):
+            found["database"] = {"url": url}
+        if port := os.environ.get("PORT"):
+            found["server"] = {"port": port}
+        return found
+
+
+class Settings(BaseSettings):
+    """The whole configuration; frozen, so that nothing changes under a running process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    environment: Literal["local", "test", "production"] = Field(
+        "production", description="`production` refuses unsafe settings; `make run` says `local`."
+    )
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings
+    auth: AuthSettings = AuthSettings()
+    log: LogSettings = LogSettings()
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = [init_settings, env_settings, _PlainEnvironment(settings_cls)]
+        if os.environ.get(SECRETS_DIR):
+            sources.append(
+                NestedSecretsSettingsSource(file_secret_settings, secrets_prefix=PREFIX, secrets_nested_delimiter="__")
+            )
+        return tuple(sources)
+
+    @property
+    def is_production(self) -> bool:
+        """Whether unsafe settings are refused."""
+        return self.environment == "production"
+
+    @property
+    def serves_docs(self) -> bool:
+        """Whether `/docs` and `/openapi.json` exist."""
+        return not self.is_production if self.server.docs is None else self.server.docs
+
+    @property
+    def public_url(self) -> str:
+        """Where clients reach this service, without a slash at the end."""
+        return str(self.server.public_url or f"http://127.0.0.1:{self.server.port}").rstrip("/")
+
+    @property
+    def issuer(self) -> str:
+        """`iss` of access tokens."""
+        return self.auth.issuer or self.public_url
+
+    def unsafe_for_production(self) -> Iterator[str]:
+        """Name everything production must not run with."""
+        if self.is_production:
+            yield from _unsafe(self)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment; the error names every problem, and no value."""
+    problems = [*_unknown_variables(os.environ)]
+    settings = None
+    try:
+        settings = _build(overrides)
+        problems += settings.unsafe_for_production()
+    except ValidationError as error:
+        errors = error.errors(include_input=False)
+        invalid = {_variable(entry["loc"]): _reason(entry["msg"]) for entry in errors}
+        problems += [f"{variable}: {reason}" for variable, reason in invalid.items()]
+        repaired = _build_repaired(overrides, [entry["loc"] for entry in errors])
+        unsafe = repaired.unsafe_for_production() if repaired else ()
+        problems += [problem for problem in unsafe if problem.split(":")[0] not in invalid]
+    except SettingsError as error:
+        problems.append(str(error))
+    if settings is None or problems:
+        raise ConfigurationError(
+            "\n".join(["The settings cannot be used:", *(f"  - {problem}" for problem in problems)])
+        )
+    return settings
+
+
+def _build(overrides: Mapping[str, object]) -> Settings:
+    return Settings(_secrets_dir=os.environ.get(SECRETS_DIR), **overrides)  # type: ignore[arg-type]  # Overrides come by name.
+
+
+def _build_repaired(overrides: Mapping[str, object], invalid: list[tuple[int | str, ...]]) -> Settings | None:
+    """Build the settings with the invalid ones replaced, so that the unsafe ones are named in the same go."""
+    repairs: dict[str, dict[str, object]] = {"database": {"url": "postgresql://user@host/name?ssl=verify-full"}}
+    for group, *rest in invalid:
+        model = Settings.model_fields[str(group)].annotation if group in Settings.model_fields else None
+        if rest and isinstance(model, type) and issubclass(model, _Group) and rest[0] in model.model_fields:
+            field = model.model_fields[str(rest[0])]
+            if not field.is_required():
+                repairs.setdefault(str(group), {})[str(rest[0])] = field.default
+    try:
+        return _build({**overrides, **repairs})
+    except (ValidationError, SettingsError):
+        return None
+
+
+def variables() -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """Yield every setting as (environment variable, field name, the model that declares it)."""
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, _Group):
+            yield from ((f"{PREFIX}{name}__{inner}".upper(), inner, group) for inner in group.model_fields)
+        else:
+            yield f"{PREFIX}{name}".upper(), name, Settings
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = (PREFIX + "__".join(str(part) for part in location[:2])).upper()
+    if location == ("database",):
+        return "DATABASE_URL"
+    return "DATABASE_URL" if name == "APP_DATABASE__URL" else name
+
+
+def _reason(message: str) -> str:
+    if message == "Field required":
+        return "is missing"
+    return message.removeprefix("Value error, ")
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    known = {name for name, _, _ in variables()} | {SECRETS_DIR}
+    for name in sorted(environment):
+        # A whole group may be given as one JSON object (APP_AUTH='{…}').
+        if name.startswith(PREFIX) and name not in known and not any(key.startswith(f"{name}__") for key in known):
+            near = difflib.get_close_matches(name, known, n=1)
+            yield f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _unsafe(settings: Settings) -> Iterator[str]:
+    database, auth, server = settings.database, settings.auth, settings.server
+    url = database.sqlalchemy_url()
+    if auth.signing_keys is None and auth.signing_keys_file is None:
+        yield "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+    if server.public_url is None or server.public_url.scheme != "https":
+        yield "APP_SERVER__PUBLIC_URL: must be the https:// address that clients use"
+    if url.password is not None and url.password.lower() in _PLACEHOLDERS:
+        yield "DATABASE_URL: the password is a placeholder"
+    if database.require_tls and url.query.get("ssl") not in {"require", "verify-ca", "verify-full"}:
+        yield (
+            "DATABASE_URL: append ?ssl=verify-full (or require, verify-ca), or set APP_DATABASE__REQUIRE_TLS=false on a "
+            "trusted network"
+        )
+    if settings.log.level == "debug":
+        yield "APP_LOG__LEVEL: debug is not for production"
+    if "*" in server.cors_origins:
+        yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
+    if auth.bcrypt_cost < 10:
+        yield "APP_AUTH__BCRYPT_COST: must be 10 or more"

@@ -1,0 +1,80 @@
+"""The CRUD pattern: typed functions that a feature's own `crud.py` is built from.
+
+They run one statement each, never commit, and answer `None` or `False` where nothing matched.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, delete, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute
+
+from app.core.database import Base, ReadSession, WriteSession
+from app.core.keyset import Order, Position, after
+
+
+async def get[M: Base](session: ReadSession, model: type[M], key: UUID) -> M | None:
+    """Read one row by its primary key."""
+    return await session.scalar(select(model).where(_primary_key(model) == key))
+
+
+async def insert_or_none[M: Base](
+    session: WriteSession,
+    model: type[M],
+    values: Mapping[str, Any],
+    *,
+    unique: Sequence[InstrumentedAttribute[Any]],
+) -> M | None:
+    """Insert a row, or return None when another one holds the same value in `unique`.
+
+    The database decides, so callers that race get one row between them, and nobody an aborted transaction.
+    """
+    statement = insert(model).values(**values).on_conflict_do_nothing(index_elements=list(unique)).returning(model)
+    return await session.scalar(statement)
+
+
+async def change[M: Base](
+    session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any], *, version: int | None = None
+) -> M | None:
+    """Change one row and raise its version; None when it is gone or, if `version` is given, has moved on."""
+    columns: Any = model
+    statement = (
+        update(model)
+        .where(_primary_key(model) == key)
+        .values(**values, version=columns.version + 1)
+        .returning(model)
+        # A copy loaded earlier in this session shows the new values too.
+        .execution_options(populate_existing=True)
+    )
+    if version is not None:
+        statement = statement.where(columns.version == version)
+    return await session.scalar(statement)
+
+
+async def remove[M: Base](session: WriteSession, model: type[M], key: UUID, *, version: int | None = None) -> bool:
+    """Delete one row; False when it is gone or, if `version` is given, has moved on."""
+    columns: Any = model
+    statement = delete(model).where(_primary_key(model) == key).returning(_primary_key(model))
+    if version is not None:
+        statement = statement.where(columns.version == version)
+    return await session.scalar(statement) is not None
+
+
+async def page[*Ts](
+    session: ReadSession, statement: Select[*Ts], order: Order, position: Position | None, *, limit: int
+) -> tuple[Sequence[Any], Position | None]:
+    """Read the next `limit` rows after `position`, and the position to go on from (None at the end).
+
+    One row more than asked is read to learn whether there is an end: no count.
+    """
+    rows = (await session.execute(after(statement, order, position).limit(limit + 1))).all()
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], order.position(rows[limit - 1])
+
+
+def _primary_key(model: type[Base]) -> InstrumentedAttribute[UUID]:
+    key: InstrumentedAttribute[UUID] = model.id  # type: ignore[attr-defined]  # Every model declares `id: PrimaryKey`.
+    return key

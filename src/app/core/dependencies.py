@@ -1,0 +1,49 @@
+"""What any endpoint may ask for."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, TypedDict
+
+from fastapi import Depends, Request
+
+from app.core.config import Settings
+from app.core.database import Database, ReadSession, WriteSession
+from app.core.keyset import CursorSigner
+
+
+class CoreState(TypedDict):
+    """What the lifespan makes and every request may use."""
+
+    settings: Settings
+    database: Database
+    cursors: CursorSigner
+
+
+class CoreRequest(Request[CoreState]):
+    """A request whose `state` is typed; FastAPI passes a plain one."""
+
+
+async def get_settings(request: CoreRequest) -> Settings:
+    """Give the settings this application was made with."""
+    return request.state["settings"]
+
+
+async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
+    """Open the request's unit of work and commit it before the response leaves.
+
+    An exception skips the commit, and closing the session rolls back.
+    """
+    async with request.state["database"].sessions() as session:
+        yield session
+        await session.commit()
+
+
+async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
+    """Open a session for reading; a connection is taken when the first statement runs."""
+    async with request.state["database"].read_sessions() as session:
+        yield session
+
+
+type SettingsDep = Annotated[Settings, Depends(get_settings)]
+# scope="function": the default would commit after the client had its answer.
+type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
+type ReadSessionDep = Annotated[ReadSession, Depends(get_read_session, scope="function")]

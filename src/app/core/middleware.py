@@ -1,0 +1,159 @@
+"""What every request needs, as one pure ASGI layer: id, limits, headers, the access line, the last resort."""
+
+import logging
+import re
+from collections.abc import MutableMapping
+from time import perf_counter
+from typing import Any
+from urllib.parse import parse_qsl
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid7
+
+from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError
+from app.core.problems import problem_response
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
+_CLIENT_CLOSED_REQUEST = 499
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    # Whatever may be kept says so itself; forgetting it must not leak an account into a cache.
+    "Cache-Control": "no-store",
+}
+_HSTS = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"}
+
+access_log: structlog.stdlib.BoundLogger = structlog.get_logger("app.access")
+log = logging.getLogger(__name__)
+
+
+class SecretInUrlError(MalformedRequestError):
+    """A credential came in the address, where logs and histories keep it."""
+
+    code = "secret_in_url"
+    detail = (
+        "Secrets do not belong in the address; send them in the body or the Authorization header, and replace this one."
+    )
+
+
+class RequestMiddleware:
+    """Wraps the whole application; no request passes it by, and no exception gets past it."""
+
+    def __init__(self, app: ASGIApp, *, max_body_size: int, hsts: bool) -> None:
+        self._app = app
+        self._max_body_size = max_body_size
+        self._headers = [(name, value) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # A copy: the server goes by its own `method` when it decides whether a body may follow.
+        exchange = _Exchange(dict(scope), receive, send, self._max_body_size, self._headers)
+        await exchange.run(self._app)
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, max_body_size: int, headers: list[tuple[str, str]]
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._max_body_size = max_body_size
+        self._headers = headers
+        self._received = 0
+        self._status: int | None = None
+        self._method: str = scope["method"]
+        request_headers = Headers(scope=scope)
+        self._request_id = scope["request_id"] = _request_id(request_headers.get("x-request-id"))
+        self._content_length = request_headers.get("content-length", "")
+
+    async def run(self, app: ASGIApp) -> None:
+        started = perf_counter()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        if self._method == "HEAD":
+            # Whatever answers GET answers HEAD; the body is dropped on the way out.
+            self._scope["method"] = "GET"
+        try:
+            self._refuse_early()
+            await app(self._scope, self._receive_counted, self._send_completed)
+        except ClientDisconnect:
+            self._status = self._status or _CLIENT_CLOSED_REQUEST
+        except AppError as error:
+            await self._fail(error)
+        except Exception:
+            # The one place where a defect becomes an answer. The traceback is in this line and nowhere else.
+            log.exception("unhandled error")
+            await self._fail(InternalError())
+        finally:
+            self._write_access_line(perf_counter() - started)
+
+    def _refuse_early(self) -> None:
+        query: bytes = self._scope["query_string"]
+        if query and _SECRETS_IN_URL.intersection(
+            name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        ):
+            raise SecretInUrlError
+        if self._content_length.isdecimal() and int(self._content_length[:20]) > self._max_body_size:
+            raise _too_large()
+
+    async def _receive_counted(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._max_body_size:
+                raise _too_large()
+        return message
+
+    async def _send_completed(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            headers["X-Request-ID"] = self._request_id
+            for name, value in self._headers:
+                headers.setdefault(name, value)
+        elif self._method == "HEAD":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def _fail(self, error: AppError) -> None:
+        # Once a response has begun there is nothing to say; returning makes the server close the connection.
+        if self._status is None:
+            await problem_response(self._scope, error)(self._scope, self._receive, self._send_completed)
+
+    def _write_access_line(self, duration: float) -> None:
+        access_log.info(
+            "request",
+            method=self._method,
+            route=_template(self._scope),
+            status=self._status or _CLIENT_CLOSED_REQUEST,
+            duration_ms=round(duration * 1000, 2),
+            **({"user_id": str(user_id)} if (user_id := self._scope.get("user_id")) else {}),
+        )
+
+
+def _request_id(given: str | None) -> str:
+    return given if given and _REQUEST_ID.fullmatch(given) else uuid7().hex
+
+
+def _template(scope: MutableMapping[str, Any]) -> str:
+    # The template, never the path: an address may carry what somebody pasted into it.
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    return getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None) or "(none)"
+
+
+def _too_large() -> PayloadTooLargeError:
+    # The rest of the body is on its way: the connection cannot be used for anything else.
+    return PayloadTooLargeError(headers={"Connection": "close"})

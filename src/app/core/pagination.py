@@ -1,0 +1,60 @@
+"""The HTTP of lists: the parameters every list takes, the envelope it answers with, the `Link` to the next page."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.core.keyset import CursorSigner, Order, Position, binding_of
+
+MAX_LIMIT = 100
+
+
+class PageQuery(BaseModel):
+    """The parameters of every list; a feature's own query model adds its filters and its `sort`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(50, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
+    cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before.")
+
+
+class Page[T](BaseModel):
+    """One page of a list."""
+
+    items: list[T]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+
+
+class Pager:
+    """Turns cursors into positions and rows into pages, for the list that this request asks for."""
+
+    def __init__(self, request: Request, response: Response) -> None:
+        self._request = request
+        self._response = response
+        self._signer: CursorSigner = request.state["cursors"]
+
+    def position(self, query: PageQuery, order: Order) -> Position | None:
+        """Tell where the page starts: None is the beginning."""
+        if query.cursor is None:
+            return None
+        return self._signer.decode(query.cursor, order, binding=self._binding(query))
+
+    def page(self, query: PageQuery, rows: Sequence[Any], following: Position | None) -> dict[str, Any]:
+        """Wrap the rows; when there are more, also point to them in the `Link` header (RFC 8288)."""
+        if following is None:
+            return {"items": rows, "next_cursor": None}
+        cursor = self._signer.encode(following, binding=self._binding(query))
+        parameters = {**query.model_dump(mode="json", exclude_none=True), "cursor": cursor}
+        target = f"{self._request.scope['path']}?{urlencode(parameters)}"
+        self._response.headers["Link"] = f'<{target}>; rel="next"'
+        return {"items": rows, "next_cursor": cursor}
+
+    def _binding(self, query: PageQuery) -> str:
+        selection = query.model_dump(mode="json", exclude={"cursor", "limit"}, exclude_none=True)
+        return binding_of(self._request.scope["path"], [(name, str(value)) for name, value in selection.items()])
+
+
+type PagerDep = Annotated[Pager, Depends(Pager)]

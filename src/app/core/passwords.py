@@ -1,0 +1,52 @@
+"""Which passwords are accepted: long enough, not common, not about the account. No rules of composition (NIST 800-63B)."""
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from app.core.errors import FieldError, InvalidInputError
+
+MAX_LENGTH = 256
+_MIN_CONTEXT = 4
+
+
+def refuse_weak(password: str, *, min_length: int, about: Iterable[str] = (), pointer: str = "#/password") -> None:
+    """Raise an `InvalidInputError` for a password that is too short or long (code points), common, or made of `about`."""
+    for code, detail in _weaknesses(password, min_length, about):
+        raise InvalidInputError(FieldError(pointer, code, detail))
+
+
+def _weaknesses(password: str, min_length: int, about: Iterable[str]) -> Iterator[tuple[str, str]]:
+    if len(password) < min_length:
+        yield "password_too_short", f"This must have at least {min_length} characters; a few words make a good one."
+    if len(password) > MAX_LENGTH:
+        yield "password_too_long", f"This may have at most {MAX_LENGTH} characters."
+    if password.lower() in _common() or _is_monotonous(password):
+        yield "password_too_common", "Many people use this password, so it is tried first; choose another one."
+    if _is_about(password.lower(), about):
+        yield "password_contextual", "This is made of your address, your name or the name of this service."
+
+
+def _is_monotonous(password: str) -> bool:
+    """Say whether a short piece, repeated, is the whole password: length alone is no strength."""
+    return re.fullmatch(r"(.{1,4}?)\1+.{0,3}", password, re.DOTALL) is not None
+
+
+def _is_about(password: str, about: Iterable[str]) -> bool:
+    words = {
+        word for text in (*about, "bedplate") for word in re.split(r"[^\w]+", text.lower()) if len(word) >= _MIN_CONTEXT
+    }
+    words |= {text.lower() for text in about}
+    rest = password
+    for word in sorted(words, key=len, reverse=True):
+        rest = rest.replace(word, "")
+    # What is left when the known words are taken out has to carry the strength.
+    return rest != password and len(re.sub(r"[\W\d_]+", "", rest)) < _MIN_CONTEXT
+
+
+@cache
+def _common() -> frozenset[str]:
+    # Loaded when a password is first set, not when the program starts: the lists take a tenth of a second.
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS  # noqa: PLC0415
+
+    return frozenset(FREQUENCY_LISTS["passwords"])

@@ -1,0 +1,267 @@
+"""Errors as RFC 9457 problem documents: the only place that knows their wire format."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from app.core.access import public
+from app.core.database import DatabaseUnavailableError, is_transient
+from app.core.errors import (
+    AppError,
+    FieldError,
+    ForbiddenError,
+    InternalError,
+    InvalidInputError,
+    MalformedRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    PayloadTooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnsupportedMediaTypeError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+_MAX_ERRORS = 20
+_MAX_NAME = 64
+
+# What to say about each way a value can be wrong. The library's own sentences may quote the value, these cannot:
+# only the limits in the braces are filled in, and they come from the declaration.
+_DETAILS = {
+    "missing": "This is required.",
+    "extra_forbidden": "There is no such member.",
+    "string_type": "This must be a string.",
+    "string_too_short": "This must have at least {min_length} characters.",
+    "string_too_long": "This may have at most {max_length} characters.",
+    "string_unicode": "This must be valid Unicode.",
+    "string_pattern_mismatch": "This has the wrong form.",
+    "int_type": "This must be an integer.",
+    "int_parsing": "This must be an integer.",
+    "int_from_float": "This must be an integer.",
+    "int_parsing_size": "This number is too large.",
+    "bool_type": "This must be true or false.",
+    "bool_parsing": "This must be true or false.",
+    "greater_than_equal": "This must be {ge} or more.",
+    "less_than_equal": "This must be {le} or less.",
+    "literal_error": "This must be one of: {expected}.",
+    "enum": "This must be one of: {expected}.",
+    "model_type": "This must be an object.",
+    "model_attributes_type": "This must be an object.",
+    "dict_type": "This must be an object.",
+    "list_type": "This must be an array.",
+    "datetime_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
+    "datetime_from_date_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
+    "timezone_aware": "This must be an RFC 3339 instant with its offset, such as 2026-01-31T12:00:00Z.",
+    "uuid_type": "This must be a UUID.",
+    "uuid_parsing": "This must be a UUID.",
+}
+
+
+class FieldProblem(BaseModel):
+    """One refused value."""
+
+    pointer: str = Field(description="Where it was: `#/email` in the body, `#/query/limit` in the query.")
+    code: str = Field(description="Stable name of what is wrong.")
+    detail: str = Field(description="What is wrong, for people.")
+
+
+class Problem(BaseModel):
+    """What every error looks like (RFC 9457)."""
+
+    type: str = Field(description="The kind of error, and the page that explains it.", examples=["/problems/not-found"])
+    title: str = Field(description="The kind of error, for people.")
+    status: int = Field(description="The HTTP status.", ge=400, le=599)
+    detail: str = Field(description="What went wrong this time, for people.")
+    instance: str = Field(description="The path that was asked for.")
+    request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
+    code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
+    errors: list[FieldProblem] | None = Field(None, description="The refused values, with 422 only.")
+    error: str | None = Field(None, description="RFC 6749 error code, at the token endpoints only.")
+    error_description: str | None = Field(None, description="RFC 6749 description, at the token endpoints only.")
+
+
+def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
+    """Declare the errors of an operation, for `responses=`; each becomes an example in OpenAPI."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in sorted(set(errors), key=lambda one: (one.status, one.code)):
+        response = responses.setdefault(
+            int(error.status),
+            {
+                "description": error.status.phrase,
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        response["content"][MEDIA_TYPE]["examples"][error.code] = {"summary": error.detail, "value": _example(error)}
+    return responses
+
+
+def _example(error: type[AppError]) -> dict[str, Any]:
+    return {
+        "type": f"/problems/{error.problem}",
+        "title": _title(error.problem),
+        "status": int(error.status),
+        "detail": error.detail,
+        "instance": "/api/v1/…",
+        "request_id": "0192f0c1a2b37c4d8e5f60718293a4b5",
+        "code": error.code,
+    }
+
+
+def _title(problem: str) -> str:
+    return problem.replace("-", " ").capitalize()
+
+
+def problem_response(scope: Any, error: AppError) -> Response:
+    """Render an error; this cannot fail, whatever the request contained."""
+    document: dict[str, Any] = {
+        "type": f"/problems/{error.problem}",
+        "title": _title(error.problem),
+        "status": int(error.status),
+        "detail": error.detail,
+        "instance": quote(scope["path"], safe="/-._~!$&'()*+,;=:@", errors="replace"),
+        "request_id": scope.get("request_id", ""),
+        "code": error.code,
+    }
+    if isinstance(error, InvalidInputError):
+        document["errors"] = [
+            {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:_MAX_ERRORS]
+        ]
+    headers = dict(error.headers)
+    if getattr(scope.get("route"), "speaks_oauth", False):
+        document |= {"error": error.oauth_error or "invalid_request", "error_description": error.detail}
+        headers["Pragma"] = "no-cache"
+    # ASCII only: a lone surrogate has an escape, but no UTF-8.
+    content = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
+    return Response(content, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every failure with a problem document, the framework's own included."""
+
+    async def on_app_error(request: Request, error: AppError) -> Response:
+        return problem_response(request.scope, error)
+
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        return problem_response(request.scope, _from_http(app, request, error))
+
+    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+        return problem_response(request.scope, _from_validation(error.errors()))
+
+    async def on_database_error(request: Request, error: Exception) -> Response:
+        if not is_transient(error):
+            raise error
+        return problem_response(request.scope, DatabaseUnavailableError())
+
+    app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
+    app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
+    for kind in (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError):
+        app.add_exception_handler(kind, on_database_error)
+
+
+def _from_http(app: FastAPI, request: Request, error: HTTPException) -> AppError:
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowedError(headers={"Allow": ", ".join(allowed_methods(app, request.scope["path"]))})
+    for kind in (NotFoundError, UnauthenticatedError, ForbiddenError, PayloadTooLargeError, UnsupportedMediaTypeError):
+        if kind.status == error.status_code:
+            return kind()
+    return MalformedRequestError()
+
+
+def allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """List the methods an address answers to, over all the routes that match it."""
+    methods: set[str] = set()
+    for route in iter_route_contexts(app.routes):
+        pattern: re.Pattern[str] | None = getattr(route, "path_regex", None)
+        if pattern is not None and pattern.match(path):
+            methods |= set(getattr(route, "methods", None) or ())
+    if "GET" in methods:
+        methods.add("HEAD")
+    return sorted(methods)
+
+
+def _from_validation(errors: Sequence[Any]) -> AppError:
+    if any(error["loc"][:1] == ("path",) for error in errors):
+        # An id that cannot exist is answered like one that does not.
+        return NotFoundError()
+    if any(error["type"] == "json_invalid" for error in errors):
+        return MalformedRequestError()
+    return InvalidInputError(*_field_errors(errors))
+
+
+def _field_errors(errors: Sequence[Any]) -> Iterator[FieldError]:
+    for error in errors[:_MAX_ERRORS]:
+        place, *names = error["loc"]
+        code = error["type"]
+        if place == "query" and code == "extra_forbidden":
+            code = "unknown_parameter"
+        yield FieldError(
+            pointer=pointer(*([] if place == "body" else [place]), *names), code=code, detail=_detail(error)
+        )
+
+
+def _detail(error: Any) -> str:
+    kind = error["type"]
+    if kind in _DETAILS:
+        return _DETAILS[kind].format_map(error.get("ctx", {}))
+    # Errors of our own types carry a sentence of ours; what remains is the library's and is not shown.
+    return error["msg"] if error.get("ctx", {}).get("ours") else "This value is not valid."
+
+
+def pointer(*names: str | int) -> str:
+    """Write a JSON pointer as a URI fragment (RFC 6901), with names cut to a length that is safe to show."""
+    return "#/" + "/".join(
+        quote(str(name)[:_MAX_NAME].replace("~", "~0").replace("/", "~1"), errors="replace") for name in names
+    )
+
+
+def _kinds(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
+    for kind in root.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+def problem_pages() -> APIRouter:
+    """Build the pages behind `type`: one for each kind of error, listing its codes."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/problems/{name}", openapi_extra=public)
+    async def read_problem(name: str) -> Response:
+        errors = {error.code: error for error in (InternalError, *_kinds()) if error.problem == name}
+        if not errors:
+            raise NotFoundError
+        return Response(_page(name, errors.values()), media_type="text/html")
+
+    return router
+
+
+def _page(name: str, errors: Iterable[type[AppError]]) -> str:
+    rows = "".join(
+        f"<dt><code>{escape(one.code)}</code> ({int(one.status)})</dt><dd>{escape(one.detail)}</dd>" for one in errors
+    )
+    title = escape(_title(name))
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
+        f"<body><h1>{title}</h1><p>Errors of this kind, by their <code>code</code>:</p><dl>{rows}</dl></body></html>"
+    )
+
+
+COMMON_ERRORS: tuple[type[AppError], ...] = (InternalError, UnavailableError)
+BODY_ERRORS: tuple[type[AppError], ...] = (
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+    InvalidInputError,
+)

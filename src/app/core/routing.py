@@ -1,0 +1,193 @@
+"""The one way in: every operation reads its query and its body through `Route`, and gets the same strictness."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NoReturn, override
+
+from fastapi import APIRouter, Request, Response, params
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from app.core.errors import AppError, FieldError, InvalidInputError, MalformedRequestError, UnsupportedMediaTypeError
+from app.core.problems import BODY_ERRORS, COMMON_ERRORS, pointer, problem_responses
+
+MAX_DEPTH = 32
+FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+class DuplicateMemberError(MalformedRequestError):
+    """A member occurs twice in one object: parsers disagree which one counts."""
+
+    code = "duplicate_member"
+    detail = "A member occurs twice in one object."
+
+
+class TooDeepError(MalformedRequestError):
+    """The body is nested deeper than any request here needs."""
+
+    code = "too_deep"
+    detail = f"The body is nested deeper than {MAX_DEPTH} levels."
+
+
+class _Request(Request):
+    """A request whose JSON is read strictly, once."""
+
+    _parsed: Any = None
+
+    @override
+    async def json(self) -> Any:
+        if self._parsed is None:
+            self._parsed = parse_json(await self.body())
+        return self._parsed
+
+
+class Route(APIRoute):
+    """An operation that refuses unknown and repeated parameters, foreign media types and sloppy JSON."""
+
+    speaks_oauth = False
+
+    @override
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.responses = problem_responses(*self._errors()) | self.responses
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        allowed = frozenset(_query_names(self.dependant))
+        media_type = self._media_type()
+
+        async def strict(request: Request) -> Response:
+            if request.scope["query_string"]:
+                _refuse_parameters(request, allowed)
+            if media_type is None:
+                return await handle(request)
+            _refuse_media_type(request, media_type)
+            request = _Request(request.scope, request.receive)
+            if media_type == JSON:
+                await request.json()
+            else:
+                await request.body()
+                _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
+            return await handle(request)
+
+        return strict
+
+    def _media_type(self) -> str | None:
+        if self.body_field is None:
+            return None
+        return FORM if isinstance(self.body_field.field_info, params.Form) else JSON
+
+    def _errors(self) -> Iterable[type[AppError]]:
+        """Name the errors that any operation of this shape can answer with."""
+        yield from COMMON_ERRORS
+        yield MalformedRequestError  # Credentials in the query string are refused everywhere.
+        yield InvalidInputError  # So are unknown parameters.
+        if self.body_field is not None:
+            yield from BODY_ERRORS
+
+
+def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
+    """Make the router of a feature; this and no other, so that every operation is strict."""
+    return APIRouter(prefix=prefix, tags=list(tags or []), route_class=route_class)
+
+
+def _query_names(dependant: Dependant) -> Iterable[str]:
+    for field in dependant.query_params:
+        annotation = field.field_info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from (inner.alias or name for name, inner in annotation.model_fields.items())
+        else:
+            yield field.alias
+    for dependency in dependant.dependencies:
+        yield from _query_names(dependency)
+
+
+def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
+    given = [name for name, _ in request.query_params.multi_items()]
+    errors = [
+        _parameter_error(name, "unknown_parameter", "There is no such parameter.")
+        for name in given
+        if name not in allowed
+    ]
+    errors += [
+        _parameter_error(name, "duplicate_parameter", "This may be given once.")
+        for name, count in Counter(given).items()
+        if count > 1 and name in allowed
+    ]
+    if errors:
+        raise InvalidInputError(*errors)
+
+
+def _parameter_error(name: str, code: str, detail: str) -> FieldError:
+    return FieldError(pointer=pointer("query", name), code=code, detail=detail)
+
+
+def _refuse_repeated(names: list[str]) -> None:
+    errors = [
+        FieldError(pointer=pointer(name), code="duplicate_parameter", detail="This may be given once.")
+        for name, count in Counter(names).items()
+        if count > 1
+    ]
+    if errors:
+        raise InvalidInputError(*errors)
+
+
+def _refuse_media_type(request: Request, expected: str) -> None:
+    given = request.headers.getlist("content-type")
+    encodings = request.headers.getlist("content-encoding")
+    if len(given) != 1 or any(encoding.strip().lower() != "identity" for encoding in encodings):
+        raise UnsupportedMediaTypeError
+    kind, _, parameters = given[0].partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if kind.strip().lower() != expected or charset not in {"", "charset=utf-8"}:
+        raise UnsupportedMediaTypeError
+
+
+def parse_json(body: bytes) -> Any:
+    """Read JSON as RFC 8259 means it: UTF-8, each member once, finite numbers, bounded depth."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedRequestError from error
+    _refuse_depth(body)
+    try:
+        return json.loads(text, object_pairs_hook=_members, parse_constant=_refuse_constant, parse_float=_finite)
+    except ValueError as error:
+        raise MalformedRequestError from error
+
+
+def _refuse_depth(body: bytes) -> None:
+    # Most bodies have fewer brackets than levels allowed and need no closer look.
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", body)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise TooDeepError
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise DuplicateMemberError
+    return members
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise MalformedRequestError
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise MalformedRequestError
+    return number

@@ -1,0 +1,167 @@
+"""Primitives: passwords, hashed and verified off the event loop."""
+
+import asyncio
+import os
+import re
+import threading
+from base64 import b64encode
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hmac import digest
+from typing import override
+
+import bcrypt
+from pwdlib import PasswordHash
+from pwdlib.exceptions import UnknownHashError
+from pwdlib.hashers import HasherProtocol
+from pwdlib.hashers.argon2 import Argon2Hasher
+from pwdlib.hashers.bcrypt import BcryptHasher
+
+from app.core.config import AuthSettings
+from app.core.errors import UnavailableError
+
+_NICENESS = 10
+_BCRYPT_SHA256 = re.compile(r"\$bcrypt-sha256\$v=2,t=2b,r=(\d{1,2})\$([A-Za-z0-9./]{22})\$([A-Za-z0-9./]{31})")
+
+
+class HashingBusyError(UnavailableError):
+    """More passwords wait to be hashed than the queue admits."""
+
+    code = "hashing_busy"
+    detail = "Too many logins at once; try again in a moment."
+
+
+class BcryptSha256Hasher(HasherProtocol):
+    """bcrypt over HMAC-SHA-256 of the password, so that all of it counts: bcrypt alone reads 72 bytes.
+
+    The format and the construction are passlib's `bcrypt_sha256` version 2: the HMAC key is bcrypt's salt, which keeps
+    the pre-hash from being looked up in a table of plain SHA-256 digests.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+
+    @override
+    @classmethod
+    def identify(cls, hash: str | bytes) -> bool:
+        return _BCRYPT_SHA256.fullmatch(_text(hash)) is not None
+
+    @override
+    def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+        salt = salt or bcrypt.gensalt(self._rounds)
+        hashed = bcrypt.hashpw(_prehash(password, salt[7:29]), salt).decode()
+        return f"$bcrypt-sha256$v=2,t=2b,r={self._rounds}${hashed[7:29]}${hashed[29:]}"
+
+    @override
+    def verify(self, password: str | bytes, hash: str | bytes) -> bool:
+        match = _BCRYPT_SHA256.fullmatch(_text(hash))
+        if match is None:
+            return False
+        rounds, salt, checksum = match.groups()
+        hashed = f"$2b${int(rounds):02}${salt}{checksum}".encode()
+        return bcrypt.checkpw(_prehash(password, salt.encode()), hashed)
+
+    @override
+    def check_needs_rehash(self, hash: str | bytes) -> bool:
+        match = _BCRYPT_SHA256.fullmatch(_text(hash))
+        return match is None or int(match[1]) != self._rounds
+
+
+class _TruncatingBcryptHasher(BcryptHasher):
+    """Plain `$2b$` hashes from other systems, which truncated at 72 bytes; bcrypt 5 refuses longer passwords."""
+
+    @override
+    def verify(self, password: str | bytes, hash: str | bytes) -> bool:
+        return super().verify(_bytes(password)[:72], hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Whether the password was right and, if the stored hash is of an older scheme or cost, what to store instead."""
+
+    is_valid: bool
+    new_hash: str | None = None
+
+
+class PasswordHasher:
+    """Hashes and verifies passwords in its own few threads, at a lower priority than the requests.
+
+    At most `hash_threads` run at once and `hash_queue` wait; beyond that the caller gets `HashingBusyError`.
+    """
+
+    def __init__(self, settings: AuthSettings) -> None:
+        preferred = BcryptSha256Hasher(settings.bcrypt_cost)
+        argon2 = Argon2Hasher()
+        hashers = (argon2, preferred) if settings.password_hash == "argon2id" else (preferred, argon2)
+        self._hashes = PasswordHash((*hashers, _TruncatingBcryptHasher()))
+        self._capacity = settings.hash_threads + settings.hash_queue
+        self._admitted = 0
+        self._threads = ThreadPoolExecutor(settings.hash_threads, "password-hash", initializer=_lower_priority)
+        # What an unknown account is checked against: the same work, and no password fits.
+        self._decoy = (
+            self._hashes.hash(os.urandom(32).hex())
+            if settings.password_hash == "argon2id"
+            else _decoy(settings.bcrypt_cost)
+        )
+
+    def close(self) -> None:
+        """Give the threads back; what has not begun is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def hash(self, password: str) -> str:
+        """Hash a new password by the preferred scheme."""
+        return await self._run(lambda: self._hashes.hash(password))
+
+    async def verify(self, password: str, stored: str | None) -> Verification:
+        """Check a password; without a stored hash the same work is done and the answer is no."""
+        return await self._run(lambda: self._verify(password, stored))
+
+    def _verify(self, password: str, stored: str | None) -> Verification:
+        try:
+            is_valid, new_hash = self._hashes.verify_and_update(password, stored or self._decoy)
+        except UnknownHashError:
+            is_valid, new_hash = self._hashes.verify_and_update(password, self._decoy)
+        return Verification(is_valid, new_hash) if is_valid and stored else Verification(is_valid=False)
+
+    async def _run[T](self, work: Callable[[], T]) -> T:
+        if self._admitted >= self._capacity:
+            raise HashingBusyError
+        self._admitted += 1
+        future = self._threads.submit(work)
+        # When the work is done, not when the caller stops waiting: an abandoned hash still occupies its thread.
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda _: self._release(loop))
+        return await asyncio.wrap_future(future)
+
+    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        # The loop may be gone when the process stops; nobody counts any more then.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._count_down)
+
+    def _count_down(self) -> None:
+        self._admitted -= 1
+
+
+def _lower_priority() -> None:
+    # On Linux niceness is per thread: hashing yields to whatever answers requests.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def _decoy(rounds: int) -> str:
+    salt = bcrypt.gensalt(rounds).decode()[7:29]
+    return f"$bcrypt-sha256$v=2,t=2b,r={rounds}${salt}${'.' * 31}"
+
+
+def _prehash(password: str | bytes, salt: bytes) -> bytes:
+    return b64encode(digest(salt, _bytes(password), "sha256"))
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def _text(data: str | bytes) -> str:
+    return data.decode() if isinstance(data, bytes) else data

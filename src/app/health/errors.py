@@ -1,0 +1,16 @@
+"""What a failing probe says."""
+
+from collections.abc import Iterable
+
+from app.core.errors import UnavailableError
+
+
+class NotReadyError(UnavailableError):
+    """The process runs and must not be sent traffic."""
+
+    code = "not_ready"
+    detail = "This process is not ready to serve."
+
+    def __init__(self, failed: Iterable[str]) -> None:
+        super().__init__()
+        self.detail = f"Not ready: {', '.join(failed)}."

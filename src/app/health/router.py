@@ -1,0 +1,25 @@
+"""The probes: outside `/api/v1`, for whatever supervises the process."""
+
+from app.core import routing
+from app.core.access import public
+from app.core.dependencies import CoreRequest
+from app.core.problems import problem_responses
+from app.health import service
+from app.health.errors import NotReadyError
+from app.health.schemas import Health
+from app.migrations.revisions import head
+
+router = routing.router(tags=["health"])
+
+
+@router.get("/livez", response_model=Health, openapi_extra=public)
+async def read_liveness() -> Health:
+    """Say that the process runs; the database is not asked."""
+    return Health()
+
+
+@router.get("/readyz", response_model=Health, openapi_extra=public, responses=problem_responses(NotReadyError))
+async def read_readiness(request: CoreRequest) -> Health:
+    """Say whether this process may be sent traffic, and what is missing if not."""
+    await service.check_readiness(request.state["database"], head=head())
+    return Health()

@@ -1,0 +1,11 @@
+"""What the probes answer."""
+
+from typing import Literal
+
+from app.core.fields import Answer
+
+
+class Health(Answer):
+    """The process is well."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,48 @@
+"""Alembic's entry: runs on the runner's connection, or on one of its own for `alembic revision`."""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from app.core.config import load_settings
+from app.models import Base
+
+_OPTIONS = {
+    "target_metadata": Base.metadata,
+    # One transaction each: what has succeeded stays when a later one fails.
+    "transaction_per_migration": True,
+    "compare_type": True,
+    "compare_server_default": True,
+}
+
+
+def _run(connection: Connection) -> None:
+    context.configure(connection=connection, **_OPTIONS)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _write_sql() -> None:
+    context.configure(dialect_name="postgresql", literal_binds=True, **_OPTIONS)
+    context.execute("SET lock_timeout = '2s'")
+    context.execute("SET statement_timeout = '10min'")
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def _connect_and_run() -> None:
+    engine = create_async_engine(load_settings(environment="local").database.sqlalchemy_url())
+    async with engine.connect() as connection:
+        await connection.run_sync(_run)
+        await connection.commit()
+    await engine.dispose()
+
+
+if context.is_offline_mode():
+    _write_sql()
+elif (given := context.config.attributes.get("connection")) is not None:
+    _run(given)
+else:
+    asyncio.run(_connect_and_run())

@@ -1,0 +1,22 @@
+"""What the migration files say, without a database."""
+
+from functools import cache
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+
+def config() -> Config:
+    """Give Alembic's configuration: the scripts are part of the package, wherever it is installed."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    configuration.set_main_option("path_separator", "os")
+    return configuration
+
+
+@cache
+def head() -> str:
+    """Name the revision this program was written for."""
+    (revision,) = ScriptDirectory.from_config(config()).get_heads()
+    return revision

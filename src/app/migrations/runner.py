@@ -1,0 +1,149 @@
+"""Runs migrations: one runner at a time, each migration in its own transaction, giving up rather than queueing."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import monotonic
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.core.config import DatabaseSettings
+from app.core.database import MINIMUM_VERSION
+from app.migrations.revisions import config, head
+
+_LOCK_KEY = 4_021_973_155
+_LOCK_PATIENCE = 60.0
+_HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
+_REVISION = text("SELECT version_num FROM alembic_version")
+
+
+class MigrationError(Exception):
+    """The schema could not be changed or read; the text says why, in one sentence."""
+
+
+async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
+    """Bring the schema to a revision, forward or back; a second runner waits for the first and finds nothing to do."""
+    async with _exclusive(settings) as connection:
+        current = await _current(connection)
+        step = command.downgrade if _is_behind(revision, current) else command.upgrade
+        await connection.run_sync(_run, lambda configuration: step(configuration, revision))
+
+
+async def check(settings: DatabaseSettings) -> None:
+    """Raise a `MigrationError` unless the schema is at the newest revision."""
+    async with _connect(settings) as connection:
+        current = await _current(connection)
+    if current != head():
+        message = f"the schema is at revision {current or 'none'}, this program needs {head()}; run `app migrate`"
+        raise MigrationError(message)
+
+
+def sql(revision: str = "head") -> str:
+    """Give the SQL of every migration up to a revision; no database is needed."""
+    configuration = config()
+    configuration.output_buffer = io.StringIO()
+    command.upgrade(configuration, revision, sql=True)
+    return configuration.output_buffer.getvalue()
+
+
+@asynccontextmanager
+async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
+    url = settings.sqlalchemy_url()
+    engine = create_async_engine(
+        url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={
+            "timeout": settings.connect_timeout.total_seconds(),
+            "server_settings": {
+                "application_name": f"{settings.application_name}-migrate",
+                "lock_timeout": str(round(settings.migration_lock_timeout.total_seconds() * 1000)),
+                "statement_timeout": str(round(settings.migration_statement_timeout.total_seconds() * 1000)),
+            },
+        },
+    )
+    try:
+        async with engine.connect() as connection:
+            await _refuse_old(connection)
+            yield connection
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        message = (
+            f"cannot connect to PostgreSQL at {url.host or 'the local socket'}:{url.port or 5432}: {_reason(error)}"
+        )
+        raise MigrationError(message) from error
+    except DBAPIError as error:
+        message = f"a migration failed and was rolled back: {_reason(error.orig or error)}"
+        raise MigrationError(message) from error
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
+    finally:
+        await engine.dispose()
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    # The adapter puts its own class in front of the server's sentence.
+    return text.rpartition(">: ")[2]
+
+
+async def _refuse_old(connection: AsyncConnection) -> None:
+    version = int(await connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
+    await connection.rollback()
+    if version < MINIMUM_VERSION * 10_000:
+        message = f"this is PostgreSQL {version // 10_000}; version {MINIMUM_VERSION} or newer is needed"
+        raise MigrationError(message)
+
+
+@asynccontextmanager
+async def _exclusive(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
+    async with _connect(settings) as connection:
+        deadline = monotonic() + _LOCK_PATIENCE
+        # Asked for again and again instead of waited for: a waiting statement would hold a snapshot, and an index
+        # built concurrently by the other runner would wait for that in turn.
+        while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}):
+            await connection.rollback()
+            if monotonic() > deadline:
+                message = f"another migration has been running for {_LOCK_PATIENCE:.0f} s; try again when it is done"
+                raise MigrationError(message)
+            await asyncio.sleep(0.2)
+        # Committed, so that no transaction is open; the lock belongs to the connection and goes with it.
+        await connection.commit()
+        yield connection
+
+
+async def _current(connection: AsyncConnection) -> str | None:
+    revision: str | None = None
+    if await connection.scalar(_HAS_REVISIONS):
+        revision = await connection.scalar(_REVISION)
+    await connection.rollback()
+    return revision
+
+
+def _is_behind(revision: str, current: str | None) -> bool:
+    if revision == "base":
+        return True
+    if current is None or revision in {"head", current}:
+        return False
+    scripts = ScriptDirectory.from_config(config())
+    try:
+        passed = {script.revision for script in scripts.iterate_revisions(current, "base")}
+    except CommandError:
+        message = f"the schema is at revision {current}, which this program does not know; it belongs to a newer one"
+        raise MigrationError(message) from None
+    return revision in passed
+
+
+def _run(connection: Connection, step: Callable[[Config], None]) -> None:
+    configuration = config()
+    configuration.attributes["connection"] = connection
+    step(configuration)

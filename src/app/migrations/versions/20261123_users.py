@@ -1,0 +1,33 @@
+"""Accounts."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "20261123_users"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "users",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("email", sa.String(254), nullable=False),
+        sa.Column("email_key", sa.String(508, collation="C"), nullable=False),
+        sa.Column("hashed_password", sa.String(255)),
+        sa.Column("full_name", sa.String(128)),
+        sa.Column("role", sa.String(16), server_default="user", nullable=False),
+        sa.Column("is_active", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("email_verified_at", sa.DateTime(timezone=True)),
+        sa.Column("authz_version", sa.Integer(), server_default=sa.text("1"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        sa.Column("version", sa.Integer(), server_default=sa.text("1"), nullable=False),
+        sa.CheckConstraint("role IN ('user', 'admin')", name=op.f("ck_users_role")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
+        sa.UniqueConstraint("email_key", name=op.f("uq_users_email_key")),
+    )
+    op.create_index(op.f("ix_users_created_at_id"), "users", ["created_at", "id"])
+
+
+def downgrade() -> None:
+    op.drop_table("users")

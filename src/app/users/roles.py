@@ -1,0 +1,23 @@
+"""The roles, the scopes, and what each role grants. Adopters add theirs here and nowhere else."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class Role(StrEnum):
+    """What an account is; exactly one each."""
+
+    USER = "user"
+    ADMIN = "admin"
+
+
+SCOPES: Final[dict[str, str]] = {
+    "users:read": "Read every account",
+    "users:write": "Create, change and delete accounts",
+    "audit:read": "Read the audit log",
+}
+
+GRANTS: Final[dict[Role, frozenset[str]]] = {
+    Role.USER: frozenset(),
+    Role.ADMIN: frozenset(SCOPES),
+}

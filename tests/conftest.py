@@ -1,0 +1,214 @@
+"""The test kit: one server a run, one database a worker, one rolled-back connection a test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, override
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx2 import ASGITransport, AsyncClient
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
+from starlette.types import Receive, Scope, Send
+
+from app.auth.keys import generate_key_set
+from app.core.config import DatabaseSettings, Settings
+from app.core.database import Database, ReadSession, WriteSession
+from app.core.security import PasswordHasher
+from app.dev.embedded_postgres import server_for_tests
+from app.main import create_app
+from app.migrations import runner
+from tests.factories import PASSWORD, make_user
+
+ROOT = Path(__file__).parent.parent
+_SERVER = pytest.StashKey[Any]()
+_TEMPLATE = pytest.StashKey[str]()
+KEY_SET = generate_key_set()
+
+type Login = Callable[..., Awaitable[dict[str, str]]]
+type Clone = Callable[[], Awaitable[str]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server and make the template, once: in the controller, or in the only process there is."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    server = server_for_tests(ROOT)
+    config.stash[_SERVER] = server
+    config.stash[_TEMPLATE] = asyncio.run(_make_template(server.__enter__()))  # noqa: PLC2801  # Left in pytest_unconfigure.
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where the template is."""
+    node.workerinput["template"] = node.config.stash[_TEMPLATE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the server; its databases go with it, or are dropped where the server is not ours."""
+    if server := config.stash.get(_SERVER, None):
+        asyncio.run(_drop(config.stash[_TEMPLATE]))
+        server.__exit__(None, None, None)
+
+
+async def _make_template(server_url: str) -> str:
+    url = await _create_database(server_url, name=f"template_{uuid4().hex[:12]}")
+    await runner.upgrade(DatabaseSettings(url=url))  # type: ignore[arg-type]  # Parsed into a secret.
+    return url
+
+
+async def _create_database(server_url: str, *, name: str, template: str | None = None) -> str:
+    source = f' TEMPLATE "{template}"' if template else ""
+    await _administer(server_url, f'CREATE DATABASE "{name}"{source}')
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+async def _drop(url: str) -> None:
+    await _administer(url, f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
+
+
+async def _administer(url: str, statement: str) -> None:
+    parsed = make_url(url).set(drivername="postgresql", database="postgres")
+    connection = await asyncpg.connect(parsed.render_as_string(hide_password=False))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def cloned(template_url: str) -> AsyncIterator[str]:
+    """Give a database of its own to whoever needs several connections at once."""
+    name = f"clone_{uuid4().hex[:12]}"
+    url = await _create_database(template_url, name=name, template=make_url(template_url).database)
+    try:
+        yield url
+    finally:
+        await _drop(url)
+
+
+@pytest.fixture(scope="session")
+def template_url(request: pytest.FixtureRequest) -> str:
+    """The migrated, empty database that others are cloned from."""
+    worker: dict[str, Any] = getattr(request.config, "workerinput", {})
+    return worker.get("template") or request.config.stash[_TEMPLATE]
+
+
+@pytest.fixture(scope="session")
+async def database_url(template_url: str) -> AsyncIterator[str]:
+    """The worker's own database."""
+    async with cloned(template_url) as url:
+        yield url
+
+
+def make_settings(url: str, **groups: Any) -> Settings:
+    """Settings of a production-like application on this database, with cheap hashing and keys of the run."""
+    auth = {"signing_keys": KEY_SET, "bcrypt_cost": 4, **groups.pop("auth", {})}
+    return Settings(environment="test", database={"url": url, **groups.pop("database", {})}, auth=auth, **groups)
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: str) -> Settings:
+    """The settings most tests run under."""
+    return make_settings(database_url)
+
+
+@pytest.fixture(scope="session")
+async def worker_database(settings: Settings) -> AsyncIterator[Database]:
+    """The worker's database, for tests that commit for real and clean up."""
+    database = Database(settings.database)
+    yield database
+    await database.dispose()
+
+
+class JoinedDatabase(Database):
+    """A database whose sessions share one connection: what they commit is real for each other and rolled back at the end."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
+        self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
+        self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
+
+    @override
+    async def dispose(self) -> None:
+        """Leave the connection to the fixture that opened it."""
+
+
+@pytest.fixture
+async def database(worker_database: Database) -> AsyncIterator[Database]:
+    """The database of one test: all commits end in one rollback."""
+    async with worker_database.engine.connect() as connection:
+        transaction = await connection.begin()
+        yield JoinedDatabase(connection)
+        await transaction.rollback()
+
+
+@pytest.fixture
+async def session(database: Database) -> AsyncIterator[WriteSession]:
+    """A session beside the application's: arranges rows, and sees afterwards what was committed."""
+    async with database.sessions() as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def hasher(settings: Settings) -> Iterator[PasswordHasher]:
+    """A password hasher of the least cost."""
+    hasher = PasswordHasher(settings.auth)
+    yield hasher
+    hasher.close()
+
+
+@asynccontextmanager
+async def running(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
+    """Run the application's lifespan and give a client that speaks HTTP to it."""
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": dict(state or {})}, receive, send)
+
+        async with AsyncClient(transport=ASGITransport(with_state), base_url="http://test", **options) as client:
+            yield client
+
+
+@pytest.fixture
+async def client(settings: Settings, database: Database) -> AsyncIterator[AsyncClient]:
+    """A client of the application on the test's own database."""
+    async with running(create_app(settings, database)) as client:
+        yield client
+
+
+@pytest.fixture
+async def clone_url(template_url: str) -> AsyncIterator[str]:
+    """A database of the test's own, for races: every connection to it is a real one."""
+    async with cloned(template_url) as url:
+        yield url
+
+
+@dataclass(frozen=True)
+class LoggedIn:
+    """An account and the header that speaks for it."""
+
+    user_id: str
+    email: str
+    headers: dict[str, str]
+
+
+@pytest.fixture
+async def user(session: WriteSession, hasher: PasswordHasher, client: AsyncClient) -> LoggedIn:
+    """An ordinary account, logged in."""
+    account = await make_user(session, hasher)
+    await session.commit()
+    headers = await log_in(client, account.email)
+    return LoggedIn(str(account.id), account.email, headers)
+
+
+async def log_in(client: AsyncClient, email: str, password: str = PASSWORD) -> dict[str, str]:
+    """Log in over HTTP and give the Authorization header."""
+    form = {"grant_type": "password", "username": email, "password": password}
+    response = await client.post("/api/v1/auth/token", data=form)
+    assert response.status_code == 200, response.text
+    return {"Authorization": f"Bearer {response.json()['access_token']}"}

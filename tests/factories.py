@@ -1,0 +1,30 @@
+"""Rows for tests: valid by default, one line at the call site, nothing random."""
+
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+from app.core.database import WriteSession
+from app.core.security import PasswordHasher
+from app.users.emails import identity
+from app.users.models import User
+
+PASSWORD = "correct horse battery staple"
+_numbers = count(1)
+
+
+async def make_user(session: WriteSession, hasher: PasswordHasher | None = None, **overrides: Any) -> User:
+    """Add an active, verified account; with a `hasher` its password is `PASSWORD`."""
+    email = overrides.pop("email", f"user{next(_numbers)}@example.com")
+    password = overrides.pop("password", PASSWORD)
+    values = {
+        "email": email,
+        "email_key": identity(email),
+        "hashed_password": await hasher.hash(password) if hasher else None,
+        "email_verified_at": datetime(2026, 1, 1, tzinfo=UTC),
+        **overrides,
+    }
+    user = User(**values)
+    session.add(user)
+    await session.flush()
+    return user
