@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
+from pydantic import SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
 from starlette.types import Receive, Scope, Send
@@ -40,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     server = server_for_tests(ROOT)
     config.stash[_SERVER] = server
-    config.stash[_TEMPLATE] = asyncio.run(_make_template(server.__enter__()))  # noqa: PLC2801  # Left in pytest_unconfigure.
+    config.stash[_TEMPLATE] = asyncio.run(_make_template(server.__enter__()))  # Left in pytest_unconfigure.
 
 
 def pytest_configure_node(node: Any) -> None:
@@ -57,7 +58,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 async def _make_template(server_url: str) -> str:
     url = await _create_database(server_url, name=f"template_{uuid4().hex[:12]}")
-    await runner.upgrade(DatabaseSettings(url=url))  # type: ignore[arg-type]  # Parsed into a secret.
+    await runner.upgrade(DatabaseSettings(url=SecretStr(url)))
     return url
 
 
@@ -108,7 +109,8 @@ async def database_url(template_url: str) -> AsyncIterator[str]:
 def make_settings(url: str, **groups: Any) -> Settings:
     """Settings of a production-like application on this database, with cheap hashing and keys of the run."""
     auth = {"signing_keys": KEY_SET, "bcrypt_cost": 4, **groups.pop("auth", {})}
-    return Settings(environment="test", database={"url": url, **groups.pop("database", {})}, auth=auth, **groups)
+    database = {"url": url, **groups.pop("database", {})}
+    return Settings.model_validate({"environment": "test", "database": database, "auth": auth, **groups})
 
 
 @pytest.fixture(scope="session")

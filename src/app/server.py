@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import override
 
 import uvicorn
 
@@ -46,6 +47,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._announce = announce
 
+    @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._announce and self.started and not self.should_exit:

@@ -1,7 +1,7 @@
 """Who is calling: the principal of a request, and the account behind it."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, override
 from uuid import UUID
 
 from fastapi import Depends, Request, Security
@@ -54,7 +54,8 @@ class AccessTokenGuard(OAuth2, Guard):
             description="Log in with email address and password.",
         )
 
-    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # The guard gives the principal, not the header.
+    @override
+    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.
         """Give the caller, or say what is missing."""
         claims = request.state["access_tokens"].read(_bearer_token(request))
         request.scope["user_id"] = claims.user_id
@@ -63,7 +64,7 @@ class AccessTokenGuard(OAuth2, Guard):
         return Principal(claims.user_id, claims.session_id, claims.version, claims.scopes, claims.auth_time)
 
 
-def _bearer_token(request: Request) -> str:
+def _bearer_token(request: AuthRequest) -> str:
     given = request.headers.getlist("authorization")
     if len(given) > 1:
         raise MalformedRequestError

@@ -18,12 +18,12 @@ class PasswordGrant(Payload):
     )
     password: SecretStr = Field(min_length=1, max_length=MAX_PASSWORD_LENGTH, description="The password.")
     scope: Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")] | None = Field(
-        None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
+        default=None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
     )
     client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(
-        None, description="Ignored: there is one first-party client."
+        default=None, description="Ignored: there is one first-party client."
     )
-    client_secret: SecretStr | None = Field(None, max_length=255, description="Refused unless empty.")
+    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Refused unless empty.")
 
 
 class AccessTokenRead(Answer):

@@ -99,7 +99,7 @@ class AccessTokens:
         key = self._ring.verifying(header["kid"])
         if key is None or header["alg"] != key.alg:
             raise ValueError
-        jws.deserialize_compact(token, key, algorithms=[key.alg])
+        jws.deserialize_compact(token, key, algorithms=[header["alg"]])
         return self._claims(_parse(rest.partition(".")[0]), header["kid"])
 
     def _claims(self, claims: dict[str, Any], kid: str) -> AccessClaims:

@@ -25,7 +25,8 @@ def undeclared_operations(app: FastAPI) -> Iterator[str]:
     for route in iter_route_contexts(app.routes):
         if not isinstance(route.original_route, APIRoute):
             continue
-        is_public = bool((route.openapi_extra or {}).get(PUBLIC_KEY))
+        extra: dict[str, Any] | None = route.openapi_extra
+        is_public = bool(extra and extra.get(PUBLIC_KEY))
         if is_public == _is_guarded(route.dependant):
             yield f"{' '.join(sorted(route.methods or ()))} {route.path}"
 

@@ -37,6 +37,7 @@ from app.core.errors import ConfigurationError
 
 PREFIX = "APP_"
 SECRETS_DIR = "APP_SECRETS_DIR"
+_MIN_PRODUCTION_BCRYPT_COST = 10
 _PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "example"}
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
@@ -64,23 +65,25 @@ class _Group(BaseModel):
 class ServerSettings(_Group):
     """The HTTP server."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; `PORT` works too. 0 takes any free one.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; `PORT` works too. 0 takes any free one."
+    )
     public_url: AnyHttpUrl | None = Field(
-        None,
+        default=None,
         description="Where clients reach this service, never taken from a request. Unset: `http://127.0.0.1:$PORT`; "
         "production wants an `https://` address.",
     )
     docs: bool | None = Field(
-        None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere but in production."
+        default=None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere but in production."
     )
-    max_body_size: int = Field(1_048_576, ge=1024, description="Largest request body, in bytes.")
+    max_body_size: int = Field(default=1_048_576, ge=1024, description="Largest request body, in bytes.")
     cors_origins: tuple[str, ...] = Field(
-        (),
+        default=(),
         description='Origins of browser applications that may call this API, as JSON: `["https://app.example.com"]`.',
     )
     shutdown_grace: Duration = Field(
-        timedelta(seconds=15),
+        default=timedelta(seconds=15),
         description="How long running requests may take to finish once the server is told to stop.",
     )
 
@@ -95,26 +98,34 @@ class DatabaseSettings(_Group):
         default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
     )
     pool_size: int = Field(
-        10, ge=1, le=500, description="Connections kept for writing, and as many again for reading, per process."
+        default=10,
+        ge=1,
+        le=500,
+        description="Connections kept for writing, and as many again for reading, per process.",
     )
-    pool_wait: Duration = Field(timedelta(seconds=2), description="Longest wait for a free connection, then 503.")
-    pool_recycle: Duration = Field(timedelta(minutes=30), description="Age at which a connection is replaced.")
-    connect_timeout: Duration = Field(timedelta(seconds=2), description="Longest wait for a new connection, then 503.")
+    pool_wait: Duration = Field(
+        default=timedelta(seconds=2), description="Longest wait for a free connection, then 503."
+    )
+    pool_recycle: Duration = Field(default=timedelta(minutes=30), description="Age at which a connection is replaced.")
+    connect_timeout: Duration = Field(
+        default=timedelta(seconds=2), description="Longest wait for a new connection, then 503."
+    )
     statement_timeout: Duration = Field(
-        timedelta(seconds=5),
+        default=timedelta(seconds=5),
         description="Longest time for one statement; the server cancels it, the client gives up 1 s later.",
     )
-    lock_timeout: Duration = Field(timedelta(seconds=2), description="Longest wait for a lock.")
+    lock_timeout: Duration = Field(default=timedelta(seconds=2), description="Longest wait for a lock.")
     idle_in_transaction_timeout: Duration = Field(
-        timedelta(seconds=10), description="PostgreSQL ends a session that idles this long inside a transaction."
+        default=timedelta(seconds=10),
+        description="PostgreSQL ends a session that idles this long inside a transaction.",
     )
-    application_name: str = Field("bedplate", max_length=40, description="Name shown in `pg_stat_activity`.")
+    application_name: str = Field(default="bedplate", max_length=40, description="Name shown in `pg_stat_activity`.")
     migration_lock_timeout: Duration = Field(
-        timedelta(seconds=2),
+        default=timedelta(seconds=2),
         description="Longest wait of a migration for a lock: it gives up instead of queueing others.",
     )
     migration_statement_timeout: Duration = Field(
-        timedelta(minutes=10), description="Longest time for one statement of a migration."
+        default=timedelta(minutes=10), description="Longest time for one statement of a migration."
     )
 
     @field_validator("url")
@@ -139,38 +150,45 @@ class DatabaseSettings(_Group):
 class AuthSettings(_Group):
     """Login, tokens, passwords."""
 
-    issuer: str | None = Field(None, max_length=255, description="`iss` of access tokens. Unset: the public URL.")
-    audience: str = Field("bedplate", min_length=1, max_length=255, description="`aud` of access tokens.")
-    signing_keys: SecretStr | None = Field(
-        None, description="Private keys for access tokens as a JSON Web Key set, made by `app keys generate`."
+    issuer: str | None = Field(
+        default=None, max_length=255, description="`iss` of access tokens. Unset: the public URL."
     )
-    signing_keys_file: Path | None = Field(None, description="The same from a file.")
+    audience: str = Field(default="bedplate", min_length=1, max_length=255, description="`aud` of access tokens.")
+    signing_keys: SecretStr | None = Field(
+        default=None, description="Private keys for access tokens as a JSON Web Key set, made by `app keys generate`."
+    )
+    signing_keys_file: Path | None = Field(default=None, description="The same from a file.")
     access_token_ttl: Duration = Field(
-        timedelta(minutes=10), le=timedelta(minutes=15), description="Lifetime of an access token, 15 minutes at most."
+        default=timedelta(minutes=10),
+        le=timedelta(minutes=15),
+        description="Lifetime of an access token, 15 minutes at most.",
     )
     require_verified_email: bool = Field(
         default=True,
         description="Refuse to log in an account whose address is not verified (403 `email_not_verified`).",
     )
     password_hash: Literal["bcrypt", "argon2id"] = Field(
-        "bcrypt", description="Scheme of new hashes: bcrypt over an HMAC-SHA-256 pre-hash, or argon2id."
+        default="bcrypt", description="Scheme of new hashes: bcrypt over an HMAC-SHA-256 pre-hash, or argon2id."
     )
-    bcrypt_cost: int = Field(12, ge=4, le=16, description="Work factor of bcrypt: one more doubles the time.")
-    password_min_length: int = Field(15, ge=8, le=64, description="Shortest password, in code points.")
+    bcrypt_cost: int = Field(default=12, ge=4, le=16, description="Work factor of bcrypt: one more doubles the time.")
+    password_min_length: int = Field(default=15, ge=8, le=64, description="Shortest password, in code points.")
     hash_threads: int = Field(
-        max(1, os.cpu_count() or 1), ge=1, le=64, description="Passwords hashed at once. Default: the machine's cores."
+        default=max(1, os.cpu_count() or 1),
+        ge=1,
+        le=64,
+        description="Passwords hashed at once. Default: the machine's cores.",
     )
     hash_queue: int = Field(
-        32, ge=0, le=10_000, description="Passwords that may wait for a thread; beyond that the answer is 503."
+        default=32, ge=0, le=10_000, description="Passwords that may wait for a thread; beyond that the answer is 503."
     )
 
 
 class LogSettings(_Group):
     """What is written to standard output."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity written.")
     format: Literal["json", "console"] | None = Field(
-        None, description="Unset: readable lines in local, one JSON object a line elsewhere."
+        default=None, description="Unset: readable lines in local, one JSON object a line elsewhere."
     )
 
 
@@ -204,7 +222,7 @@ class Settings(BaseSettings):
     )
 
     environment: Literal["local", "test", "production"] = Field(
-        "production", description="`production` refuses unsafe settings; `make run` says `local`."
+        default="production", description="`production` refuses unsafe settings; `make run` says `local`."
     )
     server: ServerSettings = ServerSettings()
     database: DatabaseSettings
@@ -278,7 +296,7 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def _build(overrides: Mapping[str, object]) -> Settings:
-    return Settings(_secrets_dir=os.environ.get(SECRETS_DIR), **overrides)  # type: ignore[arg-type]  # Overrides come by name.
+    return Settings(_secrets_dir=os.environ.get(SECRETS_DIR), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
 
 
 def _build_repaired(overrides: Mapping[str, object], invalid: list[tuple[int | str, ...]]) -> Settings | None:
@@ -346,5 +364,5 @@ def _unsafe(settings: Settings) -> Iterator[str]:
         yield "APP_LOG__LEVEL: debug is not for production"
     if "*" in server.cors_origins:
         yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
-    if auth.bcrypt_cost < 10:
-        yield "APP_AUTH__BCRYPT_COST: must be 10 or more"
+    if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:
+        yield f"APP_AUTH__BCRYPT_COST: must be {_MIN_PRODUCTION_BCRYPT_COST} or more"

@@ -62,8 +62,8 @@ async def remove[M: Base](session: WriteSession, model: type[M], key: UUID, *, v
     return await session.scalar(statement) is not None
 
 
-async def page[*Ts](
-    session: ReadSession, statement: Select[*Ts], order: Order, position: Position | None, *, limit: int
+async def page(
+    session: ReadSession, statement: Select[*tuple[Any, ...]], order: Order, position: Position | None, *, limit: int
 ) -> tuple[Sequence[Any], Position | None]:
     """Read the next `limit` rows after `position`, and the position to go on from (None at the end).
 

@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, override
+from typing import Annotated, Any, override
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import DateTime, MetaData, String, event, func, text
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, event, func, text
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -53,9 +53,9 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: DateTime(timezone=True), str: String()}
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text(), int: BigInteger()}  # noqa: RUF012  # Declared an instance variable by SQLAlchemy.
     # Values made by the server come back with the INSERT: async code can never load them later.
-    __mapper_args__: ClassVar[dict[str, Any]] = {"eager_defaults": True}
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # As above.
 
 
 class _NoFlushSession(Session):
@@ -72,7 +72,7 @@ class ReadSession(AsyncSession):
     PostgreSQL itself refuses a write on its connections (`default_transaction_read_only`).
     """
 
-    sync_session_class = _NoFlushSession
+    sync_session_class: type[Session] = _NoFlushSession
 
 
 class WriteSession(ReadSession):
@@ -166,7 +166,7 @@ def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
     The event loop has already noticed, so this costs nothing, where a ping costs a round trip per checkout. A peer
     that vanished silently is found by `command_timeout`.
     """
-    driver_connection: asyncpg.Connection[Any] = connection.driver_connection  # type: ignore[attr-defined]  # asyncpg's own
+    driver_connection: asyncpg.Connection[Any] = connection.driver_connection
     if driver_connection.is_closed():
         raise DisconnectionError
 

@@ -119,7 +119,7 @@ class _Exchange:
 
     async def _send_completed(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self._status = int(message["status"])
             headers = MutableHeaders(raw=message.setdefault("headers", []))
             headers["X-Request-ID"] = self._request_id
             for name, value in self._headers:

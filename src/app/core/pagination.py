@@ -17,8 +17,8 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: int = Field(50, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
-    cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before.")
+    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
+    cursor: str | None = Field(default=None, max_length=1024, description="`next_cursor` of the page before.")
 
 
 class Page[T](BaseModel):

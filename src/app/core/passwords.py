@@ -46,7 +46,6 @@ def _is_about(password: str, about: Iterable[str]) -> bool:
 
 @cache
 def _common() -> frozenset[str]:
-    # Loaded when a password is first set, not when the program starts: the lists take a tenth of a second.
-    from zxcvbn.frequency_lists import FREQUENCY_LISTS  # noqa: PLC0415
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
     return frozenset(FREQUENCY_LISTS["passwords"])

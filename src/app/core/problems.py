@@ -87,9 +87,11 @@ class Problem(BaseModel):
     instance: str = Field(description="The path that was asked for.")
     request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
     code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
-    errors: list[FieldProblem] | None = Field(None, description="The refused values, with 422 only.")
-    error: str | None = Field(None, description="RFC 6749 error code, at the token endpoints only.")
-    error_description: str | None = Field(None, description="RFC 6749 description, at the token endpoints only.")
+    errors: list[FieldProblem] | None = Field(default=None, description="The refused values, with 422 only.")
+    error: str | None = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
+    error_description: str | None = Field(
+        default=None, description="RFC 6749 description, at the token endpoints only."
+    )
 
 
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
@@ -105,6 +107,20 @@ def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]
         )
         response["content"][MEDIA_TYPE]["examples"][error.code] = {"summary": error.detail, "value": _example(error)}
     return responses
+
+
+def merged_responses(
+    common: dict[int | str, dict[str, Any]], declared: dict[int | str, dict[str, Any]]
+) -> dict[int | str, dict[str, Any]]:
+    """Add the errors any operation can have to those that one declares; both may share a status."""
+    merged = dict(common)
+    for status, response in declared.items():
+        if status in merged and MEDIA_TYPE in response.get("content", {}):
+            examples = merged[status]["content"][MEDIA_TYPE]["examples"]
+            examples |= response["content"][MEDIA_TYPE]["examples"]
+        else:
+            merged[status] = response
+    return merged
 
 
 def _example(error: type[AppError]) -> dict[str, Any]:
@@ -239,7 +255,7 @@ def problem_pages() -> APIRouter:
 
     @router.get("/problems/{name}", openapi_extra=public)
     async def read_problem(name: str) -> Response:
-        errors = {error.code: error for error in (InternalError, *_kinds()) if error.problem == name}
+        errors = {error.code: error for error in _kinds() if error.problem == name}
         if not errors:
             raise NotFoundError
         return Response(_page(name, errors.values()), media_type="text/html")

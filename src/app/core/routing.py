@@ -1,5 +1,6 @@
 """The one way in: every operation reads its query and its body through `Route`, and gets the same strictness."""
 
+import inspect
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from app.core.errors import AppError, FieldError, InvalidInputError, MalformedRequestError, UnsupportedMediaTypeError
-from app.core.problems import BODY_ERRORS, COMMON_ERRORS, pointer, problem_responses
+from app.core.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses, pointer, problem_responses
 
 MAX_DEPTH = 32
 FORM = "application/x-www-form-urlencoded"
@@ -55,8 +56,12 @@ class Route(APIRoute):
 
     @override
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        # The first sentence of the docstring says what the operation does: better than its name in title case.
+        summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
+        options["summary"] = options.get("summary") or " ".join(summary.split()).rstrip(".")
+        options["description"] = options.get("description") or description
         super().__init__(path, endpoint, **options)
-        self.responses = problem_responses(*self._errors()) | self.responses
+        self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -1,4 +1,4 @@
-"""Is this process fit to be sent traffic?"""
+"""Whether this process is fit to be sent traffic."""
 
 import asyncio
 

@@ -1,6 +1,7 @@
 """Alembic's entry: runs on the runner's connection, or on one of its own for `alembic revision`."""
 
 import asyncio
+from typing import Any
 
 from alembic import context
 from sqlalchemy import Connection
@@ -9,7 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.core.config import load_settings
 from app.models import Base
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
     # One transaction each: what has succeeded stays when a later one fails.
     "transaction_per_migration": True,

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, Index, String, text
+from sqlalchemy import CheckConstraint, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, CreatedAt, PrimaryKey, UpdatedAt, Version
@@ -19,11 +19,11 @@ class User(Base):
     )
 
     id: Mapped[PrimaryKey]
-    email: Mapped[str] = mapped_column(String(254))
-    email_key: Mapped[str] = mapped_column(String(508, collation="C"), unique=True)
-    hashed_password: Mapped[str | None] = mapped_column(String(255))
-    full_name: Mapped[str | None] = mapped_column(String(128))
-    role: Mapped[str] = mapped_column(String(16), server_default=Role.USER.value)
+    email: Mapped[str]
+    email_key: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    hashed_password: Mapped[str | None]
+    full_name: Mapped[str | None]
+    role: Mapped[str] = mapped_column(server_default=Role.USER.value)
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     email_verified_at: Mapped[datetime | None]
     # Raised by every change of what the account may do; access tokens carry the number they were issued under.
