@@ -28,20 +28,6 @@ time.sleep(60)
 """
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cluster that has been made and stopped, to copy: making one takes a second."""
-    directory = tmp_path_factory.mktemp("prepared") / "postgres"
-    with Cluster(directory, durable=False):
-        pass
-    return directory
-
-
-@pytest.fixture
-def directory(prepared: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared, tmp_path / "postgres"))
-
-
 @pytest.fixture
 def owner(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen([sys.executable, "-c", OWNER, str(directory)], stdout=subprocess.PIPE, text=True)

@@ -118,7 +118,7 @@ def test_an_old_pg_bindir_is_refused_though_a_new_one_is_installed(tmp_path: Pat
 
 
 def test_a_pg_bindir_without_programs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedPostgresError, match="PG_BINDIR names .* which has no working postgres"):
+    with pytest.raises(EmbeddedPostgresError, match=r"PG_BINDIR names .* which has no working postgres"):
         find_binaries({"PG_BINDIR": str(tmp_path)})
 
 

@@ -15,7 +15,7 @@ from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries
 type Identity = Literal["same", "namespace", "nobody"]
 
 # /var/tmp survives a restart of the machine, and every user can reach it.
-_REFUGES = Path("/var/tmp")
+_REFUGES = Path("/var/tmp")  # noqa: S108  # Only directories that root itself has made there are used.
 _KEEPER = str(Path(postgres_keeper.__file__))
 
 
@@ -47,7 +47,7 @@ def keeper_command(identity: Identity, lifeline: int, *command: str) -> list[str
     return [sys.executable, "-I", "-S", _KEEPER, identity, str(lifeline), *command]
 
 
-def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = Path("/var/tmp")) -> bool:
+def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = _REFUGES) -> bool:
     check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.program("initdb")), str(writable)]
     reader, writer = os.pipe()
     try:

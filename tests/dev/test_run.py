@@ -1,0 +1,193 @@
+"""``make run``: what it tells, what it refuses, and that it leaves nothing behind."""
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.dev import run as make_run
+from app.dev.embedded_postgres import Cluster
+from app.dev.ports import free_port
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from app.dev import run
+run.LOCAL = Path(sys.argv[1])
+sys.exit(run.run())
+"""
+MEANT_FOR_THE_APPLICATION = ("APP_", "DATABASE_URL", "PORT", "PG_BINDIR")
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A directory for everything that a run keeps, and an environment that says nothing but a free port."""
+    for name in os.environ:
+        if name.startswith(MEANT_FOR_THE_APPLICATION):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PORT", str(free_port()))
+    monkeypatch.setattr(make_run, "LOCAL", tmp_path / "local")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield tmp_path / "local"
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+class Running:
+    """The program of ``make run`` as a process of its own, up to the line that ends its card."""
+
+    def __init__(self, local: Path) -> None:
+        command = [sys.executable, "-c", PROGRAM, str(local)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert self.process.stdout is not None
+        self.card = ""
+        while not re.search(r"users/me|create-admin", self.card):
+            line = self.process.stdout.readline()
+            assert line, self.card
+            self.card += line
+
+    def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+def test_the_card_of_the_first_run_logs_in_as_pasted_and_ctrl_c_leaves_nothing(local: Path) -> None:
+    running = Running(local)
+
+    pasted = subprocess.run(
+        ["sh", "-c", running.card[running.card.index("    TOKEN=") :]], capture_output=True, text=True, check=False
+    )
+
+    assert '"email":"admin@example.com"' in pasted.stdout, pasted
+    assert running.end(signal.SIGINT) == 0
+    assert list(local.glob("postgres/*/data/postmaster.pid")) == []
+    assert not (local / "database-url").exists()
+
+
+def test_the_password_is_shown_once_and_everything_survives_a_kill(local: Path) -> None:
+    first = Running(local)
+    password = re.search(r"password +(\S+)", first.card)
+    first.end(signal.SIGKILL)
+
+    second = Running(local)
+
+    assert password
+    assert "password  " not in second.card
+    assert "make another one" in second.card
+    assert second.end(signal.SIGTERM) == 0
+    stored = [path for path in local.glob("*") if path.is_file() and password[1] in path.read_text()]
+    assert stored == []
+
+
+def test_the_keys_are_for_our_eyes_only(local: Path) -> None:
+    local.mkdir()
+
+    keys = make_run._signing_keys_file()
+
+    assert keys.stat().st_mode & 0o077 == 0
+    assert keys.read_text() == make_run._signing_keys_file().read_text()
+
+
+def refusal(capfd: pytest.CaptureFixture[str]) -> str:
+    assert make_run.run() == 1
+    output, sentence = capfd.readouterr()
+    assert output == ""
+    assert "Traceback" not in sentence
+    return sentence.strip()
+
+
+def test_a_port_in_use_is_told_with_its_owner_before_anything_starts(
+    local: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as owner:
+        port = owner.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+
+        sentence = refusal(capfd)
+
+    assert re.search(
+        rf"port {port} is in use by .+ \(pid {os.getpid()}\); set PORT to another one, for example", sentence
+    )
+    assert not (local / "postgres").exists()
+
+
+def test_a_second_run_in_one_clone_is_refused(local: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    local.mkdir()
+    with (local / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+
+        sentence = refusal(capfd)
+
+    assert sentence == "The application is already running in this directory (pid 4711): stop it first."
+
+
+def test_an_unreachable_database_is_named_without_its_password(
+    local: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://somebody:hunter2hunter2@127.0.0.1:{port}/app")
+
+    sentence = refusal(capfd)
+
+    assert f"DATABASE_URL: cannot connect to PostgreSQL at 127.0.0.1:{port}" in sentence
+    assert "hunter2" not in sentence
+    assert not (local / "postgres").exists()
+
+
+@pytest.fixture
+def wrong_url(directory: Path, part: str, wrong: str) -> Iterator[str]:
+    with Cluster(directory, durable=False) as cluster:
+        yield re.sub(part, wrong, cluster.url())
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "reason"),
+    [
+        (r":[^:@]+@", ":hunter2hunter2@", "password authentication failed"),
+        (r"/postgres$", "/nothing_here", 'database "nothing_here" does not exist'),
+    ],
+    ids=["wrong password", "no such database"],
+)
+@pytest.mark.usefixtures("local")
+def test_a_wrong_database_url_is_explained_without_its_password(
+    wrong_url: str, reason: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", wrong_url)
+
+    sentence = refusal(capfd)
+
+    assert reason in sentence
+    assert "hunter2" not in sentence
+
+
+def test_settings_that_cannot_be_used_are_told_before_anything_starts(
+    local: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("APP_AUTH__BCRYPT_COST", "99")
+
+    assert "APP_AUTH__BCRYPT_COST" in refusal(capfd)
+    assert not (local / "postgres").exists()
+
+
+def test_unusable_keys_are_told_before_anything_starts(local: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    local.mkdir()
+    (local / "keys.json").write_text("{}")
+
+    assert "is not a private key set" in refusal(capfd)
+    assert not (local / "postgres").exists()
+
+
+def test_a_directory_that_cannot_be_written_is_named(local: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    local.write_text("a file where the directory belongs")
+
+    assert refusal(capfd) == f"The application cannot start: File exists ({local})."

@@ -1,0 +1,170 @@
+"""The way to an environment: which interpreter is taken, and when there is nothing to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOW_INTERPRETER = "import sys\nprint(sys.executable)\n"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """As much of a clone as setting up reads, with an empty PATH and home beside it."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "scripts", clone / "scripts")
+    shutil.copytree(ROOT / "requirements", clone / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", clone)
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in ("sh", "dirname"):
+        (commands / name).symlink_to(str(shutil.which(name)))
+    return clone
+
+
+@pytest.fixture
+def searching(clone: Path) -> Path:
+    """A clone that only says which interpreter it would use."""
+    (clone / "scripts" / "environment.py").write_text(SHOW_INTERPRETER)
+    return clone
+
+
+def set_up(clone: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {"PATH": str(clone.parent / "commands"), "HOME": str(clone.parent)}
+    command = [str(shutil.which("sh")), str(clone / "scripts" / "setup.sh")]
+    return subprocess.run(command, env=plain | environment, capture_output=True, text=True, check=False)
+
+
+def add_command(clone: Path, name: str, script: str) -> Path:
+    path = clone.parent / "commands" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def real(name: str) -> str:
+    """A script that is the interpreter of these tests, and says by which name it was called."""
+    return f'[ "$2" = -c ] || echo {name}; exec {sys.executable} "$@"'
+
+
+def test_without_an_interpreter_it_says_which_are_needed(searching: Path) -> None:
+    tried = set_up(searching)
+
+    assert tried.returncode == 1
+    assert tried.stderr == (
+        "No Python 3.12, 3.13 or 3.14 was found: install one, or name one like this: "
+        "make setup PYTHON=/path/to/python3.13\n"
+    )
+
+
+def test_a_dead_shim_and_an_old_python_are_passed_over(searching: Path) -> None:
+    add_command(searching, "python3.13", "echo 'pyenv: python3.13: command not found' >&2; exit 127")
+    add_command(searching, "python3.12", "exit 1")
+    add_command(searching, "python3", real("python3"))
+
+    tried = set_up(searching)
+
+    assert (tried.returncode, tried.stdout.split()[0], tried.stderr) == (0, "python3", "")
+
+
+def test_newer_is_not_preferred_to_tested(searching: Path) -> None:
+    for name in ("python3", "python3.14", "python3.12"):
+        add_command(searching, name, real(name))
+
+    assert set_up(searching).stdout.startswith("python3.12\n")
+
+
+def test_versions_that_pyenv_has_installed_are_found_behind_its_dead_shims(searching: Path) -> None:
+    add_command(searching, "python3", "exit 127")
+    add_command(searching, "../pyenv/versions/3.12.1/bin/python", real("of-pyenv"))
+
+    assert set_up(searching, PYENV_ROOT=str(searching.parent / "pyenv")).stdout.startswith("of-pyenv\n")
+
+
+def test_an_interpreter_asked_for_is_the_only_one_tried(searching: Path) -> None:
+    add_command(searching, "python3.13", real("python3.13"))
+
+    tried = set_up(searching, PYTHON="/nowhere/python")
+
+    assert tried.returncode == 1
+    assert tried.stderr.startswith("PYTHON=/nowhere/python is not a Python 3.12 or newer that runs")
+
+
+def test_a_python_without_its_venv_module_is_named(searching: Path) -> None:
+    add_command(searching, "python3", "exit 3")
+
+    tried = set_up(searching)
+
+    assert tried.returncode == 1
+    assert tried.stderr.startswith(
+        "python3 has no venv module: install it (Debian and Ubuntu package it as python3-venv)"
+    )
+
+
+@pytest.fixture
+def finished(clone: Path) -> Path:
+    """A clone whose environment was set up, as far as can be seen without installing anything."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
+    mark = "import environment; environment.STAMP.write_text(environment.fingerprint(''))"
+    environment = {"PYTHONPATH": str(clone / "scripts"), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", mark], env=environment, check=True)
+    return clone
+
+
+def is_current(clone: Path, **environment: str) -> bool:
+    command = [str(clone / ".venv" / "bin" / "python"), "-I", "-S", "scripts/environment.py", "--is-current"]
+    asked = subprocess.run(command, cwd=clone, env=environment, check=False)
+    return asked.returncode == 0
+
+
+def test_a_finished_environment_is_left_alone_in_no_time(finished: Path) -> None:
+    before = time.monotonic()
+    again = set_up(finished)
+
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert time.monotonic() - before < 1
+
+
+@pytest.mark.parametrize("changed", ["requirements/dev.txt", "pyproject.toml", "scripts/environment.py"])
+def test_what_the_environment_is_made_from_makes_it_stale(finished: Path, changed: str) -> None:
+    assert is_current(finished)
+
+    with (finished / changed).open("a") as file:
+        file.write("# changed\n")
+
+    assert not is_current(finished)
+
+
+def test_an_environment_that_was_moved_or_interrupted_is_stale(finished: Path) -> None:
+    moved = finished.rename(finished.with_name("moved"))
+
+    assert not is_current(moved)
+    (moved / ".venv" / "complete").unlink()
+    assert not is_current(moved)
+
+
+def test_asking_for_another_interpreter_makes_it_stale_and_not_asking_does_not(finished: Path) -> None:
+    assert is_current(finished)
+    assert not is_current(finished, PYTHON="/another/python")
+
+
+def test_a_full_disk_or_a_forbidden_directory_is_told_in_one_sentence(clone: Path) -> None:
+    (clone / ".local").write_text("a file where the directory belongs")
+    add_command(clone, "python3", f'exec {sys.executable} "$@"')
+
+    tried = set_up(clone)
+
+    assert tried.returncode == 1
+    assert tried.stderr == f"The environment .venv cannot be made: File exists ({clone / '.local'}).\n"
+
+
+def test_no_pin_names_a_registry() -> None:
+    for pins in (ROOT / "requirements").glob("*.txt"):
+        assert "://" not in pins.read_text()
+        assert os.linesep + "--index" not in pins.read_text()
