@@ -1,5 +1,6 @@
 """Who is calling: the principal of a request, and the account behind it."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated, override
 from uuid import UUID
@@ -12,7 +13,7 @@ from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTo
 from app.auth.tokens import AccessTokens
 from app.core.access import Guard
 from app.core.dependencies import CoreState, ReadSessionDep
-from app.core.errors import MalformedRequestError
+from app.core.errors import AppError, MalformedRequestError
 from app.core.security import PasswordHasher
 from app.users import service as users_service
 from app.users.errors import UserNotFoundError
@@ -53,6 +54,10 @@ class AccessTokenGuard(OAuth2, Guard):
             scheme_name="login",
             description="Log in with email address and password.",
         )
+
+    @override
+    def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
+        return (MissingTokenError, InvalidTokenError, *((InsufficientScopeError,) if scopes else ()))
 
     @override
     async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.

@@ -4,12 +4,14 @@ An operation is `public`, or depends on whatever marks itself as a guard (auth's
 neither must not start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
+
+from app.core.errors import AppError
 
 PUBLIC_KEY = "x-public"
 public: dict[str, Any] = {PUBLIC_KEY: True}
@@ -19,6 +21,18 @@ public: dict[str, Any] = {PUBLIC_KEY: True}
 class Guard:
     """Base of the dependencies that establish who is calling."""
 
+    def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
+        """Name what a caller without the right credentials, or without these scopes, is answered."""
+        raise NotImplementedError
+
+
+def guards(dependant: Dependant) -> Iterator[tuple[Guard, list[str]]]:
+    """Yield the guards of an operation, each with the scopes it asks for."""
+    if isinstance(dependant.call, Guard):
+        yield dependant.call, [*(dependant.parent_oauth_scopes or ()), *(dependant.own_oauth_scopes or ())]
+    for dependency in dependant.dependencies:
+        yield from guards(dependency)
+
 
 def undeclared_operations(app: FastAPI) -> Iterator[str]:
     """Name every operation that declares nothing, or contradicts itself."""
@@ -27,12 +41,8 @@ def undeclared_operations(app: FastAPI) -> Iterator[str]:
             continue
         extra: dict[str, Any] | None = route.openapi_extra
         is_public = bool(extra and extra.get(PUBLIC_KEY))
-        if is_public == _is_guarded(route.dependant):
-            yield f"{' '.join(sorted(route.methods or ()))} {route.path}"
-
-
-def _is_guarded(dependant: Dependant) -> bool:
-    return isinstance(dependant.call, Guard) or any(_is_guarded(one) for one in dependant.dependencies)
+        if is_public == any(guards(route.dependant)):
+            yield f"{' '.join(sorted(route.original_route.methods))} {route.path}"
 
 
 def refuse_undeclared(app: FastAPI) -> None:

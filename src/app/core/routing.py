@@ -13,6 +13,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from app.core.access import guards
 from app.core.errors import AppError, FieldError, InvalidInputError, MalformedRequestError, UnsupportedMediaTypeError
 from app.core.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses, pointer, problem_responses
 
@@ -59,8 +60,9 @@ class Route(APIRoute):
         # The first sentence of the docstring says what the operation does: better than its name in title case.
         summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
         options["summary"] = options.get("summary") or " ".join(summary.split()).rstrip(".")
-        options["description"] = options.get("description") or description
         super().__init__(path, endpoint, **options)
+        # A form feed ends the description for FastAPI; an empty one it would fill with the whole docstring again.
+        self.description = description or "\f"
         self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
 
     @override
@@ -97,6 +99,8 @@ class Route(APIRoute):
         yield InvalidInputError  # So are unknown parameters.
         if self.body_field is not None:
             yield from BODY_ERRORS
+        for guard, scopes in guards(self.dependant):
+            yield from guard.errors(scopes)
 
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
