@@ -42,7 +42,7 @@ def undeclared_operations(app: FastAPI) -> Iterator[str]:
         extra: dict[str, Any] | None = route.openapi_extra
         is_public = bool(extra and extra.get(PUBLIC_KEY))
         if is_public == any(guards(route.dependant)):
-            yield f"{' '.join(sorted(route.original_route.methods))} {route.path}"
+            yield f"{' '.join(sorted(route.methods or set()))} {route.path}"
 
 
 def refuse_undeclared(app: FastAPI) -> None:

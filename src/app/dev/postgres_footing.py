@@ -15,7 +15,7 @@ from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries
 type Identity = Literal["same", "namespace", "nobody"]
 
 # /var/tmp survives a restart of the machine, and every user can reach it.
-_REFUGES = Path("/var/tmp")  # noqa: S108  # Only directories that root itself has made there are used.
+_REFUGES = Path("/var/tmp")  # Only directories that root itself has made there are used.
 _KEEPER = str(Path(postgres_keeper.__file__))
 
 
