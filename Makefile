@@ -26,14 +26,29 @@ test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
 	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
 .PHONY: check
-check: setup ## Run every other check: lint, format, types, import contracts, migrations, generated files
+check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
+
+.PHONY: lint
+lint: setup ## Check style and layout
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m ruff format --check .
+
+.PHONY: types
+types: setup ## Check types
 	@$(PYTHON_IN_VENV) -m mypy
+
+.PHONY: contracts
+contracts: setup ## Check who imports whom
 	@.venv/bin/lint-imports
+
+.PHONY: migrations
+migrations: setup ## Check that no migration locks a table in use
 	@mkdir -p .local
 	@$(PYTHON_IN_VENV) -m app migrate --sql > .local/migrations.sql
 	@.venv/bin/squawk .local/migrations.sql
+
+.PHONY: generated
+generated: setup ## Check that generated documentation is up to date
 	@$(PYTHON_IN_VENV) -m app.dev docs --check
 
 .PHONY: docs

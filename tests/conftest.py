@@ -17,9 +17,9 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
 from starlette.types import Receive, Scope, Send
 
-from app.auth.keys import generate_key_set
 from app.core.config import DatabaseSettings, Settings
 from app.core.database import Database, ReadSession, WriteSession
+from app.core.keys import generate_key_set
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
 from app.main import create_app

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from app import server
-from app.auth.keys import generate_key_set
 from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
+from app.core.keys import generate_key_set
 from app.core.security import PasswordHasher
 from app.migrations import runner
 from app.users import service as users_service

@@ -10,12 +10,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.auth import router as auth
 from app.auth.dependencies import AuthState
-from app.auth.keys import load_key_ring
 from app.auth.tokens import AccessTokens
 from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
+from app.core.keys import load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages

@@ -17,9 +17,7 @@ from joserfc.errors import JoseError
 from uuid_utils.compat import uuid7
 
 from app.auth.errors import InvalidTokenError
-from app.auth.keys import KeyRing, generate_key_set
-
-__all__ = ["AccessClaims", "AccessTokens", "generate_key_set"]
+from app.core.keys import KeyRing
 
 TYPE = "at+jwt"
 CLIENT_ID = "first-party"

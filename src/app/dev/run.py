@@ -13,10 +13,10 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from app.auth.keys import generate_key_set, load_key_ring
 from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import AppError, ConfigurationError
+from app.core.keys import generate_key_set, load_key_ring
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
