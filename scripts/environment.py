@@ -96,7 +96,7 @@ def install() -> None:
     uv_pin.write_text(pin_of("uv"))
     pip = [PYTHON, "-I", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--require-hashes"]
     run("uv could not be installed", *pip, "--requirement", uv_pin)
-    uv = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", PYTHON]
+    uv = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", PYTHON, *cache_options()]
     try:
         run("uv failed", *uv, "--require-hashes", "--requirement", REQUIREMENTS)
     except SetupError as error:
@@ -112,6 +112,15 @@ def install() -> None:
         "--editable",
         ROOT,
     )
+
+
+def cache_options() -> list[str]:
+    """uv does not work without its cache directory, and a user without a home cannot have one."""
+    if "UV_CACHE_DIR" in os.environ:
+        return []
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # Path's own raises without a home.
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    return [] if cache.is_absolute() and os.access(existing, os.W_OK) else ["--no-cache"]
 
 
 def pin_of(name: str) -> str:

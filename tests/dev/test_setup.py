@@ -34,8 +34,13 @@ def searching(clone: Path) -> Path:
     return clone
 
 
+def plain_environment() -> dict[str, str]:
+    """Ours, without what chooses an interpreter; an interpreter may need the rest to start at all, such as LD_LIBRARY_PATH."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYENV"))}
+
+
 def set_up(clone: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    plain = {"PATH": str(clone.parent / "commands"), "HOME": str(clone.parent)}
+    plain = plain_environment() | {"PATH": str(clone.parent / "commands"), "HOME": str(clone.parent)}
     command = [str(shutil.which("sh")), str(clone / "scripts" / "setup.sh")]
     return subprocess.run(command, env=plain | environment, capture_output=True, text=True, check=False)
 
@@ -112,14 +117,14 @@ def finished(clone: Path) -> Path:
     """A clone whose environment was set up, as far as can be seen without installing anything."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
     mark = "import environment; environment.STAMP.write_text(environment.fingerprint(''))"
-    environment = {"PYTHONPATH": str(clone / "scripts"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = plain_environment() | {"PYTHONPATH": str(clone / "scripts"), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([str(clone / ".venv" / "bin" / "python"), "-c", mark], env=environment, check=True)
     return clone
 
 
 def is_current(clone: Path, **environment: str) -> bool:
     command = [str(clone / ".venv" / "bin" / "python"), "-I", "-S", "scripts/environment.py", "--is-current"]
-    asked = subprocess.run(command, cwd=clone, env=environment, check=False)
+    asked = subprocess.run(command, cwd=clone, env=plain_environment() | environment, check=False)
     return asked.returncode == 0
 
 
