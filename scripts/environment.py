@@ -115,7 +115,7 @@ def install() -> None:
 
 
 def cache_options() -> list[str]:
-    """uv does not work without its cache directory, and a user without a home cannot have one."""
+    """Without a home there can be no cache directory, and without that uv does not work unless told to."""
     if "UV_CACHE_DIR" in os.environ:
         return []
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  # Path's own raises without a home.
