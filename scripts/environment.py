@@ -21,6 +21,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "complete"
 LOCK = ROOT / ".local" / "setup.lock"
 REQUIREMENTS = ROOT / "requirements" / "dev.txt"
+ROOM_NEEDED = 50_000_000
 _INPUTS = (REQUIREMENTS, ROOT / "pyproject.toml", Path(__file__))
 
 
@@ -136,7 +137,8 @@ def run(trouble: str, *command: str | Path) -> None:
     if finished.returncode == 0:
         return
     output = (finished.stdout + finished.stderr).strip()
-    if os.strerror(errno.ENOSPC) in output:
+    # Not every tool says why it failed, and some have made room again by the time they say so.
+    if os.strerror(errno.ENOSPC) in output or shutil.disk_usage(ROOT).free < ROOM_NEEDED:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     message = f"{output}\n{trouble}: the reason is above."
     raise SetupError(message)
