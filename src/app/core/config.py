@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, override
+from typing import Annotated, Any, Literal, NoReturn, override
 
 from pydantic import (
     AnyHttpUrl,
@@ -22,10 +22,13 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -40,22 +43,42 @@ SECRETS_DIR = "APP_SECRETS_DIR"
 _MIN_PRODUCTION_BCRYPT_COST = 10
 _PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "example"}
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
+_ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
+# What the driver takes in a URL; anything else, common with other drivers, would fail at every connection.
+_URL_PARAMETERS = {"ssl", "host", "port", "target_session_attrs"}
+# The names that platforms set; the long ones win over them.
+_SAFE_URL = "postgresql://user@host/name?ssl=verify-full"
+_PLAIN_NAMES = {"APP_DATABASE__URL": "DATABASE_URL", "APP_SERVER__PORT": "PORT"}
 
 
 def _parse_duration(value: object) -> object:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return timedelta(seconds=value)
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        message = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10m, 24h, 14d"
-        raise ValueError(message)
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    try:
+        if isinstance(value, int | float):
+            return timedelta(seconds=value)
+        if not isinstance(value, str):
+            return value
+        match = _DURATION.fullmatch(value.strip())
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]]) if match else _refuse(_DURATION_FORM)
+    except OverflowError:
+        return _refuse(_DURATION_FORM)
 
 
+def _parse_origins(value: object) -> object:
+    origins = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    if isinstance(origins, tuple | list) and not all(_ORIGIN.fullmatch(str(origin)) for origin in origins):
+        _refuse("write origins as https://host, separated by commas")
+    return origins
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+_DURATION_FORM = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10m, 24h, 14d"
 Duration = Annotated[timedelta, BeforeValidator(_parse_duration), Field(gt=timedelta(0))]
+# PostgreSQL counts milliseconds in 32 bits, and takes 0 for "no limit".
+Timeout = Annotated[Duration, Field(ge=timedelta(milliseconds=1), le=timedelta(days=24))]
 
 
 class _Group(BaseModel):
@@ -78,9 +101,10 @@ class ServerSettings(_Group):
         default=None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere but in production."
     )
     max_body_size: int = Field(default=1_048_576, ge=1024, description="Largest request body, in bytes.")
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = Field(
         default=(),
-        description='Origins of browser applications that may call this API, as JSON: `["https://app.example.com"]`.',
+        description="Origins of browser applications that may call this API, separated by commas: "
+        "`https://app.example.com,https://admin.example.com`.",
     )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
@@ -110,21 +134,21 @@ class DatabaseSettings(_Group):
     connect_timeout: Duration = Field(
         default=timedelta(seconds=2), description="Longest wait for a new connection, then 503."
     )
-    statement_timeout: Duration = Field(
+    statement_timeout: Timeout = Field(
         default=timedelta(seconds=5),
         description="Longest time for one statement; the server cancels it, the client gives up 1 s later.",
     )
-    lock_timeout: Duration = Field(default=timedelta(seconds=2), description="Longest wait for a lock.")
-    idle_in_transaction_timeout: Duration = Field(
+    lock_timeout: Timeout = Field(default=timedelta(seconds=2), description="Longest wait for a lock.")
+    idle_in_transaction_timeout: Timeout = Field(
         default=timedelta(seconds=10),
         description="PostgreSQL ends a session that idles this long inside a transaction.",
     )
     application_name: str = Field(default="bedplate", max_length=40, description="Name shown in `pg_stat_activity`.")
-    migration_lock_timeout: Duration = Field(
+    migration_lock_timeout: Timeout = Field(
         default=timedelta(seconds=2),
         description="Longest wait of a migration for a lock: it gives up instead of queueing others.",
     )
-    migration_statement_timeout: Duration = Field(
+    migration_statement_timeout: Timeout = Field(
         default=timedelta(minutes=10), description="Longest time for one statement of a migration."
     )
 
@@ -136,9 +160,10 @@ class DatabaseSettings(_Group):
         except (ArgumentError, ValueError):
             url = None
         if url is None or url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
-            message = "write it as postgresql://user:password@host:5432/database"
-            raise ValueError(message)
+            _refuse("write it as postgresql://user:password@host:5432/database")
         query = {("ssl" if key == "sslmode" else key): text for key, text in url.query.items()}
+        if unknown := sorted(query.keys() - _URL_PARAMETERS):
+            _refuse(f"the driver does not know the parameter {unknown[0]}; take it out")
         url = url.set(drivername="postgresql+asyncpg", query=query)
         return SecretStr(url.render_as_string(hide_password=False))
 
@@ -197,7 +222,7 @@ class _PlainEnvironment(PydanticBaseSettingsSource):
 
     @override
     def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
+        return None, field_name, False  # pragma: no cover  # The base class demands it; `__call__` reads both at once.
 
     @override
     def __call__(self) -> dict[str, Any]:
@@ -240,7 +265,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         sources = [init_settings, env_settings, _PlainEnvironment(settings_cls)]
-        if os.environ.get(SECRETS_DIR):
+        if _secrets_dir():
             sources.append(
                 NestedSecretsSettingsSource(file_secret_settings, secrets_prefix=PREFIX, secrets_nested_delimiter="__")
             )
@@ -274,20 +299,19 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: object) -> Settings:
     """Read the settings from the environment; the error names every problem, and no value."""
-    problems = [*_unknown_variables(os.environ)]
+    problems: list[str] = []
     settings = None
     try:
         settings = _build(overrides)
-        problems += settings.unsafe_for_production()
+        problems += [*_unknown_variables(os.environ), *settings.unsafe_for_production()]
     except ValidationError as error:
-        errors = error.errors(include_input=False)
-        invalid = {_variable(entry["loc"]): _reason(entry["msg"]) for entry in errors}
-        problems += [f"{variable}: {reason}" for variable, reason in invalid.items()]
-        repaired = _build_repaired(overrides, [entry["loc"] for entry in errors])
-        unsafe = repaired.unsafe_for_production() if repaired else ()
-        problems += [problem for problem in unsafe if problem.split(":")[0] not in invalid]
+        problems += _invalid(error, overrides)
     except SettingsError as error:
-        problems.append(str(error))
+        problems += [*_unknown_variables(os.environ), str(error)]
+    except (OSError, UnicodeDecodeError):
+        problems.append(f"{SECRETS_DIR}: a file in it cannot be read as UTF-8 text")
+    if (directory := os.environ.get(SECRETS_DIR)) and not Path(directory).is_dir():
+        problems.append(f"{SECRETS_DIR}: there is no such directory")
     if settings is None or problems:
         raise ConfigurationError(
             "\n".join(["The settings cannot be used:", *(f"  - {problem}" for problem in problems)])
@@ -295,23 +319,44 @@ def load_settings(**overrides: object) -> Settings:
     return settings
 
 
+def _invalid(error: ValidationError, overrides: Mapping[str, object]) -> Iterator[str]:
+    """Name the invalid settings, the unknown ones, and the unsafe ones among the rest."""
+    errors = error.errors(include_input=False)
+    invalid = {_variable(entry["loc"]): _reason(entry) for entry in errors}
+    unknown = list(_unknown_variables(os.environ))
+    already = {problem.split(":")[0] for problem in unknown}
+    yield from unknown
+    yield from (f"{variable}: {reason}" for variable, reason in invalid.items() if variable not in already)
+    repaired = _build_repaired(overrides, [entry["loc"] for entry in errors])
+    unsafe = repaired.unsafe_for_production() if repaired else ()
+    yield from (problem for problem in unsafe if problem.split(":")[0] not in invalid)
+
+
+def _secrets_dir() -> str | None:
+    directory = os.environ.get(SECRETS_DIR)
+    return directory if directory and Path(directory).is_dir() else None
+
+
 def _build(overrides: Mapping[str, object]) -> Settings:
-    return Settings(_secrets_dir=os.environ.get(SECRETS_DIR), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
+    return Settings(_secrets_dir=_secrets_dir(), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
 
 
 def _build_repaired(overrides: Mapping[str, object], invalid: list[tuple[int | str, ...]]) -> Settings | None:
-    """Build the settings with the invalid ones replaced, so that the unsafe ones are named in the same go."""
-    repairs: dict[str, dict[str, object]] = {"database": {"url": "postgresql://user@host/name?ssl=verify-full"}}
-    for group, *rest in invalid:
-        model = Settings.model_fields[str(group)].annotation if group in Settings.model_fields else None
-        if rest and isinstance(model, type) and issubclass(model, _Group) and rest[0] in model.model_fields:
-            field = model.model_fields[str(rest[0])]
-            if not field.is_required():
-                repairs.setdefault(str(group), {})[str(rest[0])] = field.default
-    try:
-        return _build({**overrides, **repairs})
-    except (ValidationError, SettingsError):
+    """Build the settings without the invalid ones, so that the unsafe ones are named in the same go."""
+
+    class Repaired(Settings):
+        @model_validator(mode="before")
+        @classmethod
+        def _take_out(cls, values: dict[str, Any]) -> dict[str, Any]:
+            for group, *rest in invalid:
+                members = values.pop(str(group), {}) if rest else {}
+                values[str(group)] = {name: value for name, value in members.items() if name != rest[0]}
+            return {**values, "database": {"url": _SAFE_URL, **values["database"]}}
+
+    if ("environment",) in invalid:
+        # Nobody knows then whether the rest is unsafe.
         return None
+    return Repaired(_secrets_dir=_secrets_dir(), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
 
 
 def variables() -> Iterator[tuple[str, str, type[BaseModel]]]:
@@ -325,16 +370,18 @@ def variables() -> Iterator[tuple[str, str, type[BaseModel]]]:
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
-    name = (PREFIX + "__".join(str(part) for part in location[:2])).upper()
     if location == ("database",):
         return "DATABASE_URL"
-    return "DATABASE_URL" if name == "APP_DATABASE__URL" else name
+    name = (PREFIX + "__".join(str(part) for part in location[:2])).upper()
+    return name if name in os.environ else _PLAIN_NAMES.get(name, name)
 
 
-def _reason(message: str) -> str:
-    if message == "Field required":
+def _reason(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
         return "is missing"
-    return message.removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:

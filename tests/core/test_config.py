@@ -1,0 +1,474 @@
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.config import SECRETS_DIR, Settings, load_settings, variables
+from app.core.errors import ConfigurationError
+
+type Environment = Callable[..., None]
+
+URL = "postgresql://app:pw@db.example.com/app?ssl=verify-full"
+SAFE = {
+    "DATABASE_URL": URL,
+    "APP_SERVER__PUBLIC_URL": "https://api.example.com",
+    "APP_AUTH__SIGNING_KEYS": '{"keys": []}',
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
+    """Set these variables and no others that the settings would read."""
+
+    def set_only(**values: str) -> None:
+        for name in [*(name for name, _, _ in variables()), SECRETS_DIR, "DATABASE_URL", "PORT"]:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    set_only()
+    return set_only
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def problems() -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    first, *rest = str(caught.value).splitlines()
+    assert first == "The settings cannot be used:"
+    return [line.removeprefix("  - ") for line in rest]
+
+
+def database_url(settings: Settings) -> str:
+    return settings.database.url.get_secret_value()
+
+
+def test_a_safe_production_configuration_loads(environment: Environment) -> None:
+    environment(**SAFE)
+
+    settings = load_settings()
+
+    assert settings.is_production
+    assert settings.issuer == settings.public_url == "https://api.example.com"
+    assert not settings.serves_docs
+    assert list(settings.unsafe_for_production()) == []
+
+
+def test_every_production_refusal_is_named_at_once(environment: Environment) -> None:
+    environment(
+        DATABASE_URL="postgresql://app:ChangeMe@db/app",
+        APP_SERVER__PUBLIC_URL="http://api.example.com",
+        APP_SERVER__CORS_ORIGINS="https://app.example.com,*",
+        APP_LOG__LEVEL="debug",
+        APP_AUTH__BCRYPT_COST="9",
+    )
+
+    assert [problem.split(":")[0] for problem in problems()] == [
+        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
+        "APP_SERVER__PUBLIC_URL",
+        "DATABASE_URL",
+        "DATABASE_URL",
+        "APP_LOG__LEVEL",
+        "APP_SERVER__CORS_ORIGINS",
+        "APP_AUTH__BCRYPT_COST",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"APP_AUTH__SIGNING_KEYS": ""}, "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing"),
+        ({"APP_SERVER__PUBLIC_URL": ""}, "APP_SERVER__PUBLIC_URL: must be the https:// address"),
+        ({"APP_SERVER__PUBLIC_URL": "http://api.example.com"}, "APP_SERVER__PUBLIC_URL: must be the https:// address"),
+        ({"DATABASE_URL": "postgresql://a:postgres@h/d?ssl=require"}, "DATABASE_URL: the password is a placeholder"),
+        ({"DATABASE_URL": "postgresql://a:SECRET@h/d?ssl=require"}, "DATABASE_URL: the password is a placeholder"),
+        ({"DATABASE_URL": "postgresql://a:b@h/d"}, "DATABASE_URL: append ?ssl=verify-full"),
+        ({"DATABASE_URL": "postgresql://a:b@h/d?sslmode=prefer"}, "DATABASE_URL: append ?ssl=verify-full"),
+        ({"DATABASE_URL": "postgresql://a:b@h/d?ssl=require&sslmode=disable"}, "DATABASE_URL: append ?ssl=verify-full"),
+        ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not for production"),
+        ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: name the origins"),
+        ({"APP_AUTH__BCRYPT_COST": "9"}, "APP_AUTH__BCRYPT_COST: must be 10 or more"),
+    ],
+)
+def test_each_unsafe_setting_alone_refuses_production(
+    environment: Environment, changes: dict[str, str], named: str
+) -> None:
+    environment(**{**SAFE, **changes})
+
+    (problem,) = problems()
+
+    assert problem.startswith(named)
+
+
+@pytest.mark.parametrize("name", ["local", "test"])
+def test_unsafe_settings_are_accepted_outside_production(environment: Environment, name: str) -> None:
+    environment(APP_ENVIRONMENT=name, DATABASE_URL="postgresql://a:postgres@h/d", APP_LOG__LEVEL="debug")
+
+    settings = load_settings()
+
+    assert settings.serves_docs
+    assert settings.public_url == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"APP_AUTH__SIGNING_KEYS": "", "APP_AUTH__SIGNING_KEYS_FILE": "/run/keys.json"},
+        {"DATABASE_URL": "postgresql://a:b@h/d", "APP_DATABASE__REQUIRE_TLS": "false"},
+        {"DATABASE_URL": "postgresql://a:b@h/d?sslmode=verify-ca"},
+        {"APP_AUTH__BCRYPT_COST": "10"},
+        {"APP_SERVER__CORS_ORIGINS": "https://app.example.com"},
+    ],
+)
+def test_what_is_safe_another_way_is_accepted_in_production(environment: Environment, changes: dict[str, str]) -> None:
+    environment(**{**SAFE, **changes})
+
+    assert load_settings().is_production
+
+
+def test_an_empty_environment_names_everything_production_needs() -> None:
+    assert [problem.split(":")[0] for problem in problems()] == [
+        "DATABASE_URL",
+        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
+        "APP_SERVER__PUBLIC_URL",
+    ]
+
+
+def test_invalid_unknown_and_unsafe_settings_are_named_in_one_go(environment: Environment) -> None:
+    environment(
+        DATABASE_URL="postgresql://a:postgres@h/d",
+        APP_DATABASE__POOL_SIZE="many",
+        APP_AUTH__BCRYPT_COST="99",
+        APP_AUTH__ISUER="https://x.example",
+        APP_LOG__LEVEL="debug",
+    )
+
+    assert [problem.split(":")[0] for problem in problems()] == [
+        "APP_AUTH__ISUER",
+        "APP_DATABASE__POOL_SIZE",
+        "APP_AUTH__BCRYPT_COST",
+        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
+        "APP_SERVER__PUBLIC_URL",
+        "DATABASE_URL",
+        "DATABASE_URL",
+        "APP_LOG__LEVEL",
+    ]
+
+
+def test_an_unreadable_database_url_does_not_hide_the_unsafe_settings(environment: Environment) -> None:
+    environment(**{**SAFE, "DATABASE_URL": "mysql://a:b@h/d", "APP_LOG__LEVEL": "debug"})
+
+    assert problems() == [
+        "DATABASE_URL: write it as postgresql://user:password@host:5432/database",
+        "APP_LOG__LEVEL: debug is not for production",
+    ]
+
+
+def test_an_invalid_environment_does_not_hide_other_invalid_settings(environment: Environment) -> None:
+    environment(**SAFE, APP_ENVIRONMENT="prod", APP_LOG__FORMAT="xml")
+
+    assert problems() == [
+        "APP_ENVIRONMENT: Input should be 'local', 'test' or 'production'",
+        "APP_LOG__FORMAT: Input should be 'json' or 'console'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "invalid",
+    [
+        {"DATABASE_URL": "postgresql://a:CANARY@h:CANARY/d"},
+        {"DATABASE_URL": "CANARY"},
+        {"DATABASE_URL": "postgresql://a:b@h/d?ssl=require", "APP_SERVER__PORT": "CANARY"},
+        {"APP_SERVER__PUBLIC_URL": "CANARY"},
+        {"APP_SERVER__CORS_ORIGINS": "CANARY"},
+        {"APP_AUTH": '{"signing_keys": CANARY'},
+        {"APP_AUTH": '["CANARY"]'},
+        {"APP_AUTH__ACCESS_TOKEN_TTL": "CANARY"},
+        {"APP_AUTH__PASSWORD_HASH": "CANARY"},
+        {"APP_DATABASE__REQUIRE_TLS": "CANARY"},
+        {"APP_DATABASE__APPLICATION_NAME": "CANARY" * 10},
+        {"APP_ENVIRONMENT": "CANARY"},
+        {"APP_UNHEARD_OF": "CANARY"},
+    ],
+)
+def test_no_value_appears_among_the_problems(environment: Environment, invalid: dict[str, str]) -> None:
+    environment(**{**SAFE, **invalid})
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+
+    assert "CANARY" not in str(caught.value)
+    # Nor in the traceback that a careless caller might print.
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("APP_AUTH__ISUER", "; did you mean APP_AUTH__ISSUER?"),
+        ("APP_DATABASE_URL", "; did you mean APP_DATABASE__URL?"),
+        ("APP_LOGLEVEL", "; did you mean APP_LOG__LEVEL?"),
+        ("APP_XYZZY", ""),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(
+    environment: Environment, name: str, suggestion: str
+) -> None:
+    environment(**SAFE, **{name: "x"})
+
+    assert problems() == [f"{name}: there is no such setting{suggestion}"]
+
+
+def test_a_group_may_be_given_as_one_json_object(environment: Environment) -> None:
+    environment(**SAFE, APP_LOG='{"level": "warning"}', APP_LOG__FORMAT="console")
+
+    settings = load_settings()
+
+    assert (settings.log.level, settings.log.format) == ("warning", "console")
+
+
+def test_a_member_that_a_json_group_does_not_have_is_refused(environment: Environment) -> None:
+    environment(**SAFE, APP_LOG='{"volume": "11"}')
+
+    assert problems() == ["APP_LOG__VOLUME: there is no such setting"]
+
+
+def test_a_json_group_that_cannot_be_read_is_named(environment: Environment) -> None:
+    environment(**SAFE, APP_LOG="{", APP_XYZZY="x")
+
+    unknown, unreadable = problems()
+
+    assert unknown.startswith("APP_XYZZY")
+    assert '"log"' in unreadable
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("500ms", 0.5), ("30s", 30), ("10m", 600), ("0.5h", 1800), ("2d", 172800), (" 3s ", 3)],
+)
+def test_a_duration_is_seconds_or_has_a_unit(environment: Environment, text: str, seconds: float) -> None:
+    environment(**SAFE, APP_DATABASE__STATEMENT_TIMEOUT=text)
+
+    assert load_settings().database.statement_timeout == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("given", [90, 90.0, "90", timedelta(seconds=90)])
+def test_a_duration_may_be_passed_in_as_a_number_or_as_itself(environment: Environment, given: object) -> None:
+    environment(**SAFE)
+
+    assert load_settings(database={"pool_recycle": given}).database.pool_recycle == timedelta(seconds=90)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "5 s", "5S", "٣s", "1w", "999999999999d", "0", "0s", "inf"])
+def test_what_is_no_positive_duration_is_refused(environment: Environment, text: str) -> None:
+    environment(**SAFE)
+
+    with pytest.raises(ConfigurationError, match="APP_DATABASE__POOL_RECYCLE"):
+        load_settings(database={"pool_recycle": text})
+
+
+@pytest.mark.parametrize("text", ["0.4ms", "25d"])
+def test_a_timeout_that_postgresql_would_misunderstand_is_refused(environment: Environment, text: str) -> None:
+    environment(**SAFE, APP_DATABASE__STATEMENT_TIMEOUT=text)
+
+    (problem,) = problems()
+
+    assert problem.startswith("APP_DATABASE__STATEMENT_TIMEOUT")
+
+
+def test_a_number_too_large_for_a_duration_is_refused(environment: Environment) -> None:
+    environment(**SAFE, APP_DATABASE='{"pool_recycle": 1e300}')
+
+    (problem,) = problems()
+
+    assert problem.startswith("APP_DATABASE__POOL_RECYCLE: write a duration")
+
+
+def test_origins_are_separated_by_commas(environment: Environment) -> None:
+    environment(**SAFE, APP_SERVER__CORS_ORIGINS="https://a.example, http://localhost:5173")
+
+    assert load_settings().server.cors_origins == ("https://a.example", "http://localhost:5173")
+
+
+def test_origins_may_be_passed_in_as_a_tuple(environment: Environment) -> None:
+    environment(**SAFE)
+
+    settings = load_settings(server={"public_url": "https://x.example", "cors_origins": ("https://a.example",)})
+
+    assert settings.server.cors_origins == ("https://a.example",)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.example", "https://a.example/", "https://a.example/app", '["https://a.example"]', "https://a.example,"]
+)
+def test_what_is_no_origin_is_refused(environment: Environment, text: str) -> None:
+    environment(**SAFE, APP_SERVER__CORS_ORIGINS=text)
+
+    assert problems() == ["APP_SERVER__CORS_ORIGINS: write origins as https://host, separated by commas"]
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgres://a:b@h/d", "postgresql+asyncpg://a:b@h/d"),
+        ("postgresql://a:b@h:6432/d", "postgresql+asyncpg://a:b@h:6432/d"),
+        ("postgresql+psycopg://a:b@h/d", "postgresql+asyncpg://a:b@h/d"),
+        ("postgresql://a:b@h/d?sslmode=require", "postgresql+asyncpg://a:b@h/d?ssl=require"),
+        ("postgresql://a:p%40%2Fss@h/d?ssl=require", "postgresql+asyncpg://a:p%40%2Fss@h/d?ssl=require"),
+        ("postgresql:///d?host=/var/run/postgresql", "postgresql+asyncpg:///d?host=%2Fvar%2Frun%2Fpostgresql"),
+    ],
+)
+def test_the_database_url_is_rewritten_for_the_driver(environment: Environment, given: str, used: str) -> None:
+    environment(APP_ENVIRONMENT="local", DATABASE_URL=given)
+
+    assert database_url(load_settings()) == used
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x", "mysql://a:b@h/d", "postgresql://h", "postgresql://h:port/d", "sqlite:///x", "postgresql://"]
+)
+def test_what_is_no_postgresql_url_is_refused(environment: Environment, url: str) -> None:
+    environment(APP_ENVIRONMENT="local")
+
+    with pytest.raises(ConfigurationError, match="write it as postgresql://user:password@host:5432/database"):
+        load_settings(database={"url": url})
+
+
+def test_a_url_parameter_the_driver_would_choke_on_is_refused(environment: Environment) -> None:
+    environment(APP_ENVIRONMENT="local", DATABASE_URL="postgresql://a:b@h/d?sslmode=require&channel_binding=require")
+
+    assert problems() == ["DATABASE_URL: the driver does not know the parameter channel_binding; take it out"]
+
+
+def test_the_names_that_platforms_set_are_understood(environment: Environment) -> None:
+    environment(APP_ENVIRONMENT="local", DATABASE_URL="postgresql://a:b@h/d", PORT="8123")
+
+    settings = load_settings()
+
+    assert database_url(settings) == "postgresql+asyncpg://a:b@h/d"
+    assert settings.server.port == 8123
+    assert settings.public_url == "http://127.0.0.1:8123"
+
+
+def test_the_long_names_win_over_those_that_platforms_set(environment: Environment) -> None:
+    environment(
+        APP_ENVIRONMENT="local",
+        DATABASE_URL="postgresql://a:b@platform/d",
+        APP_DATABASE__URL="postgresql://a:b@chosen/d",
+        PORT="1",
+        APP_SERVER__PORT="2",
+    )
+
+    settings = load_settings()
+
+    assert database_url(settings) == "postgresql+asyncpg://a:b@chosen/d"
+    assert settings.server.port == 2
+
+
+@pytest.mark.parametrize("name", ["PORT", "APP_SERVER__PORT"])
+def test_a_problem_is_named_by_the_variable_that_was_set(environment: Environment, name: str) -> None:
+    environment(**SAFE, **{name: "70000"})
+
+    assert problems() == [f"{name}: Input should be less than or equal to 65535"]
+
+
+def test_secrets_may_be_files(environment: Environment, secrets: Path) -> None:
+    (secrets / "APP_AUTH__SIGNING_KEYS").write_text('{"keys": []}\n')
+    (secrets / "app_database__url").write_text(f"{URL}\n")
+    (secrets / "OTHER_SERVICE").write_text("not ours")
+    environment(APP_SECRETS_DIR=str(secrets), APP_SERVER__PUBLIC_URL="https://api.example.com")
+
+    settings = load_settings()
+
+    assert settings.auth.signing_keys is not None
+    assert settings.auth.signing_keys.get_secret_value() == '{"keys": []}'
+    assert database_url(settings).endswith("@db.example.com/app?ssl=verify-full")
+
+
+def test_a_variable_wins_over_a_file(environment: Environment, secrets: Path) -> None:
+    (secrets / "APP_AUTH__AUDIENCE").write_text("from the file")
+    environment(**SAFE, APP_SECRETS_DIR=str(secrets), APP_AUTH__AUDIENCE="from the variable")
+
+    assert load_settings().auth.audience == "from the variable"
+
+
+def test_a_file_of_an_unknown_name_is_refused(environment: Environment, secrets: Path) -> None:
+    (secrets / "APP_AUTH__ISUER").write_text("CANARY")
+    environment(**SAFE, APP_SECRETS_DIR=str(secrets))
+
+    assert problems() == ["APP_AUTH__ISUER: there is no such setting"]
+
+
+def test_a_file_that_is_no_text_is_refused(environment: Environment, secrets: Path) -> None:
+    (secrets / "APP_AUTH__ISSUER").write_bytes(b"\xff\xfe")
+    environment(**SAFE, APP_SECRETS_DIR=str(secrets))
+
+    assert problems() == ["APP_SECRETS_DIR: a file in it cannot be read as UTF-8 text"]
+
+
+def test_a_secrets_directory_that_is_none_is_refused(environment: Environment, secrets: Path) -> None:
+    (secrets / "file").touch()
+
+    for name in ("missing", "file"):
+        environment(**SAFE, APP_SECRETS_DIR=str(secrets / name))
+
+        assert problems() == ["APP_SECRETS_DIR: there is no such directory"]
+
+
+def test_an_empty_variable_counts_as_unset(environment: Environment) -> None:
+    environment(**{**SAFE, "APP_LOG__LEVEL": "", "PORT": ""})
+
+    settings = load_settings()
+
+    assert settings.log.level == "info"
+    assert settings.server.port == 8000
+
+
+@pytest.mark.parametrize("group", [None, "server", "database", "auth", "log"])
+def test_settings_cannot_be_changed(environment: Environment, group: str | None) -> None:
+    environment(**SAFE)
+    settings = load_settings()
+    target: Any = getattr(settings, group) if group else settings
+    name = next(iter(type(target).model_fields))
+
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(target, name, getattr(target, name))
+
+
+def test_docs_can_be_chosen_against_the_default(environment: Environment) -> None:
+    environment(**SAFE, APP_SERVER__DOCS="true")
+    assert load_settings().serves_docs
+
+    environment(APP_ENVIRONMENT="local", DATABASE_URL=URL, APP_SERVER__DOCS="false")
+    assert not load_settings().serves_docs
+
+
+def test_the_issuer_is_the_public_url_unless_chosen(environment: Environment) -> None:
+    environment(**{**SAFE, "APP_SERVER__PUBLIC_URL": "https://api.example.com/"})
+    assert load_settings().issuer == "https://api.example.com"
+
+    environment(**SAFE, APP_AUTH__ISSUER="https://login.example.com")
+    assert load_settings().issuer == "https://login.example.com"
+
+
+def test_settings_do_not_show_their_secrets(environment: Environment) -> None:
+    environment(**{**SAFE, "DATABASE_URL": "postgresql://a:CANARY@h/d?ssl=require", "APP_AUTH__SIGNING_KEYS": "CANARY"})
+
+    settings = load_settings()
+
+    assert "CANARY" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert settings.database.sqlalchemy_url().password == "CANARY"
+
+
+def test_every_setting_is_described_and_has_one_variable() -> None:
+    found = list(variables())
+
+    assert len({name for name, _, _ in found}) == len(found) > 30
+    assert [name for name, field, model in found if not model.model_fields[field].description] == []
