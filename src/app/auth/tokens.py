@@ -9,17 +9,20 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, override
 from uuid import UUID
 
 from joserfc import jws
 from joserfc.errors import JoseError
+from joserfc.jwa import JWSAlgModel
 from uuid_utils.compat import uuid7
 
 from app.auth.errors import InvalidTokenError
 from app.core.keys import KeyRing
 
 TYPE = "at+jwt"
+# Both are the same media type (RFC 9068, 4; RFC 7515, 4.1.9), and media types have no case.
+_TYPES = {TYPE, f"application/{TYPE}"}
 CLIENT_ID = "first-party"
 MAX_LIFETIME = 15 * 60
 _MAX_LENGTH = 4096
@@ -30,6 +33,19 @@ _CLAIMS = {"iss", "aud", "sub", "iat", "exp", "jti", "sid", "ver", "auth_time", 
 _EPOCH = 1_577_836_800  # 2020-01-01: a date before this project is a mistake or an attack.
 _SKEW = 30
 _HORIZON = 3600
+
+
+class _Registry(jws.JWSRegistry):
+    """The two algorithms our keys have, and no warning that RFC 9864 renamed EdDSA: verifiers know the old name."""
+
+    _ours = {name: jws.JWSRegistry.algorithms[name] for name in ("ES256", "EdDSA")}  # noqa: RUF012  # As in the parent.
+
+    @override
+    def get_alg(self, name: str) -> JWSAlgModel:
+        return self._ours[name]
+
+
+_REGISTRY = _Registry()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,7 @@ class AccessTokens:
         }
         header = {"alg": str(key.alg), "kid": self._ring.active, "typ": TYPE}
         payload = json.dumps(claims, separators=(",", ":"))
-        return jws.serialize_compact(header, payload, key, algorithms=[str(key.alg)])
+        return jws.serialize_compact(header, payload, key, registry=_REGISTRY)
 
     def read(self, token: str) -> AccessClaims:
         """Verify a token; every way in which it can be wrong is the same `InvalidTokenError`."""
@@ -92,12 +108,13 @@ class AccessTokens:
             raise ValueError
         head, _, rest = token.partition(".")
         header = _parse(head) if len(head) <= _MAX_HEADER_LENGTH else {}
-        if header.keys() != _HEADER_MEMBERS or header["typ"] != TYPE or not isinstance(header["kid"], str):
+        if header.keys() != _HEADER_MEMBERS or str(header["typ"]).lower() not in _TYPES:
             raise ValueError
-        key = self._ring.verifying(header["kid"])
+        # Neither `str()` lets a value of another type pass: its text is no type and no id of a key.
+        key = self._ring.verifying(str(header["kid"]))
         if key is None or header["alg"] != key.alg:
             raise ValueError
-        jws.deserialize_compact(token, key, algorithms=[header["alg"]])
+        jws.deserialize_compact(token, key, registry=_REGISTRY)
         return self._claims(_parse(rest.partition(".")[0]), header["kid"])
 
     def _claims(self, claims: dict[str, Any], kid: str) -> AccessClaims:
@@ -107,7 +124,7 @@ class AccessTokens:
             raise ValueError
         if not _names(claims["aud"], self._audience):
             raise ValueError
-        if expires <= now or issued > now + _SKEW or not 0 < expires - issued <= MAX_LIFETIME:
+        if expires <= now or max(issued, authenticated) > now + _SKEW or not 0 < expires - issued <= MAX_LIFETIME:
             raise ValueError
         if type(claims["ver"]) is not int or not isinstance(claims["jti"], str) or not isinstance(claims["scope"], str):
             raise ValueError
@@ -154,7 +171,7 @@ def _names(audience: Any, expected: str) -> bool:
 
 
 def _uuid(value: Any) -> UUID:
-    parsed = UUID(value)
+    parsed = UUID(str(value))
     if str(parsed) != value:
         raise ValueError
     return parsed
