@@ -2,9 +2,11 @@
 
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from app.dev import docs as generated_docs
 from app.dev import run as make_run
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 
@@ -31,6 +33,16 @@ def database() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(0)
+
+
+@program.command()
+def docs(*, check: Annotated[bool, typer.Option("--check", help="Only say what is out of date.")] = False) -> None:
+    """Write the documentation that comes from the code."""
+    if not check:
+        generated_docs.write()
+    elif stale := generated_docs.stale():
+        typer.echo(f"Out of date: {', '.join(map(str, stale))}. Write it again with: make docs", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

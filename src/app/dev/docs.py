@@ -1,0 +1,76 @@
+"""Documentation that is written from the code, so that it cannot say something else."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from app.core.config import Settings, variables
+
+ROOT = Path(__file__).resolve().parents[3]
+# Defaults that are computed from the machine: the document must not depend on who writes it.
+_COMPUTED = {"APP_AUTH__HASH_THREADS": "one per core"}
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+_HEADING = """# Settings
+
+Every setting is an environment variable. Written by `make docs` from `src/app/core/config.py`; a test compares the two.
+"""
+
+
+def configuration() -> str:
+    """The page about every setting, in the order of the code."""
+    groups: dict[type[BaseModel], list[str]] = {}
+    for variable, name, model in variables():
+        rows = groups.setdefault(model, ["| variable | default | what it does |", "|---|---|---|"])
+        field = model.model_fields[name]
+        rows.append(f"| `{variable}` | {_default(variable, field)} | {_cell(field.description)} |")
+    sections = ("\n".join([f"## {_title(model)}", "", *rows]) for model, rows in groups.items())
+    return "\n\n".join([_HEADING.strip(), *sections]) + "\n"
+
+
+DOCUMENTS: Mapping[Path, Callable[[], str]] = MappingProxyType({Path("docs/configuration.md"): configuration})
+
+
+def write(root: Path = ROOT) -> None:
+    for path, content in DOCUMENTS.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content())
+
+
+def stale(root: Path = ROOT) -> list[Path]:
+    """Documents that are missing, or that say something else than the code."""
+    return [path for path, content in DOCUMENTS.items() if not _says(root / path, content())]
+
+
+def _says(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_text() == content
+
+
+def _title(model: type[BaseModel]) -> str:
+    return "General" if model is Settings else _cell(model.__doc__).removesuffix(".")
+
+
+def _default(variable: str, field: FieldInfo) -> str:
+    if variable in _COMPUTED:
+        return _COMPUTED[variable]
+    if field.is_required():
+        return "**required**"
+    default = field.get_default(call_default_factory=False)
+    if default is None or default == ():
+        return ""
+    return f"`{_duration(default) if isinstance(default, timedelta) else str(default).lower()}`"
+
+
+def _duration(value: timedelta) -> str:
+    seconds = value.total_seconds()
+    for size, unit in _UNITS:
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds * 1000:.0f}ms"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
