@@ -316,6 +316,14 @@ def test_two_test_runs_of_one_clone_get_a_server_each(tmp_path: Path) -> None:
         assert ask(second, "SELECT 1") == 1
 
 
+def test_what_a_killed_test_run_left_behind_is_dropped(tmp_path: Path) -> None:
+    with server_for_tests(tmp_path, {}) as url:
+        ask(url, "CREATE DATABASE left_behind", "SELECT 1")
+
+    with server_for_tests(tmp_path, {}) as url:
+        assert ask(url, "SELECT count(*) FROM pg_database WHERE datname = 'left_behind'") == 0
+
+
 def test_a_given_database_is_used_for_tests_as_it_is(tmp_path: Path) -> None:
     with server_for_tests(tmp_path, {"DATABASE_URL": "postgresql://db.example/app"}) as url:
         assert url == "postgresql://db.example/app"

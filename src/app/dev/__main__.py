@@ -26,7 +26,8 @@ def database() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Cluster(make_run.LOCAL / "postgres") as cluster:
-            typer.echo(cluster.url().replace("+asyncpg", ""))
+            cluster.make_database(make_run.DATABASE)
+            typer.echo(cluster.url(make_run.DATABASE).replace("+asyncpg", ""))
             signal.pause()
     except EmbeddedPostgresError as error:
         typer.echo(str(error), err=True)

@@ -348,5 +348,19 @@ def _first_free(directory: Path) -> Cluster:
         cluster = Cluster(directory / str(number), durable=False)
         with suppress(ClusterInUseError):
             cluster.start()
+            asyncio.run(_drop_leftovers(cluster.url()))
             return cluster
         number += 1
+
+
+async def _drop_leftovers(url: str) -> None:
+    # A test run that was killed could not drop its databases, and nobody else has any on this server.
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        leftovers = await connection.fetch(
+            "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'"
+        )
+        for (name,) in leftovers:
+            await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
