@@ -6,12 +6,14 @@ Each setting is an environment variable: `APP_`, the group, two underscores, the
 """
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, override
+from urllib.parse import urlsplit
 
 from pydantic import (
     AnyHttpUrl,
@@ -79,6 +81,12 @@ _DURATION_FORM = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10
 Duration = Annotated[timedelta, BeforeValidator(_parse_duration), Field(gt=timedelta(0))]
 # PostgreSQL counts milliseconds in 32 bits, and takes 0 for "no limit".
 Timeout = Annotated[Duration, Field(ge=timedelta(milliseconds=1), le=timedelta(days=24))]
+
+
+# No quoting, no comments, no name: what a header and an envelope hold in the same spelling.
+_MAILBOX = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*"
+)
 
 
 class _Group(BaseModel):
@@ -208,6 +216,112 @@ class AuthSettings(_Group):
     )
 
 
+class MailSettings(_Group):
+    """How mail leaves."""
+
+    url: SecretStr = Field(
+        default=SecretStr("console:"),
+        description="`smtp://user:password@host:587` (STARTTLS), `smtps://host`, `file:///directory` (one `.eml` a mail) or "
+        "`console:`. Characters such as `@` in the password are written `%40`.",
+    )
+    from_address: str = Field(
+        default="no-reply@localhost", max_length=254, description="Sender of every mail; must be set in production."
+    )
+    from_name: str = Field(
+        default="Bedplate",
+        min_length=1,
+        max_length=100,
+        description="Name of the sender, and of the application in mails.",
+    )
+    timeout: Duration = Field(
+        default=timedelta(seconds=20), description="Longest wait for each answer of the mail server."
+    )
+    require_tls: bool = Field(
+        default=True,
+        description="Never send unencrypted, except to a server on this machine. Turn off only on a trusted network: then TLS is "
+        "used where offered, whatever the certificate.",
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) to trust instead of the system's, for a mail server with a private one.",
+    )
+    allow_undelivered: bool = Field(
+        default=False, description="Accept `console:` and `file:` in production too, where they deliver to nobody."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _name_a_transport(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = urlsplit(value.get_secret_value())
+            is_usable = {
+                "smtp": bool(url.hostname) and url.port != 0,
+                "smtps": bool(url.hostname) and url.port != 0,
+                "file": not url.netloc and len(url.path) > 1,
+                "console": not url.netloc and not url.path,
+            }.get(url.scheme, False)
+        except ValueError:
+            is_usable = False
+        if not is_usable:
+            message = "write it as smtp://user:password@host:587, smtps://host, file:///directory or console:"
+            raise ValueError(message)
+        return value
+
+    @field_validator("from_address")
+    @classmethod
+    def _be_an_address(cls, value: str) -> str:
+        if not _MAILBOX.fullmatch(value):
+            message = "write it as name@example.com"
+            raise ValueError(message)
+        return value
+
+    @field_validator("from_name")
+    @classmethod
+    def _be_printable(cls, value: str) -> str:
+        if not value.isprintable():
+            message = "must be printable"
+            raise ValueError(message)
+        return value
+
+    @property
+    def delivers(self) -> bool:
+        """Whether mail reaches anybody."""
+        return urlsplit(self.url.get_secret_value()).scheme in {"smtp", "smtps"}
+
+    @property
+    def demands_tls(self) -> bool:
+        """Whether an unencrypted connection is refused."""
+        url = urlsplit(self.url.get_secret_value())
+        return url.scheme == "smtps" or (self.require_tls and not _is_loopback(url.hostname or ""))
+
+
+class JobsSettings(_Group):
+    """Work done outside of requests: mail, and what runs by the clock."""
+
+    in_process: bool | None = Field(
+        default=None,
+        description="Run jobs inside the web process. Unset: only in local; elsewhere `app worker` runs them.",
+    )
+    concurrency: int = Field(default=5, ge=1, le=100, description="Jobs that one worker runs at once.")
+    poll_interval: Duration = Field(
+        default=timedelta(seconds=5),
+        description="How often a worker looks for jobs that it was not told of, such as those to be tried again.",
+    )
+    stalled_after: Duration = Field(
+        default=timedelta(seconds=40),
+        description="Silence after which a worker is taken for dead and its jobs are given to others. It reports four times as "
+        "often.",
+    )
+    shutdown_grace: Duration = Field(
+        default=timedelta(seconds=15),
+        description="How long running jobs may take to finish once the worker is told to stop; then they are put back.",
+    )
+    keep_finished: Duration = Field(default=timedelta(days=1), description="Age at which finished jobs are deleted.")
+    keep_failed: Duration = Field(
+        default=timedelta(days=90), description="Age at which jobs that have failed for good are deleted."
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard output."""
 
@@ -252,6 +366,8 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     database: DatabaseSettings
     auth: AuthSettings = AuthSettings()
+    mail: MailSettings = MailSettings()
+    jobs: JobsSettings = JobsSettings()
     log: LogSettings = LogSettings()
 
     @override
@@ -280,6 +396,11 @@ class Settings(BaseSettings):
     def serves_docs(self) -> bool:
         """Whether `/docs` and `/openapi.json` exist."""
         return not self.is_production if self.server.docs is None else self.server.docs
+
+    @property
+    def runs_jobs_in_process(self) -> bool:
+        """Whether the web process is also a worker."""
+        return self.environment == "local" if self.jobs.in_process is None else self.jobs.in_process
 
     @property
     def public_url(self) -> str:
@@ -369,6 +490,13 @@ def variables() -> Iterator[tuple[str, str, type[BaseModel]]]:
             yield f"{PREFIX}{name}".upper(), name, Settings
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _variable(location: tuple[int | str, ...]) -> str:
     if location == ("database",):
         return "DATABASE_URL"
@@ -394,7 +522,7 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unsafe(settings: Settings) -> Iterator[str]:
-    database, auth, server = settings.database, settings.auth, settings.server
+    database, auth, server, mail = settings.database, settings.auth, settings.server, settings.mail
     url = database.sqlalchemy_url()
     if auth.signing_keys is None and auth.signing_keys_file is None:
         yield "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
@@ -413,3 +541,7 @@ def _unsafe(settings: Settings) -> Iterator[str]:
         yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
     if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:
         yield f"APP_AUTH__BCRYPT_COST: must be {_MIN_PRODUCTION_BCRYPT_COST} or more"
+    if not mail.delivers and not mail.allow_undelivered:
+        yield "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
+    if mail.delivers and mail.from_address.endswith("@localhost"):
+        yield "APP_MAIL__FROM_ADDRESS: is missing; mail must come from an address of yours"

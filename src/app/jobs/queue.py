@@ -1,0 +1,157 @@
+"""Jobs for features: plain async functions, enqueued as rows in the caller's transaction.
+
+A job is delivered at least once: it must bear being run twice, and it must look again whether it is still wanted.
+"""
+
+import inspect
+import json
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, Concatenate
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from app.core.config import Settings
+from app.core.database import Database, WriteSession
+from app.core.keys import KeyRing
+from app.jobs.errors import PermanentError
+from app.mail.mailer import Mailer
+
+QUEUE = "default"
+_MAX_NAME = 128
+
+_DEFER = text("""
+    SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(
+        CAST(:queue AS text), CAST(:name AS text), CAST(:priority AS integer), CAST(:lock AS text), NULL,
+        CAST(:stored AS jsonb), NULL
+    )]::procrastinate_job_to_defer_v1[])
+""")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a running job may use; `key` is the same whenever the same job is run again."""
+
+    database: Database
+    mailer: Mailer
+    keys: KeyRing
+    settings: Settings
+    request_id: str | None = None
+    key: str = ""
+
+
+type Job[**P] = Callable[Concatenate[Work, P], Awaitable[None]]
+type AnyJob = Callable[..., Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one kind of job is run. The default outlives an outage of ten hours: 5 s, 10 s, 20 s, … then hourly."""
+
+    max_attempts: int = 20
+    first_delay: timedelta = timedelta(seconds=5)
+    max_delay: timedelta = timedelta(hours=1)
+    # A job that hangs would keep its place in the worker for ever.
+    timeout: timedelta = timedelta(minutes=5)
+    # Higher runs first.
+    priority: int = 0
+    # Jobs with the same lock run one after the other, in the order enqueued; one that waits for its retry holds up the rest.
+    lock: str | None = None
+
+    def delay(self, attempts: int, error: BaseException) -> timedelta | None:
+        """Say how long to wait after this many attempts; None when there is to be no other."""
+        if attempts >= self.max_attempts or isinstance(error, PermanentError):
+            return None
+        # The cap on the exponent only keeps the number small.
+        wait = min(self.first_delay * 2.0 ** min(attempts - 1, 30), self.max_delay)
+        # Whatever failed together must not come back together.
+        return wait * random.uniform(0.8, 1.2)  # noqa: S311  # No secret.
+
+
+_DEFAULT = Policy()
+_policies: dict[AnyJob, Policy] = {}
+
+
+def policy[**P](chosen: Policy) -> Callable[[Job[P]], Job[P]]:
+    """Decorate a job whose policy is not the default."""
+
+    def decorate(job: Job[P]) -> Job[P]:
+        _policies[job] = chosen
+        return job
+
+    return decorate
+
+
+def policy_of(job: AnyJob) -> Policy:
+    """Give the policy a job was declared with."""
+    return _policies.get(job, _DEFAULT)
+
+
+def name_of(job: AnyJob) -> str:
+    """Give the name stored with a job: `users.jobs:mail_link`. Renaming a function strands the rows that wait for it."""
+    function: Any = job
+    name = f"{function.__module__.removeprefix('app.')}:{function.__qualname__}"
+    if len(name) > _MAX_NAME:
+        message = f"the name of a job has {_MAX_NAME} characters at most: {name}"
+        raise ValueError(message)
+    return name
+
+
+async def enqueue[**P](
+    session: WriteSession, job: Callable[Concatenate[Work, P], Awaitable[None]], *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """Write a job in the session's transaction: it exists exactly if the caller's change does.
+
+    Arguments are stored as JSON where operators and backups see them. Never pass a secret: pass an id, and let the job
+    make the secret when it runs.
+    """
+    given = inspect.signature(job).bind(None, *args, **kwargs).arguments
+    stored = {
+        "arguments": _to_json(job, given),
+        "request_id": structlog.contextvars.get_contextvars().get("request_id"),
+        "key": uuid7().hex,
+    }
+    chosen = policy_of(job)
+    values = {"queue": QUEUE, "name": name_of(job), "priority": chosen.priority, "lock": chosen.lock}
+    await session.execute(_DEFER, {**values, "stored": json.dumps(stored)})
+
+
+def _to_json(job: AnyJob, given: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: adapter.dump_python(adapter.validate_python(given[name], strict=True), mode="json")
+        for name, adapter in parameters(job).items()
+        if name in given
+    }
+
+
+def from_json(job: AnyJob, stored: Mapping[str, object]) -> dict[str, object]:
+    """Give the arguments of a stored job the types its function declares."""
+    adapters = parameters(job)
+    if unknown := stored.keys() - adapters.keys():
+        message = f"{name_of(job)} has no parameter {', '.join(sorted(unknown))} any more"
+        raise PermanentError(message)
+    try:
+        return {name: adapters[name].validate_python(value) for name, value in stored.items()}
+    except ValidationError as error:
+        # The error's own text would quote the value.
+        message = (
+            f"{name_of(job)} was stored with an argument of another type: {error.errors(include_input=False)[0]['msg']}"
+        )
+        raise PermanentError(message) from None
+
+
+@cache
+def parameters(job: AnyJob) -> dict[str, TypeAdapter[Any]]:
+    """Give the parameters after `work` with what converts them; raises for a function that cannot be a job."""
+    _work, *rest = inspect.signature(job, eval_str=True).parameters.values()
+    for parameter in rest:
+        if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+            message = f"a job names each of its parameters: {name_of(job)}"
+            raise TypeError(message)
+    return {parameter.name: TypeAdapter(parameter.annotation) for parameter in rest}

@@ -1,0 +1,83 @@
+"""From a template's name to a delivered mail: what jobs use."""
+
+import logging
+from email.headerregistry import Address
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
+
+from app.core.config import MailSettings
+from app.mail.message import Message, parse_address
+from app.mail.transports import Transport, make_transport
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+log = logging.getLogger(__name__)
+
+
+class Mailer:
+    """Renders templates and hands the mails to a transport; it keeps nothing, so one serves the whole process."""
+
+    def __init__(self, transport: Transport, *, from_address: str, from_name: str, templates: Path = TEMPLATES) -> None:
+        self.transport = transport
+        self._application = from_name
+        address = parse_address(from_address)
+        self._sender = Address(from_name, address.username, address.domain)
+        self._templates = _Templates(templates)
+
+    async def send(self, template: str, *, to: str, message_id: str, **context: str | None) -> None:
+        """Render and deliver; returns once the transport has taken responsibility.
+
+        `message_id` is the part before the `@`, the same whenever the same mail is sent again, so that a mail delivered
+        twice is recognised. `application`, the sender's name, is part of every context.
+        """
+        facts = {name: _one_line(value) for name, value in {"application": self._application, **context}.items()}
+        subject, text, html = self._templates.render(template, facts)
+        message = Message(
+            sender=self._sender,
+            to=to,
+            subject=subject,
+            text=text,
+            html=html,
+            message_id=f"<{message_id}@{self._sender.domain}>",
+        )
+        await self.transport.deliver(message)
+        log.info("mail handed over", extra={"template": template, "message_id": message.message_id})
+
+
+def make_mailer(settings: MailSettings) -> Mailer:
+    """Make the mailer that the settings describe."""
+    return Mailer(make_transport(settings), from_address=settings.from_address, from_name=settings.from_name)
+
+
+class _Templates:
+    """`<name>.txt`, whose first line is the subject, and `<name>.html` beside it where there is one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._environment = Environment(
+            loader=FileSystemLoader(directory),
+            undefined=StrictUndefined,
+            autoescape=select_autoescape(["html"], default_for_string=False),
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._directory = directory
+
+    def render(self, name: str, facts: dict[str, str | None]) -> tuple[str, str, str | None]:
+        # Split before rendering: nothing that is filled in can reach from one part into the other.
+        subject, _, body = (self._directory / f"{name}.txt").read_text().partition("\n")
+        rendered = [self._environment.from_string(part).render(facts) for part in (subject, body)]
+        return _one_line(rendered[0]) or "", rendered[1], self._html(name, facts)
+
+    def _html(self, name: str, facts: dict[str, str | None]) -> str | None:
+        try:
+            return self._environment.get_template(f"{name}.html").render(facts)
+        except TemplateNotFound as error:
+            if error.name != f"{name}.html":
+                raise
+            return None
+
+
+def _one_line(value: str | None) -> str | None:
+    # A name with line breaks in it could otherwise write paragraphs of its own.
+    return None if value is None else " ".join(value.split())
