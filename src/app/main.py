@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+from app.audit import router as audit
 from app.auth import router as auth
 from app.auth.dependencies import AuthState
 from app.auth.tokens import AccessTokens
@@ -25,7 +26,7 @@ from app.users import router as users
 
 API_PREFIX = "/api/v1"
 # A new feature adds its router here.
-ROUTERS = (auth.router, users.router)
+ROUTERS = (auth.router, auth.me, users.router, audit.router)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
@@ -78,6 +79,7 @@ def _lifespan(
             gc.freeze()
             yield {
                 "settings": settings,
+                "keys": ring,
                 "database": database,
                 "cursors": CursorSigner(ring.derive("cursor")),
                 "hasher": hasher,

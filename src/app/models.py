@@ -1,6 +1,7 @@
 """Every feature's models, so that the metadata is whole; a new feature adds its own here."""
 
+from app.audit.models import AuditEvent
 from app.core.database import Base
-from app.users.models import User
+from app.users.models import AccountLink, User
 
-__all__ = ["Base", "User"]
+__all__ = ["AccountLink", "AuditEvent", "Base", "User"]

@@ -1,5 +1,6 @@
 """Who is calling: the principal of a request, and the account behind it."""
 
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated, override
@@ -9,23 +10,28 @@ from fastapi import Depends, Request, Security
 from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
 from fastapi.security import OAuth2, SecurityScopes
 
-from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError
-from app.auth.tokens import AccessTokens
+from app.audit.service import Actor
+from app.auth import service
+from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
+from app.auth.tokens import AccessClaims, AccessTokens
 from app.core.access import Guard
+from app.core.addresses import ip_prefix
 from app.core.dependencies import CoreState, ReadSessionDep
 from app.core.errors import AppError, MalformedRequestError
+from app.core.keys import KeyRing
 from app.core.security import PasswordHasher
 from app.users import service as users_service
-from app.users.errors import UserNotFoundError
 from app.users.roles import SCOPES
 from app.users.service import Account
 
 TOKEN_PATH = "/api/v1/auth/token"
+RECENT_LOGIN = 300
 
 
 class AuthState(CoreState):
     """What the lifespan makes for logins and tokens."""
 
+    keys: KeyRing
     hasher: PasswordHasher
     access_tokens: AccessTokens
 
@@ -43,6 +49,12 @@ class Principal:
     version: int
     scopes: frozenset[str]
     auth_time: int
+    actor: Actor
+
+    def require_recent_login(self) -> None:
+        """Refuse a login too old for a sensitive operation (RFC 9470)."""
+        if time.time() - self.auth_time > RECENT_LOGIN:
+            raise StaleLoginError(RECENT_LOGIN)
 
 
 class AccessTokenGuard(OAuth2, Guard):
@@ -62,11 +74,30 @@ class AccessTokenGuard(OAuth2, Guard):
     @override
     async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.
         """Give the caller, or say what is missing."""
-        claims = request.state["access_tokens"].read(_bearer_token(request))
+        state = request.state
+        claims = state["access_tokens"].read(_bearer_token(request))
+        async with state["database"].read_sessions() as session:
+            await service.refuse_revoked(session, claims)
         request.scope["user_id"] = claims.user_id
         if not claims.scopes.issuperset(needed.scopes):
             raise InsufficientScopeError(needed.scopes)
-        return Principal(claims.user_id, claims.session_id, claims.version, claims.scopes, claims.auth_time)
+        return Principal(
+            user_id=claims.user_id,
+            session_id=claims.session_id,
+            version=claims.version,
+            scopes=claims.scopes,
+            auth_time=claims.auth_time,
+            actor=_actor(request, claims),
+        )
+
+
+def _actor(request: AuthRequest, claims: AccessClaims) -> Actor:
+    return Actor(
+        user_id=claims.user_id,
+        session_id=claims.session_id,
+        ip_prefix=ip_prefix(request.client.host if request.client else None),
+        request_id=request.scope["request_id"],
+    )
 
 
 def _bearer_token(request: AuthRequest) -> str:
@@ -84,15 +115,15 @@ def _bearer_token(request: AuthRequest) -> str:
 access_token = AccessTokenGuard()
 
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
+type UsersReader = Annotated[Principal, Security(access_token, scopes=["users:read"])]
+type UsersWriter = Annotated[Principal, Security(access_token, scopes=["users:write"])]
+type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:read"])]
 
 
 async def get_current_user(principal: CurrentPrincipal, session: ReadSessionDep) -> Account:
     """Read the caller's account; a token from before its last change of rights no longer speaks for it."""
-    try:
-        account = await users_service.get_account(session, principal.user_id)
-    except UserNotFoundError as error:
-        raise InvalidTokenError from error
-    if not account.is_active or account.authz_version != principal.version:
+    account = await users_service.find_account(session, principal.user_id)
+    if account is None or not account.is_active or account.authz_version != principal.version:
         raise InvalidTokenError
     return account
 

@@ -28,6 +28,20 @@ class InvalidTokenError(UnauthenticatedError):
         super().__init__(headers={"WWW-Authenticate": challenge})
 
 
+class StaleLoginError(UnauthenticatedError):
+    """The token is good, and the login behind it too old for a sensitive operation (RFC 9470)."""
+
+    code = "insufficient_user_authentication"
+    detail = "This needs a recent login; give your password again."
+
+    def __init__(self, max_age: int) -> None:
+        challenge = (
+            f'Bearer realm="{REALM}", error="insufficient_user_authentication", '
+            f'error_description="A more recent login is needed", max_age={max_age}'
+        )
+        super().__init__(headers={"WWW-Authenticate": challenge})
+
+
 class InsufficientScopeError(ForbiddenError):
     """The token is good, and does not carry a scope that the operation needs."""
 

@@ -7,7 +7,7 @@ from fastapi import Form, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from app.auth import service
-from app.auth.dependencies import AuthRequest
+from app.auth.dependencies import AuthRequest, CurrentUser
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidClientError,
@@ -16,9 +16,10 @@ from app.auth.errors import (
     InvalidScopeError,
     UnsupportedGrantTypeError,
 )
-from app.auth.schemas import AccessTokenRead, JsonWebKeySet, PasswordGrant
+from app.auth.schemas import AccessTokenRead, AccountExport, JsonWebKeySet, PasswordGrant
 from app.core import routing
 from app.core.access import public
+from app.core.dependencies import ReadSessionDep
 from app.core.errors import InvalidInputError
 from app.core.problems import problem_responses
 from app.core.security import HashingBusyError
@@ -55,6 +56,7 @@ def _oauth_error(error: RequestValidationError) -> UnsupportedGrantTypeError | I
 
 
 router = routing.router(prefix="/auth", tags=["auth"], route_class=TokenRoute)
+me = routing.router(prefix="/users/me", tags=["users"])
 well_known = routing.router(tags=["auth"])
 
 
@@ -89,3 +91,9 @@ async def read_key_set(request: AuthRequest, response: Response) -> dict[str, An
     """Show the public keys that verify access tokens (RFC 7517)."""
     response.headers["Cache-Control"] = f"public, max-age={KEY_SET_MAX_AGE}"
     return request.state["access_tokens"].public_set()
+
+
+@me.get("/export", response_model=AccountExport)
+async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
+    """Download all that is stored about one's own account, less secrets."""
+    return await service.export(session, user)

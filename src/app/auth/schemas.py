@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
+from app.audit.schemas import AuditEventRead
 from app.core.fields import Answer, Payload, Printable
+from app.users.schemas import UserRead
 
 MAX_PASSWORD_LENGTH = 256
 
@@ -52,3 +54,10 @@ class JsonWebKeySet(Answer):
     """The keys to verify access tokens with."""
 
     keys: list[JsonWebKey]
+
+
+class AccountExport(Answer):
+    """All that is stored about an account, less secrets."""
+
+    user: UserRead
+    audit_events: list[AuditEventRead]

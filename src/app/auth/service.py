@@ -2,17 +2,26 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from app.auth.errors import EmailNotVerifiedError, InvalidGrantError, InvalidScopeError
+from app.audit import service as audit
+from app.auth.errors import EmailNotVerifiedError, InvalidGrantError, InvalidScopeError, InvalidTokenError
 from app.auth.schemas import AccessTokenRead, PasswordGrant
-from app.auth.tokens import AccessTokens
-from app.core.database import Database
+from app.auth.tokens import AccessClaims, AccessTokens
+from app.core.database import Database, ReadSession
 from app.core.security import PasswordHasher
 from app.users import service as users_service
 from app.users.roles import GRANTS, Role
-from app.users.service import Credentials
+from app.users.service import Account, Credentials
+
+
+async def refuse_revoked(session: ReadSession, claims: AccessClaims) -> None:
+    """Raise `InvalidTokenError` when the account is gone or disabled, or its rights have changed since the token."""
+    account = await users_service.find_account(session, claims.user_id)
+    if account is None or not account.is_active or account.authz_version != claims.version:
+        raise InvalidTokenError
 
 
 async def log_in(
@@ -58,3 +67,8 @@ def _issue(tokens: AccessTokens, credentials: Credentials, scopes: Iterable[str]
         auth_time=int(time.time()),
     )
     return AccessTokenRead(access_token=token, expires_in=tokens.lifetime, scope=" ".join(scopes))
+
+
+async def export(session: ReadSession, user: Account) -> dict[str, Any]:
+    """Gather all that is stored about an account, less secrets."""
+    return {"user": user, "audit_events": await audit.list_about(session, user.id)}

@@ -1,9 +1,21 @@
 """The field types that every schema is built from: whatever comes in is capped, printable Unicode."""
 
+import re
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+)
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 # Other, not assigned: controls, surrogates, private use, unassigned. Format characters (Cf) join emoji and shape scripts.
@@ -38,3 +50,53 @@ class Answer(BaseModel):
 
 Printable = AfterValidator(refuse_unprintable)
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), Printable, AfterValidator(refuse_blank)]
+"""A line for people: a name, a title."""
+
+Flag = Annotated[bool, Strict()]
+"""True or false, and nothing that resembles them."""
+
+
+def _refuse_null(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("null", "This may be left out, but not be null.", {"ours": True})
+    return value
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+_T = TypeVar("_T")
+Omittable = Annotated[
+    _T | SkipJsonSchema[None], BeforeValidator(_refuse_null), Field(json_schema_extra=_without_default)
+]
+"""A member of a PATCH body: left out it stays as it is, null it may not be. Declare it `= None`."""
+
+
+def _plain(pattern: str, detail: str) -> BeforeValidator:
+    """Accept one spelling of a value in the query, where pydantic would accept many."""
+    form = re.compile(pattern)
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and form.fullmatch(value) is None:
+            raise PydanticCustomError("malformed", detail, {"ours": True})
+        return value
+
+    return BeforeValidator(check)
+
+
+# str has neither Unicode digits nor signs, spaces and underscores for a number here: [0-9] is ASCII.
+QueryInteger = Annotated[int, _plain(r"-?[0-9]{1,18}", "This must be an integer in decimal digits.")]
+QueryFlag = Annotated[bool, _plain("true|false", "This must be true or false.")]
+QueryIdentifier = Annotated[
+    UUID, _plain(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "This must be an id, in lower case.")
+]
+QueryInstant = Annotated[
+    AwareDatetime,
+    _plain(
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})",
+        "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
+    ),
+]
+PathIdentifier = QueryIdentifier
+"""An id in a path; any other text there is answered 404, like an id that does not exist."""

@@ -1,31 +1,15 @@
-"""The HTTP of lists: the parameters every list takes, the envelope it answers with, the `Link` to the next page."""
+"""The HTTP of lists: from cursor to position, from rows to an envelope, and the `Link` to the next page."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.keyset import CursorSigner, Order, Position, binding_of
+from app.core.pages import Page, PageQuery
 
-MAX_LIMIT = 100
-
-
-class PageQuery(BaseModel):
-    """The parameters of every list; a feature's own query model adds its filters and its `sort`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    limit: int = Field(default=50, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
-    cursor: str | None = Field(default=None, max_length=1024, description="`next_cursor` of the page before.")
-
-
-class Page[T](BaseModel):
-    """One page of a list."""
-
-    items: list[T]
-    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+__all__ = ["Page", "PageQuery", "Pager", "PagerDep"]
 
 
 class Pager:

@@ -1,14 +1,17 @@
-"""One function per statement; private to `users.service`."""
+"""One function per statement; private to `users.service` and its parts."""
 
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, update
 
 from app.core import crud
 from app.core.database import ReadSession, WriteSession
-from app.users.models import User
+from app.core.keyset import Order, Position
+from app.users.models import AccountLink, User
+from app.users.roles import Role
 
 
 class Account(NamedTuple):
@@ -38,7 +41,9 @@ class Credentials(NamedTuple):
 
 
 # Built once: composing a statement costs more than running it.
-_ACCOUNT = select(*(getattr(User, name) for name in Account._fields)).where(User.id == bindparam("id"))
+_ACCOUNTS = select(*(getattr(User, name) for name in Account._fields))
+_LISTED = _ACCOUNTS.add_columns(User.email_key)
+_ACCOUNT = _ACCOUNTS.where(User.id == bindparam("id"))
 _CREDENTIALS = select(*(getattr(User, name) for name in Credentials._fields)).where(
     User.email_key == bindparam("email_key")
 )
@@ -56,26 +61,37 @@ async def get_credentials(session: ReadSession, email_key: str) -> Credentials |
     return None if row is None else Credentials._make(row)
 
 
-async def create(
-    session: WriteSession,
-    *,
-    email: str,
-    email_key: str,
-    hashed_password: str | None,
-    full_name: str | None,
-    role: str,
-    is_verified: bool,
-) -> User | None:
+async def page(
+    session: ReadSession, conditions: Sequence[ColumnElement[bool]], order: Order, position: Position | None, limit: int
+) -> tuple[Sequence[Row[Any]], Position | None]:
+    """Read one page of accounts as columns."""
+    return await crud.page(session, _LISTED.where(*conditions), order, position, limit=limit)
+
+
+async def lock(session: WriteSession, user_id: UUID) -> User | None:
+    """Read an account to change it; whoever else wants to waits."""
+    return await session.scalar(select(User).where(User.id == user_id).with_for_update())
+
+
+async def lock_active_admins(session: WriteSession) -> Sequence[UUID]:
+    """Hold every active administrator, in one order for all callers: two of them cannot remove each other."""
+    statement = select(User.id).where(User.role == Role.ADMIN, User.is_active).order_by(User.id).with_for_update()
+    return (await session.scalars(statement)).all()
+
+
+async def create(session: WriteSession, values: Mapping[str, Any]) -> User | None:
     """Insert an account, or return None when the address is taken."""
-    values = {
-        "email": email,
-        "email_key": email_key,
-        "hashed_password": hashed_password,
-        "full_name": full_name,
-        "role": role,
-        "email_verified_at": func.now() if is_verified else None,
-    }
     return await crud.insert_or_none(session, User, values, unique=[User.email_key])
+
+
+async def change(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> User | None:
+    """Change an account and raise its version."""
+    return await crud.change(session, User, user_id, values)
+
+
+async def remove(session: WriteSession, user_id: UUID) -> bool:
+    """Delete an account; whatever belongs to it goes along."""
+    return await crud.remove(session, User, user_id)
 
 
 async def replace_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
@@ -88,3 +104,25 @@ async def replace_hash(session: WriteSession, user_id: UUID, *, old: str, new: s
 async def any_exist(session: ReadSession) -> bool:
     """Say whether there is any account at all."""
     return await session.scalar(select(User.id).limit(1)) is not None
+
+
+async def delete_links(session: WriteSession, user_id: UUID, purpose: str) -> None:
+    """Delete the links of one purpose."""
+    await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose == purpose))
+
+
+async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: timedelta) -> UUID:
+    """Add a link that ends `lifetime` from now, by the database's clock."""
+    link = AccountLink(**values, expires_at=func.now() + lifetime)
+    session.add(link)
+    await session.flush()
+    return link.id
+
+
+async def get_live_link(session: ReadSession, link_id: UUID) -> AccountLink | None:
+    """Read a link that is neither used nor expired."""
+    return await session.scalar(
+        select(AccountLink).where(
+            AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now()
+        )
+    )

@@ -34,3 +34,8 @@ def identity(address: str) -> str:
     # Case folding can undo the normal form, hence the second pass.
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", local_part).casefold())
     return f"{folded}@{domain}"
+
+
+def name_key(name: str) -> str:
+    """Give the form in which names, and what people search for, are compared: case does not matter."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -4,14 +4,15 @@ from app.core.errors import ConflictError, NotFoundError
 
 
 class UserNotFoundError(NotFoundError):
-    """No such account."""
-
     code = "user_not_found"
     detail = "There is no such user."
 
 
 class EmailTakenError(ConflictError):
-    """The address belongs to an account already."""
-
     code = "email_taken"
     detail = "Another account already uses this email address."
+
+
+class LastAdminError(ConflictError):
+    code = "last_admin"
+    detail = "This is the last active administrator; make another one first."

@@ -1,8 +1,9 @@
-"""The accounts."""
+"""The accounts, and the links that are mailed about them."""
 
 from datetime import datetime
+from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Index, Text, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, CreatedAt, PrimaryKey, UpdatedAt, Version
@@ -15,7 +16,13 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("role IN ('user', 'admin')", name="role"),
+        # One for each way the list is filtered and sorted; the email order has its unique index.
         Index(None, "created_at", "id"),
+        Index(None, "role", "created_at", "id"),
+        Index(None, "role", "email_key"),
+        Index(None, "is_active", "created_at", "id"),
+        Index(None, "is_active", "email_key"),
+        Index(None, "name_key"),
     )
 
     id: Mapped[PrimaryKey]
@@ -23,6 +30,8 @@ class User(Base):
     email_key: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
     hashed_password: Mapped[str | None]
     full_name: Mapped[str | None]
+    # The name as it is searched for: case does not matter.
+    name_key: Mapped[str | None] = mapped_column(Text(collation="C"))
     role: Mapped[str] = mapped_column(server_default=Role.USER.value)
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     email_verified_at: Mapped[datetime | None]
@@ -31,3 +40,19 @@ class User(Base):
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
     version: Mapped[Version]
+
+
+class AccountLink(Base):
+    """A single-use link to an account. The secret in it is derived from this row and a pepper, and stored nowhere."""
+
+    __tablename__ = "account_links"
+    __table_args__ = (CheckConstraint("purpose IN ('set_password')", name="purpose"), Index(None, "user_id", "purpose"))
+
+    id: Mapped[PrimaryKey]
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    purpose: Mapped[str]
+    nonce: Mapped[bytes]
+    pepper_id: Mapped[int]
+    created_at: Mapped[CreatedAt]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]

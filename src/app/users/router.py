@@ -1,14 +1,139 @@
-"""`/users`."""
+"""`/users`: administrators on any account, owners on their own."""
 
-from app.auth.dependencies import CurrentUser
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Path, Query, Response
+
+from app.auth.dependencies import AuthRequest, CurrentPrincipal, CurrentUser, UsersReader, UsersWriter
+from app.auth.errors import StaleLoginError
 from app.core import routing
-from app.users.schemas import UserRead
+from app.core.dependencies import ReadSessionDep, SessionDep
+from app.core.errors import PreconditionFailedError
+from app.core.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
+from app.core.fields import PathIdentifier
+from app.core.keyset import InvalidCursorError
+from app.core.pages import Page
+from app.core.pagination import PagerDep
+from app.core.problems import problem_responses
+from app.users import service
+from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
+from app.users.models import User
+from app.users.roles import Role
+from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserRead, UserUpdate
 from app.users.service import Account
 
 router = routing.router(prefix="/users", tags=["users"])
 
+type UserId = Annotated[PathIdentifier, Path(description="The account's id.")]
+
 
 @router.get("/me", response_model=UserRead)
-async def read_me(user: CurrentUser) -> Account:
+async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMatch = None) -> Account | Response:
     """Show the account the access token belongs to."""
+    return _shown(user, response, if_none_match)
+
+
+@router.patch("/me", response_model=UserRead, responses=problem_responses(PreconditionFailedError))
+async def update_me(
+    principal: CurrentPrincipal, session: SessionDep, response: Response, payload: MeUpdate, if_match: IfMatch = None
+) -> User:
+    """Change one's own account."""
+    versions = acceptable_versions(if_match)
+    user = await service.update_me(session, principal.actor, principal.user_id, payload, versions=versions)
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.delete("/me", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(StaleLoginError, LastAdminError))
+async def delete_me(principal: CurrentPrincipal, session: SessionDep) -> None:
+    """Close one's own account, for good.
+
+    Needs a login of the last five minutes. What the audit log holds about the account stays.
+    """
+    principal.require_recent_login()
+    await service.delete(session, principal.actor, principal.user_id)
+
+
+@router.get("", response_model=Page[UserRead], responses=problem_responses(InvalidCursorError))
+async def list_users(
+    _reader: UsersReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
+) -> dict[str, Any]:
+    """List accounts."""
+    order = service.order_of(query)
+    return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    response_model=UserRead,
+    responses=problem_responses(EmailTakenError, StaleLoginError),
+)
+async def create_user(
+    request: AuthRequest, writer: UsersWriter, session: SessionDep, response: Response, payload: UserCreate
+) -> User:
+    """Create an account.
+
+    Its owner is mailed a link to set the password: nobody else ever chooses or knows it. Making an administrator needs a
+    login of the last five minutes.
+    """
+    if payload.role is not Role.USER:
+        writer.require_recent_login()
+    user = await service.create(session, writer.actor, request.state["keys"], payload)
+    response.headers["Location"] = f"{request.scope['path']}/{user.id}"
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.get("/{user_id}", response_model=UserRead, responses=problem_responses(UserNotFoundError))
+async def read_user(
+    _reader: UsersReader,
+    session: ReadSessionDep,
+    response: Response,
+    user_id: UserId,
+    if_none_match: IfNoneMatch = None,
+) -> Account | Response:
+    """Show an account."""
+    return _shown(await service.get_account(session, user_id), response, if_none_match)
+
+
+@router.patch(
+    "/{user_id}",
+    response_model=UserRead,
+    responses=problem_responses(UserNotFoundError, LastAdminError, PreconditionFailedError, StaleLoginError),
+)
+async def update_user(
+    writer: UsersWriter,
+    session: SessionDep,
+    response: Response,
+    user_id: UserId,
+    payload: UserUpdate,
+    if_match: IfMatch = None,
+) -> User:
+    """Change an account.
+
+    A change of role needs a login of the last five minutes, and takes effect on the account's next request.
+    """
+    if payload.role is not None:
+        writer.require_recent_login()
+    user = await service.update(session, writer.actor, user_id, payload, versions=acceptable_versions(if_match))
+    response.headers["ETag"] = etag(user.version)
+    return user
+
+
+@router.delete(
+    "/{user_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problem_responses(UserNotFoundError, LastAdminError, PreconditionFailedError),
+)
+async def delete_user(writer: UsersWriter, session: SessionDep, user_id: UserId, if_match: IfMatch = None) -> None:
+    """Delete an account, for good. What the audit log holds about it stays."""
+    await service.delete(session, writer.actor, user_id, versions=acceptable_versions(if_match))
+
+
+def _shown(user: Account, response: Response, if_none_match: str | None) -> Account | Response:
+    if is_current(if_none_match, user.version):
+        return not_modified(user.version)
+    response.headers["ETag"] = etag(user.version)
     return user

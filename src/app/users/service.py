@@ -1,18 +1,40 @@
 """What can happen to a user."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, Row, func, or_
+
+from app.audit import service as audit
+from app.audit.service import Actor
 from app.core.database import ReadSession, WriteSession
+from app.core.errors import PreconditionFailedError
+from app.core.keys import KeyRing
+from app.core.keyset import Order, Position
 from app.core.passwords import refuse_weak
 from app.core.security import PasswordHasher
-from app.users import crud
+from app.jobs import queue
+from app.users import crud, jobs, links
 from app.users.crud import Account, Credentials
-from app.users.emails import InvalidEmailError, identity, normalize
-from app.users.errors import EmailTakenError, UserNotFoundError
+from app.users.emails import InvalidEmailError, identity, name_key, normalize
+from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
 from app.users.models import User
 from app.users.roles import Role
+from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserUpdate
 
 __all__ = ["Account", "Credentials"]
+
+_BY_AGE = (User.created_at, User.id)
+_BY_EMAIL = (User.email_key,)
+_ORDERS = {
+    "created_at": Order(_BY_AGE),
+    "-created_at": Order(_BY_AGE, descending=True),
+    "email": Order(_BY_EMAIL),
+    "-email": Order(_BY_EMAIL, descending=True),
+}
+# Above every character a text can hold: what begins with a prefix sorts between the prefix and this.
+_LAST = "\U0010ffff"
 
 
 async def get_account(session: ReadSession, user_id: UUID) -> Account:
@@ -21,6 +43,11 @@ async def get_account(session: ReadSession, user_id: UUID) -> Account:
     if account is None:
         raise UserNotFoundError
     return account
+
+
+async def find_account(session: ReadSession, user_id: UUID) -> Account | None:
+    """Read an account that may be gone."""
+    return await crud.get_account(session, user_id)
 
 
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
@@ -32,9 +59,42 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
     return await crud.get_credentials(session, email_key)
 
 
-async def upgrade_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
-    """Store a stronger hash of the password that has just proved right."""
-    await crud.replace_hash(session, user_id, old=old, new=new)
+def order_of(query: UserQuery) -> Order:
+    """Give the order a query asks for."""
+    return _ORDERS[query.sort]
+
+
+async def list_page(
+    session: ReadSession, query: UserQuery, position: Position | None
+) -> tuple[Sequence[Row[Any]], Position | None]:
+    """Read one page of accounts."""
+    return await crud.page(session, list(_conditions(query)), order_of(query), position, query.limit)
+
+
+def _conditions(query: UserQuery) -> Iterator[ColumnElement[bool]]:
+    if query.email is not None:
+        yield User.email_key == identity(query.email)
+    if query.q is not None:
+        prefix = name_key(query.q)
+        yield or_(*(column.between(prefix, prefix + _LAST) for column in (User.email_key, User.name_key)))
+    if query.role is not None:
+        yield User.role == query.role.value
+    if query.is_active is not None:
+        yield User.is_active.is_(query.is_active)
+    if query.created_after is not None:
+        yield User.created_at > query.created_after
+    if query.created_before is not None:
+        yield User.created_at < query.created_before
+
+
+async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:
+    """Create an account without a password, and mail its owner the link to set one."""
+    user = await _insert(
+        session, actor, email=payload.email, full_name=payload.full_name, role=payload.role, hashed_password=None
+    )
+    link_id = await links.create(session, keys, user.id, "set_password")
+    await queue.enqueue(session, jobs.mail_set_password_link, link_id)
+    return user
 
 
 async def create_admin(
@@ -50,18 +110,15 @@ async def create_admin(
     refuse_weak(password, min_length=min_length, about=[email, full_name or ""])
     # Hash first: no statement has run yet, so no connection waits on the CPU.
     hashed_password = await hasher.hash(password)
-    user = await crud.create(
+    return await _insert(
         session,
+        audit.SYSTEM,
         email=normalize(email),
-        email_key=identity(email),
-        hashed_password=hashed_password,
         full_name=full_name,
         role=Role.ADMIN,
-        is_verified=True,
+        hashed_password=hashed_password,
+        email_verified_at=func.now(),
     )
-    if user is None:
-        raise EmailTakenError
-    return user
 
 
 async def create_first_admin(
@@ -71,3 +128,98 @@ async def create_first_admin(
     if await crud.any_exist(session):
         return None
     return await create_admin(session, hasher, email=email, password=password, min_length=len(password))
+
+
+async def _insert(
+    session: WriteSession, actor: Actor, *, email: str, full_name: str | None, role: Role, **values: Any
+) -> User:
+    user = await crud.create(
+        session,
+        {
+            "email": email,
+            "email_key": identity(email),
+            "full_name": full_name,
+            "name_key": full_name and name_key(full_name),
+            "role": role.value,
+            **values,
+        },
+    )
+    if user is None:
+        raise EmailTakenError
+    await audit.record(session, actor, "users.created", subject_id=user.id, role=role.value)
+    return user
+
+
+async def update_me(
+    session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
+) -> User:
+    """Change what owners may change of their own account."""
+    return await update(
+        session, actor, user_id, UserUpdate(**payload.model_dump(exclude_unset=True)), versions=versions
+    )
+
+
+async def update(
+    session: WriteSession, actor: Actor, user_id: UUID, payload: UserUpdate, *, versions: frozenset[int] | None
+) -> User:
+    """Change an account that is still at one of `versions`; a change of rights ends the tokens issued before it."""
+    if payload.role is Role.USER or payload.is_active is False:
+        await _keep_an_admin_besides(session, user_id)
+    user = await _lock(session, user_id, versions)
+    changes = {
+        name: value for name, value in payload.model_dump(exclude_unset=True).items() if value != getattr(user, name)
+    }
+    if not changes:
+        return user
+    values: dict[str, Any] = dict(changes)
+    if "full_name" in changes:
+        values["name_key"] = changes["full_name"] and name_key(changes["full_name"])
+    if changes.keys() & {"role", "is_active"}:
+        values["authz_version"] = User.authz_version + 1
+    await _record_changes(session, actor, user, changes)
+    return await _changed(session, user_id, values)
+
+
+async def _changed(session: WriteSession, user_id: UUID, values: dict[str, Any]) -> User:
+    user = await crud.change(session, user_id, values)
+    if user is None:
+        raise UserNotFoundError
+    return user
+
+
+async def _record_changes(session: WriteSession, actor: Actor, user: User, changes: dict[str, Any]) -> None:
+    if "full_name" in changes:
+        await audit.record(session, actor, "users.renamed", subject_id=user.id)
+    if "role" in changes:
+        detail = {"old": user.role, "new": changes["role"]}
+        await audit.record(session, actor, "users.role_changed", subject_id=user.id, **detail)
+    if "is_active" in changes:
+        event = "users.enabled" if changes["is_active"] else "users.disabled"
+        await audit.record(session, actor, event, subject_id=user.id)
+
+
+async def delete(session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None) -> None:
+    """Delete an account that is still at one of `versions`; the log of what happened to it stays."""
+    await _keep_an_admin_besides(session, user_id)
+    await _lock(session, user_id, versions)
+    await crud.remove(session, user_id)
+    await audit.record(session, actor, "users.deleted", subject_id=user_id)
+
+
+async def _keep_an_admin_besides(session: WriteSession, user_id: UUID) -> None:
+    if await crud.lock_active_admins(session) == [user_id]:
+        raise LastAdminError
+
+
+async def _lock(session: WriteSession, user_id: UUID, versions: frozenset[int] | None) -> User:
+    user = await crud.lock(session, user_id)
+    if user is None:
+        raise UserNotFoundError
+    if versions is not None and user.version not in versions:
+        raise PreconditionFailedError
+    return user
+
+
+async def upgrade_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
+    """Store a stronger hash of the password that has just proved right."""
+    await crud.replace_hash(session, user_id, old=old, new=new)

@@ -1,4 +1,4 @@
-"""Accounts."""
+"""Accounts, and the links mailed about them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("email_key", sa.Text(collation="C"), nullable=False),
         sa.Column("hashed_password", sa.Text()),
         sa.Column("full_name", sa.Text()),
+        sa.Column("name_key", sa.Text(collation="C")),
         sa.Column("role", sa.Text(), server_default="user", nullable=False),
         sa.Column("is_active", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column("email_verified_at", sa.DateTime(timezone=True)),
@@ -26,8 +27,34 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
         sa.UniqueConstraint("email_key", name=op.f("uq_users_email_key")),
     )
-    op.create_index(op.f("ix_users_created_at_id"), "users", ["created_at", "id"])
+    for columns in (
+        ["created_at", "id"],
+        ["role", "created_at", "id"],
+        ["role", "email_key"],
+        ["is_active", "created_at", "id"],
+        ["is_active", "email_key"],
+        ["name_key"],
+    ):
+        op.create_index(op.f(f"ix_users_{'_'.join(columns)}"), "users", columns)
+    op.create_table(
+        "account_links",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("nonce", sa.LargeBinary(), nullable=False),
+        sa.Column("pepper_id", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("used_at", sa.DateTime(timezone=True)),
+        sa.CheckConstraint("purpose IN ('set_password')", name=op.f("ck_account_links_purpose")),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_account_links_user_id_users"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_account_links")),
+    )
+    op.create_index(op.f("ix_account_links_user_id_purpose"), "account_links", ["user_id", "purpose"])
 
 
 def downgrade() -> None:
+    op.drop_table("account_links")
     op.drop_table("users")

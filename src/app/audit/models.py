@@ -1,0 +1,33 @@
+"""The audit log: rows are added and never changed; a trigger sees to it."""
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Index
+from sqlalchemy.dialects.postgresql import CIDR, JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base, CreatedAt, PrimaryKey
+
+
+class AuditEvent(Base):
+    """Who did what to whom, from where. No foreign keys: it stays when the account goes."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (
+        Index(None, "occurred_at", "id"),
+        Index(None, "actor_id", "occurred_at", "id"),
+        Index(None, "subject_id", "occurred_at", "id"),
+        Index(None, "event", "occurred_at", "id"),
+    )
+
+    id: Mapped[PrimaryKey]
+    event: Mapped[str]
+    occurred_at: Mapped[CreatedAt]
+    actor_id: Mapped[UUID | None]
+    subject_id: Mapped[UUID | None]
+    session_id: Mapped[UUID | None]
+    ip_prefix: Mapped[IPv4Network | IPv6Network | None] = mapped_column(CIDR)
+    request_id: Mapped[str | None]
+    detail: Mapped[dict[str, Any]] = mapped_column(JSONB)

@@ -1,0 +1,27 @@
+"""`/audit-events`."""
+
+from typing import Annotated, Any
+
+from fastapi import Query
+
+from app.audit import service
+from app.audit.schemas import AuditEventQuery, AuditEventRead
+from app.auth.dependencies import AuditReader
+from app.core import routing
+from app.core.dependencies import ReadSessionDep
+from app.core.pages import Page
+from app.core.pagination import PagerDep
+
+router = routing.router(prefix="/audit-events", tags=["audit"])
+
+
+@router.get("", response_model=Page[AuditEventRead])
+async def list_audit_events(
+    _reader: AuditReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[AuditEventQuery, Query()]
+) -> dict[str, Any]:
+    """List what happened.
+
+    Newest first; failed and successful logins, and every change of an account, with who did it and from where.
+    """
+    order = service.order_of(query)
+    return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))

@@ -1,0 +1,38 @@
+"""Audit events as clients see them."""
+
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field, StringConstraints
+
+from app.core.fields import Answer, QueryIdentifier, QueryInstant
+from app.core.pages import PageQuery
+
+EventName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z_]+\.[a-z_]+$")]
+
+
+class AuditEventRead(Answer):
+    """One entry of the audit log."""
+
+    id: UUID
+    event: str = Field(description="What happened, such as `users.role_changed`.")
+    occurred_at: datetime
+    actor_id: UUID | None = Field(description="Who did it; null when the system did.")
+    subject_id: UUID | None = Field(description="The account it was done to.")
+    session_id: UUID | None = Field(description="The login session it was done in.")
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network it was done from.")
+    request_id: str | None
+    detail: dict[str, Any]
+
+
+class AuditEventQuery(PageQuery):
+    """Which events to list."""
+
+    actor_id: QueryIdentifier | None = Field(default=None, description="Done by this account.")
+    subject_id: QueryIdentifier | None = Field(default=None, description="Done to this account.")
+    event: EventName | None = Field(default=None, description="Of this name.")
+    after: QueryInstant | None = Field(default=None, description="Later than this instant.")
+    before: QueryInstant | None = Field(default=None, description="Earlier than this instant.")
+    sort: Literal["-occurred_at", "occurred_at"] = Field(default="-occurred_at", description="Newest first, or oldest.")

@@ -1,0 +1,91 @@
+"""Record what happened, in the transaction in which it happens, and show it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row
+
+from app.audit import crud
+from app.audit.models import AuditEvent
+from app.audit.schemas import AuditEventQuery
+from app.core.addresses import Network
+from app.core.database import ReadSession, WriteSession
+from app.core.keyset import Order, Position
+
+_PURGE_BATCH = 5000
+_ORDERS = {
+    "occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id)),
+    "-occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id), descending=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, in which login session and request, and from where; all None for the system itself."""
+
+    user_id: UUID | None = None
+    session_id: UUID | None = None
+    ip_prefix: Network | None = None
+    request_id: str | None = None
+
+
+SYSTEM = Actor()
+
+
+async def record(
+    session: WriteSession,
+    actor: Actor,
+    event: str,
+    *,
+    subject_id: UUID | None = None,
+    **detail: str | bool | int | None,
+) -> None:
+    """Write an event in the caller's transaction; `detail` takes plain values, and never a secret."""
+    values = {
+        "event": event,
+        "actor_id": actor.user_id,
+        "session_id": actor.session_id,
+        "ip_prefix": actor.ip_prefix,
+        "request_id": actor.request_id,
+        "subject_id": subject_id,
+        "detail": detail,
+    }
+    await crud.create(session, values)
+
+
+def order_of(query: AuditEventQuery) -> Order:
+    """Give the order a query asks for."""
+    return _ORDERS[query.sort]
+
+
+async def list_page(
+    session: ReadSession, query: AuditEventQuery, position: Position | None
+) -> tuple[Sequence[Row[Any]], Position | None]:
+    """Read one page of the log."""
+    return await crud.page(session, list(_conditions(query)), order_of(query), position, query.limit)
+
+
+def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:
+    if query.actor_id is not None:
+        yield AuditEvent.actor_id == query.actor_id
+    if query.subject_id is not None:
+        yield AuditEvent.subject_id == query.subject_id
+    if query.event is not None:
+        yield AuditEvent.event == query.event
+    if query.after is not None:
+        yield AuditEvent.occurred_at > query.after
+    if query.before is not None:
+        yield AuditEvent.occurred_at < query.before
+
+
+async def list_about(session: ReadSession, user_id: UUID) -> Sequence[Row[Any]]:
+    """Read everything the log holds about an account."""
+    return await crud.list_about(session, user_id)
+
+
+async def purge(session: WriteSession, *, keep: timedelta) -> int:
+    """Delete a batch of events older than `keep`; the number deleted is less than a batch when none are left."""
+    return await crud.purge(session, keep, batch=_PURGE_BATCH)
