@@ -7,7 +7,8 @@ carries a `state`: `next` is published but not used, `active` signs, `retiring` 
 import hmac
 import json
 import os
-from dataclasses import dataclass
+from base64 import urlsafe_b64decode
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,11 @@ from app.core.errors import ConfigurationError
 type SigningKey = ECKey | OKPKey
 type State = Literal["next", "active", "retiring"]
 
+_STATES = frozenset({"next", "active", "retiring"})
+_KINDS: dict[tuple[str, str, str], type[SigningKey]] = {
+    ("EC", "P-256", "ES256"): ECKey,
+    ("OKP", "Ed25519", "EdDSA"): OKPKey,
+}
 _MIN_PEPPER_BYTES = 32
 
 
@@ -27,10 +33,10 @@ _MIN_PEPPER_BYTES = 32
 class KeyRing:
     """The signing keys by id, the id of the one that signs, and the peppers by id with the current one."""
 
-    signing: dict[str, SigningKey]
+    signing: dict[str, SigningKey] = field(repr=False)
     states: dict[str, State]
     active: str
-    peppers: dict[int, bytes]
+    peppers: dict[int, bytes] = field(repr=False)
     active_pepper: int
 
     def verifying(self, kid: str) -> SigningKey | None:
@@ -82,36 +88,45 @@ def parse_key_ring(text: str, *, source: str) -> KeyRing:
     try:
         keys = json.loads(text)["keys"]
         signing = [key for key in keys if key["kty"] != "oct"]
-        peppers = {int(key["kid"]): key for key in keys if key["kty"] == "oct"}
+        peppers = [{**key, "kid": int(key["kid"])} for key in keys if key["kty"] == "oct"]
         ring = KeyRing(
             signing={key["kid"]: _import(key) for key in signing},
-            states={key["kid"]: key["state"] for key in signing},
+            states=_states(signing),
             active=_only_active(signing),
-            peppers={kid: _pepper(key) for kid, key in peppers.items()},
-            active_pepper=int(_only_active(list(peppers.values()))),
+            peppers={key["kid"]: _pepper(key) for key in peppers},
+            active_pepper=_only_active(peppers),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, JoseError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JoseError):
         # The cause is not chained: its text may quote the file.
         message = f"{source}: this is not a private key set as `app keys generate` makes it"
         raise ConfigurationError(message) from None
     return ring
 
 
-def _only_active(keys: list[dict[str, str]]) -> str:
-    (active,) = [key["kid"] for key in keys if key["state"] == "active"]
+def _states(keys: list[dict[str, Any]]) -> dict[str, State]:
+    states = {key["kid"]: key["state"] for key in keys}
+    # A mistyped state would publish a key that then never verifies.
+    if len(states) != len(keys) or not _STATES.issuperset(states.values()):
+        raise ValueError
+    return states
+
+
+def _only_active(keys: list[dict[str, Any]]) -> Any:
+    (active,) = [kid for kid, state in _states(keys).items() if state == "active"]
     return active
 
 
 def _import(key: dict[str, Any]) -> SigningKey:
-    members = {name: value for name, value in key.items() if name != "state"}
-    imported: SigningKey = ECKey.import_key(members) if key["kty"] == "EC" else OKPKey.import_key(members)
-    if not imported.is_private or imported.thumbprint() != key["kid"] or imported.alg not in {"ES256", "EdDSA"}:
-        raise ValueError(key["kty"])
+    # The combinations are spelled out: the library also takes a curve that the algorithm cannot sign with.
+    kind = _KINDS[key["kty"], key["crv"], key["alg"]]
+    imported: SigningKey = kind.import_key({name: value for name, value in key.items() if name != "state"})
+    if not imported.is_private or imported.thumbprint() != key["kid"] or key.get("use", "sig") != "sig":
+        raise ValueError
     return imported
 
 
 def _pepper(key: dict[str, Any]) -> bytes:
-    raw = OctKey.import_key({"kty": "oct", "k": key["k"]}).raw_value
+    raw = urlsafe_b64decode(key["k"] + "=" * (-len(key["k"]) % 4))
     if len(raw) < _MIN_PEPPER_BYTES:
-        raise ValueError(len(raw))
+        raise ValueError
     return raw
