@@ -4,6 +4,7 @@ An operation is `public`, or depends on whatever marks itself as a guard (auth's
 neither must not start.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -18,12 +19,12 @@ public: dict[str, Any] = {PUBLIC_KEY: True}
 """`openapi_extra=public` on an operation: anybody may call it."""
 
 
-class Guard:
+class Guard(ABC):
     """Base of the dependencies that establish who is calling."""
 
+    @abstractmethod
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
         """Name what a caller without the right credentials, or without these scopes, is answered."""
-        raise NotImplementedError
 
 
 def guards(dependant: Dependant) -> Iterator[tuple[Guard, list[str]]]:

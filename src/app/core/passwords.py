@@ -1,7 +1,7 @@
 """Which passwords are accepted: long enough, not common, not about the account. No rules of composition (NIST 800-63B)."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 
 from app.core.errors import FieldError, InvalidInputError
@@ -10,13 +10,13 @@ MAX_LENGTH = 256
 _MIN_CONTEXT = 4
 
 
-def refuse_weak(password: str, *, min_length: int, about: Iterable[str] = (), pointer: str = "#/password") -> None:
+def refuse_weak(password: str, *, min_length: int, about: Collection[str] = (), pointer: str = "#/password") -> None:
     """Raise an `InvalidInputError` for a password that is too short or long (code points), common, or made of `about`."""
     for code, detail in _weaknesses(password, min_length, about):
         raise InvalidInputError(FieldError(pointer, code, detail))
 
 
-def _weaknesses(password: str, min_length: int, about: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _weaknesses(password: str, min_length: int, about: Collection[str]) -> Iterator[tuple[str, str]]:
     if len(password) < min_length:
         yield "password_too_short", f"This must have at least {min_length} characters; a few words make a good one."
     if len(password) > MAX_LENGTH:
@@ -32,7 +32,7 @@ def _is_monotonous(password: str) -> bool:
     return re.fullmatch(r"(.{1,4}?)\1+.{0,3}", password, re.DOTALL) is not None
 
 
-def _is_about(password: str, about: Iterable[str]) -> bool:
+def _is_about(password: str, about: Collection[str]) -> bool:
     words = {
         word for text in (*about, "bedplate") for word in re.split(r"[^\w]+", text.lower()) if len(word) >= _MIN_CONTEXT
     }

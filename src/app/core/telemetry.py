@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -77,12 +77,14 @@ def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        for form, replacement in _SECRET_FORMS:
-            value = form.sub(replacement, value)
+    if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, MutableMapping):
-        return {key: REDACTED if _SECRET_NAME.search(str(key)) else _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, Mapping):
+        return {str(key): REDACTED if _SECRET_NAME.search(str(key)) else _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
-    return value
+    # Anything else is written as its text, and that may quote whatever it was made from.
+    text = str(value)
+    for form, replacement in _SECRET_FORMS:
+        text = form.sub(replacement, text)
+    return text
