@@ -1,0 +1,130 @@
+"""Real server processes: what an operator starts, on a free port, for as long as a test needs it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from httpx2 import AsyncClient, HTTPError, Response
+
+from app.dev.ports import free_port
+from tests.conftest import KEY_SET
+
+_START_PATIENCE = 30.0
+_STOP_PATIENCE = 20.0
+_POLL = 0.02
+_OURS = ("APP_", "DATABASE_URL", "PORT")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `app serve`; everything it says goes to a file, so that it never waits for its reader."""
+
+    base_url: str
+    process: asyncio.subprocess.Process
+    log_file: Path
+
+    def lines(self) -> list[str]:
+        """Give what it has written so far."""
+        return self.log_file.read_text(errors="replace").splitlines()
+
+    def records(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Give the structured lines written so far, all or those of one event."""
+        records = [json.loads(line) for line in self.lines() if line.startswith("{")]
+        return [record for record in records if event in {None, record.get("event")}]
+
+    async def wait_for_line(self, text: str, *, within: float = 5.0) -> str:
+        """Wait for a line that contains `text`."""
+        async with asyncio.timeout(within):
+            while True:
+                for line in self.lines():
+                    if text in line:
+                        return line
+                await asyncio.sleep(_POLL)
+
+    async def stop(self) -> int:
+        """Ask it to end, kill it and its workers if it does not, and give the exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), _STOP_PATIENCE)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def real_server(database_url: str, *arguments: str, **environment: str) -> AsyncIterator[Server]:
+    """Run `app serve` with these arguments and settings until the block ends; it is ready when this returns."""
+    with TemporaryDirectory(prefix="server-") as directory:
+        server = await _start(Path(directory), database_url, arguments, environment)
+        try:
+            yield server
+        finally:
+            await server.stop()
+
+
+async def _start(directory: Path, database_url: str, arguments: tuple[str, ...], environment: dict[str, str]) -> Server:
+    while True:
+        server = await _launch(directory, database_url, arguments, environment)
+        try:
+            await _wait_until_ready(server)
+        except BaseException as error:
+            await server.stop()
+            said = "\n".join(server.lines())
+            # Somebody took the port between our choosing it and its being opened.
+            if "PORT" not in environment and f"port {server.base_url.rpartition(':')[2]} is in use" in said:
+                continue
+            error.add_note(said)
+            raise
+        return server
+
+
+async def _launch(
+    directory: Path, database_url: str, arguments: tuple[str, ...], environment: dict[str, str]
+) -> Server:
+    port = environment.get("PORT") or str(free_port())
+    settings = {
+        "APP_ENVIRONMENT": "test",
+        "APP_AUTH__SIGNING_KEYS": KEY_SET,
+        "APP_AUTH__BCRYPT_COST": "4",
+        "DATABASE_URL": database_url,
+        "PORT": port,
+        **environment,
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    log_file = directory / f"{port}.log"
+    with log_file.open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", "serve", *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=inherited | settings,
+            # A group of its own: its workers can be killed with it, and Ctrl-C reaches it only through us.
+            start_new_session=True,
+        )
+    return Server(f"http://127.0.0.1:{port}", process, log_file)
+
+
+async def _wait_until_ready(server: Server) -> None:
+    async with asyncio.timeout(_START_PATIENCE), AsyncClient(base_url=server.base_url) as client:
+        while not await _is_ready(client):
+            if server.process.returncode is not None:
+                message = f"the server ended with exit code {server.process.returncode} before it was ready"
+                raise RuntimeError(message)
+            await asyncio.sleep(_POLL)
+
+
+async def _is_ready(client: AsyncClient) -> bool:
+    with suppress(HTTPError):
+        response: Response = await client.get("/readyz")
+        return response.status_code == 200
+    return False
