@@ -2,6 +2,7 @@
 
 from app.audit.models import AuditEvent
 from app.core.database import Base
+from app.jobs.models import JobError
 from app.users.models import AccountLink, User
 
-__all__ = ["AccountLink", "AuditEvent", "Base", "User"]
+__all__ = ["AccountLink", "AuditEvent", "Base", "JobError", "User"]

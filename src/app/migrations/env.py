@@ -8,10 +8,12 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.config import load_settings
+from app.migrations.revisions import is_ours
 from app.models import Base
 
 _OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
+    "include_name": is_ours,
     # One transaction each: what has succeeded stays when a later one fails.
     "transaction_per_migration": True,
     "compare_type": True,
@@ -26,7 +28,7 @@ def _run(connection: Connection) -> None:
 
 
 def _write_sql() -> None:
-    context.configure(dialect_name="postgresql", literal_binds=True, **_OPTIONS)
+    context.configure(dialect_name="postgresql+asyncpg", literal_binds=True, **_OPTIONS)
     context.execute("SET lock_timeout = '2s'")
     context.execute("SET statement_timeout = '10min'")
     with context.begin_transaction():

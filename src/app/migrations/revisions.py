@@ -20,3 +20,8 @@ def head() -> str:
     """Name the revision this program was written for."""
     (revision,) = ScriptDirectory.from_config(config()).get_heads()
     return revision
+
+
+def is_ours(name: str | None, kind: str, _parents: object) -> bool:
+    """Say whether the models describe this: the tables of the job queue are procrastinate's. Alembic's `include_name`."""
+    return not (kind == "table" and name is not None and name.startswith("procrastinate_"))
