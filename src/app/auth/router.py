@@ -20,7 +20,7 @@ from app.auth.schemas import AccessTokenRead, AccountExport, JsonWebKeySet, Pass
 from app.core import routing
 from app.core.access import public
 from app.core.dependencies import ReadSessionDep
-from app.core.errors import InvalidInputError
+from app.core.errors import AppError, InvalidInputError
 from app.core.problems import problem_responses
 from app.core.security import HashingBusyError
 
@@ -41,17 +41,22 @@ class TokenRoute(routing.Route):
             if "authorization" in request.headers:
                 raise InvalidClientError
             try:
-                return await handle(request)
+                response = await handle(request)
             except RequestValidationError as error:
                 raise _oauth_error(error) from error
             except InvalidInputError as error:
                 raise InvalidRequestError from error
+            # RFC 6749, 5.1 asks for both this and Cache-Control, which every response has.
+            response.headers["Pragma"] = "no-cache"
+            return response
 
         return with_oauth_errors
 
 
-def _oauth_error(error: RequestValidationError) -> UnsupportedGrantTypeError | InvalidRequestError:
+def _oauth_error(error: RequestValidationError) -> AppError:
     kinds = {(one["loc"][-1], one["type"]) for one in error.errors()}
+    if ("client_secret", "too_long") in kinds:
+        return InvalidClientError()
     return UnsupportedGrantTypeError() if ("grant_type", "literal_error") in kinds else InvalidRequestError()
 
 

@@ -25,7 +25,7 @@ class PasswordGrant(Payload):
     client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(
         default=None, description="Ignored: there is one first-party client."
     )
-    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Refused unless empty.")
+    client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
 
 class AccessTokenRead(Answer):
