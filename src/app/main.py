@@ -25,8 +25,13 @@ from app.health import router as health
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
-# A new feature adds its router here.
-ROUTERS = (auth.router, auth.me, users.router, audit.router)
+ROUTERS = (
+    auth.router,
+    auth.me,
+    users.router,
+    audit.router,
+    # A new feature adds its router here.
+)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:

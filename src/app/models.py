@@ -5,4 +5,10 @@ from app.core.database import Base
 from app.jobs.models import JobError
 from app.users.models import AccountLink, User
 
-__all__ = ["AccountLink", "AuditEvent", "Base", "JobError", "User"]
+__all__ = [
+    "AccountLink",
+    "AuditEvent",
+    "Base",
+    "JobError",
+    "User",
+]
