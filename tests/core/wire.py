@@ -36,14 +36,15 @@ class Wire:
         server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
         both = (self._upward(reader, server_writer), self._downward(server_reader, writer))
         tasks = [asyncio.ensure_future(one) for one in both]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for side in (writer, server_writer):
-            side.close()
-            with suppress(OSError):
-                await side.wait_closed()
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # However this ends, both sides are closed before anything is waited for.
+            for side in (writer, server_writer):
+                side.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _upward(self, client: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         code = _SSL_REQUEST

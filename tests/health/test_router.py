@@ -1,0 +1,171 @@
+"""The probes: what they say while the database is well, away, old or silent."""
+
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from httpx2 import AsyncClient, Response
+from sqlalchemy import text
+
+from app.core.database import Database
+from app.health.service import check_readiness
+from app.main import create_app
+from app.migrations import runner
+from app.migrations.revisions import head
+from tests.conftest import make_settings, running
+from tests.core.wire import tapped
+
+
+@asynccontextmanager
+async def application(url: str, **database: Any) -> AsyncIterator[tuple[AsyncClient, Database]]:
+    """Run an application of its own on this database."""
+    settings = make_settings(url, database=database)
+    own = Database(settings.database)
+    async with running(create_app(settings, own)) as client:
+        yield client, own
+    await own.dispose()
+
+
+async def execute(database: Database, statement: str) -> None:
+    async with database.begin() as session:
+        await session.execute(text(statement))
+
+
+async def stamp(database: Database, revision: str) -> None:
+    async with database.begin() as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+
+
+def assert_not_ready(response: Response, detail: str) -> None:
+    document = response.json()
+    assert (response.status_code, document["code"]) == (503, "not_ready")
+    assert document["detail"] == detail
+    assert document["type"] == "/problems/service-unavailable"
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_a_healthy_process_says_so(client: AsyncClient, path: str) -> None:
+    response = await client.get(path)
+
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_probes_may_use_head(client: AsyncClient, path: str) -> None:
+    response = await client.head(path)
+
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_the_process_lives_without_a_database() -> None:
+    async with application("postgresql://nobody@127.0.0.1:1/nothing") as (client, _):
+        response = await client.get("/livez")
+
+    assert response.status_code == 200
+
+
+async def test_without_a_database_nothing_is_ready() -> None:
+    async with application("postgresql://nobody@127.0.0.1:1/nothing") as (client, _):
+        response = await client.get("/readyz")
+
+    assert_not_ready(response, "Not ready: the database cannot be reached.")
+
+
+async def test_an_empty_database_is_not_ready(clone_url: str) -> None:
+    async with application(clone_url) as (client, database):
+        await execute(database, "DROP SCHEMA public CASCADE")
+        await execute(database, "CREATE SCHEMA public")
+
+        response = await client.get("/readyz")
+
+    assert_not_ready(response, f"Not ready: the schema is at revision none, this program needs {head()}.")
+
+
+async def test_a_version_table_without_a_row_is_not_ready(clone_url: str) -> None:
+    await runner.upgrade(make_settings(clone_url).database, "base")
+
+    async with application(clone_url) as (client, _):
+        response = await client.get("/readyz")
+
+    assert_not_ready(response, f"Not ready: the schema is at revision none, this program needs {head()}.")
+
+
+async def test_a_schema_of_another_release_is_not_ready(clone_url: str) -> None:
+    async with application(clone_url) as (client, database):
+        await stamp(database, "20991231_future")
+
+        response = await client.get("/readyz")
+
+    assert_not_ready(response, f"Not ready: the schema is at revision 20991231_future, this program needs {head()}.")
+
+
+async def test_readiness_comes_back_with_the_schema(clone_url: str) -> None:
+    async with application(clone_url) as (client, database):
+        await stamp(database, "20991231_future")
+        before = await client.get("/readyz")
+        await stamp(database, head())
+
+        after = await client.get("/readyz")
+
+    assert (before.status_code, after.status_code) == (503, 200)
+
+
+async def test_a_silent_database_is_found_out_within_two_seconds(clone_url: str) -> None:
+    async with tapped(clone_url) as wire, application(wire.url) as (client, _):
+        assert (await client.get("/readyz")).status_code == 200
+        wire.flowing.clear()
+        started = time.monotonic()
+
+        response = await client.get("/readyz")
+        elapsed = time.monotonic() - started
+        wire.flowing.set()
+
+    assert_not_ready(response, "Not ready: the database cannot be reached.")
+    assert elapsed < 2.5
+
+
+async def test_a_database_that_takes_no_connection_is_found_out_within_two_seconds() -> None:
+    # The kernel accepts for it; nobody ever reads.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nothing"
+        async with application(url, connect_timeout="30s") as (client, _):
+            started = time.monotonic()
+            response = await client.get("/readyz")
+            elapsed = time.monotonic() - started
+
+    assert_not_ready(response, "Not ready: the database cannot be reached.")
+    assert elapsed < 2.5
+
+
+async def test_a_pool_without_a_free_connection_is_not_ready(clone_url: str) -> None:
+    async with application(clone_url, pool_size=1, pool_wait="100ms") as (client, database):
+        async with database.read_sessions() as session:
+            await session.execute(text("SELECT 1"))
+            busy = await client.get("/readyz")
+        free = await client.get("/readyz")
+
+    assert_not_ready(busy, "Not ready: the database cannot be reached.")
+    assert free.status_code == 200
+
+
+async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        message = "a defect"
+        raise LookupError(message)
+
+    monkeypatch.setattr(database, "read_sessions", broken)
+
+    with pytest.raises(LookupError):
+        await check_readiness(database, head=head())
+
+
+async def test_what_a_probe_says_names_nothing_secret() -> None:
+    async with application("postgresql://someone:hunter2@127.0.0.1:1/secret") as (client, _):
+        response = await client.get("/readyz")
+
+    assert not any(word in response.text for word in ("hunter2", "someone", "127.0.0.1", "asyncpg"))
