@@ -23,7 +23,7 @@ database: setup ## Start only the database of make run, for psql and the app com
 
 .PHONY: test
 test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
-	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+	@$(PYTHON_IN_VENV) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
 
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails

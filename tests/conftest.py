@@ -21,7 +21,7 @@ from app.core.config import DatabaseSettings, Settings
 from app.core.database import Database, ReadSession, WriteSession
 from app.core.keys import generate_key_set
 from app.core.security import PasswordHasher
-from app.dev.embedded_postgres import server_for_tests
+from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
 from app.migrations import runner
 from tests.factories import PASSWORD, make_user
@@ -40,8 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     server = server_for_tests(ROOT)
-    config.stash[_SERVER] = server
-    config.stash[_TEMPLATE] = asyncio.run(_make_template(server.__enter__()))  # Left in pytest_unconfigure.
+    try:
+        url = server.__enter__()  # Left in pytest_unconfigure.
+        config.stash[_SERVER] = server
+        config.stash[_TEMPLATE] = asyncio.run(_make_template(url))
+    except (EmbeddedPostgresError, runner.MigrationError) as error:
+        pytest.exit(str(error), returncode=1)
 
 
 def pytest_configure_node(node: Any) -> None:
@@ -52,7 +56,8 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the server; its databases go with it, or are dropped where the server is not ours."""
     if server := config.stash.get(_SERVER, None):
-        asyncio.run(_drop(config.stash[_TEMPLATE]))
+        if template := config.stash.get(_TEMPLATE, None):
+            asyncio.run(_drop(template))
         server.__exit__(None, None, None)
 
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+from app import worker
 from app.audit import router as audit
 from app.auth import router as auth
 from app.auth.dependencies import AuthState
@@ -79,19 +80,20 @@ def _lifespan(
         database = given or Database(settings.database)
         hasher = PasswordHasher(settings.auth)
         try:
-            # What has been loaded stays: the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
-            yield {
-                "settings": settings,
-                "keys": ring,
-                "database": database,
-                "cursors": CursorSigner(ring.derive("cursor")),
-                "hasher": hasher,
-                "access_tokens": AccessTokens(
-                    ring, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime
-                ),
-            }
+            async with worker.in_process(settings, database, ring):
+                # What has been loaded stays: the collector need not look at it again.
+                gc.collect()
+                gc.freeze()
+                yield {
+                    "settings": settings,
+                    "keys": ring,
+                    "database": database,
+                    "cursors": CursorSigner(ring.derive("cursor")),
+                    "hasher": hasher,
+                    "access_tokens": AccessTokens(
+                        ring, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime
+                    ),
+                }
         finally:
             hasher.close()
             if given is None:
