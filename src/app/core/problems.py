@@ -49,6 +49,8 @@ _DETAILS = {
     "string_type": "This must be a string.",
     "string_too_short": "This must have at least {min_length} characters.",
     "string_too_long": "This may have at most {max_length} characters.",
+    "too_short": "This must have a length of at least {min_length}.",
+    "too_long": "This must have a length of at most {max_length}.",
     "string_unicode": "This must be valid Unicode.",
     "string_pattern_mismatch": "This has the wrong form.",
     "int_type": "This must be an integer.",

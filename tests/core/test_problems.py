@@ -1,0 +1,600 @@
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+from typing import Annotated, Any, override
+
+import pytest
+from fastapi import Depends, HTTPException, Response
+from fastapi.responses import StreamingResponse
+from httpx2 import AsyncClient
+from pydantic import BaseModel, Field, SecretStr
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.core import errors, routing
+from app.core.access import public
+from app.core.database import DatabaseUnavailableError
+from app.core.errors import AppError, ConflictError, FieldError, InvalidInputError, RateLimitedError, UnavailableError
+from app.core.fields import PathIdentifier, Payload
+from app.core.problems import pointer
+from tests.core.applications import application, serving, with_state
+from tests.core.recording import Recording
+
+MEDIA_TYPE = "application/problem+json"
+MEMBERS = {"type", "title", "status", "detail", "instance", "request_id", "code"}
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, AppError) and kind is not AppError
+]
+
+
+class EscapedError(ConflictError):
+    problem = "escaped"
+    code = "<code>"
+    detail = "Tags like <script>alert('&')</script> are text."
+
+
+class Secret(Payload):
+    password: SecretStr = Field(min_length=1, max_length=8)
+    count: int = Field(ge=1, le=3)
+
+
+class Strict(BaseModel):
+    number: int
+
+
+class OAuthRoute(routing.Route):
+    speaks_oauth = True
+
+
+def made(kind: type[AppError]) -> AppError:
+    if kind is RateLimitedError:
+        return RateLimitedError(retry_after=7)
+    if kind is InvalidInputError:
+        return InvalidInputError(FieldError("#/name", "blank", "This must not be blank."))
+    return kind()
+
+
+async def failing_dependency() -> None:
+    raise ZeroDivisionError
+
+
+async def failing_on_exit() -> AsyncIterator[None]:
+    yield
+    raise ZeroDivisionError
+
+
+router = routing.router()
+oauth = routing.router(route_class=OAuthRoute)
+
+
+@router.get("/kinds/{number}", openapi_extra=public)
+async def fail(number: int) -> None:
+    raise made(KINDS[number])
+
+
+@router.post("/secrets", openapi_extra=public)
+async def take(payload: Secret) -> int:
+    return payload.count
+
+
+@router.put("/secrets", openapi_extra=public)
+async def take_many(payload: list[Secret]) -> int:
+    return len(payload)
+
+
+@router.get("/things/{thing_id}", openapi_extra=public)
+async def read_thing(thing_id: PathIdentifier) -> str:
+    return str(thing_id)
+
+
+@router.delete("/things/{thing_id}", openapi_extra=public)
+async def remove_thing(thing_id: PathIdentifier) -> str:
+    return str(thing_id)
+
+
+@router.get("/http/{status}", openapi_extra=public)
+async def raise_http(status: int) -> None:
+    raise HTTPException(status, "CANARY")
+
+
+@router.get("/unreachable", openapi_extra=public)
+async def unreachable() -> None:
+    raise DatabaseUnavailableError from OSError("no route to host")
+
+
+@router.get("/exhausted", openapi_extra=public)
+async def exhausted() -> None:
+    raise PoolTimeoutError("pool of CANARY")
+
+
+@router.get("/slow", openapi_extra=public)
+async def slow() -> None:
+    raise TimeoutError
+
+
+@router.get("/bug/endpoint", openapi_extra=public)
+async def bug_in_the_endpoint() -> None:
+    raise ZeroDivisionError("CANARY")
+
+
+@router.get("/bug/dependency", openapi_extra=public, dependencies=[Depends(failing_dependency)])
+async def bug_in_a_dependency() -> None: ...
+
+
+@router.get("/bug/exit", openapi_extra=public)
+async def bug_when_a_dependency_ends(_none: Annotated[None, Depends(failing_on_exit, scope="function")]) -> None: ...
+
+
+@router.get("/bug/response", openapi_extra=public, response_model=Strict)
+async def bug_in_the_response() -> dict[str, str]:
+    return {"number": "x"}
+
+
+@router.get("/bug/serialisation", openapi_extra=public)
+async def bug_in_serialisation() -> Any:
+    return {"object": object()}
+
+
+@router.get("/bug/late", openapi_extra=public)
+async def bug_after_the_answer(_none: Annotated[None, Depends(failing_on_exit)]) -> str:
+    return "sent"
+
+
+@router.get("/bug/stream", openapi_extra=public)
+async def bug_in_the_middle_of_the_answer() -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise ZeroDivisionError
+
+    return StreamingResponse(chunks())
+
+
+@oauth.post("/oauth", openapi_extra=public)
+async def oauth_operation(payload: Secret) -> None:
+    raise UnavailableError if payload.count == 1 else RateLimitedError(retry_after=9)
+
+
+router.include_router(oauth)
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[AsyncClient]:
+    async with serving(router) as client:
+        yield client
+
+
+def problem(response: Any, status: int, code: str) -> dict[str, Any]:
+    """Check the shape that every error has, and give the document."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == MEDIA_TYPE
+    document: dict[str, Any] = response.json()
+    assert set(document) - {"errors"} == MEMBERS
+    assert ("errors" in document) == (status == 422)
+    assert document["status"] == status
+    assert document["code"] == code
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert re.fullmatch(r"/problems/[a-z]+(-[a-z]+)*", document["type"])
+    assert document["title"] == document["type"].rpartition("/")[2].replace("-", " ").capitalize()
+    assert document["detail"].endswith(".")
+    return document
+
+
+# Every kind of error
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)), ids=lambda number: KINDS[number].__name__)
+async def test_every_kind_of_error_has_one_shape(app: AsyncClient, number: int) -> None:
+    kind = KINDS[number]
+
+    response = await app.get(f"/kinds/{number}")
+
+    document = problem(response, kind.status, kind.code)
+    assert document["type"] == f"/problems/{kind.problem}"
+    assert document["instance"] == f"/kinds/{number}"
+    assert document["detail"] == kind.detail
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [(RateLimitedError, "7"), (UnavailableError, "1")])
+async def test_whoever_has_to_wait_is_told_how_long(app: AsyncClient, kind: type[AppError], seconds: str) -> None:
+    response = await app.get(f"/kinds/{KINDS.index(kind)}")
+
+    assert response.headers["retry-after"] == seconds
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)), ids=lambda number: KINDS[number].__name__)
+async def test_every_kind_has_a_page_that_lists_its_codes(app: AsyncClient, number: int) -> None:
+    kind = KINDS[number]
+
+    response = await app.get(f"/problems/{kind.problem}")
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert f"<code>{kind.code}</code> ({int(kind.status)})" in response.text
+
+
+async def test_a_page_escapes_what_it_shows(app: AsyncClient) -> None:
+    tags: list[str] = []
+
+    class Tags(HTMLParser):
+        @override
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            tags.append(tag)
+
+    response = await app.get(f"/problems/{EscapedError.problem}")
+
+    Tags().feed(response.text)
+    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in response.text
+    assert set(tags) == {"html", "head", "meta", "title", "body", "h1", "p", "code", "dl", "dt", "dd"}
+
+
+@pytest.mark.parametrize("name", ["x", "Not-Found", "not-found%00", "%3Cscript%3E", "%ED%A0%80"])
+async def test_a_kind_that_is_none_has_no_page(app: AsyncClient, name: str) -> None:
+    problem(await app.get(f"/problems/{name}"), 404, "not_found")
+
+
+# The framework's own errors
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/things", "/things/", "/THINGS/x", "/things/a/b", "/x" * 2000])
+async def test_an_unknown_path_is_a_problem(app: AsyncClient, path: str) -> None:
+    document = problem(await app.get(path), 404, "not_found")
+
+    assert document["instance"] == path
+
+
+@pytest.mark.parametrize(
+    "thing",
+    ["abc", "0", "-1", "1.0", "null", "%00", "%27%20or%201=1--", "0192F0C1-A2B3-7C4D-8E5F-60718293A4B5", "x" * 10_000],
+)
+async def test_an_id_that_cannot_exist_is_not_found(app: AsyncClient, thing: str) -> None:
+    problem(await app.get(f"/things/{thing}"), 404, "not_found")
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "POST", "OPTIONS", "TRACE", "FOO"])
+async def test_another_method_is_answered_with_those_of_every_route_of_the_path(app: AsyncClient, method: str) -> None:
+    response = await app.request(method, "/things/0192f0c1-a2b3-7c4d-8e5f-60718293a4b5")
+
+    problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "DELETE, GET, HEAD"
+
+
+async def test_head_is_not_offered_where_get_is_not(app: AsyncClient) -> None:
+    response = await app.get("/secrets")
+
+    problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST, PUT"
+
+
+async def test_head_of_what_has_no_get_is_refused(app: AsyncClient) -> None:
+    response = await app.head("/secrets")
+
+    assert response.status_code == 405
+    assert response.content == b""
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_body_that_announces_too_much_is_refused_unread(method: str) -> None:
+    async def receive() -> Any:
+        pytest.fail("the body was read")
+
+    sent = await call(method, "/secrets", receive, [(b"content-length", b"4097")])
+
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_a_body_that_turns_out_too_large_is_refused_where_it_does(app: AsyncClient) -> None:
+    pulled = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal pulled
+        for _ in range(100):
+            pulled += 1
+            yield b"x" * 1000
+
+    response = await app.post("/secrets", content=chunks(), headers={"Content-Type": "application/json"})
+
+    problem(response, 413, "payload_too_large")
+    assert response.headers["connection"] == "close"
+    assert pulled < 10
+
+
+async def test_a_body_of_the_largest_size_is_read(app: AsyncClient) -> None:
+    body = b'{"password": "x", "count": 1}'.ljust(4096)
+
+    response = await app.post("/secrets", content=body, headers={"Content-Type": "application/json"})
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("length", ["-1", "abc", "5, 5", "", "٣", "1e9"])
+async def test_a_length_that_is_none_is_left_to_the_server(length: str) -> None:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    headers = [(b"content-length", length.encode()), (b"content-type", b"application/json")]
+    sent = await call("POST", "/secrets", receive, headers)
+
+    assert sent[0]["status"] == 422
+
+
+async def test_another_media_type_is_a_problem(app: AsyncClient) -> None:
+    problem(await app.post("/secrets", content=b"{}"), 415, "unsupported_media_type")
+
+
+async def test_malformed_json_is_a_problem(app: AsyncClient) -> None:
+    response = await app.post("/secrets", content=b"{", headers={"Content-Type": "application/json"})
+
+    problem(response, 400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    ("status", "answered", "code"),
+    [
+        (400, 400, "malformed_request"),
+        (401, 401, "unauthorized"),
+        (403, 403, "forbidden"),
+        (404, 404, "not_found"),
+        (413, 413, "payload_too_large"),
+        (415, 415, "unsupported_media_type"),
+        (418, 400, "malformed_request"),
+    ],
+)
+async def test_an_exception_of_the_framework_is_a_problem_without_its_words(
+    app: AsyncClient, status: int, answered: int, code: str
+) -> None:
+    response = await app.get(f"/http/{status}")
+
+    problem(response, answered, code)
+    assert "CANARY" not in response.text
+
+
+# Refused values
+
+
+async def test_refused_values_are_named_and_never_shown(app: AsyncClient) -> None:
+    response = await app.post("/secrets", json={"password": "CANARYCANARY", "count": "CANARY", "extra": "CANARY"})
+
+    document = problem(response, 422, "validation_error")
+    assert document["errors"] == [
+        {"pointer": "#/password", "code": "too_long", "detail": "This must have a length of at most 8."},
+        {"pointer": "#/count", "code": "int_type", "detail": "This must be an integer."},
+        {"pointer": "#/extra", "code": "extra_forbidden", "detail": "There is no such member."},
+    ]
+    assert "CANARY" not in response.text
+    assert "CANARY" not in str(response.headers)
+
+
+@pytest.mark.parametrize(
+    "body", [{"count": 1, "secret": "CANARY"}, {"password": ["CANARY"], "count": 1}, "CANARY", ["CANARY"], {"count": 9}]
+)
+async def test_no_refusal_echoes_what_was_sent(app: AsyncClient, body: Any) -> None:
+    response = await app.post("/secrets", json=body)
+
+    problem(response, 422, "validation_error")
+    assert "CANARY" not in response.text
+    assert "pydantic" not in response.text
+
+
+async def test_limits_are_told_from_the_declaration(app: AsyncClient) -> None:
+    low = (await app.post("/secrets", json={"password": "x", "count": 0})).json()
+    high = (await app.post("/secrets", json={"password": "", "count": 4})).json()
+
+    assert [error["detail"] for error in low["errors"]] == ["This must be 1 or more."]
+    assert [error["detail"] for error in high["errors"]] == [
+        "This must have a length of at least 1.",
+        "This must be 3 or less.",
+    ]
+
+
+async def test_places_inside_lists_are_numbered(app: AsyncClient) -> None:
+    response = await app.put("/secrets", json=[{"password": "x", "count": 1}, {"password": "x"}])
+
+    assert [error["pointer"] for error in response.json()["errors"]] == ["#/1/count"]
+
+
+async def test_after_twenty_errors_the_rest_is_left_out(app: AsyncClient) -> None:
+    response = await app.put("/secrets", json=[{}] * 50)
+
+    assert len(problem(response, 422, "validation_error")["errors"]) == 20
+
+
+async def test_errors_of_the_query_are_cut_too(app: AsyncClient) -> None:
+    query = "&".join(f"p{number}=1" for number in range(50))
+
+    response = await app.get(f"/things/x?{query}")
+
+    assert len(problem(response, 422, "validation_error")["errors"]) == 20
+
+
+async def test_a_member_with_a_long_name_is_shown_in_part(app: AsyncClient) -> None:
+    response = await app.post("/secrets", json={"password": "x", "count": 1, "n" * 1000: 1})
+
+    assert problem(response, 422, "validation_error")["errors"][0]["pointer"] == "#/" + "n" * 64
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["a"], "#/a"),
+        (["a/b", "c~d"], "#/a~1b/c~0d"),
+        (["ü \x00"], "#/%C3%BC%20%00"),
+        (["\ud800"], "#/%3F"),
+        (["list", 3], "#/list/3"),
+        ([], "#/"),
+    ],
+)
+def test_a_pointer_is_a_json_pointer_in_a_fragment(names: list[str | int], written: str) -> None:
+    assert pointer(*names) == written
+
+
+def without_body() -> Any:
+    """Receive an empty body, and then nothing more: the client waits."""
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
+
+    return receive
+
+
+async def call(method: str, path: str, receive: Any, headers: list[tuple[bytes, bytes]]) -> list[Any]:
+    """Speak ASGI to the application, for what no client would send."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": b"/",
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers,
+        "scheme": "http",
+        "server": ("test", 80),
+        "client": ("127.0.0.1", 1),
+        "http_version": "1.1",
+    }
+    await with_state(application(router))(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize(
+    "path", ["/\udc80", "//things/x", "/\x00", "/ü€🦊", '/"\\', "/a\r\nX-Evil: 1", "/%0d%0a", "/?"]
+)
+async def test_any_path_survives_into_the_problem(path: str) -> None:
+    start, body = await call("GET", path, without_body(), [])
+
+    assert start["status"] == 404
+    assert body["body"].isascii()
+    assert b"\r" not in body["body"]
+    assert b"X-Evil: 1" not in body["body"]
+
+
+# The database
+
+
+async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Recording) -> None:
+    lines = recording()
+    async with serving(router) as client:
+        responses = [await client.get(path) for path in ("/unreachable", "/exhausted", "/slow")]
+
+    for response in responses:
+        problem(response, 503, "database_unavailable")
+        assert response.headers["retry-after"] == "1"
+        assert "CANARY" not in response.text
+    noted = [line for line in lines() if line["logger"] == "app.core.problems"]
+    assert [line["event"] for line in noted] == [
+        "the database cannot answer: OSError('no route to host')",
+        "the database cannot answer: TimeoutError('pool of CANARY')",
+        "the database cannot answer: TimeoutError()",
+    ]
+    assert [line["request_id"] for line in noted] == [response.headers["x-request-id"] for response in responses]
+
+
+# Defects
+
+
+@pytest.mark.parametrize("place", ["endpoint", "dependency", "exit", "response", "serialisation"])
+async def test_a_defect_is_a_bare_500_and_one_line_with_the_traceback(recording: Recording, place: str) -> None:
+    lines = recording()
+    async with serving(router) as client:
+        response = await client.get(f"/bug/{place}")
+
+    document = problem(response, 500, "internal_error")
+    assert document["detail"] == "Something went wrong on our side."
+    assert "CANARY" not in response.text
+    tracebacks = [line for line in lines() if "exception" in line]
+    assert [(line["event"], line["level"]) for line in tracebacks] == [("unhandled error", "error")]
+    assert tracebacks[0]["request_id"] == document["request_id"]
+    assert "Traceback" in tracebacks[0]["exception"]
+
+
+def raising(error: Exception) -> Any:
+    """Make a middleware that raises."""
+
+    async def broken(*_call: object) -> None:
+        raise error
+
+    return lambda app: broken  # noqa: ARG005  # It never gets as far as the application.
+
+
+async def test_a_defect_in_a_middleware_is_a_bare_500_too(recording: Recording) -> None:
+    lines = recording()
+    async with serving(router, layers=[raising(ZeroDivisionError())]) as client:
+        response = await client.get("/bug/endpoint")
+
+    problem(response, 500, "internal_error")
+    assert len([line for line in lines() if "exception" in line]) == 1
+
+
+async def test_a_failure_raised_by_a_middleware_is_answered_as_what_it_is() -> None:
+    async with serving(router, layers=[raising(RateLimitedError(retry_after=3))]) as client:
+        response = await client.get("/bug/endpoint")
+
+    problem(response, 429, "rate_limited")
+    assert response.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_complete"), [("/bug/late", b'"sent"', True), ("/bug/stream", b"first", False)]
+)
+async def test_a_defect_after_the_answer_has_begun_changes_nothing_of_it(
+    recording: Recording, path: str, body: bytes, is_complete: bool
+) -> None:
+    lines = recording()
+
+    start, *chunks = await call("GET", path, without_body(), [])
+
+    assert start["status"] == 200
+    assert b"".join(chunk["body"] for chunk in chunks) == body
+    # Without an end the server closes the connection, and the client sees that something is missing.
+    assert is_complete != chunks[-1].get("more_body", False)
+    written = lines()
+    assert len([line for line in written if "exception" in line]) == 1
+    assert [line["status"] for line in written if line["event"] == "request"] == [200]
+
+
+# What OAuth libraries read
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ({"password": "x", "count": 1}, 503, "temporarily_unavailable"),
+        ({"password": "x", "count": 2}, 429, "temporarily_unavailable"),
+        ({"password": "x"}, 422, "invalid_request"),
+    ],
+)
+async def test_errors_at_token_endpoints_speak_oauth_too(
+    app: AsyncClient, body: dict[str, Any], status: int, error: str
+) -> None:
+    response = await app.post("/oauth", json=body)
+
+    document = response.json()
+    assert response.status_code == status
+    assert document["error"] == error
+    assert document["error_description"] == document["detail"]
+    assert response.headers["pragma"] == "no-cache"
+    assert response.headers["cache-control"] == "no-store"
+
+
+async def test_what_is_refused_before_the_routes_speaks_oauth_at_token_endpoints(app: AsyncClient) -> None:
+    large = await app.post("/oauth", json={"password": "x" * 5000})
+    other = await app.post("/secrets", json={"password": "x" * 5000})
+
+    assert (large.status_code, large.json()["error"]) == (413, "invalid_request")
+    assert other.status_code == 413
+    assert "error" not in other.json()
+
+
+async def test_a_kind_without_an_oauth_name_is_an_invalid_request(app: AsyncClient) -> None:
+    response = await app.get("/oauth")
+
+    assert response.status_code == 405
+    assert response.json()["error"] == "invalid_request"
