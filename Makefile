@@ -25,6 +25,10 @@ database: setup ## Start only the database of make run, for psql and the app com
 test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
 	@$(PYTHON_IN_VENV) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
 
+.PHONY: guide
+guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
+	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
+
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
 

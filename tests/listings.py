@@ -1,0 +1,70 @@
+"""The fenced listings of the project's documents, and how to apply them to a copy of the repository."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<path>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One fenced block: its language, the file it stands for (None for a snippet), its text."""
+
+    language: str
+    path: str | None
+    text: str
+
+
+def listings(document: Path) -> Iterator[Listing]:
+    """Read the listings of a document, in order."""
+    for match in _FENCE.finditer(document.read_text()):
+        yield Listing(match["language"], match["path"], match["text"])
+
+
+def copy_repository(root: Path, target: Path) -> None:
+    """Copy what git knows or would add: no environment, no caches, no data."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (root / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+
+
+def apply(listing: Listing, root: Path) -> None:
+    """Write the file that a listing is, or add the lines that it adds to a file."""
+    if listing.path is None:
+        return
+    path = root / listing.path
+    if listing.language == "diff":
+        text = path.read_text()
+        for hunk in listing.text.split("@@\n"):
+            text = _add(text, hunk, listing.path)
+        path.write_text(text)
+    elif path.exists():
+        message = f"{listing.path} exists already: a guide must not overwrite it"
+        raise ValueError(message)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(listing.text)
+
+
+def _add(text: str, hunk: str, name: str) -> str:
+    """Put the lines marked + after the line above them, which must be there once."""
+    context, added = (_marked(hunk, mark) for mark in " +")
+    if f"{hunk.rstrip()}\n" != "".join(f" {line}\n" for line in context) + "".join(f"+{line}\n" for line in added):
+        message = f"{name}: a hunk is lines to find and then lines to add, and nothing else"
+        raise ValueError(message)
+    anchor = "".join(f"{line}\n" for line in context)
+    if text.count(f"\n{anchor}") != 1:
+        message = f"{name}: these lines should be there once:\n{anchor}"
+        raise ValueError(message)
+    return text.replace(f"\n{anchor}", f"\n{anchor}" + "".join(f"{line}\n" for line in added))
+
+
+def _marked(hunk: str, mark: str) -> list[str]:
+    return [line[1:] for line in hunk.splitlines() if line.startswith(mark)]

@@ -1,0 +1,116 @@
+"""`docs/adding-a-feature.md`, followed to the letter in a copy of the repository."""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.migrations.revisions import head
+from tests.conftest import ROOT
+from tests.listings import Listing, apply, copy_repository, listings
+
+GUIDE = ROOT / "docs" / "adding-a-feature.md"
+LISTINGS = [listing for listing in listings(GUIDE) if listing.path]
+NEW = [listing.path for listing in LISTINGS if listing.path and listing.language != "diff"]
+TOUCHED = {listing.path for listing in LISTINGS if listing.language == "diff"}
+CONVENTIONS = ("test_conventions.py", "test_boundaries.py", "test_migrations.py")
+
+
+def adapted(listing: Listing) -> Listing:
+    """Let the guide's migration follow the newest one, as its reader would."""
+    text = re.sub(r'^down_revision = ".*"$', f'down_revision = "{head()}"', listing.text, flags=re.MULTILINE)
+    return Listing(listing.language, listing.path, text)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which somebody has followed the guide."""
+    copy = tmp_path_factory.mktemp("guide")
+    copy_repository(ROOT, copy)
+    # What has been checked in the original need not be checked again.
+    shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
+    for listing in LISTINGS:
+        apply(adapted(listing), copy)
+    return copy
+
+
+async def run(copy: Path, *command: str, **environment: str) -> str:
+    """Run a command in the copy, and give what it wrote."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=copy,
+        env=inherited | {"PYTHONPATH": str(copy / "src")} | environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def test_the_copy_is_what_is_imported(copy: Path) -> None:
+    output = await run(copy, sys.executable, "-c", "import app.notes; print(app.notes.__file__)")
+
+    assert output.strip() == str(copy / "src" / "app" / "notes" / "__init__.py")
+
+
+def test_the_guide_touches_the_lists_of_routers_and_models_alone() -> None:
+    assert {"src/app/main.py", "src/app/models.py"} == TOUCHED
+    assert [path for path in NEW if (ROOT / path).exists()] == []
+
+
+def test_the_guides_migration_follows_one_that_exists() -> None:
+    (migration,) = (listing.text for listing in LISTINGS if "/versions/" in str(listing.path))
+    followed = re.findall(r'^down_revision = "(.*)"$', migration, flags=re.MULTILINE)
+
+    versions = {path.stem for path in (ROOT / "src/app/migrations/versions").glob("*.py")}
+    assert set(followed) <= versions
+    assert followed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("ruff", "check", *NEW, *TOUCHED), id="style"),
+        pytest.param(("ruff", "format", "--check", *NEW, *TOUCHED), id="layout"),
+        pytest.param(("mypy", *NEW, *TOUCHED), id="types"),
+        pytest.param(("importlinter.cli", "lint-imports", "--no-cache"), id="contracts"),
+    ],
+)
+async def test_what_the_guide_adds_passes_the_checks(copy: Path, arguments: tuple[str, ...]) -> None:
+    await run(copy, sys.executable, "-m", *arguments)
+
+
+async def test_the_guides_migration_makes_what_its_model_says(copy: Path, clone_url: str) -> None:
+    await run(copy, sys.executable, "-m", "app", "migrate", DATABASE_URL=clone_url, APP_ENVIRONMENT="local")
+
+    said = await run(copy, sys.executable, "-m", "alembic", "check", DATABASE_URL=clone_url)
+
+    assert "No new upgrade operations detected" in said
+
+
+async def test_the_guides_tests_pass_and_cover_the_feature(copy: Path, template_url: str) -> None:
+    conventions = [f"tests/{name}" for name in CONVENTIONS if (copy / "tests" / name).exists()]
+    coverage = ("--cov=app.notes", "--cov-branch", "--cov-fail-under=100", "--cov-report=term-missing")
+    command = (sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *coverage, "tests/notes")
+
+    said = await run(copy, *command, *conventions, DATABASE_URL=template_url)
+
+    assert re.search(r"^[1-9][0-9]+ passed", said, re.MULTILINE), said
+    assert re.search(r"^TOTAL +[1-9]", said, re.MULTILINE), said
+
+
+@pytest.mark.skipif("GUIDE" not in os.environ, reason="takes minutes: make guide")
+async def test_everything_passes_in_the_copy(copy: Path) -> None:
+    """What the guide's reader runs before committing, environment and database included."""
+    bare = dict.fromkeys(("PYTHONPATH", "DATABASE_URL", "GUIDE"), "")
+    await run(copy, "git", "init", "--quiet")
+
+    await run(copy, "make", "check", **bare)
+    await run(copy, "make", "test", "ARGS=--ignore=tests/test_guide.py", **bare)
