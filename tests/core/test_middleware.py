@@ -1,0 +1,356 @@
+from typing import Any
+
+import pytest
+from fastapi import Request, Response
+from httpx2 import AsyncClient
+
+from app.core import routing
+from app.core.access import public
+from app.core.errors import NotFoundError
+from app.core.fields import Payload
+from app.core.middleware import RequestMiddleware
+from tests.core.applications import application, serving, with_state
+from tests.core.recording import Recording
+
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+    "strict-transport-security": "max-age=31536000; includeSubDomains",
+}
+# One request for each way in which a response comes about.
+REQUESTS = [
+    ("GET", "/things/1", 200),
+    ("HEAD", "/things/1", 200),
+    ("GET", "/missing", 404),
+    ("GET", "/nothing", 404),
+    ("DELETE", "/things/1", 405),
+    ("POST", "/things", 415),
+    ("GET", "/things/1?x=1", 422),
+    ("GET", "/things/1?token=x", 400),
+    ("GET", "/bug", 500),
+    ("GET", "/problems/not-found", 200),
+]
+
+
+class Thing(Payload):
+    name: str
+
+
+router = routing.router()
+
+
+@router.get("/things/{thing_id}", openapi_extra=public)
+async def read_thing(thing_id: str, request: Request) -> dict[str, str]:
+    if thing_id == "mine":
+        request.scope["user_id"] = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+    return {"id": thing_id}
+
+
+@router.post("/things", openapi_extra=public)
+async def create_thing(payload: Thing) -> Thing:
+    return payload
+
+
+@router.get("/missing", openapi_extra=public)
+async def miss() -> None:
+    raise NotFoundError
+
+
+@router.get("/bug", openapi_extra=public)
+async def bug() -> None:
+    raise ZeroDivisionError
+
+
+@router.get("/cacheable", openapi_extra=public)
+async def cacheable(response: Response) -> str:
+    response.headers["Cache-Control"] = "public, max-age=60"
+    return "x"
+
+
+@pytest.fixture
+async def app() -> Any:
+    async with serving(router) as client:
+        yield client
+
+
+def access_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["logger"] == "app.access"]
+
+
+# Request ids
+
+
+@pytest.mark.parametrize("given", ["abcd1234", "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5", "A_b-" * 16])
+async def test_a_good_request_id_is_kept(app: AsyncClient, recording: Recording, given: str) -> None:
+    lines = recording()
+
+    response = await app.get("/things/1", headers={"X-Request-ID": given})
+
+    assert response.headers["x-request-id"] == given
+    assert [line["request_id"] for line in lines()] == [given]
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "short", "x" * 65, "with space", "a\x1b[31mred", "new\x85line", "ümlaut12", "a" * 100_000]
+)
+async def test_any_other_request_id_is_replaced(app: AsyncClient, recording: Recording, given: str | None) -> None:
+    lines = recording()
+    headers = [] if given is None else [(b"X-Request-ID", given.encode("latin-1"))]
+
+    response = await app.get("/things/1", headers=headers)
+
+    made = response.headers["x-request-id"]
+    assert made != given
+    assert len(made) == 32
+    assert int(made, 16)
+    assert [line["request_id"] for line in lines()] == [made]
+
+
+async def test_each_request_gets_an_id_of_its_own(app: AsyncClient) -> None:
+    ids = {(await app.get("/things/1")).headers["x-request-id"] for _ in range(5)}
+
+    assert len(ids) == 5
+
+
+# Headers
+
+
+@pytest.mark.parametrize(("method", "path", "status"), REQUESTS)
+async def test_every_response_has_the_security_headers(app: AsyncClient, method: str, path: str, status: int) -> None:
+    response = await app.request(method, path)
+
+    assert response.status_code == status
+    assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_what_says_so_itself_may_be_kept(app: AsyncClient) -> None:
+    response = await app.get("/cacheable")
+
+    assert response.headers.get_list("cache-control") == ["public, max-age=60"]
+
+
+async def test_local_responses_do_not_pin_https() -> None:
+    async with serving(router, hsts=False) as client:
+        response = await client.get("/things/1")
+
+    assert "strict-transport-security" not in response.headers
+    assert response.headers["x-frame-options"] == "DENY"
+
+
+# Methods
+
+
+@pytest.mark.parametrize("path", ["/things/1", "/missing", "/nothing", "/bug", "/problems/not-found", "/docs"])
+async def test_head_answers_like_get_without_a_body(app: AsyncClient, path: str) -> None:
+    got = await app.get(path, headers={"X-Request-ID": "the-same-id"})
+    head = await app.head(path, headers={"X-Request-ID": "the-same-id"})
+
+    assert head.status_code == got.status_code
+    assert head.headers == got.headers
+    assert head.content == b""
+    assert got.content != b""
+
+
+async def test_head_is_logged_as_head(app: AsyncClient, recording: Recording) -> None:
+    lines = recording()
+
+    await app.head("/things/1")
+
+    assert [line["method"] for line in access_lines(lines())] == ["HEAD"]
+
+
+async def test_no_body_of_a_head_request_is_sent_to_the_server() -> None:
+    sent = await call("HEAD", "/things/1")
+
+    assert [message.get("body") for message in sent[1:]] == [b""]
+
+
+async def test_the_server_s_own_view_of_the_request_is_left_alone() -> None:
+    scope = scope_of("HEAD", "/things/1")
+
+    await call("HEAD", "/things/1", scope=scope)
+
+    assert scope["method"] == "HEAD"
+
+
+# Secrets in the address
+
+
+@pytest.mark.parametrize("path", ["/things/1", "/things", "/nothing", "/docs", "/problems/x", "/openapi.json"])
+@pytest.mark.parametrize(
+    "query", ["token=CANARY", "a=1&access_token=CANARY", "password=CANARY", "%74oken=CANARY", "token"]
+)
+async def test_a_secret_in_the_address_is_refused_everywhere_and_never_logged(
+    app: AsyncClient, recording: Recording, path: str, query: str
+) -> None:
+    lines = recording()
+
+    response = await app.get(f"{path}?{query}")
+
+    assert response.status_code == 400
+    assert response.json()["code"] == "secret_in_url"
+    assert "CANARY" not in response.text
+    written = lines()
+    assert len(written) == 1
+    assert "CANARY" not in str(written)
+
+
+@pytest.mark.parametrize("query", ["tokens=1", "x=token", "x=1%26token=2"])
+async def test_what_only_resembles_a_secret_is_an_unknown_parameter(app: AsyncClient, query: str) -> None:
+    response = await app.get(f"/things/1?{query}")
+
+    assert response.json()["code"] == "validation_error"
+
+
+# The access line
+
+
+async def test_a_request_is_one_line_with_the_template_and_never_the_path(
+    app: AsyncClient, recording: Recording
+) -> None:
+    lines = recording()
+
+    await app.get("/things/CANARY", headers={"X-Request-ID": "abcd1234", "User-Agent": "CANARY"})
+
+    (line,) = lines()
+    assert set(line) == {
+        "event",
+        "method",
+        "route",
+        "status",
+        "duration_ms",
+        "request_id",
+        "level",
+        "logger",
+        "timestamp",
+    }
+    assert (line["event"], line["method"], line["route"], line["status"]) == (
+        "request",
+        "GET",
+        "/things/{thing_id}",
+        200,
+    )
+    assert line["request_id"] == "abcd1234"
+    assert 0 <= line["duration_ms"] < 5000
+
+
+async def test_the_access_line_names_who_was_recognised(app: AsyncClient, recording: Recording) -> None:
+    lines = recording()
+
+    await app.get("/things/mine")
+    await app.get("/things/other")
+
+    known, unknown = lines()
+    assert known["user_id"] == "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+    assert "user_id" not in unknown
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/nothing/CANARY", "(none)"),
+        ("/things/1?token=x", "(none)"),
+        ("/missing", "/missing"),
+        ("/bug", "/bug"),
+        ("/problems/x", "/problems/{name}"),
+    ],
+)
+async def test_the_route_is_known_whatever_the_outcome(
+    app: AsyncClient, recording: Recording, path: str, route: str
+) -> None:
+    lines = recording()
+
+    await app.get(path)
+
+    assert [line["route"] for line in access_lines(lines())] == [route]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), REQUESTS)
+async def test_every_request_is_one_access_line(
+    app: AsyncClient, recording: Recording, method: str, path: str, status: int
+) -> None:
+    lines = recording()
+
+    await app.request(method, path)
+
+    assert [(line["method"], line["status"]) for line in access_lines(lines())] == [(method, status)]
+
+
+async def test_what_one_request_bound_to_the_log_is_gone_in_the_next(app: AsyncClient, recording: Recording) -> None:
+    lines = recording()
+
+    await app.get("/bug", headers={"X-Request-ID": "first-one"})
+    await app.get("/things/1", headers={"X-Request-ID": "second-one"})
+
+    assert [line["request_id"] for line in lines()] == ["first-one", "first-one", "second-one"]
+
+
+# Clients that leave
+
+
+def scope_of(method: str, path: str, headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers or [],
+        "scheme": "http",
+        "server": ("test", 80),
+        "client": ("127.0.0.1", 1),
+        "http_version": "1.1",
+    }
+
+
+async def call(
+    method: str, path: str, *messages: dict[str, Any], scope: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Speak ASGI to the application; after the messages the client has gone."""
+    waiting = list(messages)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await with_state(application(router))(scope or scope_of(method, path), receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("messages", [[], [{"type": "http.request", "body": b'{"na', "more_body": True}]])
+async def test_a_client_that_leaves_is_a_499_and_no_traceback(
+    recording: Recording, messages: list[dict[str, Any]]
+) -> None:
+    lines = recording()
+    scope = scope_of("POST", "/things", [(b"content-type", b"application/json")])
+
+    sent = await call("POST", "/things", *messages, scope=scope)
+
+    assert sent == []
+    (line,) = lines()
+    assert (line["route"], line["status"]) == ("/things", 499)
+    assert "exception" not in line
+
+
+async def test_what_is_no_request_passes_through() -> None:
+    seen: list[str] = []
+
+    async def inner(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.append(scope["type"])
+
+    async def unused() -> Any: ...
+
+    async def unused_send(_message: Any) -> None: ...
+
+    await RequestMiddleware(inner, max_body_size=1, hsts=False)({"type": "lifespan"}, unused, unused_send)
+
+    assert seen == ["lifespan"]
