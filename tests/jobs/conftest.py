@@ -1,10 +1,12 @@
 """A database, a mailer that keeps, and a worker whose intervals are those of a test."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, override
 
 import pytest
+import structlog
 from sqlalchemy import text
 
 from app.core.config import Settings
@@ -15,6 +17,7 @@ from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import Mailer
 from app.mail.transports import MemoryTransport
 from tests.conftest import cloned, make_settings
+from tests.mail import conftest as smtp
 
 QUICK = {"poll_interval": "50ms", "stalled_after": "1s", "shutdown_grace": "2s"}
 
@@ -25,9 +28,13 @@ def quick_settings(url: str, **jobs: Any) -> Settings:
     return make_settings(url, jobs={**QUICK, **jobs})
 
 
-def make_work(settings: Settings, database: Database) -> Work:
-    mailer = Mailer(MemoryTransport(), from_address="app@example.com", from_name="Bedplate")
-    return Work(database, mailer, load_key_ring(settings.auth), settings)
+def make_work(settings: Settings, database: Database, mailer: Mailer | None = None) -> Work:
+    keeping = Mailer(MemoryTransport(), from_address="app@example.com", from_name="Bedplate")
+    return Work(database, mailer or keeping, load_key_ring(settings.auth), settings)
+
+
+# The server of the mail tests, for mails that are jobs.
+postbox = smtp.postbox
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +64,36 @@ def make_worker(queue_url: str, clone: Database) -> MakeWorker:
         return JobWorker(make_work(quick_settings(queue_url, **settings), clone), jobs, periodic)
 
     return make
+
+
+class Records(logging.Handler):
+    """What was logged, with what the context said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        record.__dict__["context"] = structlog.contextvars.get_contextvars()
+        self.records.append(record)
+
+    def about(self, words: str) -> list[logging.LogRecord]:
+        return [record for record in self.records if words in record.getMessage()]
+
+
+@pytest.fixture
+def logged() -> Iterator[Records]:
+    """Everything this process logs, as it is written."""
+    handler, root = Records(), logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    logging.getLogger("procrastinate").setLevel(logging.WARNING)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    root.addHandler(handler)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
 
 
 async def rows(database: Database, statement: str, **values: object) -> list[Any]:

@@ -4,9 +4,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import override
 from uuid import UUID
 
 import pytest
@@ -14,42 +12,13 @@ import structlog
 from sqlalchemy import text
 
 from app.core.database import Database
+from app.dev.ports import free_port
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.queue import AnyJob, Policy, Work, enqueue, policy
 from app.jobs.worker import JobWorker, Periodic
-from tests.jobs.conftest import MakeWorker, eventually, rows, statuses
+from tests.jobs.conftest import MakeWorker, Records, eventually, make_work, quick_settings, rows, statuses
 
 AT_ONCE = Policy(max_attempts=3, first_delay=timedelta(milliseconds=1))
-
-
-class Records(logging.Handler):
-    """What was logged, with what the context said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    @override
-    def emit(self, record: logging.LogRecord) -> None:
-        record.__dict__["context"] = structlog.contextvars.get_contextvars()
-        self.records.append(record)
-
-    def about(self, words: str) -> list[logging.LogRecord]:
-        return [record for record in self.records if words in record.getMessage()]
-
-
-@pytest.fixture
-def logged() -> Iterator[Records]:
-    """Everything this process logs, as it is written."""
-    handler, root = Records(), logging.getLogger()
-    level = root.level
-    root.setLevel(logging.INFO)
-    logging.getLogger("procrastinate").setLevel(logging.WARNING)
-    logging.getLogger("psycopg").setLevel(logging.ERROR)
-    root.addHandler(handler)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(level)
 
 
 async def enqueue_committed(database: Database, job: AnyJob, *arguments: object) -> None:
@@ -335,9 +304,9 @@ async def test_a_worker_that_is_stopped_finishes_what_it_runs(clone: Database, m
     worker = make_worker(job)
     running = asyncio.create_task(worker.run())
     await started.wait()
-    await enqueue_committed(clone, job)
 
     worker.stop()
+    await enqueue_committed(clone, job)
     may_end.set()
     await running
 
@@ -526,3 +495,20 @@ async def test_a_worker_that_is_stopped_before_it_starts_runs_nothing(clone: Dat
     await worker.run()
 
     assert await statuses(clone) == ["todo"]
+
+
+async def test_a_worker_that_finds_no_database_says_so_once_and_can_be_stopped(
+    logged: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.jobs.worker._PAUSE", 0.01)
+    settings = quick_settings(f"postgresql://user:hunter2@127.0.0.1:{free_port()}/app")
+    database = Database(settings.database)
+
+    async with asyncio.timeout(10), JobWorker(make_work(settings, database), []).running():
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))))
+        # Long enough for it to have asked again.
+        await asyncio.sleep(0.1)
+    await database.dispose()
+
+    assert len(logged.about("the database is away")) == 1
+    assert not [record for record in logged.records if "hunter2" in repr(record.__dict__)]

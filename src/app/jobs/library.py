@@ -37,7 +37,8 @@ def make_library(
             conninfo=conninfo(settings),
             # Behind a pooler, a prepared statement would be met by another connection.
             kwargs={"prepare_threshold": None},
-            min_size=1,
+            # None at the start: the first statement waits no longer than `timeout`, where opening would wait 30 s.
+            min_size=0,
             max_size=4,
             timeout=(settings.connect_timeout + settings.pool_wait).total_seconds(),
         )
@@ -54,7 +55,8 @@ def make_library(
 
 def make_worker(app: procrastinate.App, settings: JobsSettings) -> "QueueWorker":
     """Make a worker for one run."""
-    logging.getLogger("procrastinate.worker").addFilter(_is_news)
+    for name in ("procrastinate.manager", "procrastinate.utils", "procrastinate.worker"):
+        logging.getLogger(name).addFilter(_is_news)
     stalled_after = settings.stalled_after.total_seconds()
     return QueueWorker(
         app=app,

@@ -77,9 +77,9 @@ class JobWorker:
 
     async def _run_once(self) -> None:
         try:
-            await self._reach_database()
-            async with self._library().open_async() as library:
-                await self._work(library)
+            if await self._has_reached_database():
+                async with self._library().open_async() as library:
+                    await self._work(library)
         except Exception as error:
             if not is_outage(error):
                 log.exception("the worker failed and is started again")
@@ -101,22 +101,23 @@ class JobWorker:
             policy_of=self._runner.policy_of,
         )
 
-    async def _reach_database(self) -> None:
-        """Return once the database answers, or the worker is told to stop; say once that it does not."""
+    async def _has_reached_database(self) -> bool:
+        """Wait until the database answers, or the worker is told to stop; say once that it does not."""
         is_away = False
         while not self._stopping.is_set():
             try:
                 async with self._database.read_sessions() as session:
                     await session.execute(text("SELECT 1"))
-            except Exception as error:
-                if not is_transient(error):
-                    raise
+            except Exception as error:  # noqa: BLE001  # Whatever it is, without an answer there is nothing to do but wait.
                 if not is_away:
-                    log.warning("the database is away; jobs wait for it")
+                    log.warning(
+                        "the database is away; jobs wait for it", extra={"error": str(error.__cause__ or error)}
+                    )
                 is_away = True
                 await self._pause()
             else:
-                return
+                return True
+        return False
 
     async def _pause(self) -> None:
         with suppress(TimeoutError):

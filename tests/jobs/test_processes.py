@@ -1,0 +1,219 @@
+"""Real worker processes, and a real server under them: killed, stopped, restarted."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+
+from app import worker
+from app.core.config import DatabaseSettings
+from app.core.database import Database
+from app.core.keys import load_key_ring
+from app.dev.embedded_postgres import Cluster
+from app.dev.ports import free_port
+from app.jobs.queue import Work, enqueue
+from app.jobs.worker import JobWorker
+from app.migrations import runner
+from app.users import links
+from app.users.jobs import mail_set_password_link
+from tests.conftest import KEY_SET, make_settings
+from tests.factories import make_user
+from tests.jobs.conftest import QUICK, Records, eventually, make_work, quick_settings, rows, statuses
+from tests.mail.conftest import Postbox
+
+
+@asynccontextmanager
+async def worker_process(url: str, smtp_port: int, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `app worker` as an operator does."""
+    settings = {
+        "APP_ENVIRONMENT": "test",
+        "APP_AUTH__SIGNING_KEYS": KEY_SET,
+        "APP_MAIL__URL": f"smtp://127.0.0.1:{smtp_port}",
+        "APP_MAIL__FROM_ADDRESS": "app@example.com",
+        "DATABASE_URL": url,
+        **{f"APP_JOBS__{name.upper()}": value for name, value in QUICK.items()},
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "DATABASE_URL"))}
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", "worker"), stdout=output, stderr=output, env=inherited | settings
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def enqueue_link(database: Database, url: str) -> UUID:
+    """Do what creating an account does: a row, a link and the job that mails it, in one transaction."""
+    async with database.begin() as session:
+        user = await make_user(session, email="ada@example.org", full_name="Ada")
+        link_id = await links.create(session, load_key_ring(make_settings(url).auth), user.id, "set_password")
+        await enqueue(session, mail_set_password_link, link_id)
+    return link_id
+
+
+@pytest.fixture
+async def clone_of_its_own(clone_url: str) -> AsyncIterator[Database]:
+    """For accounts, which the database of the other tests is to be free of."""
+    database = Database(quick_settings(clone_url).database)
+    yield database
+    await database.dispose()
+
+
+async def test_a_worker_that_is_killed_while_it_sends_loses_no_mail(
+    clone_of_its_own: Database, clone_url: str, postbox: Postbox, tmp_path: Path
+) -> None:
+    is_sent = asyncio.Event()
+
+    async def hold(_connection: object) -> None:
+        is_sent.set()
+        await asyncio.Event().wait()
+
+    postbox.before_answer = hold
+    link_id = await enqueue_link(clone_of_its_own, clone_url)
+    async with worker_process(clone_url, postbox.port, tmp_path / "log") as first:
+        await asyncio.wait_for(is_sent.wait(), 20)
+        first.kill()
+        await first.wait()
+    assert await statuses(clone_of_its_own) == ["doing"]
+    postbox.before_answer = lambda _connection: None
+
+    async with worker_process(clone_url, postbox.port, tmp_path / "log"):
+        await eventually(lambda: is_done(clone_of_its_own), within=20)
+
+    assert [mail["Message-ID"] for mail in postbox.taken] == [f"<{link_id}@example.com>"] * 2
+
+
+async def is_done(database: Database) -> bool:
+    return await statuses(database) == ["succeeded"]
+
+
+async def test_a_worker_that_is_told_to_stop_finishes_its_mail(
+    clone_of_its_own: Database, clone_url: str, postbox: Postbox, tmp_path: Path
+) -> None:
+    is_sent, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_connection: object) -> None:
+        is_sent.set()
+        await may_go_on.wait()
+
+    postbox.before_answer = hold
+    await enqueue_link(clone_of_its_own, clone_url)
+    log = tmp_path / "log"
+    async with worker_process(clone_url, postbox.port, log) as process:
+        await asyncio.wait_for(is_sent.wait(), 20)
+        process.send_signal(signal.SIGTERM)
+        may_go_on.set()
+        code = await asyncio.wait_for(process.wait(), 10)
+
+    assert code == 0, log.read_text()
+    assert await statuses(clone_of_its_own) == ["succeeded"]
+    assert await rows(clone_of_its_own, "SELECT id FROM procrastinate_workers") == []
+    assert len(postbox.taken) == 1
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    """A server of the test's own, migrated, which comes back on the same port."""
+    port = free_port()
+    monkeypatch.setattr("app.dev.embedded_postgres.free_port", lambda: port)
+    cluster = Cluster(tmp_path / "postgres", durable=False)
+    cluster.start()
+    try:
+        await runner.upgrade(DatabaseSettings(url=SecretStr(cluster.url())))
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+async def test_a_worker_outlives_a_restart_of_the_database(cluster: Cluster, logged: Records) -> None:
+    runs: list[str] = []
+    is_running, may_end = asyncio.Event(), asyncio.Event()
+
+    async def job(work: Work, name: str) -> None:  # noqa: ARG001  # A job takes its work.
+        runs.append(name)
+        is_running.set()
+        await may_end.wait()
+
+    settings = make_settings(cluster.url(), jobs=QUICK, database={"connect_timeout": "500ms", "pool_wait": "500ms"})
+    database = Database(settings.database)
+    async with database.begin() as session:
+        await enqueue(session, job, "in hand")
+    async with JobWorker(make_work(settings, database), [job]).running():
+        await is_running.wait()
+        cluster.stop()
+        may_end.set()
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))), within=20)
+        cluster.start()
+        async with database.begin() as session:
+            await enqueue(session, job, "after it")
+        await eventually(lambda: all_done(database), within=20)
+    await database.dispose()
+
+    assert sorted(runs) == ["after it", "in hand", "in hand"]
+    assert len(logged.about("the database is away")) == 1
+    assert not [record for record in logged.records if record.levelname == "ERROR"]
+
+
+async def all_done(database: Database) -> bool:
+    return await statuses(database) == ["succeeded", "succeeded"]
+
+
+async def test_the_web_process_runs_jobs_where_it_is_told_to(clone: Database, queue_url: str) -> None:
+    settings = make_settings(queue_url, jobs={**QUICK, "in_process": True}, mail={"url": "console:"})
+    async with clone.begin() as session:
+        await enqueue(session, mail_set_password_link, UUID(int=1))
+
+    async with worker.in_process(settings, clone, load_key_ring(settings.auth)):
+        await eventually(lambda: is_done(clone))
+
+
+async def test_the_web_process_runs_no_jobs_elsewhere(clone: Database, queue_url: str) -> None:
+    settings = make_settings(queue_url, jobs=QUICK)
+
+    async with worker.in_process(settings, clone, load_key_ring(settings.auth)):
+        names = {task.get_name() for task in asyncio.all_tasks()}
+
+    assert not names & {"jobs", "housekeeping"}
+
+
+@pytest.fixture
+def unchanged_logging() -> Iterator[None]:
+    """Put back what `configure` replaces."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("unchanged_logging", "clone")
+def test_sigterm_ends_the_worker_in_order(queue_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    default = signal.getsignal(signal.SIGTERM)
+
+    def end() -> None:
+        # Only once somebody listens: this process is the test run.
+        while signal.getsignal(signal.SIGTERM) == default:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    worker.work(make_settings(queue_url, jobs=QUICK))
+    thread.join()
+
+    assert "worker stopped" in capsys.readouterr().out
