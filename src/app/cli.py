@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sqlalchemy.exc import DBAPIError
 
 from app import server, worker
 from app.core.config import Settings, load_settings
-from app.core.database import Database, WriteSession
+from app.core.database import Database, DatabaseUnavailableError, WriteSession
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
 from app.core.keys import generate_key_set
 from app.core.security import PasswordHasher
@@ -149,10 +150,18 @@ def main() -> None:
         cli()
     except InvalidInputError as error:
         _stop(" ".join(one.detail for one in error.errors))
+    except DatabaseUnavailableError as error:
+        _stop(f"cannot reach the database: {runner.reason(error.__cause__ or error)}")
     except AppError as error:
         _stop(error.detail)
     except InvalidEmailError:
         _stop("this is not an email address")
+    except UnicodeError:
+        _stop("what was given is not UTF-8")
+    except DBAPIError as error:
+        _stop(
+            f"the database refused: {runner.reason(error.orig or error)}; `app migrate --check` tells if the schema is old"
+        )
     except OSError as error:
         _stop(f"{error.filename or 'system'}: {os.strerror(error.errno or 0)}")
     except (ConfigurationError, runner.MigrationError, server.PortInUseError) as error:

@@ -3,17 +3,18 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from time import monotonic
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.core.config import DatabaseSettings
@@ -51,15 +52,32 @@ def sql(revision: str = "head") -> str:
     """Give the SQL of every migration up to a revision; no database is needed."""
     configuration = config()
     configuration.output_buffer = io.StringIO()
-    command.upgrade(configuration, revision, sql=True)
+    try:
+        command.upgrade(configuration, revision, sql=True)
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
     return configuration.output_buffer.getvalue()
 
 
 @asynccontextmanager
 async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
-    url = settings.sqlalchemy_url()
-    engine = create_async_engine(
-        url,
+    engine = _create_engine(settings)
+    try:
+        async with aclosing(await _open(engine)) as connection:
+            await _refuse_old(connection)
+            yield connection
+    except DBAPIError as error:
+        message = f"a migration failed and was rolled back: {reason(error.orig or error)}"
+        raise MigrationError(message) from error
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
+    finally:
+        await engine.dispose()
+
+
+def _create_engine(settings: DatabaseSettings) -> AsyncEngine:
+    return create_async_engine(
+        settings.sqlalchemy_url(),
         poolclass=NullPool,
         hide_parameters=True,
         connect_args={
@@ -71,25 +89,20 @@ async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]
             },
         },
     )
+
+
+async def _open(engine: AsyncEngine) -> AsyncConnection:
     try:
-        async with engine.connect() as connection:
-            await _refuse_old(connection)
-            yield connection
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        message = (
-            f"cannot connect to PostgreSQL at {url.host or 'the local socket'}:{url.port or 5432}: {_reason(error)}"
-        )
+        return await engine.connect()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
+        cause = error.orig or error if isinstance(error, DBAPIError) else error
+        place = f"{engine.url.host or 'the local socket'}:{engine.url.port or 5432}"
+        message = f"cannot connect to PostgreSQL at {place}: {reason(cause)}"
         raise MigrationError(message) from error
-    except DBAPIError as error:
-        message = f"a migration failed and was rolled back: {_reason(error.orig or error)}"
-        raise MigrationError(message) from error
-    except CommandError as error:
-        raise MigrationError(str(error)) from error
-    finally:
-        await engine.dispose()
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Say in one line why the database did not do what was asked."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     # The adapter puts its own class in front of the server's sentence.
@@ -130,17 +143,17 @@ async def _current(connection: AsyncConnection) -> str | None:
 
 
 def _is_behind(revision: str, current: str | None) -> bool:
-    if revision == "base":
-        return True
-    if current is None or revision in {"head", current}:
-        return False
+    passed = _up_to(current) if current else set()
+    return revision == "base" or (revision in passed and revision != current)
+
+
+def _up_to(current: str) -> set[str]:
     scripts = ScriptDirectory.from_config(config())
     try:
-        passed = {script.revision for script in scripts.iterate_revisions(current, "base")}
-    except CommandError:
+        return {script.revision for script in scripts.iterate_revisions(current, "base")}
+    except RevisionError:
         message = f"the schema is at revision {current}, which this program does not know; it belongs to a newer one"
         raise MigrationError(message) from None
-    return revision in passed
 
 
 def _run(connection: Connection, step: Callable[[Config], None]) -> None:

@@ -1,0 +1,357 @@
+"""The commands: what they do, and that whatever fails is one sentence and exit code 1."""
+
+import asyncio
+import io
+import runpy
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, override
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url
+
+from app.cli import main
+from app.core.keys import parse_key_ring
+from app.migrations import runner
+from app.migrations.revisions import head
+from tests.conftest import KEY_SET
+from tests.factories import PASSWORD
+
+type Command = Callable[..., tuple[int, str, str]]
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+class Terminal(io.StringIO):
+    """Standard input with a person before it."""
+
+    @override
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command on a database, and give its exit code, what it printed and what it complained about."""
+
+    def run(
+        *arguments: str, url: str = NOWHERE, stdin: io.StringIO | str = "", **environment: str
+    ) -> tuple[int, str, str]:
+        given = {
+            "APP_ENVIRONMENT": "test",
+            "APP_AUTH__SIGNING_KEYS": KEY_SET,
+            "APP_AUTH__BCRYPT_COST": "4",
+            "DATABASE_URL": url,
+            **environment,
+        }
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["app", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def assert_failed(result: tuple[int, str, str], sentence: str) -> None:
+    code, out, complaint = result
+    assert (code, out, complaint) == (1, "", f"app: {sentence}\n")
+
+
+def changed(url: str, **parts: Any) -> str:
+    return make_url(url).set(**parts).render_as_string(hide_password=False)
+
+
+async def fetch(url: str, query: str) -> list[dict[str, Any]]:
+    connection = await asyncpg.connect(changed(url, drivername="postgresql"))
+    try:
+        return [dict(row) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def empty_url(clone_url: str) -> str:
+    """A database without a schema."""
+    await fetch(clone_url, "DROP SCHEMA public CASCADE")
+    await fetch(clone_url, "CREATE SCHEMA public")
+    return clone_url
+
+
+def aftermath(url: str, query: str) -> list[dict[str, Any]]:
+    """Ask what is in a database once a command has ended; synchronous, like the commands."""
+    return asyncio.run(fetch(url, query))
+
+
+def test_migrating_brings_an_empty_database_to_the_newest_schema(app: Command, empty_url: str) -> None:
+    code, _, _ = app("migrate", url=empty_url)
+
+    assert code == 0
+    assert aftermath(empty_url, "SELECT version_num FROM alembic_version") == [{"version_num": head()}]
+    assert aftermath(empty_url, "SELECT * FROM users") == []
+
+
+def test_migrating_twice_changes_nothing(app: Command, clone_url: str) -> None:
+    assert app("migrate", url=clone_url) == (0, "", "")
+
+
+def test_migrating_to_a_revision_goes_back_as_well(app: Command, clone_url: str) -> None:
+    code, _, _ = app("migrate", "--to", "base", url=clone_url)
+
+    assert code == 0
+    assert aftermath(clone_url, "SELECT to_regclass('users') AS users") == [{"users": None}]
+
+
+def test_checking_a_current_schema_says_nothing(app: Command, clone_url: str) -> None:
+    assert app("migrate", "--check", url=clone_url) == (0, "", "")
+
+
+def test_checking_an_empty_database_says_what_to_do(app: Command, empty_url: str) -> None:
+    result = app("migrate", "--check", url=empty_url)
+
+    assert_failed(result, f"the schema is at revision none, this program needs {head()}; run `app migrate`")
+    assert aftermath(empty_url, "SELECT to_regclass('users') AS users") == [{"users": None}]
+
+
+def test_the_sql_of_the_migrations_needs_no_database(app: Command) -> None:
+    assert app("migrate", "--sql") == (0, runner.sql(), "")
+
+
+@pytest.mark.parametrize("options", [[], ["--sql"]])
+def test_an_unknown_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
+    result = app("migrate", "--to", "unknown", *options, url=clone_url)
+
+    assert_failed(result, "Can't locate revision identified by 'unknown'")
+
+
+def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:
+    aftermath(clone_url, "UPDATE alembic_version SET version_num = '20991231_future'")
+
+    result = app("migrate", url=clone_url)
+
+    sentence = "the schema is at revision 20991231_future, which this program does not know; it belongs to a newer one"
+    assert_failed(result, sentence)
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["migrate", "--check"]])
+def test_migrating_an_unreachable_database_says_where_it_was_looked_for(app: Command, command: list[str]) -> None:
+    code, _, complaint = app(*command)
+
+    assert code == 1
+    assert complaint.startswith("app: cannot connect to PostgreSQL at 127.0.0.1:1: ")
+    assert complaint.count("\n") == 1
+
+
+def test_migrating_with_a_wrong_password_says_so(app: Command, clone_url: str) -> None:
+    url = make_url(clone_url)
+
+    result = app("migrate", url=changed(clone_url, password="wrong"))
+
+    assert_failed(
+        result,
+        f"cannot connect to PostgreSQL at {url.host}:{url.port}: "
+        f'password authentication failed for user "{url.username}"',
+    )
+
+
+def test_migrating_a_database_that_does_not_exist_says_so(app: Command, clone_url: str) -> None:
+    url = make_url(clone_url)
+
+    result = app("migrate", url=changed(clone_url, database="missing"))
+
+    assert_failed(result, f'cannot connect to PostgreSQL at {url.host}:{url.port}: database "missing" does not exist')
+
+
+def test_an_administrator_is_created_with_the_password_from_standard_input(app: Command, clone_url: str) -> None:
+    code, out, complaint = app(
+        "users", "create-admin", "Ada@Example.com", "--full-name", "Ada", url=clone_url, stdin=f"{PASSWORD}\n"
+    )
+
+    (row,) = aftermath(clone_url, "SELECT id, email, full_name, role, hashed_password, email_verified_at FROM users")
+    assert (code, complaint) == (0, "")
+    assert out == f"Created administrator Ada@Example.com ({row['id']}).\n"
+    assert (row["email"], row["full_name"], row["role"]) == ("Ada@example.com", "Ada", "admin")
+    assert row["hashed_password"].startswith("$bcrypt-sha256$")
+    assert row["email_verified_at"] is not None
+
+
+def test_an_administrator_is_created_with_the_password_typed_twice(
+    app: Command, clone_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def typed(prompt: str = "", **_: object) -> str:
+        asked.append(prompt)
+        return PASSWORD
+
+    monkeypatch.setattr("getpass.getpass", typed)
+
+    code, _, _ = app("users", "create-admin", "ada@example.com", url=clone_url, stdin=Terminal())
+
+    assert code == 0
+    assert len(asked) == 2
+    assert aftermath(clone_url, "SELECT email FROM users") == [{"email": "ada@example.com"}]
+
+
+TOO_SHORT = "This must have at least 15 characters; a few words make a good one."
+
+
+@pytest.mark.parametrize(
+    ("email", "password", "sentence"),
+    [
+        pytest.param("ada@example.com", "short", TOO_SHORT, id="a short password"),
+        pytest.param("ada@example.com", "", TOO_SHORT, id="no password"),
+        pytest.param("not an address", PASSWORD, "this is not an email address", id="no address"),
+        pytest.param(
+            "ada@example.com",
+            "correct horse \udcff battery",
+            "what was given is not UTF-8",
+            id="a password that is no text",
+        ),
+    ],
+)
+def test_an_administrator_is_refused_in_one_sentence(
+    app: Command, clone_url: str, email: str, password: str, sentence: str
+) -> None:
+    result = app("users", "create-admin", email, url=clone_url, stdin=password)
+
+    assert_failed(result, sentence)
+    assert aftermath(clone_url, "SELECT * FROM users") == []
+
+
+def test_an_address_that_is_taken_is_told(app: Command, clone_url: str) -> None:
+    app("users", "create-admin", "ada@example.com", url=clone_url, stdin=PASSWORD)
+
+    result = app("users", "create-admin", "ADA@example.com", url=clone_url, stdin=PASSWORD)
+
+    assert_failed(result, "Another account already uses this email address.")
+    assert aftermath(clone_url, "SELECT email FROM users") == [{"email": "ada@example.com"}]
+
+
+def test_an_administrator_needs_a_schema(app: Command, empty_url: str) -> None:
+    result = app("users", "create-admin", "ada@example.com", url=empty_url, stdin=PASSWORD)
+
+    assert_failed(
+        result,
+        'the database refused: relation "users" does not exist; `app migrate --check` tells if the schema is old',
+    )
+
+
+def test_an_administrator_needs_a_database(app: Command) -> None:
+    code, _, complaint = app("users", "create-admin", "ada@example.com", stdin=PASSWORD)
+
+    assert code == 1
+    assert complaint.startswith("app: cannot reach the database: ")
+    assert complaint.count("\n") == 1
+
+
+def test_an_administrator_needs_the_right_password_of_the_database(app: Command, clone_url: str) -> None:
+    url = changed(clone_url, password="wrong")
+
+    result = app("users", "create-admin", "ada@example.com", url=url, stdin=PASSWORD)
+
+    user = make_url(clone_url).username
+    assert_failed(result, f'cannot reach the database: password authentication failed for user "{user}"')
+
+
+def test_generated_keys_are_readable_by_their_owner_alone(app: Command, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+
+    code, out, _ = app("keys", "generate", str(file))
+
+    assert (code, out) == (0, f"Wrote {file}; set APP_AUTH__SIGNING_KEYS_FILE to it.\n")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert parse_key_ring(file.read_text(), source="here").active
+
+
+def test_generated_keys_overwrite_nothing(app: Command, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text("precious")
+
+    result = app("keys", "generate", str(file))
+
+    assert_failed(result, f"{file}: File exists")
+    assert file.read_text() == "precious"
+
+
+def test_generated_keys_do_not_follow_a_link(app: Command, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    link = tmp_path / "keys.json"
+    link.symlink_to(target)
+
+    result = app("keys", "generate", str(link))
+
+    assert_failed(result, f"{link}: File exists")
+    assert not target.exists()
+
+
+def test_generated_keys_need_a_folder(app: Command, tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "keys.json"
+
+    assert_failed(app("keys", "generate", str(file)), f"{file}: No such file or directory")
+
+
+def test_unusable_settings_are_all_named(app: Command) -> None:
+    code, _, complaint = app("serve", APP_ENVIRONMENT="production", PORT="many", APP_AUTH__ISUER="x")
+
+    assert code == 1
+    assert complaint.startswith("app: The settings cannot be used:\n  - ")
+    assert all(name in complaint for name in ("PORT", "APP_AUTH__ISUER", "APP_SERVER__PUBLIC_URL"))
+
+
+def test_serving_starts_with_the_keys(app: Command) -> None:
+    result = app("serve", APP_AUTH__SIGNING_KEYS="{}")
+
+    assert result[0] == 1
+    assert result[2] == ("app: APP_AUTH__SIGNING_KEYS: this is not a private key set as `app keys generate` makes it\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["migrate", "--help"], ["users", "create-admin", "--help"]])
+def test_every_command_explains_itself(app: Command, arguments: list[str]) -> None:
+    code, out, _ = app(*arguments)
+
+    assert code == 0
+    assert "Usage: " in out
+
+
+def test_an_unknown_command_is_an_error_of_usage(app: Command) -> None:
+    code, _, complaint = app("frobnicate")
+
+    assert code == 2
+    assert "frobnicate" in complaint
+
+
+def test_the_package_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["app", "--help"])
+
+    with pytest.raises(SystemExit):
+        runpy.run_module("app", run_name="__main__")
+
+    assert "Usage: " in capsys.readouterr().out
+
+
+def test_a_real_process_fails_without_a_traceback() -> None:
+    environment = {"APP_ENVIRONMENT": "test", "DATABASE_URL": NOWHERE, "PATH": "/usr/bin:/bin"}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "migrate"], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("app: cannot connect to PostgreSQL at 127.0.0.1:1: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_real_process_writes_the_sql_to_standard_output() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "migrate", "--sql"], env={}, capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, runner.sql(), "")

@@ -1,0 +1,383 @@
+"""The migrations: up, down, alone, together with others, and never changed once they are written."""
+
+import asyncio
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from app.core.config import DatabaseSettings
+from app.migrations import revisions, runner
+from app.migrations.revisions import config, head
+from app.migrations.runner import MigrationError, check, sql, upgrade
+from app.models import Base
+from tests.conftest import ROOT, make_settings
+
+VERSIONS = ROOT / "src" / "app" / "migrations" / "versions"
+DIGESTS = ROOT / "tests" / "migrations.sha256"
+# What the schema is made of, as PostgreSQL itself tells it.
+SHAPE = """
+SELECT 'column' AS kind, table_name || '.' || column_name AS name,
+       concat_ws(' ', data_type, is_nullable, column_default, collation_name) AS definition
+FROM information_schema.columns WHERE table_schema = 'public'
+UNION ALL
+SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(oid)
+FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+UNION ALL
+-- Alembic writes four spaces for a tab.
+SELECT 'function', proname, md5(replace(prosrc, chr(9), '    ')) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'trigger', tgrelid::regclass || '.' || tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL
+SELECT 'type', typname, typtype::text FROM pg_type WHERE typnamespace = 'public'::regnamespace
+ORDER BY 1, 2, 3
+"""
+
+
+def settings_of(url: str, **changes: Any) -> DatabaseSettings:
+    return make_settings(url, database=changes).database
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def shape(url: str) -> list[tuple[Any, ...]]:
+    async with connected(url) as connection:
+        return [tuple(row) for row in await connection.fetch(SHAPE)]
+
+
+async def revision(url: str) -> str | None:
+    async with connected(url) as connection:
+        found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+        return found
+
+
+@pytest.fixture
+async def empty_url(clone_url: str) -> str:
+    """A database without a schema."""
+    async with connected(clone_url) as connection:
+        await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return clone_url
+
+
+def scripts() -> list[Any]:
+    """Give the migrations, oldest first."""
+    return list(ScriptDirectory.from_config(config()).walk_revisions())[::-1]
+
+
+async def test_migrations_lead_down_to_nothing_and_up_again(empty_url: str) -> None:
+    settings = settings_of(empty_url)
+    await upgrade(settings)
+    first = await shape(empty_url)
+    await upgrade(settings, "base")
+    bottom = await shape(empty_url)
+
+    await upgrade(settings)
+
+    assert await shape(empty_url) == first
+    assert all("alembic_version" in name for _, name, _ in bottom), "a downgrade leaves something behind"
+    assert await revision(empty_url) == head()
+
+
+async def test_each_migration_is_undone_by_its_own_downgrade(empty_url: str) -> None:
+    settings = settings_of(empty_url)
+    for script in scripts():
+        before = await shape(empty_url) if script.down_revision else None
+        await upgrade(settings, script.revision)
+        await upgrade(settings, script.down_revision or "base")
+        after = await shape(empty_url)
+        await upgrade(settings, script.revision)
+
+        assert before is None or after == before, f"the downgrade of {script.revision} leaves something behind"
+        assert await revision(empty_url) == script.revision
+
+
+async def test_going_to_where_one_is_changes_nothing(clone_url: str) -> None:
+    before = await shape(clone_url)
+
+    await upgrade(settings_of(clone_url), head())
+
+    assert await shape(clone_url) == before
+
+
+async def test_the_models_and_the_schema_agree(database_url: str) -> None:
+    engine = create_async_engine(settings_of(database_url).sqlalchemy_url())
+
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(_differences)
+    await engine.dispose()
+
+    assert differences == [], "make a migration: alembic revision --autogenerate"
+
+
+def _differences(connection: Connection) -> list[Any]:
+    options = {
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_name": revisions.is_ours,
+    }
+    return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+
+async def test_the_checks_of_the_models_and_the_schema_agree(database_url: str, empty_url: str) -> None:
+    # Autogenerate does not look at checks: PostgreSQL writes those of both in its own words.
+    tables = list(Base.metadata.tables)
+    engine = create_async_engine(settings_of(empty_url).sqlalchemy_url())
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    await engine.dispose()
+
+    assert await _checks(empty_url, tables) == await _checks(database_url, tables)
+
+
+async def _checks(url: str, tables: list[str]) -> list[tuple[Any, ...]]:
+    query = """SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+               WHERE contype IN ('c', 'f', 'u', 'p') AND conrelid::regclass::text = ANY($1) ORDER BY 1, 2"""
+    async with connected(url) as connection:
+        return [tuple(row) for row in await connection.fetch(query, tables)]
+
+
+async def test_of_two_runners_one_waits_and_both_succeed(empty_url: str) -> None:
+    settings = settings_of(empty_url)
+
+    await asyncio.gather(*(upgrade(settings) for _ in range(3)))
+
+    assert await revision(empty_url) == head()
+
+
+async def test_a_runner_waits_for_the_one_before_it(clone_url: str) -> None:
+    async with connected(clone_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
+        waiting = asyncio.create_task(upgrade(settings_of(clone_url)))
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+
+        assert not done
+        await other.execute("SELECT pg_advisory_unlock($1)", runner._LOCK_KEY)
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_runner_does_not_wait_forever(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_LOCK_PATIENCE", 0)
+    async with connected(clone_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
+
+        with pytest.raises(MigrationError, match="another migration has been running for 0 s; try again"):
+            await upgrade(settings_of(clone_url))
+
+
+async def test_a_waiting_runner_does_not_keep_a_transaction_open(clone_url: str) -> None:
+    query = """SELECT count(*) FROM pg_stat_activity WHERE xact_start < clock_timestamp() - interval '50 ms'
+               AND application_name LIKE '%-migrate' AND datname = current_database()"""
+    async with connected(clone_url) as other:
+        await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
+        waiting = asyncio.create_task(upgrade(settings_of(clone_url)))
+        counts = []
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            counts.append(await other.fetchval(query))
+        await other.execute("SELECT pg_advisory_unlock($1)", runner._LOCK_KEY)
+        await waiting
+
+    # An index that another runner builds concurrently would wait for this one, and this one for the other.
+    assert counts.count(0) > len(counts) // 2
+
+
+async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(clone_url: str) -> None:
+    before = await shape(clone_url)
+    async with connected(clone_url) as other:
+        transaction = other.transaction()
+        await transaction.start()
+        for table in Base.metadata.tables:
+            await other.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
+
+        with pytest.raises(MigrationError) as blocked:
+            await upgrade(settings_of(clone_url, migration_lock_timeout="200ms"), "base")
+        await transaction.rollback()
+
+    assert str(blocked.value) == "a migration failed and was rolled back: canceling statement due to lock timeout"
+    # What had succeeded before the blocked one stays; here that is at most what is not used by a model.
+    assert set(await shape(clone_url)) <= set(before)
+    await upgrade(settings_of(clone_url))
+    assert await shape(clone_url) == before
+
+
+@pytest.fixture
+def _broken_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three migrations of which the last fails half-way."""
+    versions = tmp_path / "versions"
+    versions.mkdir()
+    for source in ("env.py", "script.py.mako"):
+        (tmp_path / source).write_text((VERSIONS.parent / source).read_text())
+    statements = ("CREATE TABLE one (id int)", "CREATE TABLE two (id int)", "CREATE TABLE three (id int)")
+    for number, statement in enumerate(statements, start=1):
+        more = '\n    op.execute("SELECT 1 / 0")' if number == len(statements) else ""
+        (versions / f"{number}.py").write_text(
+            f"from alembic import op\nrevision = '{number}'\n"
+            f"down_revision = {str(number - 1) if number > 1 else None!r}\n\n\n"
+            f'def upgrade() -> None:\n    op.execute("{statement}"){more}\n'
+        )
+    configured = revisions.config
+
+    def elsewhere() -> Any:
+        configuration = configured()
+        configuration.set_main_option("script_location", str(tmp_path))
+        return configuration
+
+    monkeypatch.setattr(runner, "config", elsewhere)
+
+
+@pytest.mark.usefixtures("_broken_third")
+async def test_a_failed_migration_is_rolled_back_alone(empty_url: str) -> None:
+    with pytest.raises(MigrationError) as failed:
+        await upgrade(settings_of(empty_url))
+
+    assert str(failed.value) == "a migration failed and was rolled back: division by zero"
+    assert await revision(empty_url) == "2"
+    async with connected(empty_url) as connection:
+        tables = {
+            row[0] for row in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        }
+    assert tables == {"alembic_version", "one", "two"}
+
+
+async def test_the_next_runner_is_not_hindered_by_a_failure(empty_url: str) -> None:
+    async with connected(empty_url) as connection:
+        await connection.execute("CREATE TABLE users (id int)")
+    with pytest.raises(MigrationError, match='relation "users" already exists'):
+        await upgrade(settings_of(empty_url))
+    async with connected(empty_url) as connection:
+        await connection.execute("DROP TABLE users")
+
+    await upgrade(settings_of(empty_url))
+
+    await check(settings_of(empty_url))
+
+
+async def test_the_written_sql_makes_the_same_schema(empty_url: str, clone_url: str, database_url: str) -> None:
+    async with connected(empty_url) as connection:
+        await connection.execute(sql())
+
+    assert await shape(empty_url) == await shape(database_url)
+    assert await revision(empty_url) == head()
+    await check(settings_of(clone_url))
+
+
+def test_the_written_sql_has_limits_on_waiting() -> None:
+    written = sql()
+
+    assert written.index("SET lock_timeout") < written.index("CREATE TABLE")
+    assert "SET statement_timeout" in written
+
+
+def test_the_written_sql_puts_each_migration_into_a_transaction() -> None:
+    written = sql()
+
+    assert written.count("BEGIN;") == written.count("COMMIT;") == len(scripts())
+
+
+def test_the_migrations_are_safe_on_a_database_in_use(tmp_path: Path) -> None:
+    file = tmp_path / "migrations.sql"
+    file.write_text(sql())
+
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("squawk"), "--config", ROOT / ".squawk.toml", file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_there_is_one_way_through_the_migrations() -> None:
+    # Raises when two migrations follow the same one.
+    assert head() == scripts()[-1].revision
+    assert sum(script.down_revision is None for script in scripts()) == 1
+
+
+@pytest.mark.parametrize("script", scripts(), ids=lambda script: script.revision)
+def test_a_migration_is_named_by_its_date_and_what_it_does(script: Any) -> None:
+    name = Path(script.path).stem
+
+    assert re.fullmatch(r"20\d{6}_[a-z][a-z0-9_]{2,40}", name), f"rename {name}.py to YYYYMMDD_what_it_does.py"
+    assert script.revision == name, f"the revision in {name}.py is called {script.revision}: call it {name}"
+    assert script.doc.endswith("."), f"say in the docstring of {name}.py what it is for"
+
+
+def test_migrations_are_dated_in_their_order() -> None:
+    dates = [script.revision[:8] for script in scripts()]
+
+    assert dates == sorted(dates)
+
+
+def migration_files() -> list[Path]:
+    return sorted(file for file in VERSIONS.iterdir() if file.suffix in {".py", ".sql"} and file.name != "__init__.py")
+
+
+def test_a_migration_never_changes() -> None:
+    recorded = dict(line.split("  ", 1)[::-1] for line in DIGESTS.read_text().splitlines())
+
+    for file in migration_files():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+
+        assert recorded.get(file.name, digest) == digest, (
+            f"{file.name} has changed. Databases that have run it will not run it again: make a new migration instead. "
+            f"Only if it has never left this machine, write its new digest into tests/{DIGESTS.name}: {digest}"
+        )
+
+
+def test_every_migration_is_recorded() -> None:
+    recorded = {line.split("  ", 1)[1] for line in DIGESTS.read_text().splitlines()}
+
+    missing = [file for file in migration_files() if file.name not in recorded]
+
+    lines = "".join(f"\n{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in missing)
+    assert not missing, f"add to tests/{DIGESTS.name}, so that nobody changes them any more:{lines}"
+    assert not recorded - {file.name for file in migration_files()}, "a migration that databases have run is gone"
+
+
+@pytest.mark.parametrize("number", [90_000, 140_020])
+async def test_an_old_server_is_refused(number: int) -> None:
+    class OldServer:
+        """The two questions that are asked of a connection, as an old server would answer them."""
+
+        async def scalar(self, _statement: object) -> str:
+            return str(number)
+
+        async def rollback(self) -> None:
+            return
+
+    connection: Any = OldServer()
+
+    with pytest.raises(MigrationError) as refused:
+        await runner._refuse_old(connection)
+
+    assert str(refused.value) == f"this is PostgreSQL {number // 10_000}; version 15 or newer is needed"
+
+
+def test_alembic_itself_can_be_used(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", clone_url)
+
+    # Raises when it would make another migration.
+    command.check(config())
