@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, union_all, update
 
 from app.core import crud
 from app.core.database import ReadSession, WriteSession
-from app.core.keyset import Order, Position
+from app.core.keyset import Order, Position, after
 from app.users.models import AccountLink, User
 from app.users.roles import Role
 
@@ -40,6 +40,9 @@ class Credentials(NamedTuple):
     authz_version: int
 
 
+# Above every character a text can hold: what begins with a prefix sorts between the prefix and this.
+_LAST = "\U0010ffff"
+
 # Built once: composing a statement costs more than running it.
 _ACCOUNTS = select(*(getattr(User, name) for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(User.email_key)
@@ -62,10 +65,26 @@ async def get_credentials(session: ReadSession, email_key: str) -> Credentials |
 
 
 async def page(
-    session: ReadSession, conditions: Sequence[ColumnElement[bool]], order: Order, position: Position | None, limit: int
+    session: ReadSession,
+    conditions: Sequence[ColumnElement[bool]],
+    order: Order,
+    position: Position | None,
+    limit: int,
+    *,
+    prefix: str | None,
 ) -> tuple[Sequence[Row[Any]], Position | None]:
-    """Read one page of accounts as columns."""
-    return await crud.page(session, _LISTED.where(*conditions), order, position, limit=limit)
+    """Read one page of accounts as columns, of all or of those whose address or name begins with `prefix`."""
+    statement = _LISTED.where(*conditions)
+    if prefix is not None:
+        # A page of each, joined: one index serves one of the two, and no index serves "either".
+        pages = [
+            after(select(User.id).where(*conditions, key >= prefix, key <= prefix + _LAST), order, position).limit(
+                limit + 1
+            )
+            for key in (User.email_key, User.name_key)
+        ]
+        statement = statement.where(User.id.in_(union_all(*pages)))
+    return await crud.page(session, statement, order, position, limit=limit)
 
 
 async def lock(session: WriteSession, user_id: UUID) -> User | None:

@@ -1,0 +1,156 @@
+"""A database of the size at which a bad plan shows, and what a list's statement does there."""
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, override
+
+import asyncpg
+from sqlalchemy import event, make_url
+
+from app.core.database import Database, WriteSession
+from tests.conftest import cloned, make_settings
+
+ROWS = 100_000
+
+# Neither addresses nor names follow the order of creation: what is sorted one way is scattered in the other.
+USERS = f"""
+    INSERT INTO users (id, email, email_key, full_name, name_key, role, is_active, created_at)
+    SELECT gen_random_uuid(), key || '@example.com', key || '@example.com', name, lower(name),
+           CASE WHEN n % 2000 = 7 THEN 'admin' ELSE 'user' END, n % 200 <> 11,
+           timestamptz '2020-01-01 00:00+00' + n * interval '10 minutes'
+    FROM (SELECT n, md5(n::text) AS key, CASE WHEN n % 3 > 0 THEN initcap(md5('name' || n)) END AS name
+          FROM generate_series(1, {ROWS}) AS n) AS numbered
+"""  # noqa: S608  # A number of ours.
+# A thousand accounts act on each other; one of a thousand events is of a rare kind.
+EVENTS = f"""
+    INSERT INTO audit_events (id, event, occurred_at, actor_id, subject_id, detail)
+    SELECT gen_random_uuid(), CASE WHEN n % 1000 = 7 THEN 'users.deleted' ELSE 'auth.login_succeeded' END,
+           timestamptz '2020-01-01 00:00+00' + n * interval '10 minutes',
+           md5('account' || n::bigint * 7919 % 1009)::uuid, md5('account' || n::bigint * 104729 % 1013)::uuid, '{{}}'
+    FROM generate_series(1, {ROWS}) AS n
+"""  # noqa: S608  # As above.
+
+_FETCHING = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+_REMOVED = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What PostgreSQL did for one statement."""
+
+    nodes: list[dict[str, Any]]
+
+    @property
+    def cost(self) -> float:
+        """What PostgreSQL took it to cost."""
+        cost: float = self.nodes[0]["Total Cost"]
+        return cost
+
+    @property
+    def scans_a_table(self) -> bool:
+        return any(node["Node Type"] == "Seq Scan" for node in self.nodes)
+
+    @property
+    def indexes(self) -> set[str]:
+        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+    @property
+    def rows_fetched(self) -> float:
+        """Rows read from tables, whether or not they were kept."""
+        fetched: float = sum(
+            (node["Actual Rows"] + sum(node.get(removed, 0) for removed in _REMOVED)) * node["Actual Loops"]
+            for node in self.nodes
+            if node["Node Type"] in _FETCHING
+        )
+        return fetched
+
+    @property
+    def rows_sorted(self) -> float:
+        """Rows that went into sorts."""
+        sorts = [node for node in self.nodes if node["Node Type"] in {"Sort", "Incremental Sort"}]
+        rows: float = sum(child["Actual Rows"] * child["Actual Loops"] for node in sorts for child in node["Plans"])
+        return rows
+
+    @override
+    def __str__(self) -> str:
+        names = [f"{node['Node Type']} {node.get('Index Name', '')}".strip() for node in self.nodes]
+        return f"{self.rows_fetched:.0f} fetched, {self.rows_sorted:.0f} sorted: {' < '.join(names)}"
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The plan for these very values, and the one PostgreSQL may keep for any values of the same statement."""
+
+    statement: str
+    custom: Plan
+    generic: Plan
+
+
+@asynccontextmanager
+async def filled(template_url: str, statement: str) -> AsyncIterator[Database]:
+    """Give a database with 100,000 rows of one kind."""
+    async with cloned(template_url) as url:
+        connection = await asyncpg.connect(plain(url))
+        await connection.execute(statement)
+        await connection.execute("VACUUM ANALYZE users, audit_events")
+        await connection.close()
+        database = Database(make_settings(url).database)
+        yield database
+        await database.dispose()
+
+
+def plain(url: str) -> str:
+    """Write the URL for the driver alone."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+class Explainer:
+    """Explains the one statement that a piece of the application executes, exactly as it executes it."""
+
+    def __init__(self, database: Database, connection: asyncpg.Connection) -> None:
+        self._database = database
+        self._connection = connection
+
+    async def __call__(self, run: Callable[[WriteSession], Awaitable[Any]]) -> Plans:
+        statements: list[tuple[str, tuple[Any, ...]]] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            statements.append((statement, parameters))
+
+        engine = self._database.engine.sync_engine
+        event.listen(engine, "before_cursor_execute", note)
+        async with self._database.sessions() as session:
+            await run(session)
+        event.remove(engine, "before_cursor_execute", note)
+        ((statement, parameters),) = statements
+        custom, generic = [await self._explain(statement, parameters, mode) for mode in ("custom", "generic")]
+        return Plans(statement, custom, generic)
+
+    async def _explain(self, statement: str, parameters: tuple[Any, ...], mode: str) -> Plan:
+        await self._connection.execute(f"SET plan_cache_mode = force_{mode}_plan")
+        await self._connection.execute(f"PREPARE explained AS {statement}")
+        values = ", ".join(_literal(value) for value in parameters)
+        call = f"explained({values})" if values else "explained"
+        (record,) = await self._connection.fetch(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE {call}")
+        await self._connection.execute("DEALLOCATE explained")
+        return Plan(list(_walk(json.loads(record[0])[0]["Plan"])))
+
+
+@asynccontextmanager
+async def explaining(database: Database) -> AsyncIterator[Explainer]:
+    """Open a connection to explain on, with the settings of the application's."""
+    url = database.engine.url.render_as_string(hide_password=False)
+    connection = await asyncpg.connect(plain(url), server_settings={"jit": "off"})
+    yield Explainer(database, connection)
+    await connection.close()
+
+
+def _literal(value: object) -> str:
+    return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+
+
+def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return itertools.chain([node], *(_walk(child) for child in node.get("Plans", [])))
