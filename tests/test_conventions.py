@@ -1,0 +1,272 @@
+"""The rules of the house that no linter knows. Each failure says what to do."""
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+
+import app as package
+from app import models
+from app.core import routing
+from app.core.access import PUBLIC_KEY, undeclared_operations
+from app.core.config import variables
+from app.core.errors import AppError
+from app.main import create_app
+from tests.conftest import ROOT, make_settings
+
+SOURCE = ROOT / "src" / "app"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+COMMITTERS = {
+    "core/dependencies.py get_session": "The edge of HTTP: one commit for each request that writes.",
+    "core/database.py begin": "The edge of commands and jobs.",
+    "migrations/env.py _connect_and_run": "Alembic's own command line.",
+    "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
+}
+DEFERRED_IMPORTS = {
+    "core/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
+}
+OTHER_ROUTERS = {
+    "core/routing.py": "Where routers are made.",
+    "core/problems.py": "The pages that explain errors: HTML, without parameters, outside the document.",
+}
+PUBLIC = {
+    "GET /.well-known/jwks.json",
+    "GET /livez",
+    "GET /problems/{name}",
+    "GET /readyz",
+    "POST /api/v1/auth/token",
+}
+UNENDING = {
+    "cursor": "Its decoder says 400 to what it has not written, whatever the length: 422 would be another answer.",
+}
+VAGUE = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
+
+
+@pytest.fixture(scope="module")
+def application() -> FastAPI:
+    return create_app(make_settings("postgresql://nobody@127.0.0.1/nothing"))
+
+
+def place(file: Path) -> str:
+    return str(file.relative_to(SOURCE))
+
+
+def calls(file: Path) -> Iterator[tuple[str, str, ast.Call]]:
+    """Yield every call in a file: the function it stands in, the name of what is called, and the call."""
+    for function, node in nodes(file):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            yield f"{place(file)} {function}", name, node
+
+
+def nodes(file: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Yield every node of a file, with the name of the innermost function it stands in."""
+
+    def walk(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
+        for child in ast.iter_child_nodes(node):
+            yield function, child
+            inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
+            yield from walk(child, inner)
+
+    yield from walk(ast.parse(file.read_text()), "")
+
+
+def test_only_the_edges_commit() -> None:
+    found = {where for file in FILES for where, name, _ in calls(file) if name == "commit"}
+
+    assert found <= COMMITTERS.keys(), (
+        f"{found - COMMITTERS.keys()} must not commit: leave it to the edge, so that two services make one change. Only if "
+        "a write has to outlive the error that follows, name it in COMMITTERS with that reason"
+    )
+    assert found == COMMITTERS.keys(), f"{COMMITTERS.keys() - found} commit no longer: take them out of COMMITTERS"
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.glob("*/models.py")), ids=place)
+def test_every_model_is_named_in_models_py(file: Path) -> None:
+    declared = {
+        node.name
+        for _, node in nodes(file)
+        if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") == "Base" for base in node.bases)
+    }
+
+    assert declared, f"{place(file)} declares no model"
+    missing = declared - set(models.__all__)
+    assert not missing, f"name {missing} in src/app/models.py: migrations and their tests know only what stands there"
+
+
+def all_errors() -> list[type[AppError]]:
+    """Give every error of the application, whatever module declares it."""
+    for module in pkgutil.walk_packages(package.__path__, "app."):
+        if not module.name.startswith(("app.migrations.", "app.dev.", "app.__main__")):
+            importlib.import_module(module.name)
+
+    def below(kind: type[AppError]) -> Iterator[type[AppError]]:
+        for error in kind.__subclasses__():
+            yield error
+            yield from below(error)
+
+    return sorted(
+        {error for error in below(AppError) if error.__module__.startswith("app.")},
+        key=lambda one: (one.code, one.__qualname__),
+    )
+
+
+def test_an_error_code_means_one_error() -> None:
+    owners: dict[str, type[AppError]] = {}
+    for error in sorted(all_errors(), key=lambda one: len(one.__mro__)):
+        owner = owners.setdefault(error.code, error)
+
+        # A kind and its plainest case may share a code; two cases may not.
+        assert issubclass(error, owner), (
+            f"{error.__qualname__} and {owner.__qualname__} have the same code {error.code!r}: give one of them its own"
+        )
+
+
+@pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__qualname__)
+def test_an_error_is_named_and_explained(error: type[AppError]) -> None:
+    name = error.__qualname__
+    assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", error.code), f"write the code of {name} in snake_case"
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", error.problem), f"write the problem of {name} in kebab-case"
+    assert error.detail.endswith("."), f"write the detail of {name} as a sentence"
+    assert name.endswith("Error"), f"end the name of {name} in Error"
+
+
+def test_every_operation_declares_who_may_call_it(application: FastAPI) -> None:
+    assert list(undeclared_operations(application)) == [], "depend on a principal, or say openapi_extra=public"
+
+
+def operations(application: FastAPI) -> Iterator[tuple[str, Any, APIRoute]]:
+    for context in iter_route_contexts(application.routes):
+        route = context.original_route
+        if isinstance(route, APIRoute):
+            yield f"{' '.join(sorted(context.methods or ()))} {context.path}", context, route
+
+
+def test_the_public_operations_are_those_meant_to_be(application: FastAPI) -> None:
+    public = {name for name, context, _ in operations(application) if (context.openapi_extra or {}).get(PUBLIC_KEY)}
+
+    assert public == PUBLIC, "whoever opens an operation to everybody names it in PUBLIC, so that it shows in review"
+
+
+def test_every_router_is_made_by_ours(application: FastAPI) -> None:
+    found = {place(file) for file in FILES for _, name, _ in calls(file) if name == "APIRouter"}
+    lax = {
+        name
+        for name, context, route in operations(application)
+        if context.include_in_schema and not isinstance(route, routing.Route)
+    }
+
+    assert found == OTHER_ROUTERS.keys(), "make routers with app.core.routing.router: it refuses what the others let in"
+    assert not lax, f"{lax} are not strict: make their router with app.core.routing.router"
+
+
+def incoming(application: FastAPI) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield everything a client may send: where it stands, and its schema with the references filled in."""
+    document = application.openapi()
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            where = f"{method.upper()} {path}"
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] not in UNENDING:
+                    yield f"{where} {parameter['name']}", _resolved(parameter["schema"], document)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                yield f"{where} body", _resolved(content["schema"], document)
+
+
+def _resolved(schema: Any, document: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_resolved(one, document) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _resolved(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    return {name: _resolved(value, document) for name, value in schema.items()}
+
+
+def faults(where: str, schema: Any) -> Iterator[str]:
+    """Yield what is wrong with a schema of something that comes in, at any depth."""
+    if isinstance(schema, list):
+        for one in schema:
+            yield from faults(where, one)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+        yield f"{where} takes unknown members: derive its model from app.core.fields.Payload"
+    bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {"uuid", "date-time"}
+    if schema.get("type") == "string" and not bounded:
+        yield f"{where} has no end: give the string a max_length"
+    if schema.get("type") == "array" and "maxItems" not in schema:
+        yield f"{where} has no end: give the array a max_length"
+    for name, value in schema.get("properties", {}).items():
+        yield from faults(f"{where}.{name}", value)
+    for name in ("anyOf", "oneOf", "allOf", "items"):
+        yield from faults(where, schema.get(name))
+
+
+def test_whatever_comes_in_is_closed_and_has_an_end(application: FastAPI) -> None:
+    schemas = list(incoming(application))
+
+    assert schemas
+    assert [fault for where, schema in schemas for fault in faults(where, schema)] == []
+
+
+def test_a_path_parameter_is_described_by_its_type(application: FastAPI) -> None:
+    for path, item in application.openapi()["paths"].items():
+        named = set(re.findall(r"{(\w+)}", path))
+        for method, operation in item.items():
+            declared = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
+
+            assert declared == named, f"{method.upper()} {path} does not declare what stands in its path"
+
+
+def test_nothing_is_loaded_lazily() -> None:
+    lazy = [
+        where
+        for file in FILES
+        for where, name, call in calls(file)
+        if name == "relationship"
+        and not any(
+            one.arg == "lazy" and isinstance(one.value, ast.Constant) and one.value.value == "raise"
+            for one in call.keywords
+        )
+    ]
+
+    assert not lazy, f'say relationship(…, lazy="raise") in {lazy}: async code cannot load on access'
+
+
+def test_imports_stand_at_the_top() -> None:
+    found = {
+        f"{place(file)} {function}"
+        for file in FILES
+        for function, node in nodes(file)
+        if function and isinstance(node, ast.Import | ast.ImportFrom)
+    }
+
+    assert found == DEFERRED_IMPORTS.keys(), (
+        "an import inside a function hides that the layers are wrong; if it saves time that counts, name it in "
+        "DEFERRED_IMPORTS with the reason"
+    )
+
+
+def test_files_are_named_after_what_they_know() -> None:
+    paths = {place(file) for file in FILES} | {place(folder) for folder in SOURCE.rglob("*/") if folder.is_dir()}
+    vague = [path for path in sorted(paths) if VAGUE & set(re.split(r"[/_.]", path))]
+
+    assert not vague, f"{vague} could hold anything: name each after what it knows"
+
+
+@pytest.mark.parametrize("setting", list(variables()), ids=lambda setting: setting[0])
+def test_every_setting_is_explained(setting: tuple[str, str, Any]) -> None:
+    variable, name, model = setting
+    description = model.model_fields[name].description or ""
+
+    assert description.endswith((".", "`")), f"say in the description of {variable} what it does, in sentences"
