@@ -1,0 +1,25 @@
+"""An application on a database of its own, where every connection is a real one."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.conftest import make_settings, running
+from tests.races.site import Site
+from tests.volume import plain
+
+
+@pytest.fixture
+async def site(clone_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]:
+    """The application, on ten connections for writing and ten for reading."""
+    settings = make_settings(clone_url)
+    database = Database(settings.database)
+    watcher = await asyncpg.connect(plain(clone_url))
+    async with running(create_app(settings, database)) as client:
+        yield Site(client, database, hasher, watcher)
+    await watcher.close()
+    await database.dispose()

@@ -1,0 +1,41 @@
+"""A running application, with eyes on its database from outside."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from httpx2 import AsyncClient
+
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from tests.conftest import LoggedIn, log_in
+from tests.factories import make_user
+
+
+@dataclass
+class Site:
+    """The application and its client; `watcher` is a connection that the application does not know of."""
+
+    client: AsyncClient
+    database: Database
+    hasher: PasswordHasher
+    watcher: asyncpg.Connection
+
+    async def account(self, **values: Any) -> LoggedIn:
+        """Make an account, and log it in."""
+        async with self.database.begin() as session:
+            user = await make_user(session, self.hasher, **values)
+        return LoggedIn(str(user.id), user.email, await log_in(self.client, user.email))
+
+    async def fetch(self, statement: str, *values: Any) -> list[Any]:
+        """Read rows as anybody outside sees them."""
+        rows: list[Any] = await self.watcher.fetch(statement, *values)
+        return rows
+
+    async def transactions_left_open(self) -> int:
+        """Count connections that idle inside a transaction."""
+        (row,) = await self.fetch(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+        )
+        count: int = row["count"]
+        return count

@@ -1,0 +1,165 @@
+"""What many do to the same accounts at once, over real connections."""
+
+import asyncio
+import random
+from collections import Counter
+from uuid import UUID
+
+import pytest
+from httpx2 import Response
+
+from tests.conftest import LoggedIn, log_in
+from tests.races.site import Site
+
+USERS = "/api/v1/users"
+ROUNDS = 50
+SPELLINGS = [
+    "ada@b\u00fccher.example",
+    "ADA@B\u00dcCHER.example",
+    "Ada@xn--bcher-kva.example",
+    "aDa@XN--BCHER-KVA.EXAMPLE",
+    "ada@bu\u0308cher.example",
+]
+
+
+def url(user: LoggedIn) -> str:
+    return f"{USERS}/{user.user_id}"
+
+
+async def test_fifty_creations_of_one_address_make_one_account(site: Site) -> None:
+    admin = await site.account(role="admin")
+
+    responses = await asyncio.gather(
+        *(
+            site.client.post(USERS, json={"email": SPELLINGS[number % len(SPELLINGS)]}, headers=admin.headers)
+            for number in range(50)
+        )
+    )
+
+    assert Counter(response.status_code for response in responses) == {201: 1, 409: 49}
+    assert {response.json()["code"] for response in responses if response.status_code == 409} == {"email_taken"}
+    (created,) = [response.json()["id"] for response in responses if response.status_code == 201]
+    rows = await site.fetch("SELECT id FROM users WHERE email_key = 'ada@xn--bcher-kva.example'")
+    assert [str(row["id"]) for row in rows] == [created]
+    recorded = await site.fetch("SELECT subject_id FROM audit_events WHERE event = 'users.created'")
+    assert [str(row["subject_id"]) for row in recorded] == [created]
+    assert len(await site.fetch("SELECT id FROM account_links")) == 1
+    assert len(await site.fetch("SELECT id FROM procrastinate_jobs")) == 1
+    assert await site.transactions_left_open() == 0
+
+
+async def test_two_changes_of_one_version_are_one_change_and_one_refusal(site: Site) -> None:
+    admin = await site.account(role="admin")
+    user = await site.account()
+
+    for version in range(1, ROUNDS // 2):
+        headers = admin.headers | {"If-Match": f'"{version}"'}
+        names = [f"first {version}", f"second {version}"]
+        responses = await asyncio.gather(
+            *(site.client.patch(url(user), json={"full_name": name}, headers=headers) for name in names)
+        )
+
+        assert sorted(response.status_code for response in responses) == [200, 412]
+        (winner,) = [name for name, response in zip(names, responses, strict=True) if response.status_code == 200]
+        (row,) = await site.fetch("SELECT full_name, version FROM users WHERE id = $1", UUID(user.user_id))
+        assert (row["full_name"], row["version"]) == (winner, version + 1)
+    assert len(await site.fetch("SELECT id FROM audit_events WHERE event = 'users.renamed'")) == ROUNDS // 2 - 1
+
+
+async def test_unconditional_changes_at_once_are_all_made_one_after_the_other(site: Site) -> None:
+    admin = await site.account(role="admin")
+    user = await site.account()
+
+    responses = await asyncio.gather(
+        *(site.client.patch(url(user), json={"full_name": f"n{number}"}, headers=admin.headers) for number in range(20))
+    )
+
+    assert {response.status_code for response in responses} == {200}
+    assert sorted(int(response.headers["etag"].strip('"')) for response in responses) == list(range(2, 22))
+    last = max(responses, key=lambda response: int(response.headers["etag"].strip('"')))
+    (row,) = await site.fetch("SELECT full_name, version FROM users WHERE id = $1", UUID(user.user_id))
+    assert (row["full_name"], row["version"]) == (last.json()["full_name"], 21)
+
+
+async def depose(site: Site, actor: LoggedIn, victim: LoggedIn, way: str) -> Response:
+    if way == "delete":
+        return await site.client.delete(url(victim), headers=actor.headers)
+    body = {"role": "user"} if way == "demote" else {"is_active": False}
+    return await site.client.patch(url(victim), json=body, headers=actor.headers)
+
+
+@pytest.mark.parametrize("whom", ["each other", "themselves"])
+async def test_of_two_administrators_who_depose_each_other_one_stays(site: Site, whom: str) -> None:
+    chance = random.Random(20261123)  # noqa: S311  # Reproducible rounds, no secret.
+    ways = ["demote", "disable", "delete"]
+    outcomes: Counter[tuple[int, ...]] = Counter()
+    first = await site.account(role="admin")
+
+    for _ in range(ROUNDS):
+        second = await site.account(role="admin")
+        pairs = [(first, second), (second, first)] if whom == "each other" else [(first, first), (second, second)]
+        chance.shuffle(pairs)
+        responses = await asyncio.gather(*(depose(site, actor, victim, chance.choice(ways)) for actor, victim in pairs))
+
+        remaining = await site.fetch("SELECT id, email FROM users WHERE role = 'admin' AND is_active")
+        assert len(remaining) == 1
+        outcomes[tuple(sorted(response.status_code for response in responses))] += 1
+        assert not {response.status_code for response in responses} - {200, 204, 401, 409}
+        # Only the answers of those who were refused as the last say so; the others did what they say.
+        assert sum(response.status_code in {200, 204} for response in responses) == 1
+        (email,) = [row["email"] for row in remaining]
+        first = LoggedIn(str(remaining[0]["id"]), email, await log_in(site.client, email))
+    assert any(409 in outcome for outcome in outcomes), outcomes
+    assert await site.transactions_left_open() == 0
+
+
+async def test_an_account_that_is_deleted_and_changed_at_once_is_gone(site: Site) -> None:
+    admin = await site.account(role="admin")
+    chance = random.Random(20261123)  # noqa: S311  # As above.
+    outcomes: Counter[tuple[int, int]] = Counter()
+
+    for number in range(ROUNDS // 2):
+        user = await site.account(email=f"victim{number}@example.com")
+        calls = [
+            site.client.delete(url(user), headers=admin.headers),
+            site.client.patch(url(user), json={"full_name": "Ada", "is_active": False}, headers=admin.headers),
+        ]
+        order = [0, 1] if chance.random() < 0.5 else [1, 0]
+        results = dict(zip(order, await asyncio.gather(*(calls[index] for index in order)), strict=True))
+
+        assert results[0].status_code == 204
+        assert results[1].status_code in {200, 404}
+        assert await site.fetch("SELECT id FROM users WHERE id = $1", UUID(user.user_id)) == []
+        recorded = await site.fetch(
+            "SELECT event FROM audit_events WHERE subject_id = $1 AND event LIKE 'users.%' ORDER BY occurred_at, id",
+            UUID(user.user_id),
+        )
+        changed = {"users.renamed", "users.disabled"} if results[1].status_code == 200 else set()
+        assert {row["event"] for row in recorded} == changed | {"users.deleted"}
+        outcomes[results[0].status_code, results[1].status_code] += 1
+    assert await site.transactions_left_open() == 0
+
+
+async def test_an_account_is_deleted_once(site: Site) -> None:
+    admin = await site.account(role="admin")
+    user = await site.account()
+
+    responses = await asyncio.gather(*(site.client.delete(url(user), headers=admin.headers) for _ in range(10)))
+
+    assert Counter(response.status_code for response in responses) == {204: 1, 404: 9}
+    assert len(await site.fetch("SELECT id FROM audit_events WHERE event = 'users.deleted'")) == 1
+
+
+async def test_owners_who_close_and_change_their_account_at_once_get_answers_that_are_declared(site: Site) -> None:
+    schema = {"PATCH": {200, 401, 404}, "DELETE": {204, 401, 404}}
+    for number in range(ROUNDS // 5):
+        user = await site.account(email=f"owner{number}@example.com")
+
+        responses = await asyncio.gather(
+            *(site.client.delete(f"{USERS}/me", headers=user.headers) for _ in range(3)),
+            *(site.client.patch(f"{USERS}/me", json={"full_name": f"n{n}"}, headers=user.headers) for n in range(3)),
+        )
+
+        assert all(response.status_code in schema[response.request.method] for response in responses)
+        assert [response.status_code for response in responses].count(204) == 1
+        assert await site.fetch("SELECT id FROM users WHERE id = $1", UUID(user.user_id)) == []
