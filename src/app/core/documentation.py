@@ -47,6 +47,12 @@ window.ui = SwaggerUIBundle({
   deepLinking: true,
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
   layout: "BaseLayout",
+  // Swagger UI names itself to the token endpoint as a client without a name, and that is refused: there are no
+  // clients with credentials of their own.
+  requestInterceptor: (request) => {
+    if (request.headers.Authorization?.startsWith("Basic ")) delete request.headers.Authorization;
+    return request;
+  },
 });
 """
 
