@@ -1,0 +1,1 @@
+"""Measurements: compared in one interleaved run, told as medians and ratios."""
