@@ -9,6 +9,8 @@ from pathlib import Path
 
 _FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<path>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 
+RUN = "run"
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -36,8 +38,11 @@ def copy_repository(root: Path, target: Path) -> None:
 
 
 def apply(listing: Listing, root: Path) -> None:
-    """Write the file that a listing is, or add the lines that it adds to a file."""
+    """Run the commands of a listing titled "run", write the file that it is, or add the lines that it adds to a file."""
     if listing.path is None:
+        return
+    if listing.path == RUN:
+        subprocess.run(["sh", "-euc", listing.text], cwd=root, check=True)
         return
     path = root / listing.path
     if listing.language == "diff":
