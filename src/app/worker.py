@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app.audit import jobs as audit
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.keys import KeyRing, load_key_ring
@@ -17,7 +18,7 @@ from app.users import jobs as users
 # A new job is added here; one that is enqueued and not listed fails.
 JOBS: tuple[AnyJob, ...] = (users.mail_set_password_link,)
 # When, as minute, hour, day, month, weekday in UTC, and what.
-PERIODIC: tuple[Periodic, ...] = ()
+PERIODIC: tuple[Periodic, ...] = (Periodic("17 3 * * *", audit.purge),)
 
 
 @asynccontextmanager

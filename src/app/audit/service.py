@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +14,6 @@ from app.core.addresses import Network
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
 
-_PURGE_BATCH = 5000
 _ORDERS = {
     "occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id)),
     "-occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id), descending=True),
@@ -84,8 +82,3 @@ def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:
 async def list_about(session: ReadSession, user_id: UUID) -> Sequence[Row[Any]]:
     """Read everything the log holds about an account."""
     return await crud.list_about(session, user_id)
-
-
-async def purge(session: WriteSession, *, keep: timedelta) -> int:
-    """Delete a batch of events older than `keep`; the number deleted is less than a batch when none are left."""
-    return await crud.purge(session, keep, batch=_PURGE_BATCH)

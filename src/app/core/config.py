@@ -322,6 +322,17 @@ class JobsSettings(_Group):
     )
 
 
+class AuditSettings(_Group):
+    """The log of who did what."""
+
+    keep: Duration = Field(
+        default=timedelta(days=400),
+        ge=timedelta(days=1),
+        le=timedelta(days=36_500),
+        description="How long an audit event is kept; older ones are deleted once a day.",
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard output."""
 
@@ -368,6 +379,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     mail: MailSettings = MailSettings()
     jobs: JobsSettings = JobsSettings()
+    audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
 
     @override

@@ -34,7 +34,7 @@ async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMa
     return _shown(user, response, if_none_match)
 
 
-@router.patch("/me", response_model=UserRead, responses=problem_responses(PreconditionFailedError))
+@router.patch("/me", response_model=UserRead, responses=problem_responses(UserNotFoundError, PreconditionFailedError))
 async def update_me(
     principal: CurrentPrincipal, session: SessionDep, response: Response, payload: MeUpdate, if_match: IfMatch = None
 ) -> User:
@@ -45,7 +45,11 @@ async def update_me(
     return user
 
 
-@router.delete("/me", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(StaleLoginError, LastAdminError))
+@router.delete(
+    "/me",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problem_responses(StaleLoginError, UserNotFoundError, LastAdminError),
+)
 async def delete_me(principal: CurrentPrincipal, session: SessionDep) -> None:
     """Close one's own account, for good.
 

@@ -7,8 +7,8 @@ from sqlalchemy.dialects.postgresql import CIDR, JSONB
 revision = "20261123_audit"
 down_revision = "20261123_users"
 
-# One door is left: deletion by age, in batches, through the function below. Whoever may call it may purge, nobody may
-# change a row or choose which to delete.
+# One door is left: deletion by age, in batches, through the function below. This guards against mistakes and against
+# statements that somebody smuggles in; whoever owns the table can always take the guard away.
 _GUARD = """
 CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
