@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
-from app.core.config import SECRETS_DIR, Settings, load_settings, variables
+from app.core.config import SECRETS_DIR, MailSettings, Settings, load_settings, variables
 from app.core.errors import ConfigurationError
 
 type Environment = Callable[..., None]
@@ -16,6 +16,8 @@ SAFE = {
     "DATABASE_URL": URL,
     "APP_SERVER__PUBLIC_URL": "https://api.example.com",
     "APP_AUTH__SIGNING_KEYS": '{"keys": []}',
+    "APP_MAIL__URL": "smtp://mail.example.com",
+    "APP_MAIL__FROM_ADDRESS": "app@example.com",
 }
 
 
@@ -78,6 +80,7 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
         "APP_LOG__LEVEL",
         "APP_SERVER__CORS_ORIGINS",
         "APP_AUTH__BCRYPT_COST",
+        "APP_MAIL__URL",
     ]
 
 
@@ -95,6 +98,9 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
         ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not for production"),
         ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: name the origins"),
         ({"APP_AUTH__BCRYPT_COST": "9"}, "APP_AUTH__BCRYPT_COST: must be 10 or more"),
+        ({"APP_MAIL__URL": ""}, "APP_MAIL__URL: must be smtp:// or smtps://"),
+        ({"APP_MAIL__URL": "file:///var/mail"}, "APP_MAIL__URL: must be smtp:// or smtps://"),
+        ({"APP_MAIL__FROM_ADDRESS": ""}, "APP_MAIL__FROM_ADDRESS: is missing"),
     ],
 )
 def test_each_unsafe_setting_alone_refuses_production(
@@ -124,7 +130,9 @@ def test_unsafe_settings_are_accepted_outside_production(environment: Environmen
         {"DATABASE_URL": "postgresql://a:b@h/d", "APP_DATABASE__REQUIRE_TLS": "false"},
         {"DATABASE_URL": "postgresql://a:b@h/d?sslmode=verify-ca"},
         {"APP_AUTH__BCRYPT_COST": "10"},
+        {"APP_MAIL__URL": "console:", "APP_MAIL__ALLOW_UNDELIVERED": "true"},
         {"APP_SERVER__CORS_ORIGINS": "https://app.example.com"},
+        {"APP_MAIL__URL": "file:///var/mail", "APP_MAIL__ALLOW_UNDELIVERED": "true"},
     ],
 )
 def test_what_is_safe_another_way_is_accepted_in_production(environment: Environment, changes: dict[str, str]) -> None:
@@ -138,6 +146,7 @@ def test_an_empty_environment_names_everything_production_needs() -> None:
         "DATABASE_URL",
         "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
         "APP_SERVER__PUBLIC_URL",
+        "APP_MAIL__URL",
     ]
 
 
@@ -159,6 +168,7 @@ def test_invalid_unknown_and_unsafe_settings_are_named_in_one_go(environment: En
         "DATABASE_URL",
         "DATABASE_URL",
         "APP_LOG__LEVEL",
+        "APP_MAIL__URL",
     ]
 
 
@@ -196,6 +206,8 @@ def test_an_invalid_environment_does_not_hide_other_invalid_settings(environment
         {"APP_DATABASE__APPLICATION_NAME": "CANARY" * 10},
         {"APP_ENVIRONMENT": "CANARY"},
         {"APP_UNHEARD_OF": "CANARY"},
+        {"APP_MAIL__URL": "smtp://a:CANARY@h:CANARY"},
+        {"APP_MAIL__FROM_ADDRESS": "CANARY"},
     ],
 )
 def test_no_value_appears_among_the_problems(environment: Environment, invalid: dict[str, str]) -> None:
@@ -383,7 +395,7 @@ def test_secrets_may_be_files(environment: Environment, secrets: Path) -> None:
     (secrets / "APP_AUTH__SIGNING_KEYS").write_text('{"keys": []}\n')
     (secrets / "app_database__url").write_text(f"{URL}\n")
     (secrets / "OTHER_SERVICE").write_text("not ours")
-    environment(APP_SECRETS_DIR=str(secrets), APP_SERVER__PUBLIC_URL="https://api.example.com")
+    environment(APP_ENVIRONMENT="local", APP_SECRETS_DIR=str(secrets))
 
     settings = load_settings()
 
@@ -431,7 +443,7 @@ def test_an_empty_variable_counts_as_unset(environment: Environment) -> None:
     assert settings.server.port == 8000
 
 
-@pytest.mark.parametrize("group", [None, "server", "database", "auth", "log"])
+@pytest.mark.parametrize("group", [None, "server", "database", "auth", "mail", "jobs", "log"])
 def test_settings_cannot_be_changed(environment: Environment, group: str | None) -> None:
     environment(**SAFE)
     settings = load_settings()
@@ -465,6 +477,54 @@ def test_settings_do_not_show_their_secrets(environment: Environment) -> None:
 
     assert "CANARY" not in f"{settings!r} {settings} {settings.model_dump_json()}"
     assert settings.database.sqlalchemy_url().password == "CANARY"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("APP_MAIL__URL", "pop3://mail.example.com", "write it as smtp://user:password@host:587"),
+        ("APP_MAIL__URL", "smtp:///", "write it as smtp://user:password@host:587"),
+        ("APP_MAIL__URL", "smtp://[CANARY", "write it as smtp://user:password@host:587"),
+        ("APP_MAIL__FROM_ADDRESS", "Ada <ada@example.com>", "write it as name@example.com"),
+        ("APP_MAIL__FROM_NAME", "Ada\nBcc: x@example.com", "must be printable"),
+    ],
+)
+def test_what_would_break_mail_is_refused(environment: Environment, name: str, value: str, reason: str) -> None:
+    environment(**{**SAFE, name: value})
+
+    (problem,) = problems()
+
+    assert problem.startswith(f"{name}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("url", "require_tls", "demanded"),
+    [
+        ("smtp://mail.example.com", True, True),
+        ("smtp://mail.example.com", False, False),
+        ("smtps://mail.example.com", False, True),
+        ("smtp://127.0.0.1:1025", True, False),
+        ("smtp://[::1]:1025", True, False),
+        ("smtp://localhost", True, False),
+        ("smtp://localhost.example.com", True, True),
+        ("smtp://10.0.0.1", True, True),
+        ("smtps://localhost", True, True),
+    ],
+)
+def test_mail_is_encrypted_on_any_way_but_within_the_machine(url: str, require_tls: bool, demanded: bool) -> None:
+    assert MailSettings(url=SecretStr(url), require_tls=require_tls).demands_tls == demanded
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "runs"),
+    [("local", "", True), ("local", "false", False), ("test", "", False), ("test", "true", True)],
+)
+def test_jobs_run_in_the_web_process_where_it_is_local_or_chosen(
+    environment: Environment, name: str, chosen: str, runs: bool
+) -> None:
+    environment(APP_ENVIRONMENT=name, DATABASE_URL=URL, APP_JOBS__IN_PROCESS=chosen)
+
+    assert load_settings().runs_jobs_in_process == runs
 
 
 def test_every_setting_is_described_and_has_one_variable() -> None:

@@ -213,8 +213,8 @@ def test_no_megabyte_takes_long_to_refuse(text: bytes) -> None:
     with pytest.raises(MalformedRequestError):
         parse_json(text)
 
-    # Linear takes a few hundredths of a second, quadratic takes minutes.
-    assert perf_counter() - started < 2
+    # Linear takes a few tenths of a second, quadratic takes minutes.
+    assert perf_counter() - started < 10
 
 
 @given(st.binary(max_size=200))
