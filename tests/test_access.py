@@ -1,0 +1,194 @@
+"""Every operation of the application, and who may call it. A new one fails here until it has its row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
+from httpx2 import AsyncClient, Response
+
+from app.core.access import PUBLIC_KEY, guards
+from app.core.config import Settings
+from app.core.database import WriteSession
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.aftermath import assert_problem, snapshot
+from tests.conftest import LoggedIn, log_in
+from tests.factories import PASSWORD, make_user
+
+REALM = 'Bearer realm="bedplate"'
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call an operation, and a request that is right but for the caller."""
+
+    scopes: frozenset[str] | None = frozenset()
+    """None: anybody. Empty: whoever is logged in."""
+    json: Mapping[str, Any] | None = None
+    form: Mapping[str, str] | None = None
+    path: Mapping[str, str] = field(default_factory=dict)
+
+
+def public(**request: Any) -> Access:
+    return Access(scopes=None, **request)
+
+
+def authenticated(**request: Any) -> Access:
+    return Access(**request)
+
+
+def scoped(*scopes: str, **request: Any) -> Access:
+    return Access(frozenset(scopes), **request)
+
+
+ACCESS: Mapping[str, Access] = MappingProxyType(
+    {
+        "POST /api/v1/auth/token": public(
+            form={"grant_type": "password", "username": "target@example.com", "password": PASSWORD}
+        ),
+        "GET /api/v1/users/me": authenticated(),
+        "PATCH /api/v1/users/me": authenticated(json={"full_name": "Ada"}),
+        "DELETE /api/v1/users/me": authenticated(),
+        "GET /api/v1/users/me/export": authenticated(),
+        "GET /api/v1/users": scoped("users:read"),
+        "POST /api/v1/users": scoped("users:write", json={"email": "new@example.com"}),
+        "GET /api/v1/users/{user_id}": scoped("users:read"),
+        "PATCH /api/v1/users/{user_id}": scoped("users:write", json={"full_name": "Ada"}),
+        "DELETE /api/v1/users/{user_id}": scoped("users:write"),
+        "GET /api/v1/audit-events": scoped("audit:read"),
+        "GET /.well-known/jwks.json": public(),
+        "GET /livez": public(),
+        "GET /readyz": public(),
+        "GET /problems/{name}": public(path={"name": "not-found"}),
+        "GET /openapi.json": public(),
+        "GET /docs": public(),
+        "GET /docs/{name}": public(path={"name": "swagger-ui.css"}),
+    }
+)
+GUARDED = [operation for operation, access in ACCESS.items() if access.scopes is not None]
+PUBLIC = [operation for operation, access in ACCESS.items() if access.scopes is None]
+
+
+def declared(app: FastAPI) -> dict[str, frozenset[str] | None]:
+    """Read from the application what its operations ask for; HEAD goes with GET."""
+    found: dict[str, frozenset[str] | None] = {}
+    for route in iter_route_contexts(app.routes):
+        asked: frozenset[str] | None = None
+        if isinstance(route.original_route, APIRoute) and not (route.openapi_extra or {}).get(PUBLIC_KEY):
+            asked = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
+        found |= {f"{method} {route.path}": asked for method in route.methods or () if method != "HEAD"}
+    return found
+
+
+def test_the_table_names_every_operation_with_what_it_asks_for(settings: Settings) -> None:
+    assert declared(create_app(settings)) == {operation: access.scopes for operation, access in ACCESS.items()}
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Everybody who might call, with the header each has."""
+
+    target: LoggedIn
+    user: dict[str, str]
+    admin: dict[str, str]
+    without_scopes: dict[str, str]
+    refused: Mapping[str, dict[str, str]]
+
+
+@pytest.fixture
+async def callers(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher, admin: LoggedIn, user: LoggedIn
+) -> Callers:
+    """An account to be acted upon, others who act, and those whose token no longer speaks for anybody."""
+    names = ("target", "disabled", "demoted", "deleted")
+    await make_user(session, role="admin")  # So that `admin` is not the last one.
+    ids = {
+        name: (
+            await make_user(
+                session, hasher, email=f"{name}@example.com", role="user" if name in {"target", "deleted"} else "admin"
+            )
+        ).id
+        for name in names
+    }
+    await session.commit()
+    headers = {name: await log_in(client, f"{name}@example.com") for name in names}
+    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "audit:read"}
+    narrow = (await client.post("/api/v1/auth/token", data=form)).json()["access_token"]
+    for name, change in {"disabled": {"is_active": False}, "demoted": {"role": "user"}}.items():
+        response = await client.patch(f"/api/v1/users/{ids[name]}", json=change, headers=admin.headers)
+        assert response.status_code == 200
+    assert (await client.delete(f"/api/v1/users/{ids['deleted']}", headers=admin.headers)).status_code == 204
+    return Callers(
+        target=LoggedIn(str(ids["target"]), "target@example.com", headers["target"]),
+        user=user.headers,
+        admin=admin.headers,
+        without_scopes={"Authorization": f"Bearer {narrow}"},
+        refused={name: headers[name] for name in ("disabled", "demoted", "deleted")},
+    )
+
+
+async def call(client: AsyncClient, operation: str, callers: Callers, headers: Mapping[str, str]) -> Response:
+    access = ACCESS[operation]
+    method, _, template = operation.partition(" ")
+    path = template.format(**{"user_id": callers.target.user_id, **access.path})
+    return await client.request(method, path, json=access.json, data=access.form, headers=headers)
+
+
+@pytest.mark.parametrize("operation", GUARDED)
+async def test_nobody_without_a_current_token_is_let_in(
+    client: AsyncClient, session: WriteSession, callers: Callers, operation: str
+) -> None:
+    before = await snapshot(session)
+
+    anonymous = await call(client, operation, callers, {})
+    refused = {name: await call(client, operation, callers, headers) for name, headers in callers.refused.items()}
+
+    assert_problem(anonymous, 401, "unauthorized")
+    assert anonymous.headers["www-authenticate"] == REALM
+    for response in refused.values():
+        assert_problem(response, 401, "invalid_token")
+        assert 'error="invalid_token"' in response.headers["www-authenticate"]
+    # Whoever is refused learns nothing of why.
+    assert len({response.headers["www-authenticate"] for response in refused.values()}) == 1
+    assert await snapshot(session) == before
+
+
+@pytest.mark.parametrize("operation", [operation for operation in GUARDED if ACCESS[operation].scopes])
+async def test_nobody_without_the_scope_is_let_in(
+    client: AsyncClient, session: WriteSession, callers: Callers, operation: str
+) -> None:
+    scopes = ACCESS[operation].scopes or frozenset()
+    before = await snapshot(session)
+
+    responses = [await call(client, operation, callers, headers) for headers in (callers.user, callers.target.headers)]
+    if "audit:read" not in scopes:
+        responses.append(await call(client, operation, callers, callers.without_scopes))
+
+    for response in responses:
+        assert_problem(response, 403, "insufficient_scope")
+        challenge = f'{REALM}, error="insufficient_scope", scope="{" ".join(sorted(scopes))}"'
+        assert response.headers["www-authenticate"] == challenge
+    assert await snapshot(session) == before
+
+
+@pytest.mark.parametrize("operation", GUARDED)
+async def test_whoever_may_is_let_in(client: AsyncClient, callers: Callers, operation: str) -> None:
+    allowed = [callers.admin] if ACCESS[operation].scopes else [callers.user, callers.without_scopes]
+
+    responses = [await call(client, operation, callers, headers) for headers in allowed]
+
+    assert all(response.is_success for response in responses), [response.text for response in responses]
+
+
+@pytest.mark.parametrize("operation", PUBLIC)
+async def test_nobody_is_asked_who_they_are_where_anybody_may(
+    client: AsyncClient, callers: Callers, operation: str
+) -> None:
+    response = await call(client, operation, callers, {})
+
+    assert response.is_success
+    assert "www-authenticate" not in response.headers
