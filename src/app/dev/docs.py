@@ -17,6 +17,11 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 _HEADING = """# Settings
 
 Every setting is an environment variable. Written by `make docs` from `src/app/core/config.py`; a test compares the two.
+
+- `DATABASE_URL` and `PORT`, which platforms set, are understood as well; `APP_DATABASE__URL` and `APP_SERVER__PORT` win over them.
+- Any setting may be a file instead: one of that name, in the folder that `APP_SECRETS_DIR` names. A variable wins over a file.
+- Durations are seconds, or have a unit: `90`, `500ms`, `30s`, `10m`, `24h`, `14d`.
+- A variable that is set to nothing counts as unset; one that begins with `APP_` and is no setting stops the start.
 """
 
 
