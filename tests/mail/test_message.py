@@ -168,6 +168,21 @@ async def test_the_file_transport_writes_one_private_file_a_mail_in_order(tmp_pa
     assert b"To: ada@example.org" in first.read_bytes()
 
 
+async def test_a_long_link_stays_whole_in_the_file(tmp_path: Path) -> None:
+    link = f"https://app.example.com/account/set-password#token=lt1.{'a' * 90}"
+
+    await send(make_mailer(MailSettings.model_validate({"url": f"file://{tmp_path}"})), link=link, name="Jürgen")
+
+    lines = only_file(tmp_path).read_text().splitlines()
+    assert link in lines
+    assert "Hello Jürgen," in lines
+
+
+def only_file(directory: Path) -> Path:
+    [path] = directory.iterdir()
+    return path
+
+
 async def test_the_console_shows_what_a_person_would_read(capsys: pytest.CaptureFixture[str]) -> None:
     await send(make_mailer(MailSettings()))
 

@@ -13,6 +13,8 @@ from app.jobs.errors import PermanentError
 
 # Written by a program: no out-of-office notice is to answer, and mailing lists drop it.
 AUTOMATIC: Mapping[str, str] = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
+# As long as SMTP allows: a link stays in one piece for whoever reads the raw mail.
+_WHOLE_LINES = SMTPUTF8.clone(max_line_length=998)
 # Line breaks of every alphabet, and what terminals or old servers take for commands.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Local parts of any alphabet (RFC 6531), but none that would need quoting.
@@ -48,7 +50,7 @@ class Message:
 
     def as_email(self) -> EmailMessage:
         """Give the mail as the standard library knows it, dated now."""
-        email = EmailMessage(policy=SMTPUTF8)
+        email = EmailMessage(policy=_WHOLE_LINES)
         email["From"] = self.sender
         email["To"] = parse_address(self.to)
         email["Subject"] = self.subject
