@@ -1,0 +1,162 @@
+"""What the documents tell people to run, open or set: it must be there."""
+
+import ast
+import asyncio
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from app.cli import cli
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from tests.conftest import ROOT, make_settings
+from tests.factories import PASSWORD, make_user
+from tests.listings import Listing, listings
+from tests.servers import real_server
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# The comparison quotes the paths and commands of other projects.
+OURS = [document for document in DOCUMENTS if document.name != "comparison.md"]
+SNIPPETS = [(document, listing) for document in DOCUMENTS for listing in listings(document)]
+ADDRESS = "http://127.0.0.1:8000"
+_LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]+))?\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+_PATH = re.compile(r"(?:src|tests|docs|scripts|requirements|\.ci|\.github)/[\w./-]*")
+_VARIABLE = re.compile(r"\bAPP_[A-Z]+(?:__[A-Z_]+[A-Z])?\b")
+
+
+def name(document: object) -> str | None:
+    return str(document.relative_to(ROOT)) if isinstance(document, Path) else None
+
+
+def prose(document: Path) -> str:
+    """Give a document without its listings."""
+    return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """Give the anchors that its headings have, as code forges make them."""
+    headings = re.findall(r"^#+ +(.*)$", prose(document), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """Give the commands that a document shows, in its listings and between backticks."""
+    shell = [listing.text for listing in listings(document) if listing.language == "bash"]
+    lines = [line for text in shell for line in text.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *_CODE.findall(prose(document))]:
+        plain = re.sub(r"\$\([^()]*\)|['\"]", "", line.partition(" # ")[0])
+        for part in re.split(r"&&|[|;]", plain):
+            words = shlex.split(part)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
+    for path, anchor in _LINK.findall(prose(document)):
+        target = (document.parent / path).resolve() if path else document
+
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("document", OURS, ids=name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    named = {code for code in _CODE.findall(prose(document)) if _PATH.fullmatch(code)}
+
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", OURS, ids=name)
+def test_make_targets_that_are_named_exist(document: Path) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+    named = {words[1] for words in commands(document) if words[0] == "make" and len(words) > 1}
+
+    assert named <= set(targets)
+
+
+@pytest.mark.parametrize("document", OURS, ids=name)
+def test_commands_of_the_application_that_are_named_exist(document: Path) -> None:
+    for words in commands(document):
+        if words[0] != "app":
+            continue
+        command: Any = typer.main.get_command(cli)
+        arguments = words[1:]
+        while arguments and (members := getattr(command, "commands", None)):
+            assert arguments[0] in members, shlex.join(words)
+            command = members[arguments.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in arguments if word.startswith("-")} <= options, shlex.join(words)
+
+
+@pytest.mark.parametrize("document", OURS, ids=name)
+def test_programs_of_the_environment_that_are_named_exist(document: Path) -> None:
+    programs = [words[0] for words in commands(document) if words[0].startswith(".venv/bin/")]
+
+    missing = [program for program in programs if not Path(sys.executable).with_name(Path(program).name).exists()]
+
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_settings_that_are_named_exist(document: Path) -> None:
+    groups = {group: field.annotation for group, field in Settings.model_fields.items()}
+    known = {f"APP_{group.upper()}" for group in groups} | {"APP_SECRETS_DIR"}
+    for group, annotation in groups.items():
+        members: dict[str, object] = getattr(annotation, "model_fields", {})
+        known |= {f"APP_{group}__{member}".upper() for member in members}
+
+    assert set(_VARIABLE.findall(document.read_text())) <= known
+
+
+@pytest.mark.parametrize(
+    "listing", [listing for _, listing in SNIPPETS if listing.language == "python"], ids=lambda one: one.path
+)
+def test_python_listings_can_be_parsed(listing: Listing) -> None:
+    ast.parse(listing.text)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    ("document", "listing"),
+    [(document, listing) for document, listing in SNIPPETS if re.search(r"\bcurl\b", listing.text)],
+    ids=name,
+)
+async def test_curl_lines_work_as_pasted(
+    hasher: PasswordHasher, clone_url: str, document: Path, listing: Listing
+) -> None:
+    assert ADDRESS in listing.text, document
+    database = Database(make_settings(clone_url).database)
+    async with database.begin() as session:
+        await make_user(session, hasher, email="admin@example.com", role="admin")
+    await database.dispose()
+
+    async with real_server(clone_url) as server:
+        # An answer that is an error fails the script, where curl alone would print it and be content.
+        script = 'curl() { command curl --fail-with-body "$@"; }\n' + listing.text.replace(ADDRESS, server.base_url)
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-euo", "pipefail", "-c", script),
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "PASSWORD": PASSWORD},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+
+    assert process.returncode == 0, output.decode()
+    assert output.startswith(b"{")
+
+
+def test_the_documents_show_something_to_try() -> None:
+    assert any(document.name == "README.md" and "curl" in listing.text for document, listing in SNIPPETS)
