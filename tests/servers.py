@@ -49,12 +49,12 @@ class Server:
                         return line
                 await asyncio.sleep(_POLL)
 
-    async def stop(self) -> int:
+    async def stop(self, *, within: float = _STOP_PATIENCE) -> int:
         """Ask it to end, kill it and its workers if it does not, and give the exit code."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.process.wait(), _STOP_PATIENCE)
+            await asyncio.wait_for(self.process.wait(), within)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         return await self.process.wait()
