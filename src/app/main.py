@@ -11,12 +11,15 @@ from starlette.middleware.cors import CORSMiddleware
 from app.audit import router as audit
 from app.auth import router as auth
 from app.auth.dependencies import AuthState
+from app.auth.revocation import RevocationListener
+from app.auth.standing import StandingCheck
 from app.auth.tokens import AccessTokens
+from app.auth.toolkit import Toolkit
 from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
-from app.core.keys import load_key_ring
+from app.core.keys import KeyRing, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
@@ -26,7 +29,7 @@ from app.users import router as users
 
 API_PREFIX = "/api/v1"
 # A new feature adds its router here.
-ROUTERS = (auth.router, auth.me, users.router, audit.router)
+ROUTERS = (*auth.ROUTERS, users.router, audit.router)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
@@ -69,30 +72,38 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
-        ring = load_key_ring(settings.auth)
-        lifetime = int(settings.auth.access_token_ttl.total_seconds())
+        keys = load_key_ring(settings.auth)
         database = given or Database(settings.database)
         hasher = PasswordHasher(settings.auth)
+        listener = RevocationListener(settings.database) if settings.auth.access_check == "memory" else None
+        if listener:
+            listener.start()
         try:
             # What has been loaded stays: the collector need not look at it again.
             gc.collect()
             gc.freeze()
             yield {
                 "settings": settings,
-                "keys": ring,
+                "keys": keys,
                 "database": database,
-                "cursors": CursorSigner(ring.derive("cursor")),
-                "hasher": hasher,
-                "access_tokens": AccessTokens(
-                    ring, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime
-                ),
+                "cursors": CursorSigner(keys.derive("cursor")),
+                "readiness": (listener.unready,) if listener else (),
+                "auth": Toolkit(settings, database, keys, hasher, _access_tokens(settings, keys)),
+                "standing": StandingCheck(database, listener),
             }
         finally:
+            if listener:
+                await listener.stop()
             hasher.close()
             if given is None:
                 await database.dispose()
 
     return lifespan
+
+
+def _access_tokens(settings: Settings, keys: KeyRing) -> AccessTokens:
+    lifetime = int(settings.auth.access_token_ttl.total_seconds())
+    return AccessTokens(keys, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime)
 
 
 def _operation_id(route: APIRoute) -> str:

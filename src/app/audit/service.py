@@ -30,6 +30,8 @@ class Actor:
     session_id: UUID | None = None
     ip_prefix: Network | None = None
     request_id: str | None = None
+    # Told to the owner in the list of login sessions; the log does not keep it.
+    user_agent: str | None = None
 
 
 SYSTEM = Actor()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from app.core.errors import ForbiddenError, MalformedRequestError, UnauthenticatedError
+from app.core.errors import ForbiddenError, MalformedRequestError, NotFoundError, RateLimitedError, UnauthenticatedError
 
 REALM = "bedplate"
 
@@ -60,7 +60,7 @@ class InvalidGrantError(MalformedRequestError):
 
     problem = "invalid-grant"
     code = "invalid_grant"
-    detail = "The email address or the password is wrong."
+    detail = "These credentials are not valid: wrong, expired, or used before."
     oauth_error = "invalid_grant"
 
 
@@ -106,3 +106,27 @@ class InvalidClientError(UnauthenticatedError):
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": f'Basic realm="{REALM}"'})
+
+
+class TooManyReplaysError(RateLimitedError):
+    """One refresh token has been presented hundreds of times within seconds; the session goes on."""
+
+    code = "too_many_replays"
+    detail = "This refresh token is presented too often; use its successor."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=30)
+
+
+class SessionNotFoundError(NotFoundError):
+    """The account has no such login session, or it has ended already."""
+
+    code = "session_not_found"
+    detail = "There is no such login session."
+
+
+class WrongPasswordError(ForbiddenError):
+    """The caller is logged in, and the password they gave again is wrong."""
+
+    code = "wrong_password"
+    detail = "The current password is wrong."

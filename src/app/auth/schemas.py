@@ -1,6 +1,9 @@
 """Bodies of the token endpoint."""
 
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
@@ -11,30 +14,86 @@ from app.users.schemas import UserRead
 MAX_PASSWORD_LENGTH = 256
 
 
-class PasswordGrant(Payload):
-    """RFC 6749, 4.3, in the shape that OAuth tools send."""
+Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
+Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
 
-    grant_type: Literal["password"] = Field(description="How to log in.")
-    username: Annotated[str, StringConstraints(min_length=1, max_length=320), Printable] = Field(
-        description="The email address."
-    )
-    password: SecretStr = Field(min_length=1, max_length=MAX_PASSWORD_LENGTH, description="The password.")
-    scope: Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")] | None = Field(
+
+class _Grant(Payload):
+    scope: Scope | None = Field(
         default=None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
     )
     client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(
         default=None, description="Ignored: there is one first-party client."
     )
-    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Refused unless empty.")
+    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Ignored as well.")
 
 
-class AccessTokenRead(Answer):
+class PasswordGrant(_Grant):
+    """RFC 6749, 4.3, in the shape that OAuth tools send."""
+
+    grant_type: Literal["password"] = Field(description="Log in.")
+    username: Annotated[str, StringConstraints(min_length=1, max_length=320), Printable] = Field(
+        description="The email address."
+    )
+    password: Password = Field(description="The password.")
+
+
+class RefreshGrant(_Grant):
+    """RFC 6749, 6."""
+
+    grant_type: Literal["refresh_token"] = Field(description="Go on with a login session.")
+    refresh_token: SecretStr = Field(min_length=1, max_length=512, description="The refresh token; it works once.")
+
+
+class TokenPair(Answer):
     """RFC 6749, 5.1."""
 
     access_token: str = Field(description="Send as `Authorization: Bearer …`.")
     token_type: Literal["Bearer"] = "Bearer"
     expires_in: int = Field(description="Seconds until the access token ends.")
+    refresh_token: str = Field(description="Trade it for the next pair; it works once.")
+    refresh_expires_in: int = Field(description="Seconds until the login session ends if it is not refreshed.")
     scope: str = Field(description="Scopes granted, separated by spaces.")
+
+
+class RevocationRequest(Payload):
+    """RFC 7009, 2.1."""
+
+    token: SecretStr = Field(min_length=1, max_length=4096, description="Any token of the login session.")
+    token_type_hint: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None, description="Ignored: a token says itself what it is."
+    )
+    client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(default=None, description="Ignored.")
+    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Ignored.")
+
+
+class Reauthentication(Payload):
+    """The password, given again."""
+
+    password: Password
+
+
+class SessionRead(Answer):
+    """A login session."""
+
+    id: UUID
+    created_at: datetime
+    last_seen_at: datetime = Field(description="When it was last refreshed.")
+    user_agent: str | None
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network it was begun from.")
+    is_current: bool = Field(description="The one this request is made in.")
+
+
+class SessionExport(Answer):
+    """A login session, ended ones included."""
+
+    id: UUID
+    created_at: datetime
+    last_seen_at: datetime
+    user_agent: str | None
+    ip_prefix: IPv4Network | IPv6Network | None
+    revoked_at: datetime | None
+    revoke_reason: str | None
 
 
 class JsonWebKey(Answer):
@@ -60,4 +119,5 @@ class AccountExport(Answer):
     """All that is stored about an account, less secrets."""
 
     user: UserRead
+    sessions: list[SessionExport]
     audit_events: list[AuditEventRead]

@@ -89,6 +89,9 @@ _MAILBOX = re.compile(
 )
 
 
+Pause = Annotated[timedelta, BeforeValidator(_parse_duration), Field(ge=timedelta(0))]
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -126,6 +129,11 @@ class DatabaseSettings(_Group):
     url: SecretStr = Field(
         description="`postgresql://user:password@host:5432/name`; `DATABASE_URL` works too. TLS: append `?ssl=verify-full`."
     )
+    direct_url: SecretStr | None = Field(
+        default=None,
+        description="The same database without a transaction pooler in between, for the listener of revocations. Unset: the "
+        "URL above.",
+    )
     require_tls: bool = Field(
         default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
     )
@@ -160,9 +168,11 @@ class DatabaseSettings(_Group):
         default=timedelta(minutes=10), description="Longest time for one statement of a migration."
     )
 
-    @field_validator("url")
+    @field_validator("url", "direct_url")
     @classmethod
-    def _name_the_driver(cls, value: SecretStr) -> SecretStr:
+    def _name_the_driver(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
         try:
             url = make_url(value.get_secret_value())
         except (ArgumentError, ValueError):
@@ -178,6 +188,10 @@ class DatabaseSettings(_Group):
     def sqlalchemy_url(self) -> URL:
         """Give the URL with its password, for an engine only."""
         return make_url(self.url.get_secret_value())
+
+    def direct_sqlalchemy_url(self) -> URL:
+        """Give the URL that no transaction pooler stands in front of."""
+        return make_url((self.direct_url or self.url).get_secret_value())
 
 
 class AuthSettings(_Group):
@@ -195,6 +209,27 @@ class AuthSettings(_Group):
         default=timedelta(minutes=10),
         le=timedelta(minutes=15),
         description="Lifetime of an access token, 15 minutes at most.",
+    )
+    refresh_idle_ttl: Duration = Field(
+        default=timedelta(days=14), description="A login session not refreshed for this long ends."
+    )
+    refresh_absolute_ttl: Duration = Field(
+        default=timedelta(days=90), description="A login session ends this long after the login, used or not."
+    )
+    refresh_reuse_grace: Pause = Field(
+        default=timedelta(seconds=30),
+        description="How long a refresh token that has been used gives the same successor again (tabs, lost answers). "
+        "0 is strict: any second use ends the session.",
+    )
+    sessions_per_user: int = Field(
+        default=25,
+        ge=1,
+        le=1000,
+        description="Live login sessions of one account; beyond that the one idle longest ends.",
+    )
+    access_check: Literal["memory", "database"] = Field(
+        default="memory",
+        description="How a request learns that its token is revoked: from memory, fed by PostgreSQL, or by asking each time.",
     )
     require_verified_email: bool = Field(
         default=True,

@@ -1,6 +1,6 @@
 """What any endpoint may ask for."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
@@ -16,6 +16,8 @@ class CoreState(TypedDict):
     settings: Settings
     database: Database
     cursors: CursorSigner
+    # Each says what this process still waits for before it may be sent traffic, or None.
+    readiness: Sequence[Callable[[], str | None]]
 
 
 class CoreRequest(Request[CoreState]):

@@ -61,6 +61,11 @@ async def get_credentials(session: ReadSession, email_key: str) -> Credentials |
     return None if row is None else Credentials._make(row)
 
 
+async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
+    """Read the password hash of an account that has one."""
+    return await session.scalar(select(User.hashed_password).where(User.id == user_id))
+
+
 async def page(
     session: ReadSession, conditions: Sequence[ColumnElement[bool]], order: Order, position: Position | None, limit: int
 ) -> tuple[Sequence[Row[Any]], Position | None]:

@@ -59,6 +59,11 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
     return await crud.get_credentials(session, email_key)
 
 
+async def find_hash(session: ReadSession, user_id: UUID) -> str | None:
+    """Read the password hash of an account; None when it has none, or is gone."""
+    return await crud.get_hash(session, user_id)
+
+
 def order_of(query: UserQuery) -> Order:
     """Give the order a query asks for."""
     return _ORDERS[query.sort]
