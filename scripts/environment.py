@@ -99,11 +99,12 @@ def install() -> None:
     run("uv could not be installed", *pip, "--requirement", uv_pin)
     uv = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", PYTHON, *cache_options()]
     try:
-        run("uv failed", *uv, "--require-hashes", "--requirement", REQUIREMENTS)
+        # The file names every package: there is nothing to resolve, and no package's narrow idea of another's version to heed.
+        run("uv failed", *uv, "--require-hashes", "--no-deps", "--requirement", REQUIREMENTS)
     except SetupError as error:
         # pip and uv read different settings: where only pip has been told about a mirror or a certificate, pip can still do it.
         say(f"{error}\nTrying the same with pip …")
-        run("the pinned requirements could not be installed", *pip, "--requirement", REQUIREMENTS)
+        run("the pinned requirements could not be installed", *pip, "--no-deps", "--requirement", REQUIREMENTS)
     run(
         "the application itself could not be installed",
         *uv,

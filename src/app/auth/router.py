@@ -40,7 +40,7 @@ from app.auth.schemas import (
 from app.core import routing
 from app.core.access import public
 from app.core.dependencies import ReadSessionDep, SessionDep
-from app.core.errors import InvalidInputError
+from app.core.errors import AppError, InvalidInputError
 from app.core.fields import PathIdentifier
 from app.core.keyset import InvalidCursorError
 from app.core.pages import Page, PageQuery
@@ -66,18 +66,23 @@ class TokenRoute(routing.Route):
             if "authorization" in request.headers:
                 raise InvalidClientError
             try:
-                return await handle(request)
+                response = await handle(request)
             except RequestValidationError as error:
                 raise _oauth_error(error) from error
             except InvalidInputError as error:
                 raise InvalidRequestError from error
+            # RFC 6749, 5.1 asks for both this and Cache-Control, which every response has.
+            response.headers["Pragma"] = "no-cache"
+            return response
 
         return with_oauth_errors
 
 
-def _oauth_error(error: RequestValidationError) -> UnsupportedGrantTypeError | InvalidRequestError:
-    kinds = {one["type"] for one in error.errors()}
-    return UnsupportedGrantTypeError() if "union_tag_invalid" in kinds else InvalidRequestError()
+def _oauth_error(error: RequestValidationError) -> AppError:
+    kinds = {(one["loc"][-1], one["type"]) for one in error.errors()}
+    if ("client_secret", "too_long") in kinds:
+        return InvalidClientError()
+    return UnsupportedGrantTypeError() if ("body", "union_tag_invalid") in kinds else InvalidRequestError()
 
 
 tokens = routing.router(prefix="/auth", tags=["auth"], route_class=TokenRoute)

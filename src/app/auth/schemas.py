@@ -25,7 +25,7 @@ class _Grant(Payload):
     client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(
         default=None, description="Ignored: there is one first-party client."
     )
-    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Ignored as well.")
+    client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
 
 class PasswordGrant(_Grant):
@@ -64,7 +64,7 @@ class RevocationRequest(Payload):
         default=None, description="Ignored: a token says itself what it is."
     )
     client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(default=None, description="Ignored.")
-    client_secret: SecretStr | None = Field(default=None, max_length=255, description="Ignored.")
+    client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
 
 class Reauthentication(Payload):

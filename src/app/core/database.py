@@ -185,5 +185,5 @@ def is_transient(error: Exception) -> bool:
     state = sqlstate(error)
     if state is None:
         # The driver's own errors (connection lost, protocol broken) carry no code.
-        return error.connection_invalidated or isinstance(error.orig, ConnectionError)
+        return error.connection_invalidated
     return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES

@@ -69,9 +69,34 @@ class DocumentedAPI(FastAPI):
             schemas |= _component(Problem)
             for operations in schema["paths"].values():
                 for operation in operations.values():
-                    operation.pop(PUBLIC_KEY, None)
+                    _mend(operation)
             self.openapi_schema = schema
         return self.openapi_schema
+
+
+def _mend(operation: dict[str, Any]) -> None:
+    operation.pop(PUBLIC_KEY, None)
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _with_names(_not_null(parameter["schema"]))
+        if parameter["name"] == "If-None-Match":
+            operation["responses"]["304"] = {"description": "The client's copy is current."}
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Take null out of a parameter's schema: a parameter is given or left out, and no text in an address is null."""
+    choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    if len(choices) != 1:
+        return schema
+    return {name: value for name, value in schema.items() if name != "anyOf"} | choices[0]
+
+
+def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
+    """Name the members of a sort order for generated clients, which can make no name of a minus sign."""
+    members = schema.get("enum", ())
+    if not any(member.startswith("-") for member in members):
+        return schema
+    names = [member.removeprefix("-") + ("_descending" if member.startswith("-") else "") for member in members]
+    return schema | {"x-enum-varnames": [name.upper() for name in names]}
 
 
 def _component(model: type[BaseModel]) -> dict[str, Any]:

@@ -78,33 +78,41 @@ class CursorSigner:
     def encode(self, position: Position, *, binding: str) -> str:
         """Write a position down for the client; `binding` names the list (path, filters, sort)."""
         payload = json.dumps([_to_text(value) for value in position], separators=(",", ":")).encode()
-        return urlsafe_b64encode(_VERSION + self._mac(payload, binding) + payload).rstrip(b"=").decode()
+        return _encoded(_VERSION + self._mac(payload, binding) + payload)
 
     def decode(self, cursor: str, order: Order, *, binding: str) -> Position:
         """Read a position back; anything but an unchanged cursor of this very list is an `InvalidCursorError`."""
-        try:
-            raw = urlsafe_b64decode(_padded(cursor))
-        except ValueError as error:
-            raise InvalidCursorError from error
+        raw = _decoded(cursor)
         mac, payload = raw[1 : 1 + _MAC_LENGTH], raw[1 + _MAC_LENGTH :]
         if raw[:1] != _VERSION or not hmac.compare_digest(mac, self._mac(payload, binding)):
             raise InvalidCursorError
-        # Past this line the payload is one that `encode` made.
-        return tuple(_from_text(text, column) for text, column in zip(json.loads(payload), order.columns, strict=True))
+        # Past this line the payload is one that `encode` made, though perhaps in a release that sorted otherwise.
+        try:
+            values = zip(json.loads(payload), order.columns, strict=True)
+            return tuple(_from_text(text, column) for text, column in values)
+        except ValueError as error:
+            raise InvalidCursorError from error
 
     def _mac(self, payload: bytes, binding: str) -> bytes:
         message = hashlib.sha256(binding.encode("utf-8", "surrogatepass")).digest() + payload
         return hmac.digest(self._key, message, "sha256")[:_MAC_LENGTH]
 
 
-def _padded(cursor: str) -> bytes:
-    if not cursor or len(cursor) > _MAX_LENGTH or not cursor.isascii():
+def _decoded(cursor: str) -> bytes:
+    if len(cursor) > _MAX_LENGTH or not cursor.isascii():
         raise InvalidCursorError
-    raw = cursor.encode()
-    # Python's decoder skips characters outside the alphabet: one cursor would have many spellings.
-    if not raw.replace(b"-", b"").replace(b"_", b"").isalnum():
+    try:
+        raw = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    except ValueError as error:
+        raise InvalidCursorError from error
+    # Python's decoder skips what is outside the alphabet: without this one cursor would have many spellings.
+    if _encoded(raw) != cursor:
         raise InvalidCursorError
-    return raw + b"=" * (-len(raw) % 4)
+    return raw
+
+
+def _encoded(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _to_text(value: Value) -> str:

@@ -1,5 +1,7 @@
 """The schemas of lists: the parameters every one takes, the envelope every one answers with."""
 
+from typing import Any, override
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.fields import QueryInteger
@@ -13,7 +15,7 @@ class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: QueryInteger = Field(default=50, ge=1, le=MAX_LIMIT, description="How many items to return at most.")
-    cursor: str | None = Field(default=None, max_length=1024, description="`next_cursor` of the page before.")
+    cursor: str | None = Field(default=None, description="`next_cursor` of the page before.")
 
 
 class Page[T](BaseModel):
@@ -21,3 +23,10 @@ class Page[T](BaseModel):
 
     items: list[T]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+
+    @classmethod
+    @override
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        # What generated clients call it: `UserPage`, not `Page_UserRead_`.
+        name: str = params[0].__name__
+        return f"{name.removesuffix('Read')}Page"

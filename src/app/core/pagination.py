@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request, Response
 
@@ -32,7 +32,8 @@ class Pager:
             return {"items": rows, "next_cursor": None}
         cursor = self._signer.encode(following, binding=self._binding(query))
         parameters = {**query.model_dump(mode="json", exclude_none=True), "cursor": cursor}
-        target = f"{self._request.scope['path']}?{urlencode(parameters)}"
+        # Encoded: a path holds whatever text came in, a header only ASCII.
+        target = f"{quote(self._request.scope['path'])}?{urlencode(parameters)}"
         self._response.headers["Link"] = f'<{target}>; rel="next"'
         return {"items": rows, "next_cursor": cursor}
 

@@ -32,6 +32,7 @@ from app.core.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from app.core.fields import Omittable
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 20
@@ -87,9 +88,9 @@ class Problem(BaseModel):
     instance: str = Field(description="The path that was asked for.")
     request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
     code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
-    errors: list[FieldProblem] | None = Field(default=None, description="The refused values, with 422 only.")
-    error: str | None = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
-    error_description: str | None = Field(
+    errors: Omittable[list[FieldProblem]] = Field(default=None, description="The refused values, with 422 only.")
+    error: Omittable[str] = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
+    error_description: Omittable[str] = Field(
         default=None, description="RFC 6749 description, at the token endpoints only."
     )
 
@@ -155,12 +156,18 @@ def problem_response(scope: Any, error: AppError) -> Response:
             {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:_MAX_ERRORS]
         ]
     headers = dict(error.headers)
-    if getattr(scope.get("route"), "speaks_oauth", False):
+    if _speaks_oauth(scope):
         document |= {"error": error.oauth_error or "invalid_request", "error_description": error.detail}
         headers["Pragma"] = "no-cache"
     # ASCII only: a lone surrogate has an escape, but no UTF-8.
     content = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
     return Response(content, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _speaks_oauth(scope: Any) -> bool:
+    # What is refused before the routes are asked (a body too large, say) is still an error of that operation.
+    routes = [scope["route"]] if "route" in scope else _matching(scope.get("app"), scope["path"])
+    return any(getattr(getattr(route, "original_route", route), "speaks_oauth", False) for route in routes)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -199,13 +206,18 @@ def _from_http(app: FastAPI, request: Request, error: HTTPException) -> AppError
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
     """List the methods an address answers to, over all the routes that match it."""
     methods: set[str] = set()
-    for route in iter_route_contexts(app.routes):
-        pattern: re.Pattern[str] | None = getattr(route, "path_regex", None)
-        if pattern is not None and pattern.match(path):
-            methods |= set(getattr(route, "methods", None) or ())
+    for route in _matching(app, path):
+        methods |= set(getattr(route, "methods", None) or ())
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)
+
+
+def _matching(app: FastAPI | None, path: str) -> Iterator[Any]:
+    for route in iter_route_contexts(app.routes if app else ()):
+        pattern: re.Pattern[str] | None = getattr(route, "path_regex", None)
+        if pattern is not None and pattern.match(path):
+            yield route
 
 
 def _from_validation(errors: Sequence[Any]) -> AppError:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn, override
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request, Response, params
 from fastapi.dependencies.models import Dependant
@@ -22,6 +23,7 @@ FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 
 
 class DuplicateMemberError(MalformedRequestError):
@@ -48,6 +50,14 @@ class _Request(Request):
         if self._parsed is None:
             self._parsed = parse_json(await self.body())
         return self._parsed
+
+    def escape(self, body: bytes) -> None:
+        """Make a form plain ASCII: the framework would read other bytes as Latin-1, and replace broken UTF-8."""
+        try:
+            unquote_to_bytes(body).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise MalformedRequestError from error
+        self._body = _BEYOND_ASCII.sub(lambda match: b"%%%02X" % match[0][0], body)
 
 
 class Route(APIRoute):
@@ -81,7 +91,7 @@ class Route(APIRoute):
             if media_type == JSON:
                 await request.json()
             else:
-                await request.body()
+                request.escape(await request.body())
                 _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
             return await handle(request)
 

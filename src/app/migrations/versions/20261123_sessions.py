@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import CIDR
 
 revision = "20261123_sessions"
-down_revision = "20261123_audit"
+down_revision = "20261123_jobs"
 
 _KINDS = "kind IN (1, 2, 3)"
 _REASONS = (

@@ -1,0 +1,58 @@
+"""Small applications on the real core: what a feature gets when it builds on it, without any feature."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter
+from httpx2 import ASGITransport, AsyncClient
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.core.database import Database
+from app.core.documentation import DocumentedAPI, add_documentation
+from app.core.keyset import CursorSigner
+from app.core.middleware import RequestMiddleware
+from app.core.problems import add_error_handlers, problem_pages
+from tests.conftest import make_settings
+
+CURSOR_KEY = b"a key for cursors of these tests"
+
+
+def application(
+    router: APIRouter, *, hsts: bool = True, max_body_size: int = 4096, layers: Sequence[Any] = ()
+) -> DocumentedAPI:
+    """Build an application of this router; `layers` are ASGI middleware between the outermost and the rest."""
+    app = DocumentedAPI(title="Test", openapi_url=None, redirect_slashes=False)
+    for layer in layers:
+        app.add_middleware(layer)
+    app.add_middleware(RequestMiddleware, max_body_size=max_body_size, hsts=hsts)
+    add_error_handlers(app)
+    app.include_router(router)
+    app.include_router(problem_pages())
+    add_documentation(app)
+    return app
+
+
+def with_state(app: ASGIApp, database: Database | None = None) -> ASGIApp:
+    """Give every request the state that the lifespan would."""
+    state = {
+        "settings": make_settings("postgresql://nobody@127.0.0.1:1/none"),
+        "database": database,
+        "cursors": CursorSigner(CURSOR_KEY),
+    }
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": dict(state)}, receive, send)
+
+    return call
+
+
+@asynccontextmanager
+async def serving(
+    app: ASGIApp | APIRouter, database: Database | None = None, **options: Any
+) -> AsyncIterator[AsyncClient]:
+    """Give a client of the application, or of one made of the router."""
+    if isinstance(app, APIRouter):
+        app = application(app, **options)
+    async with AsyncClient(transport=ASGITransport(with_state(app, database)), base_url="http://test") as client:
+        yield client

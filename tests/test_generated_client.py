@@ -1,0 +1,100 @@
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from sqlalchemy import select
+
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.main import create_app
+from app.users.models import User
+from tests.conftest import ROOT, make_settings
+from tests.factories import PASSWORD, make_user
+from tests.servers import real_server
+
+SCENARIO = ROOT / "tests" / "client_scenario.py"
+# The generator knows JSON by its first name only.
+CONFIGURATION = {"content_type_overrides": {"application/problem+json": "application/json"}}
+
+
+async def run(directory: Path, *arguments: str | Path) -> None:
+    """Run a Python module or file beside the generated client."""
+    # The generator formats what it writes with the ruff it finds on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *map(str, arguments)),
+        cwd=directory,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(directory)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+
+
+@pytest.fixture(scope="module")
+async def generated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generate `bedplate_client` from the application's OpenAPI document, and give the directory it is in."""
+    directory = tmp_path_factory.mktemp("generated")
+    (directory / "openapi.json").write_text(json.dumps(create_app(settings).openapi()))
+    (directory / "configuration.yml").write_text(json.dumps(CONFIGURATION))
+    await run(
+        directory,
+        *("-m", "openapi_python_client", "generate", "--path", "openapi.json", "--config", "configuration.yml"),
+        *("--meta", "none", "--output-path", "bedplate_client", "--fail-on-warning"),
+    )
+    return directory
+
+
+def test_the_openapi_document_is_valid(settings: Settings) -> None:
+    errors = OpenAPIV31SpecValidator(create_app(settings).openapi()).iter_errors()
+
+    assert [error.message for error in errors] == []
+
+
+async def test_a_generated_client_is_typed_and_works_against_a_running_server(
+    hasher: PasswordHasher, clone_url: str, generated: Path
+) -> None:
+    database = Database(make_settings(clone_url).database)
+    async with database.begin() as session:
+        await make_user(session, hasher, email="admin@example.com", role="admin")
+    cache = ROOT / ".mypy_cache" / "generated_client"
+
+    async with real_server(clone_url) as server:
+        await run(generated, *("-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}"), SCENARIO)
+        await run(generated, SCENARIO, server.base_url, "admin@example.com", PASSWORD)
+
+    async with database.sessions() as session:
+        rows = (await session.execute(select(User.email, User.full_name).order_by(User.email))).all()
+    await database.dispose()
+    assert [tuple(row) for row in rows] == [
+        ("admin@example.com", None),
+        ("grace0@example.com", None),
+        ("grace2@example.com", "Grace Hopper"),
+    ]
+
+
+def test_generated_names_are_ones_that_a_person_would_choose(generated: Path) -> None:
+    code = {path.stem: path.read_text() for path in generated.glob("bedplate_client/**/*.py")}
+
+    assert {"user_page", "user_read", "problem", "field_problem", "list_users", "update_me"} <= code.keys()
+    assert [name for name, text in code.items() if "VALUE_" in text or "_type_1" in text] == []
+
+
+@pytest.mark.parametrize("place", ["query", "header", "path"])
+def test_no_parameter_can_be_null(settings: Settings, place: str) -> None:
+    operations = [operation for path in create_app(settings).openapi()["paths"].values() for operation in path.values()]
+    parameters = [
+        parameter
+        for operation in operations
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == place
+    ]
+
+    assert parameters
+    assert [parameter["name"] for parameter in parameters if "null" in json.dumps(parameter["schema"])] == []
