@@ -58,8 +58,10 @@ def configure(settings: LogSettings, *, readable: bool) -> None:
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = name != "uvicorn.access"
-    for name in ("sqlalchemy", "alembic", "uvicorn"):
+    for name in ("sqlalchemy", "alembic", "uvicorn", "procrastinate"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of every attempt to connect; the job worker says once that the database is away.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def _rendering(*, as_text: bool) -> list[Processor]:

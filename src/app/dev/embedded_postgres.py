@@ -2,13 +2,11 @@
 
 import asyncio
 import errno
-import fcntl
 import itertools
 import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,14 +20,21 @@ import asyncpg
 
 from app.dev.ports import free_port
 from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
-from app.dev.postgres_footing import Footing, find_footing
-from app.dev.postgres_process import STOP_PATIENCE, KeptProcess
+from app.dev.postgres_footing import find_footing
+from app.dev.postgres_lock import (
+    POLL,
+    RETRY_PATIENCE,
+    ClusterFiles,
+    ClusterInUseError,
+    lines_of,
+    locked,
+    remove_stale_pid_file,
+)
+from app.dev.postgres_process import KeptProcess
 
 __all__ = ["Cluster", "ClusterInUseError", "EmbeddedPostgresError", "server_for_tests"]
 
 _START_PATIENCE = 60.0
-_RETRY_PATIENCE = 10.0
-_POLL = 0.005
 _STATUS_LINE = 8
 _BUILTIN_LOCALE_SINCE = 17
 
@@ -44,10 +49,6 @@ _SETTINGS = (
 _FAST_AND_LOOSE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 # A port that somebody took after we had chosen it, and what the kernel still holds for a moment after a crash.
 _TRANSIENT = re.compile(r"could not create any TCP/IP sockets|shared memory block|lock file .* already exists")
-
-
-class ClusterInUseError(EmbeddedPostgresError):
-    """Another process runs this cluster."""
 
 
 class Cluster:
@@ -85,8 +86,8 @@ class Cluster:
             binaries = self._binaries or find_binaries()
             self.directory.mkdir(parents=True, exist_ok=True)
             footing = find_footing(binaries, self.directory)
-            files = _Files(footing, self.directory)
-            with _locked(files) as lock:
+            files = ClusterFiles(footing, self.directory)
+            with locked(files) as lock:
                 self._start_locked(files, lock)
 
     def stop(self) -> None:
@@ -94,7 +95,7 @@ class Cluster:
             self._server.stop()
             self._server = None
 
-    def _start_locked(self, files: "_Files", lock: int) -> None:
+    def _start_locked(self, files: ClusterFiles, lock: int) -> None:
         _create_if_missing(files, lock, durable=self.durable)
         try:
             self._serve(files, lock)
@@ -106,17 +107,17 @@ class Cluster:
             _create_if_missing(files, lock, durable=False)
             self._serve(files, lock)
 
-    def _serve(self, files: "_Files", lock: int) -> None:
-        _remove_stale_pid_file(files)
+    def _serve(self, files: ClusterFiles, lock: int) -> None:
+        remove_stale_pid_file(files)
         self._password = files.password.read_text().strip()
-        deadline = time.monotonic() + _RETRY_PATIENCE
+        deadline = time.monotonic() + RETRY_PATIENCE
         while not self._try_to_serve(files, lock):
             reason = files.log.read_text(errors="replace")
             if time.monotonic() > deadline or not _TRANSIENT.search(reason):
                 _fail("PostgreSQL did not start", reason, files)
             time.sleep(0.1)
 
-    def _try_to_serve(self, files: "_Files", lock: int) -> bool:
+    def _try_to_serve(self, files: ClusterFiles, lock: int) -> bool:
         self.port = free_port()
         settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _FAST_AND_LOOSE)]
         options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
@@ -132,21 +133,6 @@ class Cluster:
         return False
 
 
-class _Files:
-    """Where the parts of one cluster are."""
-
-    def __init__(self, footing: Footing, directory: Path) -> None:
-        major = str(footing.binaries.major)
-        self.footing = footing
-        self.home = footing.directory / major
-        self.staging = footing.directory / f"{major}.new"
-        self.data = self.home / "data"
-        self.password = self.home / "password"
-        # The lock and the log must not move when a finished home replaces its staging directory.
-        self.lock = directory / f"{major}.lock"
-        self.log = directory / f"{major}.log"
-
-
 async def _make_database(url: str, name: str) -> None:
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     try:
@@ -156,7 +142,7 @@ async def _make_database(url: str, name: str) -> None:
         await connection.close()
 
 
-def _create_if_missing(files: _Files, lock: int, *, durable: bool) -> None:
+def _create_if_missing(files: ClusterFiles, lock: int, *, durable: bool) -> None:
     # A cluster that was being made when its maker died is a staging directory still: it is thrown away and made again.
     shutil.rmtree(files.staging, ignore_errors=True)
     if files.home.exists():
@@ -169,7 +155,7 @@ def _create_if_missing(files: _Files, lock: int, *, durable: bool) -> None:
     files.staging.rename(files.home)
 
 
-def _create(files: _Files, lock: int, *, durable: bool) -> None:
+def _create(files: ClusterFiles, lock: int, *, durable: bool) -> None:
     data, password = files.staging / "data", files.staging / "password"
     files.staging.mkdir()
     # Whoever runs PostgreSQL must be able to pass, whatever the umask; the data and the password have permissions of their own.
@@ -206,105 +192,22 @@ def _locale_options(binaries: PostgresBinaries) -> list[str]:
     return ["--locale=C" if sys.platform == "darwin" else "--locale=C.UTF-8"]
 
 
-def _is_ready(server: KeptProcess, files: _Files, port: int) -> bool:
+def _is_ready(server: KeptProcess, files: ClusterFiles, port: int) -> bool:
     """Wait until the server accepts connections; False when it has ended instead."""
     pid_file = files.data / "postmaster.pid"
     deadline = time.monotonic() + _START_PATIENCE
     while server.is_running():
-        lines = _lines(pid_file)
+        lines = lines_of(pid_file)
         if len(lines) >= _STATUS_LINE and lines[3] == str(port) and lines[7].strip() == "ready":
             return True
         if time.monotonic() > deadline:
             message = f"PostgreSQL was not ready after {_START_PATIENCE:.0f} s: see {files.log}."
             raise EmbeddedPostgresError(message)
-        time.sleep(_POLL)
+        time.sleep(POLL)
     return False
 
 
-@contextmanager
-def _locked(files: _Files) -> Iterator[int]:
-    lock = os.open(files.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _wait_for(lock, files)
-        os.ftruncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _wait_for(lock: int, files: _Files) -> None:
-    """Take the lock at once, or as soon as the server of an owner who died has shut down."""
-    deadline = time.monotonic() + _RETRY_PATIENCE + STOP_PATIENCE
-    while not _is_taken(lock):
-        owner = _first_number(files.lock)
-        if owner and not _is_alive(owner):
-            _interrupt_orphan(files)
-        if owner and (_is_alive(owner) or time.monotonic() > deadline):
-            message = f"The database in {files.home} is in use by process {owner}."
-            raise ClusterInUseError(message)
-        time.sleep(_POLL)
-
-
-def _interrupt_orphan(files: _Files) -> None:
-    # The keeper has seen the owner die and is doing this already, unless it was killed too on a system that tells nobody.
-    pid = _first_number(files.data / "postmaster.pid")
-    if pid and _works_in(pid, files.data):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)
-
-
-def _is_taken(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _remove_stale_pid_file(files: _Files) -> None:
-    # We hold the lock, so the server that wrote this file has ended. PostgreSQL itself cannot know: it would refuse to start
-    # as long as any process, be it an editor, has the number in the file, as is common after a container restarts.
-    pid_file = files.data / "postmaster.pid"
-    pid = _first_number(pid_file)
-    if pid and _works_in(pid, files.data):
-        message = f"The database in {files.home} is in use by process {pid}, which was not started from here."
-        raise ClusterInUseError(message)
-    pid_file.unlink(missing_ok=True)
-
-
-def _works_in(pid: int, data: Path) -> bool:
-    if sys.platform == "linux":
-        with suppress(OSError):
-            return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
-        return False
-    shown = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)
-    return str(data) in shown.stdout
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _first_number(path: Path) -> int | None:
-    lines = _lines(path)
-    return int(lines[0]) if lines and lines[0].isdigit() else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def _fail(what: str, output: str, files: _Files) -> NoReturn:
+def _fail(what: str, output: str, files: ClusterFiles) -> NoReturn:
     if os.strerror(errno.ENOSPC) in output:
         raise _disk_is_full(files.home)
     complaints = (

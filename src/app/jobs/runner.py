@@ -1,0 +1,104 @@
+"""Runs one job: its arguments typed again, its time limited, its end logged once."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from time import perf_counter
+from typing import Any
+
+import structlog
+from procrastinate.job_context import JobContext
+from procrastinate.jobs import Job as StoredJob
+
+from app.core.database import is_transient
+from app.jobs import service
+from app.jobs.errors import PermanentError, TemporaryError
+from app.jobs.library import delay
+from app.jobs.queue import AnyJob, Policy, Work, from_json, name_of, parameters, policy_of
+
+# What a newer version enqueued waits a quarter of an hour for a worker of that version.
+_UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
+
+log = logging.getLogger(__name__)
+
+
+class UnknownJobError(TemporaryError):
+    """The job is not in this program's list: enqueued by a newer version, or forgotten in the list."""
+
+
+class JobTimeoutError(TemporaryError):
+    """The job took longer than its policy allows."""
+
+
+class JobRunner:
+    """The jobs by name, and what they work with."""
+
+    def __init__(self, work: Work, jobs: Iterable[AnyJob]) -> None:
+        self._work = work
+        self._jobs = {name_of(job): job for job in jobs}
+        self.names = sorted(self._jobs)
+        for job in self._jobs.values():
+            # Raises for a function that cannot be a job: at the start, not when the first is due.
+            parameters(job)
+
+    def policy_of(self, name: str) -> Policy:
+        """Give the policy of a job by its stored name."""
+        job = self._jobs.get(name)
+        return policy_of(job) if job else _UNKNOWN
+
+    async def run(
+        self,
+        context: JobContext,
+        arguments: Mapping[str, object] | None = None,
+        request_id: str | None = None,
+        key: str | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        """Run a stored job; the queue decides by the exception whether it is tried again."""
+        stored, started = context.job, perf_counter()
+        # A periodic job has no key but its time.
+        work = replace(self._work, request_id=request_id, key=key or f"{stored.id}-{timestamp}")
+        facts = {"job": stored.task_name, "job_id": stored.id, "attempt": stored.attempts + 1}
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(**facts, **({"request_id": request_id} if request_id else {}))
+        try:
+            await self._call(stored.task_name, work, arguments or {})
+        except Exception as error:
+            await self._report(stored, error)
+            raise
+        log.info("job done", extra={"duration_ms": round((perf_counter() - started) * 1000, 2)})
+
+    async def _call(self, name: str, work: Work, arguments: Mapping[str, object]) -> None:
+        job = self._jobs.get(name)
+        if job is None:
+            message = f"{name} is not in this worker's list of jobs"
+            raise UnknownJobError(message)
+        limit = policy_of(job).timeout.total_seconds()
+        timeout = asyncio.timeout(limit)
+        try:
+            async with timeout:
+                await job(work, **from_json(job, arguments))
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            message = f"it took longer than {limit:g} s"
+            raise JobTimeoutError(message) from None
+
+    async def _report(self, stored: StoredJob, error: Exception) -> None:
+        is_last = delay(self.policy_of, stored, error) is None
+        is_grave = is_last or isinstance(error, UnknownJobError)
+        text = "job failed for good; see `app jobs failed`" if is_last else "job failed and is tried again"
+        log.log(logging.ERROR if is_grave else logging.WARNING, text, **_details(error))
+        # The log has it. Without a database there is nowhere else to write it.
+        with suppress(Exception):
+            async with self._work.database.begin() as session:
+                await service.record_error(session, stored.id or 0, error)
+
+
+def _details(error: Exception) -> dict[str, Any]:
+    if isinstance(error, TemporaryError | PermanentError) or is_transient(error):
+        return {"extra": {"error": f"{type(error).__name__}: {error}"}}
+    return {"exc_info": error}

@@ -1,0 +1,150 @@
+"""Keeps the queue's worker going through whatever happens to the database.
+
+Delivery is at least once. A worker that dies leaves its jobs in hand; another notices its silence and puts them back.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+
+import procrastinate
+from sqlalchemy import text
+
+from app.core.database import is_transient
+from app.jobs import service
+from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
+from app.jobs.queue import AnyJob, Work, name_of
+from app.jobs.runner import JobRunner
+
+_PAUSE = 1.0
+_PURGE_EVERY = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A job without arguments that runs by the clock (UTC), once however many workers there are.
+
+    It is not tried again: the next time is the next attempt. A run that has not begun when the next is due stands for both.
+    """
+
+    cron: str
+    job: AnyJob
+
+
+class JobWorker:
+    """Runs the jobs of a list until it is told to stop."""
+
+    def __init__(self, work: Work, jobs: Iterable[AnyJob], periodic: Iterable[Periodic] = ()) -> None:
+        self._database = work.database
+        self._settings = work.settings
+        self._periodic = tuple(periodic)
+        self._runner = JobRunner(work, [*jobs, *(each.job for each in self._periodic)])
+        self._stopping = asyncio.Event()
+        self._worker: QueueWorker | None = None
+
+    def stop(self) -> None:
+        """Ask it to finish: no new jobs, and those running get `jobs.shutdown_grace`."""
+        self._stopping.set()
+        if self._worker:
+            self._worker.stop()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run beside something else."""
+        task = asyncio.create_task(self.run(), name="jobs")
+        try:
+            yield
+        finally:
+            self.stop()
+            await task
+
+    async def run(self) -> None:
+        """Run until stopped; whatever ends the library's worker, a new one follows."""
+        keeping_house = asyncio.create_task(self._keep_house(), name="housekeeping")
+        try:
+            while not self._stopping.is_set():
+                await self._run_once()
+        finally:
+            keeping_house.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping_house
+            log.info("worker stopped")
+
+    async def _run_once(self) -> None:
+        try:
+            await self._reach_database()
+            async with self._library().open_async() as library:
+                await self._work(library)
+        except Exception as error:
+            if not is_outage(error):
+                log.exception("the worker failed and is started again")
+        await self._pause()
+
+    async def _work(self, library: procrastinate.App) -> None:
+        # Nothing may be awaited between the question and the start: the library's worker forgets a stop that came before.
+        if not self._stopping.is_set():
+            self._worker = make_worker(library, self._settings.jobs)
+            log.info("worker started", extra={"jobs": self._runner.names})
+            await self._worker.run()  # type: ignore[no-untyped-call]  # It declares no return type.
+
+    def _library(self) -> procrastinate.App:
+        return make_library(
+            self._settings.database,
+            self._runner.run,
+            jobs=self._runner.names,
+            crons=[(each.cron, name_of(each.job)) for each in self._periodic],
+            policy_of=self._runner.policy_of,
+        )
+
+    async def _reach_database(self) -> None:
+        """Return once the database answers, or the worker is told to stop; say once that it does not."""
+        is_away = False
+        while not self._stopping.is_set():
+            try:
+                async with self._database.read_sessions() as session:
+                    await session.execute(text("SELECT 1"))
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                if not is_away:
+                    log.warning("the database is away; jobs wait for it")
+                is_away = True
+                await self._pause()
+            else:
+                return
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), _PAUSE)
+
+    async def _keep_house(self) -> None:
+        next_purge = 0.0
+        while True:
+            try:
+                await self._release_orphans()
+                if monotonic() >= next_purge:
+                    await self._purge()
+                    next_purge = monotonic() + _PURGE_EVERY
+            except Exception as error:
+                if not is_transient(error):
+                    log.exception("housekeeping failed")
+            await asyncio.sleep(self._settings.jobs.stalled_after.total_seconds() / REPORTS_PER_STALL)
+
+    async def _release_orphans(self) -> None:
+        stalled_after = self._settings.jobs.stalled_after
+        async with self._database.begin() as session:
+            released = await service.release_orphans(session, self._runner.policy_of, stalled_after=stalled_after)
+        for job_id, name in released:
+            log.warning("the worker that ran this job died", extra={"job": name, "job_id": job_id})
+
+    async def _purge(self) -> None:
+        keep_finished, keep_failed = self._settings.jobs.keep_finished, self._settings.jobs.keep_failed
+        deleted = 1
+        while deleted:
+            async with self._database.begin() as session:
+                deleted = await service.purge(session, keep_finished=keep_finished, keep_failed=keep_failed)

@@ -1,0 +1,66 @@
+"""A database, a mailer that keeps, and a worker whose intervals are those of a test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.keys import load_key_ring
+from app.jobs.queue import AnyJob, Work
+from app.jobs.worker import JobWorker, Periodic
+from app.mail.mailer import Mailer
+from app.mail.transports import MemoryTransport
+from tests.conftest import make_settings
+
+QUICK = {"poll_interval": "50ms", "stalled_after": "1s", "shutdown_grace": "2s"}
+
+type MakeWorker = Callable[..., JobWorker]
+
+
+def quick_settings(url: str, **jobs: Any) -> Settings:
+    return make_settings(url, jobs={**QUICK, **jobs})
+
+
+def make_work(settings: Settings, database: Database) -> Work:
+    mailer = Mailer(MemoryTransport(), from_address="app@example.com", from_name="Bedplate")
+    return Work(database, mailer, load_key_ring(settings.auth), settings)
+
+
+@pytest.fixture
+async def clone(clone_url: str) -> AsyncIterator[Database]:
+    """A database of the test's own, where commits are real and other processes may look."""
+    database = Database(quick_settings(clone_url).database)
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture
+def make_worker(clone_url: str, clone: Database) -> MakeWorker:
+    """Make a worker for these jobs on the test's database."""
+
+    def make(*jobs: AnyJob, periodic: tuple[Periodic, ...] = (), **settings: Any) -> JobWorker:
+        return JobWorker(make_work(quick_settings(clone_url, **settings), clone), jobs, periodic)
+
+    return make
+
+
+async def rows(database: Database, statement: str, **values: object) -> list[Any]:
+    """Read through a connection that is not the application's transaction."""
+    async with database.read_sessions() as session:
+        return list((await session.execute(text(statement), values)).all())
+
+
+async def statuses(database: Database) -> list[str]:
+    """The statuses of all jobs, oldest first."""
+    return [row.status for row in await rows(database, "SELECT status::text FROM procrastinate_jobs ORDER BY id")]
+
+
+async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 10) -> None:
+    """Wait for what another process or connection does; only the database tells."""
+    async with asyncio.timeout(within):
+        while not await ask():
+            await asyncio.sleep(0.02)
