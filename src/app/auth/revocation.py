@@ -12,7 +12,6 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import Any
 from uuid import UUID
 
 import asyncpg

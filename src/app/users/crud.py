@@ -111,9 +111,21 @@ async def any_exist(session: ReadSession) -> bool:
     return await session.scalar(select(User.id).limit(1)) is not None
 
 
-async def delete_links(session: WriteSession, user_id: UUID, purpose: str) -> None:
-    """Delete the links of one purpose."""
-    await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose == purpose))
+async def delete_links(session: WriteSession, user_id: UUID, purposes: Sequence[str]) -> None:
+    """Delete the links of some purposes."""
+    await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose.in_(purposes)))
+
+
+async def use_link(session: WriteSession, link_id: UUID) -> bool:
+    """Mark a live link as used; False when it is not live any more."""
+    statement = (
+        update(AccountLink)
+        .where(AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now())
+        .values(used_at=func.now())
+        .returning(AccountLink.id)
+        .execution_options(synchronize_session=False)
+    )
+    return await session.scalar(statement) is not None
 
 
 async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: timedelta) -> UUID:

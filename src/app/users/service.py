@@ -98,7 +98,7 @@ async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: Us
         session, actor, email=payload.email, full_name=payload.full_name, role=payload.role, hashed_password=None
     )
     link_id = await links.create(session, keys, user.id, "set_password")
-    await queue.enqueue(session, jobs.mail_set_password_link, link_id)
+    await queue.enqueue(session, jobs.mail_link, link_id)
     return user
 
 
