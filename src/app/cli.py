@@ -1,19 +1,21 @@
-"""`app serve | migrate | users create-admin | keys generate`: each builds settings, calls one service, commits."""
+"""`app serve | worker | migrate | jobs … | users … | keys …`: each builds settings, calls one service, commits."""
 
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app import server
+from app import server, worker
 from app.core.config import Settings, load_settings
-from app.core.database import Database
+from app.core.database import Database, WriteSession
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
 from app.core.keys import generate_key_set
 from app.core.security import PasswordHasher
+from app.jobs import service as jobs_service
 from app.migrations import runner
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError
@@ -21,7 +23,9 @@ from app.users.emails import InvalidEmailError
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 users = typer.Typer(no_args_is_help=True, help="Accounts.")
 keys = typer.Typer(no_args_is_help=True, help="Signing keys.")
+jobs = typer.Typer(no_args_is_help=True, help="Jobs that failed.")
 cli.add_typer(users, name="users")
+cli.add_typer(jobs, name="jobs")
 cli.add_typer(keys, name="keys")
 
 
@@ -34,6 +38,12 @@ def bedplate() -> None:
 def serve() -> None:
     """Serve the API until SIGINT or SIGTERM."""
     server.serve(load_settings())
+
+
+@cli.command("worker")
+def run_worker() -> None:
+    """Run jobs, such as sending mail, until SIGINT or SIGTERM."""
+    worker.work(load_settings())
 
 
 @cli.command()
@@ -89,6 +99,36 @@ def _ask_password() -> str:
         answer: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
         return answer
     return sys.stdin.readline().rstrip("\n")
+
+
+@jobs.command("failed")
+def list_failed_jobs() -> None:
+    """List the jobs that will not be tried again by themselves, one a line."""
+    failed = asyncio.run(_in_transaction(load_settings(), jobs_service.list_failed))
+    typer.echo("\n".join(str(job) for job in failed) or "No job has failed.")
+
+
+@jobs.command("retry")
+def retry_jobs(
+    ids: Annotated[list[int] | None, typer.Argument(help="Numbers, as `app jobs failed` shows them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every job that failed.")] = False,
+) -> None:
+    """Put failed jobs back into the queue, with all their attempts."""
+    if bool(ids) == every:
+        raise typer.BadParameter("name the jobs, or say --all")
+    put_back = asyncio.run(
+        _in_transaction(load_settings(), lambda session: jobs_service.retry(session, None if every else ids))
+    )
+    typer.echo(f"Put back {', '.join(str(number) for number in put_back)}." if put_back else "No job has failed.")
+
+
+async def _in_transaction[T](settings: Settings, call: Callable[[WriteSession], Awaitable[T]]) -> T:
+    database = Database(settings.database)
+    try:
+        async with database.begin() as session:
+            return await call(session)
+    finally:
+        await database.dispose()
 
 
 @keys.command("generate")

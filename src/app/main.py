@@ -23,13 +23,18 @@ from app.core.keys import KeyRing, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
+from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
 from app.health import router as health
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
-# A new feature adds its router here.
-ROUTERS = (*auth.ROUTERS, users.router, audit.router)
+ROUTERS = (
+    *auth.ROUTERS,
+    users.router,
+    audit.router,
+    # A new feature adds its router here.
+)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
@@ -88,7 +93,9 @@ def _lifespan(
                 "database": database,
                 "cursors": CursorSigner(keys.derive("cursor")),
                 "readiness": (listener.unready,) if listener else (),
-                "auth": Toolkit(settings, database, keys, hasher, _access_tokens(settings, keys)),
+                "auth": Toolkit(
+                    settings, database, keys, hasher, _access_tokens(settings, keys), _limiter(settings, database, keys)
+                ),
                 "standing": StandingCheck(database, listener),
             }
         finally:
@@ -104,6 +111,10 @@ def _lifespan(
 def _access_tokens(settings: Settings, keys: KeyRing) -> AccessTokens:
     lifetime = int(settings.auth.access_token_ttl.total_seconds())
     return AccessTokens(keys, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime)
+
+
+def _limiter(settings: Settings, database: Database, keys: KeyRing) -> RateLimiter:
+    return RateLimiter(database, keys.derive("rate-limit"), enabled=settings.rate_limit.enabled)
 
 
 def _operation_id(route: APIRoute) -> str:

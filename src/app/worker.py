@@ -12,10 +12,11 @@ from app.core.telemetry import configure
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import make_mailer
+from app.users import jobs as users
 
 # A new job is added here; one that is enqueued and not listed fails.
-JOBS: tuple[AnyJob, ...] = ()
-# Times are UTC.
+JOBS: tuple[AnyJob, ...] = (users.mail_set_password_link,)
+# When, as minute, hour, day, month, weekday in UTC, and what.
 PERIODIC: tuple[Periodic, ...] = ()
 
 

@@ -14,7 +14,7 @@ from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import Mailer
 from app.mail.transports import MemoryTransport
-from tests.conftest import make_settings
+from tests.conftest import cloned, make_settings
 
 QUICK = {"poll_interval": "50ms", "stalled_after": "1s", "shutdown_grace": "2s"}
 
@@ -30,20 +30,31 @@ def make_work(settings: Settings, database: Database) -> Work:
     return Work(database, mailer, load_key_ring(settings.auth), settings)
 
 
+@pytest.fixture(scope="session")
+async def queue_url(template_url: str) -> AsyncIterator[str]:
+    """A database for all tests of the queue: commits in it are real, and other processes may look."""
+    async with cloned(template_url) as url:
+        yield url
+
+
 @pytest.fixture
-async def clone(clone_url: str) -> AsyncIterator[Database]:
-    """A database of the test's own, where commits are real and other processes may look."""
-    database = Database(quick_settings(clone_url).database)
+async def clone(queue_url: str) -> AsyncIterator[Database]:
+    """That database with an empty queue."""
+    database = Database(quick_settings(queue_url).database)
+    async with database.begin() as session:
+        await session.execute(
+            text("TRUNCATE procrastinate_jobs, procrastinate_workers, job_errors RESTART IDENTITY CASCADE")
+        )
     yield database
     await database.dispose()
 
 
 @pytest.fixture
-def make_worker(clone_url: str, clone: Database) -> MakeWorker:
+def make_worker(queue_url: str, clone: Database) -> MakeWorker:
     """Make a worker for these jobs on the test's database."""
 
     def make(*jobs: AnyJob, periodic: tuple[Periodic, ...] = (), **settings: Any) -> JobWorker:
-        return JobWorker(make_work(quick_settings(clone_url, **settings), clone), jobs, periodic)
+        return JobWorker(make_work(quick_settings(queue_url, **settings), clone), jobs, periodic)
 
     return make
 
@@ -62,5 +73,5 @@ async def statuses(database: Database) -> list[str]:
 async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 10) -> None:
     """Wait for what another process or connection does; only the database tells."""
     async with asyncio.timeout(within):
-        while not await ask():
+        while not await ask():  # noqa: ASYNC110  # Nothing here could set an event.
             await asyncio.sleep(0.02)

@@ -175,7 +175,7 @@ def test_a_permanent_error_ends_a_job_at_once() -> None:
 
 
 async def test_any_type_that_json_can_carry_is_an_argument(session: WriteSession) -> None:
-    async def job(work: Work, day: date, ids: list[UUID], flag: bool) -> None: ...  # noqa: FBT001
+    async def job(work: Work, day: date, ids: list[UUID], flag: bool) -> None: ...
 
     await enqueue(session, job, date(2026, 11, 23), [ID], flag=True)
 

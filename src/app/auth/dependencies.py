@@ -15,7 +15,7 @@ from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTo
 from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.access import Guard
-from app.core.addresses import ip_prefix
+from app.core.addresses import client_address, ip_prefix
 from app.core.dependencies import CoreState, ReadSessionDep
 from app.core.errors import AppError, MalformedRequestError
 from app.core.keys import KeyRing
@@ -92,10 +92,14 @@ class AccessTokenGuard(OAuth2, Guard):
 
 async def get_visitor(request: AuthRequest) -> Actor:
     """Give what is known of a caller who has not said who they are."""
+    peer = request.client.host if request.client else None
+    forwarded_for = ",".join(request.headers.getlist("x-forwarded-for"))
+    address = client_address(peer, forwarded_for, request.state["settings"].server.trusted_proxies)
     return Actor(
-        ip_prefix=ip_prefix(request.client.host if request.client else None),
+        ip_prefix=ip_prefix(address),
         request_id=request.scope["request_id"],
         user_agent=request.headers.get("user-agent"),
+        address=address,
     )
 
 

@@ -6,6 +6,7 @@ from app.auth.tokens import AccessTokens
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.keys import KeyRing
+from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
 
 
@@ -18,3 +19,4 @@ class Toolkit:
     keys: KeyRing
     hasher: PasswordHasher
     access_tokens: AccessTokens
+    limiter: RateLimiter

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, override
 from urllib.parse import urlsplit
@@ -117,6 +118,10 @@ class ServerSettings(_Group):
         description="Origins of browser applications that may call this API, separated by commas: "
         "`https://app.example.com,https://admin.example.com`.",
     )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed.',
+    )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
         description="How long running requests may take to finish once the server is told to stop.",
@@ -209,6 +214,9 @@ class AuthSettings(_Group):
         default=timedelta(minutes=10),
         le=timedelta(minutes=15),
         description="Lifetime of an access token, 15 minutes at most.",
+    )
+    registration: Literal["open", "invite"] = Field(
+        default="open", description="Who may make an account: anybody, or administrators alone (register is then 404)."
     )
     refresh_idle_ttl: Duration = Field(
         default=timedelta(days=14), description="A login session not refreshed for this long ends."
@@ -357,6 +365,12 @@ class JobsSettings(_Group):
     )
 
 
+class RateLimitSettings(_Group):
+    """How often something may be tried."""
+
+    enabled: bool = Field(default=True, description="Count attempts, and refuse the surplus with 429. Always on in production.")
+
+
 class LogSettings(_Group):
     """What is written to standard output."""
 
@@ -403,6 +417,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     mail: MailSettings = MailSettings()
     jobs: JobsSettings = JobsSettings()
+    rate_limit: RateLimitSettings = RateLimitSettings()
     log: LogSettings = LogSettings()
 
     @override
@@ -572,6 +587,8 @@ def _unsafe(settings: Settings) -> Iterator[str]:
         )
     if settings.log.level == "debug":
         yield "APP_LOG__LEVEL: debug is not for production"
+    if not settings.rate_limit.enabled:
+        yield "APP_RATE_LIMIT__ENABLED: must stay on"
     if "*" in server.cors_origins:
         yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
     if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:

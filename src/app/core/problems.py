@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents: the only place that knows their wire format."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -33,6 +34,8 @@ from app.core.errors import (
     UnsupportedMediaTypeError,
 )
 from app.core.fields import Omittable
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 20
@@ -174,6 +177,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every failure with a problem document, the framework's own included."""
 
     async def on_app_error(request: Request, error: AppError) -> Response:
+        if isinstance(error, DatabaseUnavailableError):
+            _note(error.__cause__ or error)
         return problem_response(request.scope, error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -185,6 +190,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def on_database_error(request: Request, error: Exception) -> Response:
         if not is_transient(error):
             raise error
+        _note(error)
         return problem_response(request.scope, DatabaseUnavailableError())
 
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
@@ -192,6 +198,11 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
     for kind in (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError):
         app.add_exception_handler(kind, on_database_error)
+
+
+def _note(error: BaseException) -> None:
+    # The client learns that it may try again; why, whoever runs this has to know.
+    log.warning("the database cannot answer: %s", getattr(error, "orig", None) or repr(error))
 
 
 def _from_http(app: FastAPI, request: Request, error: HTTPException) -> AppError:

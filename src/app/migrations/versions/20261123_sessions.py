@@ -1,4 +1,4 @@
-"""Login sessions, and the revocations that access tokens still alive must learn of."""
+"""Login sessions, the revocations that access tokens still alive must learn of, and the counters of attempts."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -100,11 +100,21 @@ def upgrade() -> None:
     op.execute("ALTER TABLE revocations ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id()")
     op.create_index(op.f("ix_revocations_xid"), "revocations", ["xid"])
     op.create_index(op.f("ix_revocations_expires_at"), "revocations", ["expires_at"])
+    op.create_table(
+        "rate_limits",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("hits", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_rate_limits")),
+        prefixes=["UNLOGGED"],
+    )
+    op.create_index(op.f("ix_rate_limits_expires_at"), "rate_limits", ["expires_at"])
     for statement in (_PUBLISH, _SESSION_ENDED, _SESSION_TRIGGER, _USER_CHANGED, _USER_TRIGGER):
         op.execute(statement)
 
 
 def downgrade() -> None:
+    op.drop_table("rate_limits")
     op.execute("DROP TRIGGER users_change_is_published ON users")
     op.execute("DROP FUNCTION publish_user_change()")
     op.drop_table("sessions")

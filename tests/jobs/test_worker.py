@@ -1,0 +1,524 @@
+"""What a worker does with jobs: run, try again, give up, put back."""
+
+# ruff: noqa: ARG001  # A job takes its work and its arguments, whether it needs them or not.
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+import structlog
+from sqlalchemy import text
+
+from app.core.database import Database
+from app.jobs.errors import PermanentError, TemporaryError
+from app.jobs.queue import AnyJob, Policy, Work, enqueue, policy
+from app.jobs.worker import JobWorker, Periodic
+from tests.jobs.conftest import MakeWorker, eventually, rows, statuses
+
+AT_ONCE = Policy(max_attempts=3, first_delay=timedelta(milliseconds=1))
+
+
+class Records(logging.Handler):
+    """What was logged, with what the context said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.context = structlog.contextvars.get_contextvars()
+        self.records.append(record)
+
+    def about(self, words: str) -> list[logging.LogRecord]:
+        return [record for record in self.records if words in record.getMessage()]
+
+
+@pytest.fixture
+def logged() -> Iterator[Records]:
+    """Everything this process logs, as it is written."""
+    handler, root = Records(), logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    logging.getLogger("procrastinate").setLevel(logging.WARNING)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+    root.addHandler(handler)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+async def enqueue_committed(database: Database, job: AnyJob, *arguments: object) -> None:
+    async with database.begin() as session:
+        await enqueue(session, job, *arguments)
+
+
+async def until(database: Database, *expected: str) -> None:
+    async def is_so() -> bool:
+        return await statuses(database) == list(expected)
+
+    await eventually(is_so)
+
+
+async def test_a_job_runs_with_its_arguments_and_what_it_may_use(clone: Database, make_worker: MakeWorker) -> None:
+    seen: list[object] = []
+
+    async def job(work: Work, user_id: UUID, at: datetime) -> None:
+        async with work.database.read_sessions() as session:
+            seen.extend([user_id, at, await session.scalar(text("SELECT 1"))])
+
+    arguments = (UUID(int=1), datetime(2026, 11, 23, tzinfo=UTC))
+    await enqueue_committed(clone, job, *arguments)
+
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+
+    assert seen == [*arguments, 1]
+
+
+async def test_a_job_enqueued_while_the_worker_waits_is_not_polled_for(
+    clone: Database, make_worker: MakeWorker
+) -> None:
+    async def job(work: Work) -> None: ...
+
+    async with make_worker(job, poll_interval="1h").running():
+        await enqueue_committed(clone, job)
+        await until(clone, "succeeded")
+
+
+async def test_the_request_that_enqueued_a_job_is_in_its_log_lines(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
+    requests = []
+
+    async def job(work: Work) -> None:
+        requests.append(work.request_id)
+        logging.getLogger("app.example").info("working")
+
+    with structlog.contextvars.bound_contextvars(request_id="r-12345678"):
+        await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+
+    [line] = logged.about("working")
+    assert requests == ["r-12345678"]
+    assert line.context["request_id"] == "r-12345678"
+    assert line.context["attempt"] == 1
+    assert line.context["job"].endswith(":test_the_request_that_enqueued_a_job_is_in_its_log_lines.<locals>.job")
+
+
+async def test_a_job_that_fails_is_tried_again_with_the_same_key(clone: Database, make_worker: MakeWorker) -> None:
+    keys = []
+
+    @policy(AT_ONCE)
+    async def job(work: Work) -> None:
+        keys.append(work.key)
+        if len(keys) < 3:
+            raise TemporaryError
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+async def test_a_job_that_is_tried_again_waits_first(clone: Database, make_worker: MakeWorker) -> None:
+    runs = []
+
+    @policy(Policy(first_delay=timedelta(minutes=1)))
+    async def job(work: Work) -> None:
+        runs.append(work)
+        raise TemporaryError
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await eventually(lambda: has_attempts(clone, 1))
+
+    [row] = await rows(clone, "SELECT status::text, scheduled_at - now() AS wait FROM procrastinate_jobs")
+    assert row.status == "todo"
+    assert timedelta(seconds=40) < row.wait < timedelta(seconds=72)
+    assert len(runs) == 1
+
+
+async def has_attempts(database: Database, attempts: int) -> bool:
+    return [row.attempts for row in await rows(database, "SELECT attempts FROM procrastinate_jobs")] == [attempts]
+
+
+async def test_a_job_that_keeps_failing_is_dead_after_its_attempts(clone: Database, make_worker: MakeWorker) -> None:
+    runs = []
+
+    @policy(AT_ONCE)
+    async def job(work: Work) -> None:
+        runs.append(work)
+        raise TemporaryError
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    assert len(runs) == 3
+
+
+async def test_a_permanent_error_is_not_tried_again(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+    async def job(work: Work) -> None:
+        raise PermanentError("nobody lives here")
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    [line] = logged.about("job failed")
+    assert line.levelname == "ERROR"
+    assert line.__dict__["error"] == "PermanentError: nobody lives here"
+
+
+async def test_a_defect_is_logged_once_with_its_traceback(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
+    @policy(Policy(max_attempts=1))
+    async def job(work: Work, user_id: UUID) -> None:
+        raise ZeroDivisionError
+
+    await enqueue_committed(clone, job, UUID(int=1))
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    [line] = [record for record in logged.records if record.levelno >= logging.WARNING]
+    assert line.getMessage() == "job failed for good; see `app jobs failed`"
+    assert line.exc_info
+    assert isinstance(line.exc_info[1], ZeroDivisionError)
+
+
+async def test_no_log_line_shows_the_arguments(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+    @policy(AT_ONCE)
+    async def job(work: Work, user_id: UUID) -> None:
+        raise ZeroDivisionError
+
+    await enqueue_committed(clone, job, UUID(int=0xABCDEF))
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    assert logged.about("job failed")
+    assert not [record for record in logged.records if "abcdef" in repr(record.__dict__)]
+
+
+async def test_the_error_of_a_job_is_kept_without_secrets(clone: Database, make_worker: MakeWorker) -> None:
+    async def job(work: Work) -> None:
+        raise PermanentError("refused: Bearer abcdefgh\nsecond line")
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    [row] = await rows(clone, "SELECT error FROM job_errors")
+    assert row.error == "PermanentError: refused: Bearer [redacted]"
+
+
+async def test_a_job_takes_no_longer_than_its_policy_allows(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
+    @policy(Policy(max_attempts=1, timeout=timedelta(milliseconds=10)))
+    async def job(work: Work) -> None:
+        await asyncio.Event().wait()
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    [line] = logged.about("job failed")
+    assert line.__dict__["error"] == "JobTimeoutError: it took longer than 0.01 s"
+
+
+async def test_a_timeout_inside_a_job_is_its_own(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+    @policy(Policy(max_attempts=1))
+    async def job(work: Work) -> None:
+        raise TimeoutError("the other side")
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    [line] = logged.about("job failed")
+    assert line.__dict__["error"] == "TimeoutError: the other side"
+
+
+async def test_an_unknown_job_is_an_error_in_the_log_and_ends_as_failed(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
+    async def forgotten(work: Work) -> None: ...
+
+    await enqueue_committed(clone, forgotten)
+    async with make_worker().running():
+        await eventually(lambda: has_attempts(clone, 1))
+        async with clone.begin() as session:
+            await session.execute(text("UPDATE procrastinate_jobs SET attempts = 5, scheduled_at = NULL"))
+        await until(clone, "failed")
+
+    first, last = logged.about("job failed")
+    assert (first.levelname, last.levelname) == ("ERROR", "ERROR")
+    assert "is not in this worker's list of jobs" in first.__dict__["error"]
+
+
+async def test_jobs_with_one_lock_run_one_after_the_other(clone: Database, make_worker: MakeWorker) -> None:
+    running, most = 0, 0
+
+    @policy(Policy(lock="alone"))
+    async def job(work: Work) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+
+    for _ in range(3):
+        await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "succeeded", "succeeded", "succeeded")
+
+    assert most == 1
+
+
+async def test_other_jobs_run_at_once(clone: Database, make_worker: MakeWorker) -> None:
+    everyone = asyncio.Barrier(3)
+
+    async def job(work: Work) -> None:
+        await everyone.wait()
+
+    for _ in range(3):
+        await enqueue_committed(clone, job)
+
+    async with make_worker(job).running():
+        await until(clone, "succeeded", "succeeded", "succeeded")
+
+
+async def test_a_periodic_job_runs_once_a_tick_however_many_workers_there_are(
+    clone: Database, make_worker: MakeWorker
+) -> None:
+    keys = []
+
+    async def job(work: Work) -> None:
+        keys.append(work.key)
+
+    every_second = (Periodic("* * * * * */1", job),)
+    async with make_worker(periodic=every_second).running(), make_worker(periodic=every_second).running():
+        await eventually(lambda: asyncio.sleep(0, len(keys) >= 3))
+
+    ticks = [row.at for row in await rows(clone, "SELECT args->>'timestamp' AS at FROM procrastinate_jobs")]
+    assert len(ticks) == len(set(ticks))
+    assert len(keys) == len(set(keys))
+
+
+async def test_a_periodic_job_that_fails_waits_for_its_next_time(clone: Database, make_worker: MakeWorker) -> None:
+    async def job(work: Work) -> None:
+        raise TemporaryError
+
+    async with make_worker(periodic=(Periodic("* * * * *", job),)).running():
+        await until(clone, "failed")
+
+
+async def test_a_worker_that_is_stopped_finishes_what_it_runs(clone: Database, make_worker: MakeWorker) -> None:
+    started, may_end = asyncio.Event(), asyncio.Event()
+
+    async def job(work: Work) -> None:
+        started.set()
+        await may_end.wait()
+
+    await enqueue_committed(clone, job)
+    worker = make_worker(job)
+    running = asyncio.create_task(worker.run())
+    await started.wait()
+    await enqueue_committed(clone, job)
+
+    worker.stop()
+    may_end.set()
+    await running
+
+    assert await statuses(clone) == ["succeeded", "todo"]
+    assert await rows(clone, "SELECT id FROM procrastinate_workers") == []
+
+
+async def test_what_does_not_finish_in_time_is_put_back(clone: Database, make_worker: MakeWorker) -> None:
+    started = asyncio.Event()
+
+    async def job(work: Work) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await enqueue_committed(clone, job)
+
+    async with make_worker(job, shutdown_grace="10ms").running():
+        await started.wait()
+
+    [row] = await rows(clone, "SELECT status::text, scheduled_at <= now() AS is_due FROM procrastinate_jobs")
+    assert (row.status, row.is_due) == ("todo", True)
+
+
+async def test_the_job_of_a_worker_that_fell_silent_is_run_by_another(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
+    async def job(work: Work) -> None: ...
+
+    await enqueue_committed(clone, job)
+    await leave_in_hand(clone)
+
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+
+    assert len(logged.about("the worker that ran this job died")) == 1
+    assert await has_attempts(clone, 2)
+
+
+async def leave_in_hand(database: Database, **values: object) -> None:
+    """Do what a worker has done that is killed now."""
+    async with database.begin() as session:
+        await session.execute(
+            text("""
+                WITH dead AS (INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - interval '1h') RETURNING id)
+                UPDATE procrastinate_jobs SET status = 'doing', attempts = :attempts, queueing_lock = :queueing_lock,
+                       worker_id = (SELECT id FROM dead)
+            """),
+            {"attempts": 0, "queueing_lock": None, **values},
+        )
+
+
+async def test_a_job_that_its_workers_die_of_is_dead_after_its_attempts(
+    clone: Database, make_worker: MakeWorker
+) -> None:
+    @policy(AT_ONCE)
+    async def job(work: Work) -> None: ...
+
+    await enqueue_committed(clone, job)
+    await leave_in_hand(clone, attempts=2)
+
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+    [row] = await rows(clone, "SELECT error FROM job_errors")
+    assert row.error == "WorkerDiedError: the worker that ran it died"
+
+
+async def test_a_periodic_job_that_a_dead_worker_left_waits_for_its_next_time(
+    clone: Database, make_worker: MakeWorker
+) -> None:
+    async def job(work: Work) -> None: ...
+
+    await enqueue_committed(clone, job)
+    await leave_in_hand(clone, queueing_lock="periodic")
+
+    async with make_worker(job).running():
+        await until(clone, "failed")
+
+
+async def test_the_job_of_a_living_worker_is_left_to_it(clone: Database, make_worker: MakeWorker) -> None:
+    runs, started, may_end = [], asyncio.Event(), asyncio.Event()
+
+    async def job(work: Work) -> None:
+        runs.append(work)
+        started.set()
+        await may_end.wait()
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running(), make_worker(job).running():
+        await started.wait()
+        # Longer than the silence that is death.
+        await asyncio.sleep(1.3)
+        may_end.set()
+        await until(clone, "succeeded")
+
+    assert len(runs) == 1
+
+
+async def test_a_job_whose_end_could_not_be_written_runs_again(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
+    runs = []
+
+    async def job(work: Work) -> None:
+        runs.append(work)
+        if len(runs) == 1:
+            async with work.database.begin() as session:
+                await session.execute(text("ALTER FUNCTION procrastinate_finish_job_v1 RENAME TO away"))
+        else:
+            async with work.database.begin() as session:
+                await session.execute(text("ALTER FUNCTION away RENAME TO procrastinate_finish_job_v1"))
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+
+    assert len(runs) == 2
+    assert len(logged.about("the end of a job could not be stored")) == 1
+
+
+async def test_finished_jobs_are_deleted_after_a_while_and_failed_ones_kept(
+    clone: Database, make_worker: MakeWorker
+) -> None:
+    async def job(work: Work) -> None: ...
+
+    for _ in range(4):
+        await enqueue_committed(clone, job)
+    async with clone.begin() as session:
+        ended = text("UPDATE procrastinate_jobs SET status = CAST(:status AS procrastinate_job_status) WHERE id = :id")
+        for number, status in enumerate(("succeeded", "succeeded", "failed", "failed"), start=1):
+            await session.execute(ended, {"id": number, "status": status})
+        aged = text("UPDATE procrastinate_events SET at = now() - CAST(:age AS interval) WHERE job_id = :id")
+        for number, age in ((1, timedelta(days=2)), (3, timedelta(days=2)), (4, timedelta(days=91))):
+            await session.execute(aged, {"id": number, "age": age})
+        await session.execute(text("INSERT INTO job_errors (job_id, error) VALUES (3, 'kept'), (4, 'gone')"))
+
+    async def is_purged() -> bool:
+        return [row.id for row in await rows(clone, "SELECT id FROM procrastinate_jobs ORDER BY id")] == [2, 3]
+
+    async with make_worker(job).running():
+        await eventually(is_purged)
+
+    assert [row.error for row in await rows(clone, "SELECT error FROM job_errors")] == ["kept"]
+
+
+async def test_a_worker_that_fails_is_started_again(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+    async def job(work: Work) -> None: ...
+
+    async def rename(old: str, new: str) -> None:
+        async with clone.begin() as session:
+            await session.execute(text(f"ALTER FUNCTION {old} RENAME TO {new}"))
+
+    await enqueue_committed(clone, job)
+    await rename("procrastinate_register_worker_v1", "away")
+    async with make_worker(job).running():
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the worker failed and is started again"))))
+        await rename("away", "procrastinate_register_worker_v1")
+        await until(clone, "succeeded")
+
+
+async def test_housekeeping_goes_on_after_an_error(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+    async def job(work: Work) -> None: ...
+
+    async with clone.begin() as session:
+        await session.execute(text("ALTER FUNCTION procrastinate_prune_stalled_workers_v1 RENAME TO away"))
+    await enqueue_committed(clone, job)
+    worker: JobWorker = make_worker(job, stalled_after="100ms")
+    house = asyncio.create_task(worker._keep_house())
+    await eventually(lambda: asyncio.sleep(0, bool(logged.about("housekeeping failed"))))
+    async with clone.begin() as session:
+        await session.execute(text("ALTER FUNCTION away RENAME TO procrastinate_prune_stalled_workers_v1"))
+    await leave_in_hand(clone)
+
+    await until(clone, "todo")
+
+    house.cancel()
+
+
+async def test_a_worker_that_is_stopped_before_it_starts_runs_nothing(clone: Database, make_worker: MakeWorker) -> None:
+    async def job(work: Work) -> None: ...
+
+    await enqueue_committed(clone, job)
+    worker = make_worker(job)
+
+    worker.stop()
+    await worker.run()
+
+    assert await statuses(clone) == ["todo"]
