@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from app.audit import router as audit
+from app.auth import pages
 from app.auth import router as auth
 from app.auth.dependencies import AuthState
 from app.auth.revocation import RevocationListener
@@ -64,7 +65,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router, prefix=API_PREFIX)
-    for router in (auth.well_known, health.router, problem_pages()):
+    for router in (auth.well_known, pages.router, health.router, problem_pages()):
         app.include_router(router)
     if settings.serves_docs:
         add_documentation(app)

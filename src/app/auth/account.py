@@ -8,8 +8,8 @@ from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import crud, jobs, service, sessions
-from app.auth.errors import InvalidLinkError, RegistrationClosedError
+from app.auth import crud, jobs, limits, service, sessions
+from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPasswordError
 from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
 from app.auth.toolkit import Toolkit
 from app.core.database import WriteSession
@@ -30,6 +30,7 @@ async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
     """Ask for an account; its owner is mailed what comes of it."""
     if kit.settings.auth.registration == "invite":
         raise RegistrationClosedError
+    await kit.limiter.hit(*limits.mail_request(actor))
     password = payload.password.get_secret_value()
     about = [payload.email, payload.full_name or ""]
     refuse_weak(password, min_length=kit.settings.auth.password_min_length, about=about)
@@ -38,14 +39,18 @@ async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
         await queue.enqueue(session, jobs.register, payload.email, payload.full_name, hashed_password)
 
 
-async def resend_verification(session: WriteSession, email: str) -> None:
+async def resend_verification(kit: Toolkit, actor: Actor, email: str) -> None:
     """Ask for another verification link."""
-    await queue.enqueue(session, jobs.resend_verification, email)
+    await kit.limiter.hit(*limits.mail_request(actor))
+    async with kit.database.begin() as session:
+        await queue.enqueue(session, jobs.resend_verification, email)
 
 
-async def forgot_password(session: WriteSession, email: str) -> None:
+async def forgot_password(kit: Toolkit, actor: Actor, email: str) -> None:
     """Ask for a link to set a new password."""
-    await queue.enqueue(session, jobs.forgot_password, email)
+    await kit.limiter.hit(*limits.mail_request(actor))
+    async with kit.database.begin() as session:
+        await queue.enqueue(session, jobs.forgot_password, email)
 
 
 async def verify_email(session: WriteSession, kit: Toolkit, actor: Actor, secret: str) -> None:
@@ -69,8 +74,8 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
     async with kit.database.begin() as session:
         if not await links.use(session, link):
             raise InvalidLinkError
-        await links.discard(session, account.id, _SETS_PASSWORD)
-        await users_service.set_password(session, account.id, hashed_password, verifies_email=True)
+        await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
+        await users_service.set_password(session, account.id, hashed_password)
         await crud.revoke_all(session, account.id, "password_reset")
         await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
         await _notify(session, "password_changed", account)
@@ -85,8 +90,9 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
     async with kit.database.begin() as session:
         # Whoever changed it meanwhile, by a reset link say, decides.
         if not await users_service.replace_password(session, account.id, old=stored, new=hashed_password):
-            raise InvalidLinkError
-        await links.discard(session, account.id, _SETS_PASSWORD)
+            raise WrongPasswordError
+        # A pending change of address dies as well: it may be what the owner defends against.
+        await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
         await crud.revoke_all(session, account.id, "password_changed", but=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)

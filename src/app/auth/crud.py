@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy.orm import aliased
 
 from app.auth.models import LoginSession, Revocation
 from app.core import crud
@@ -46,6 +47,8 @@ class Created(NamedTuple):
     auth_time: datetime
     idle_expires_at: datetime
     absolute_expires_at: datetime
+    is_first: bool
+    is_known_device: bool
 
 
 class StoredState(NamedTuple):
@@ -109,12 +112,21 @@ async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
 
 
 async def create(session: WriteSession, values: Mapping[str, Any], *, idle: timedelta, absolute: timedelta) -> Created:
-    """Insert a session that ends by the database's clock."""
+    """Insert a session that ends by the database's clock, and say whether its device has been seen before."""
     ends = {"idle_expires_at": func.now() + min(idle, absolute), "absolute_expires_at": func.now() + absolute}
+    earlier = aliased(LoginSession)
+    of_user = exists().where(earlier.user_id == values["user_id"])
     statement = (
         insert(LoginSession)
         .values(**values, **ends)
-        .returning(LoginSession.auth_time, LoginSession.idle_expires_at, LoginSession.absolute_expires_at)
+        .returning(
+            LoginSession.auth_time,
+            LoginSession.idle_expires_at,
+            LoginSession.absolute_expires_at,
+            # The new row is not seen by its own statement.
+            (~of_user).label("is_first"),
+            of_user.where(earlier.device_family == values["device_family"]).label("is_known_device"),
+        )
     )
     return Created._make((await session.execute(statement)).one())
 

@@ -16,7 +16,7 @@ from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.access import Guard
 from app.core.addresses import client_address, ip_prefix
-from app.core.dependencies import CoreState, ReadSessionDep
+from app.core.dependencies import CoreState, DatabaseDep, ReadSessionDep
 from app.core.errors import AppError, MalformedRequestError
 from app.core.keys import KeyRing
 from app.users import service as users_service
@@ -130,11 +130,19 @@ type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:re
 
 
 async def get_current_user(principal: CurrentPrincipal, session: ReadSessionDep) -> Account:
-    """Read the caller's account; a token from before its last change of rights no longer speaks for it."""
+    """Read the caller's account."""
     account = await users_service.find_account(session, principal.user_id)
-    if account is None or not account.is_active or account.authz_version != principal.version:
+    if account is None or not account.is_active or account.authz_version > principal.version:
         raise InvalidTokenError
     return account
 
 
+async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDep) -> Account:
+    """Read the caller's account for a change of credentials, which asks the database whatever this process knows."""
+    # A session of its own, given back before the password is hashed.
+    async with database.read_sessions() as session:
+        return await get_current_user(principal, session)
+
+
 type CurrentUser = Annotated[Account, Depends(get_current_user)]
+type ConfirmedUser = Annotated[Account, Depends(get_confirmed_user)]

@@ -136,7 +136,7 @@ class InvalidLinkError(MalformedRequestError):
     """The secret of a link is not valid: wrong, expired, used, replaced; one answer for all."""
 
     problem = "invalid-token"
-    code = "invalid_link"
+    code = "invalid_token"
     detail = "The link is not valid any more; ask for a new one."
 
 

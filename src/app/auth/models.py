@@ -58,6 +58,8 @@ class LoginSession(Base):
     revoke_reason: Mapped[str | None]
     ip_prefix: Mapped[IPv4Network | IPv6Network | None] = mapped_column(CIDR)
     user_agent: Mapped[str | None]
+    # The user agent without its versions: the same browser after an update is no new device.
+    device_family: Mapped[str]
 
 
 class Revocation(Base):

@@ -5,13 +5,19 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints
 
 from app.audit.schemas import AuditEventRead
-from app.core.fields import Answer, Payload, Printable
-from app.users.schemas import UserRead
+from app.core.fields import Answer, Payload, Printable, ShortText, refuse_unprintable
+from app.users.schemas import Email, UserRead
 
 MAX_PASSWORD_LENGTH = 256
+
+
+def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
+    """Return the secret, or refuse it when it holds a character no person types."""
+    refuse_unprintable(secret.get_secret_value())
+    return secret
 
 
 Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
@@ -71,6 +77,58 @@ class Reauthentication(Payload):
     """The password, given again."""
 
     password: Password
+
+
+# Room for what is refused with a code of its own; the rules are in `core/passwords.py`.
+FreshPassword = Annotated[SecretStr, AfterValidator(refuse_unprintable_secret), Field(min_length=1, max_length=1024)]
+LinkSecret = Annotated[SecretStr, Field(min_length=1, max_length=512)]
+
+
+class Registration(Payload):
+    """A new account."""
+
+    email: Email
+    password: FreshPassword
+    full_name: ShortText | None = None
+
+
+class EmailRequest(Payload):
+    """An address that mail is wanted to."""
+
+    email: Email
+
+
+class LinkProof(Payload):
+    """The secret of a mailed link."""
+
+    token: LinkSecret
+
+
+class NewPassword(Payload):
+    """The secret of a mailed link, and the password to set."""
+
+    token: LinkSecret
+    new_password: FreshPassword
+
+
+class PasswordChange(Payload):
+    """The present password, and the one to set."""
+
+    current_password: Password
+    new_password: FreshPassword
+
+
+class EmailChange(Payload):
+    """The address to move to, and the present password."""
+
+    new_email: Email
+    password: Password
+
+
+class Accepted(Answer):
+    """The request has been taken; what comes of it is mailed."""
+
+    detail: str = "If this can be done, a mail is on its way."
 
 
 class SessionRead(Answer):

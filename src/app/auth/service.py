@@ -5,7 +5,7 @@ from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import crud, sessions
+from app.auth import crud, limits, sessions
 from app.auth.errors import EmailNotVerifiedError, InvalidGrantError, InvalidTokenError, WrongPasswordError
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
@@ -18,13 +18,24 @@ async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGran
     """Give a pair of tokens for a password, or for a refresh token."""
     if isinstance(payload, PasswordGrant):
         return await log_in(kit, actor, payload)
-    async with kit.database.begin() as session:
-        token = payload.refresh_token.get_secret_value()
-        return await sessions.refresh(session, kit, actor, token, scope=payload.scope)
+    return await _refresh(kit, actor, payload)
+
+
+async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPair:
+    try:
+        async with kit.database.begin() as session:
+            token = payload.refresh_token.get_secret_value()
+            return await sessions.refresh(session, kit, actor, token, scope=payload.scope)
+    except InvalidGrantError:
+        # Only failures count, so a client that refreshes rightly is never stopped.
+        await kit.limiter.hit(*limits.token_misuse(actor))
+        raise
 
 
 async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
     """Trade an address and a password for a pair of tokens; every refusal costs the same work and looks the same."""
+    counted = limits.login(actor, payload.username)
+    await kit.limiter.hit(*counted)
     # No connection is held while the password is hashed: read, give back, hash, and then write.
     async with kit.database.read_sessions() as session:
         credentials = await users_service.find_credentials(session, payload.username)
@@ -35,6 +46,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
         raise InvalidGrantError
     if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
         raise EmailNotVerifiedError
+    await kit.limiter.forgive(*counted)
     async with kit.database.begin() as session:
         if verification.new_hash is not None:
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
@@ -87,21 +99,20 @@ async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Rea
         return pair
 
 
-async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> None:
-    """Raise `WrongPasswordError` unless this is the account's password; no connection is held while hashing."""
+async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> str:
+    """Raise `WrongPasswordError` unless this is the account's password; give its stored hash."""
+    counted = limits.password(actor, user_id)
+    await kit.limiter.hit(*counted)
+    # No connection is held while hashing.
     async with kit.database.read_sessions() as session:
         stored = await users_service.find_hash(session, user_id)
     verification = await kit.hasher.verify(password, stored)
-    if not verification.is_valid:
+    if stored is None or not verification.is_valid:
         async with kit.database.begin() as session:
             await audit.record(session, actor, "auth.password_confirmation_failed", subject_id=user_id)
         raise WrongPasswordError
-
-
-async def end_sessions_of(session: WriteSession, actor: Actor, user_id: UUID) -> None:
-    """End every login session of an account, on behalf of an administrator."""
-    await users_service.get_account(session, user_id)
-    await sessions.end_all(session, actor, user_id, "admin")
+    await kit.limiter.forgive(*counted)
+    return stored
 
 
 async def export(session: ReadSession, user: Account) -> dict[str, Any]:

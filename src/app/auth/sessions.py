@@ -5,6 +5,7 @@ log nobody out and nobody can fork a session; later, or two generations old, it 
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,12 +32,15 @@ from app.auth.schemas import TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
+from app.jobs import queue
+from app.users import jobs
 from app.users.roles import GRANTS, Role
 
 ORDER = Order((LoginSession.last_seen_at, LoginSession.id), descending=True)
 _NONCE_BYTES = 32
 _MAX_REPLAYS = 200
 _MAX_USER_AGENT = 256
+_VERSION = re.compile(r"[0-9][0-9._]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,11 @@ async def start(
         "scope": scope,
         "ip_prefix": actor.ip_prefix,
         "user_agent": _shortened(actor.user_agent),
+        "device_family": _VERSION.sub("", _shortened(actor.user_agent) or ""),
     }
     made = await crud.create(session, values, idle=settings.refresh_idle_ttl, absolute=settings.refresh_absolute_ttl)
+    if not made.is_first and not made.is_known_device:
+        await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
     state = SessionState(
         id=session_id,
         user_id=user.id,
@@ -178,6 +185,7 @@ async def _refuse(session: WriteSession, actor: Actor, state: SessionState, refu
     await crud.revoke(session, state.user_id, state.id, "refresh_reuse")
     thief = Actor(session_id=state.id, ip_prefix=actor.ip_prefix, request_id=actor.request_id)
     await audit.record(session, thief, f"auth.{refusal.reason}", subject_id=state.user_id)
+    await queue.enqueue(session, jobs.mail_user_notice, "session_stolen", state.user_id)
     await session.commit()  # The end of the session has to outlive the error that tells of it.
 
 

@@ -368,7 +368,9 @@ class JobsSettings(_Group):
 class RateLimitSettings(_Group):
     """How often something may be tried."""
 
-    enabled: bool = Field(default=True, description="Count attempts, and refuse the surplus with 429. Always on in production.")
+    enabled: bool = Field(
+        default=True, description="Count attempts, and refuse the surplus with 429. Always on in production."
+    )
 
 
 class LogSettings(_Group):
@@ -572,12 +574,28 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unsafe(settings: Settings) -> Iterator[str]:
-    database, auth, server, mail = settings.database, settings.auth, settings.server, settings.mail
-    url = database.sqlalchemy_url()
+    yield from _unsafe_login(settings)
+    yield from _unsafe_surroundings(settings)
+    yield from _unsafe_mail(settings.mail)
+
+
+def _unsafe_login(settings: Settings) -> Iterator[str]:
+    auth = settings.auth
     if auth.signing_keys is None and auth.signing_keys_file is None:
         yield "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+    if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:
+        yield f"APP_AUTH__BCRYPT_COST: must be {_MIN_PRODUCTION_BCRYPT_COST} or more"
+    if not settings.rate_limit.enabled:
+        yield "APP_RATE_LIMIT__ENABLED: must stay on"
+
+
+def _unsafe_surroundings(settings: Settings) -> Iterator[str]:
+    database, server = settings.database, settings.server
+    url = database.sqlalchemy_url()
     if server.public_url is None or server.public_url.scheme != "https":
         yield "APP_SERVER__PUBLIC_URL: must be the https:// address that clients use"
+    if "*" in server.cors_origins:
+        yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
     if url.password is not None and url.password.lower() in _PLACEHOLDERS:
         yield "DATABASE_URL: the password is a placeholder"
     if database.require_tls and url.query.get("ssl") not in {"require", "verify-ca", "verify-full"}:
@@ -587,12 +605,9 @@ def _unsafe(settings: Settings) -> Iterator[str]:
         )
     if settings.log.level == "debug":
         yield "APP_LOG__LEVEL: debug is not for production"
-    if not settings.rate_limit.enabled:
-        yield "APP_RATE_LIMIT__ENABLED: must stay on"
-    if "*" in server.cors_origins:
-        yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
-    if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:
-        yield f"APP_AUTH__BCRYPT_COST: must be {_MIN_PRODUCTION_BCRYPT_COST} or more"
+
+
+def _unsafe_mail(mail: MailSettings) -> Iterator[str]:
     if not mail.delivers and not mail.allow_undelivered:
         yield "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
     if mail.delivers and mail.from_address.endswith("@localhost"):

@@ -29,6 +29,11 @@ async def get_settings(request: CoreRequest) -> Settings:
     return request.state["settings"]
 
 
+async def get_database(request: CoreRequest) -> Database:
+    """Give the database, to those that open sessions themselves."""
+    return request.state["database"]
+
+
 async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
     """Open the request's unit of work and commit it before the response leaves.
 
@@ -46,6 +51,7 @@ async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
 
 
 type SettingsDep = Annotated[Settings, Depends(get_settings)]
+type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": the default would commit after the client had its answer.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
 type ReadSessionDep = Annotated[ReadSession, Depends(get_read_session, scope="function")]

@@ -86,5 +86,3 @@ class RateLimiter:
 
     def _digest(self, limit: Limit, subject: str) -> str:
         return f"{limit.name}:{hmac.digest(self._key, f'{limit.name}\0{subject}'.encode(), 'sha256').hex()}"
-
-

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import threading
+import unicodedata
 from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -112,11 +113,11 @@ class PasswordHasher:
 
     async def hash(self, password: str) -> str:
         """Hash a new password by the preferred scheme."""
-        return await self._run(lambda: self._hashes.hash(password))
+        return await self._run(lambda: self._hashes.hash(_composed(password)))
 
     async def verify(self, password: str, stored: str | None) -> Verification:
         """Check a password; without a stored hash the same work is done and the answer is no."""
-        return await self._run(lambda: self._verify(password, stored))
+        return await self._run(lambda: self._verify(_composed(password), stored))
 
     def _verify(self, password: str, stored: str | None) -> Verification:
         try:
@@ -142,6 +143,11 @@ class PasswordHasher:
 
     def _count_down(self) -> None:
         self._admitted -= 1
+
+
+def _composed(password: str) -> str:
+    # Keyboards differ in how they spell an accent; the person has typed the same password (NIST 800-63B, 3.1.1.2).
+    return unicodedata.normalize("NFC", password)
 
 
 def _lower_priority() -> None:

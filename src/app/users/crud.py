@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
 
 from app.core import crud
-from app.core.database import ReadSession, WriteSession
+from app.core.database import ReadSession, WriteSession, constraint_name
 from app.core.keyset import Order, Position
 from app.users.models import AccountLink, User
 from app.users.roles import Role
@@ -92,6 +93,17 @@ async def create(session: WriteSession, values: Mapping[str, Any]) -> User | Non
 async def change(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> User | None:
     """Change an account and raise its version."""
     return await crud.change(session, User, user_id, values)
+
+
+async def change_unless_taken(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> bool:
+    """Change an account's address; False when the database finds it taken, and the transaction stays usable."""
+    try:
+        async with session.begin_nested():
+            return await crud.change(session, User, user_id, values) is not None
+    except IntegrityError as error:
+        if constraint_name(error) != "uq_users_email_key":
+            raise
+        return False
 
 
 async def remove(session: WriteSession, user_id: UUID) -> bool:

@@ -47,3 +47,11 @@ async def mail_link(work: Work, link_id: UUID) -> None:
 async def mail_notice(work: Work, notice: str, to: str, name: str | None) -> None:
     """Tell an owner what happened to their account: `notice` is the name of a template."""
     await work.mailer.send(notice, to=to, message_id=work.key, name=name)
+
+
+async def mail_user_notice(work: Work, notice: str, user_id: UUID) -> None:
+    """Tell the owner of an account what happened, at the address it has when the mail goes out."""
+    async with work.database.read_sessions() as session:
+        account = await crud.get_account(session, user_id)
+    if account is not None:
+        await work.mailer.send(notice, to=account.email, message_id=work.key, name=account.full_name)

@@ -155,6 +155,53 @@ async def _insert(
     return user
 
 
+async def create_unverified(
+    session: WriteSession, *, email: str, full_name: str | None, hashed_password: str
+) -> User | None:
+    """Create an account whose address is yet to be verified; None when the address is taken."""
+    try:
+        return await _insert(
+            session,
+            audit.SYSTEM,
+            email=email,
+            full_name=full_name,
+            role=Role.USER,
+            hashed_password=hashed_password,
+        )
+    except EmailTakenError:
+        return None
+
+
+async def verify_email(session: WriteSession, user_id: UUID) -> None:
+    """Note that the address is its owner's."""
+    await crud.change(session, user_id, {"email_verified_at": func.coalesce(User.email_verified_at, func.now())})
+
+
+async def set_password(session: WriteSession, user_id: UUID, hashed_password: str) -> None:
+    """Set a password by a mailed link, which also proves the address; tokens issued before stop working."""
+    values = {
+        "hashed_password": hashed_password,
+        "authz_version": User.authz_version + 1,
+        "email_verified_at": func.coalesce(User.email_verified_at, func.now()),
+    }
+    await crud.change(session, user_id, values)
+
+
+async def replace_password(session: WriteSession, user_id: UUID, *, old: str, new: str) -> bool:
+    """Replace a password hash by another, unless it has been replaced meanwhile; tokens issued before stop working."""
+    user = await crud.lock(session, user_id)
+    if user is None or user.hashed_password != old:
+        return False
+    await crud.change(session, user_id, {"hashed_password": new, "authz_version": User.authz_version + 1})
+    return True
+
+
+async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
+    """Move an account to an address its owner has proved to be theirs; False when another account has it."""
+    values = {"email": email, "email_key": identity(email), "email_verified_at": func.now()}
+    return await crud.change_unless_taken(session, user_id, values)
+
+
 async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
 ) -> User:

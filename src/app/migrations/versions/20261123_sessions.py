@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.Column("revoke_reason", sa.Text()),
         sa.Column("ip_prefix", CIDR()),
         sa.Column("user_agent", sa.Text()),
+        sa.Column("device_family", sa.Text(), nullable=False),
         sa.CheckConstraint(_REASONS, name=op.f("ck_sessions_revoke_reason")),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sessions_user_id_users"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
