@@ -209,6 +209,15 @@ async def user(session: WriteSession, hasher: PasswordHasher, client: AsyncClien
     return LoggedIn(str(account.id), account.email, headers)
 
 
+@pytest.fixture
+async def admin(session: WriteSession, hasher: PasswordHasher, client: AsyncClient) -> LoggedIn:
+    """An administrator, logged in."""
+    account = await make_user(session, hasher, role="admin")
+    await session.commit()
+    headers = await log_in(client, account.email)
+    return LoggedIn(str(account.id), account.email, headers)
+
+
 async def log_in(client: AsyncClient, email: str, password: str = PASSWORD) -> dict[str, str]:
     """Log in over HTTP and give the Authorization header."""
     form = {"grant_type": "password", "username": email, "password": password}

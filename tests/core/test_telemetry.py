@@ -1,7 +1,6 @@
 import json
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any, override
+from typing import override
 from uuid import UUID
 
 import pytest
@@ -9,36 +8,12 @@ import structlog
 
 from app.core.config import LogSettings
 from app.core.telemetry import REDACTED, configure
+from tests.core.recording import Recording
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 JWS = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl"
 REFRESH_TOKEN = "rt1.0123456789abcdefghijABCDEFGHIJ"
-type Lines = Callable[[], list[dict[str, Any]]]
-type Recording = Callable[[], Lines]
-
-LOGGERS = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic")
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Leave logging as it was found: it belongs to the process."""
-    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, LOGGERS)]
-    yield
-    for log, handlers, level, propagate in before:
-        log.handlers, log.propagate = handlers, propagate
-        log.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
-
-
-@pytest.fixture
-def recording(capsys: pytest.CaptureFixture[str]) -> Recording:
-    """Begin to write JSON, and give the lines written since the last look, each as the object it holds."""
-
-    def begin() -> Lines:
-        configure(LogSettings(), readable=False)
-        return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-    return begin
 
 
 def test_each_record_is_one_json_object_on_one_line(recording: Recording) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import override
 from uuid import UUID
 
 import pytest
@@ -28,8 +29,9 @@ class Records(logging.Handler):
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        record.context = structlog.contextvars.get_contextvars()
+        record.__dict__["context"] = structlog.contextvars.get_contextvars()
         self.records.append(record)
 
     def about(self, words: str) -> list[logging.LogRecord]:
@@ -104,9 +106,11 @@ async def test_the_request_that_enqueued_a_job_is_in_its_log_lines(
 
     [line] = logged.about("working")
     assert requests == ["r-12345678"]
-    assert line.context["request_id"] == "r-12345678"
-    assert line.context["attempt"] == 1
-    assert line.context["job"].endswith(":test_the_request_that_enqueued_a_job_is_in_its_log_lines.<locals>.job")
+    assert line.__dict__["context"]["request_id"] == "r-12345678"
+    assert line.__dict__["context"]["attempt"] == 1
+    assert line.__dict__["context"]["job"].endswith(
+        ":test_the_request_that_enqueued_a_job_is_in_its_log_lines.<locals>.job"
+    )
 
 
 async def test_a_job_that_fails_is_tried_again_with_the_same_key(clone: Database, make_worker: MakeWorker) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -15,16 +16,17 @@ from pydantic import (
     Strict,
     StringConstraints,
 )
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 # Other, not assigned: controls, surrogates, private use, unassigned. Format characters (Cf) join emoji and shape scripts.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Co", "Cn"})
+# What stands in a query string where its bytes were no UTF-8.
+_REPLACEMENT = "\ufffd"
 
 
 def refuse_unprintable(text: str) -> str:
     """Return the text, or refuse it when it holds a character no person types."""
-    if any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in text):
+    if _REPLACEMENT in text or any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in text):
         raise PydanticCustomError("unprintable", "This holds a control or an unassigned character.", {"ours": True})
     return text
 
@@ -62,14 +64,15 @@ def _refuse_null(value: object) -> object:
     return value
 
 
-def _without_default(schema: dict[str, Any]) -> None:
+def _without_null(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
+    (present,) = (kind for kind in schema.pop("anyOf") if kind != {"type": "null"})
+    schema.update(present)
 
 
 _T = TypeVar("_T")
-Omittable = Annotated[
-    _T | SkipJsonSchema[None], BeforeValidator(_refuse_null), Field(json_schema_extra=_without_default)
-]
+# Not SkipJsonSchema[None]: that makes a union, whose errors point at its branches instead of at the member.
+Omittable = Annotated[_T | None, BeforeValidator(_refuse_null), Field(json_schema_extra=_without_null)]
 """A member of a PATCH body: left out it stays as it is, null it may not be. Declare it `= None`."""
 
 
@@ -91,12 +94,23 @@ QueryFlag = Annotated[bool, _plain("true|false", "This must be true or false.")]
 QueryIdentifier = Annotated[
     UUID, _plain(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "This must be an id, in lower case.")
 ]
+_INSTANT_FORM = "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z."
+
+
+def _to_utc(instant: datetime) -> datetime:
+    # The first and the last day that Python can count have no UTC date in every offset.
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise PydanticCustomError("malformed", _INSTANT_FORM, {"ours": True}) from error
+
+
 QueryInstant = Annotated[
     AwareDatetime,
     _plain(
-        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})",
-        "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", _INSTANT_FORM
     ),
+    AfterValidator(_to_utc),
 ]
 PathIdentifier = QueryIdentifier
 """An id in a path; any other text there is answered 404, like an id that does not exist."""

@@ -31,15 +31,20 @@ class Pager:
         if following is None:
             return {"items": rows, "next_cursor": None}
         cursor = self._signer.encode(following, binding=self._binding(query))
-        parameters = {**query.model_dump(mode="json", exclude_none=True), "cursor": cursor}
+        parameters = {**_texts(query, exclude={"cursor"}), "cursor": cursor}
         # Encoded: a path holds whatever text came in, a header only ASCII.
         target = f"{quote(self._request.scope['path'])}?{urlencode(parameters)}"
         self._response.headers["Link"] = f'<{target}>; rel="next"'
         return {"items": rows, "next_cursor": cursor}
 
     def _binding(self, query: PageQuery) -> str:
-        selection = query.model_dump(mode="json", exclude={"cursor", "limit"}, exclude_none=True)
-        return binding_of(self._request.scope["path"], [(name, str(value)) for name, value in selection.items()])
+        return binding_of(self._request.scope["path"], list(_texts(query, exclude={"cursor", "limit"}).items()))
+
+
+def _texts(query: PageQuery, *, exclude: set[str]) -> dict[str, str]:
+    """Write the parameters as they may be given in a query: booleans in lower case."""
+    given = query.model_dump(mode="json", exclude=exclude, exclude_none=True)
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
 
 
 type PagerDep = Annotated[Pager, Depends(Pager)]

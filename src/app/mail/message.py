@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTPUTF8
@@ -16,6 +15,9 @@ from app.jobs.errors import PermanentError
 AUTOMATIC: Mapping[str, str] = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
 # Line breaks of every alphabet, and what terminals or old servers take for commands.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Local parts of any alphabet (RFC 6531), but none that would need quoting.
+_ATOM = r"""[^\s()<>@,;:\\".\[\]]+"""
+_MAILBOX = re.compile(rf"{_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _MESSAGE_ID = re.compile(r"<[A-Za-z0-9._-]+@[A-Za-z0-9.-]+>")
 
 
@@ -62,11 +64,8 @@ class Message:
 
 def parse_address(text: str) -> Address:
     """Read `local@domain`; nothing else, no name and no list."""
-    try:
-        address = Address(addr_spec=text)
-    except (ValueError, MessageError, IndexError):
-        address = Address()
-    if not address.username or not address.domain:
+    if not _MAILBOX.fullmatch(text):
         message = "this is not an address that mail can be sent to"
         raise InvalidMessageError(message)
-    return address
+    local_part, _, domain = text.rpartition("@")
+    return Address(username=local_part, domain=domain)

@@ -100,15 +100,24 @@ class SMTPTransport:
 def _failure(error: Exception) -> MailRefusedError | MailDelayedError:
     if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
         error = error.recipients[0]
-    reason = _ADDRESS.sub("<address>", " ".join(str(error.args[-1] if error.args else error).split()))
+    reason = _ADDRESS.sub("<address>", " ".join(_text(error).split()))
+    if _is_final(error):
+        return MailRefusedError(f"the mail server refuses the mail: {reason}")
+    return MailDelayedError(f"the mail server has not taken the mail: {reason}")
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, aiosmtplib.SMTPResponseException):
+        return f"{error.code} {error.message}"
+    return str(error) or type(error).__name__
+
+
+def _is_final(error: Exception) -> bool:
+    # A refused sender or login is the operator's to mend, and then the mail can still go.
     if isinstance(error, aiosmtplib.SMTPRecipientRefused | aiosmtplib.SMTPDataError):
-        reason = f"{error.code} {_ADDRESS.sub('<address>', ' '.join(error.message.split()))}"
-        # A refused sender or login is the operator's to mend, and then the mail can still go.
-        if error.code >= _PERMANENT:
-            return MailRefusedError(f"the mail server refused the mail: {reason}")
-    if isinstance(error, aiosmtplib.SMTPNotSupported) and "SMTPUTF8" in reason:
-        return MailRefusedError(f"the mail server cannot take this address: {reason}")
-    return MailDelayedError(f"the mail server did not take the mail: {reason or type(error).__name__}")
+        return error.code >= _PERMANENT
+    # An address that is not ASCII; the same class also says that STARTTLS or AUTH is missing, which can be mended.
+    return isinstance(error, aiosmtplib.SMTPNotSupported) and "SMTPUTF8" in str(error)
 
 
 class FileTransport:

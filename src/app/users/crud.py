@@ -113,9 +113,9 @@ async def remove(session: WriteSession, user_id: UUID) -> bool:
 
 async def replace_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
     """Store a stronger hash of the same password, unless the password has been changed meanwhile."""
-    await session.execute(
-        update(User).where(User.id == user_id, User.hashed_password == old).values(hashed_password=new)
-    )
+    # What clients see stays as it is, `updated_at` too: the version does not move, and with it the ETag.
+    values = {"hashed_password": new, "updated_at": User.updated_at}
+    await session.execute(update(User).where(User.id == user_id, User.hashed_password == old).values(values))
 
 
 async def any_exist(session: ReadSession) -> bool:

@@ -5,6 +5,7 @@ import unicodedata
 from email_validator import EmailNotValidError, validate_email
 
 MAX_LENGTH = 254
+_MAX_LOCAL_LENGTH = 64
 
 
 class InvalidEmailError(ValueError):
@@ -23,7 +24,8 @@ def normalize(address: str) -> str:
     except EmailNotValidError as error:
         raise InvalidEmailError from error
     spelling = f"{parsed.local_part}@{parsed.ascii_domain.lower()}"
-    if len(spelling) > MAX_LENGTH:
+    # RFC 5321, 4.5.3.1 counts octets, and what is longer mail servers refuse. The library leaves the first to us.
+    if len(parsed.local_part.encode()) > _MAX_LOCAL_LENGTH or len(spelling.encode()) > MAX_LENGTH:
         raise InvalidEmailError
     return spelling
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func, or_
+from sqlalchemy import ColumnElement, Row, and_, func, or_
 
 from app.audit import service as audit
 from app.audit.service import Actor
@@ -81,7 +81,8 @@ def _conditions(query: UserQuery) -> Iterator[ColumnElement[bool]]:
         yield User.email_key == identity(query.email)
     if query.q is not None:
         prefix = name_key(query.q)
-        yield or_(*(column.between(prefix, prefix + _LAST) for column in (User.email_key, User.name_key)))
+        # Not BETWEEN: its grammar has no place for the collation that comes with these columns' parameters.
+        yield or_(*(and_(key >= prefix, key <= prefix + _LAST) for key in (User.email_key, User.name_key)))
     if query.role is not None:
         yield User.role == query.role.value
     if query.is_active is not None:

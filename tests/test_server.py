@@ -1,0 +1,318 @@
+"""The server process: its port, its signals, and what it makes of requests that are none."""
+
+import asyncio
+import http.client
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import structlog
+from fastapi import FastAPI
+from httpx2 import AsyncClient
+from sqlalchemy import make_url
+
+from app import server
+from app.core.errors import ConfigurationError
+from app.server import PortInUseError, listen
+from tests.conftest import KEY_SET, make_settings
+from tests.servers import Server, real_server
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that this process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port: int = holder.getsockname()[1]
+        yield port
+
+
+@pytest.fixture
+def _logging_restored() -> Iterator[None]:
+    """Leave logging as it was found: a server configures it for the whole process."""
+    names = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic")
+    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, names)]
+    yield
+    for log, handlers, level, propagate in before:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_a_taken_port_is_told_with_the_process_that_has_it(taken: int) -> None:
+    name = Path("/proc/self/comm").read_text().strip()
+
+    with pytest.raises(PortInUseError) as refused:
+        listen("127.0.0.1", taken)
+
+    assert str(refused.value) == (
+        f"port {taken} is in use by {name} (pid {os.getpid()}); set PORT to another one, for example PORT={taken + 1}"
+    )
+
+
+def test_a_port_taken_on_the_other_protocol_is_told_as_well() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as holder:
+        port = holder.getsockname()[1]
+
+        with pytest.raises(PortInUseError, match=rf"port {port} is in use by .* \(pid {os.getpid()}\)"):
+            listen("0.0.0.0", port)  # noqa: S104  # Nothing is served.
+
+
+def test_a_port_taken_by_nobody_we_can_see_is_told_all_the_same() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+
+        with pytest.raises(PortInUseError) as refused:
+            listen("127.0.0.1", port)
+
+    assert str(refused.value) == f"port {port} is in use; set PORT to another one, for example PORT={port + 1}"
+
+
+def test_an_address_of_another_machine_is_told() -> None:
+    with pytest.raises(PortInUseError) as refused:
+        listen("192.0.2.1", 8000)
+
+    assert str(refused.value) == "cannot listen on 192.0.2.1:8000: Cannot assign requested address"
+
+
+def test_a_name_that_is_none_is_told() -> None:
+    with pytest.raises(PortInUseError) as refused:
+        listen("a..b", 8000)
+
+    assert str(refused.value) == "cannot listen on a..b:8000: this is no name of a host"
+
+
+def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    with pytest.raises(PortInUseError) as refused:
+        listen("unknown", 8000)
+
+    assert str(refused.value) == "cannot listen on unknown:8000: Name or service not known"
+
+
+def test_port_zero_is_any_free_port() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        assert listener.getsockname()[1] > 0
+
+
+def test_a_port_just_given_back_can_be_taken_at_once() -> None:
+    first = listen("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)):
+        first.accept()[0].close()
+    first.close()
+
+    listen("127.0.0.1", port).close()
+
+
+@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_serving_ends_without_an_error_when_told(
+    clone_url: str, capsys: pytest.CaptureFixture[str], told: signal.Signals
+) -> None:
+    answers: list[int] = []
+    ports: list[int] = []
+
+    def announced() -> None:
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        ports.extend(line["port"] for line in lines if line["event"] == "listening")
+        connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=5)
+        connection.request("GET", "/readyz")
+        answers.append(connection.getresponse().status)
+        connection.close()
+        os.kill(os.getpid(), told)
+
+    server.serve(make_settings(clone_url, server={"port": 0}), announce=announced)
+
+    assert answers == [200]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ports[0]))
+
+
+@pytest.mark.usefixtures("_logging_restored")
+def test_an_application_that_does_not_start_is_a_failure(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        message = "a defect"
+        raise RuntimeError(message)
+        yield
+
+    monkeypatch.setattr(server, "create_app", lambda _: FastAPI(lifespan=lifespan))
+
+    with pytest.raises(SystemExit) as ended:
+        server.serve(make_settings(database_url, server={"port": 0}))
+
+    assert ended.value.code not in {0, None}
+    assert "a defect" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_logging_restored")
+def test_broken_keys_are_told_before_anything_starts(database_url: str, taken: int) -> None:
+    settings = make_settings(database_url, server={"port": taken}, auth={"signing_keys": "{}"})
+
+    with pytest.raises(ConfigurationError, match=r"^APP_AUTH__SIGNING_KEYS: this is not a private key set"):
+        server.serve(settings)
+
+
+async def connections(url: str) -> int:
+    """Count who is connected to a database, besides the one who counts."""
+    administration = make_url(url).set(drivername="postgresql", database="postgres")
+    connection = await asyncpg.connect(administration.render_as_string(hide_password=False))
+    try:
+        count: int = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = $1", make_url(url).database
+        )
+    finally:
+        await connection.close()
+    return count
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+async def test_a_real_process_ends_in_order_when_told(clone_url: str, told: signal.Signals) -> None:
+    async with real_server(clone_url) as process, AsyncClient(base_url=process.base_url) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        before = await connections(clone_url)
+        process.process.send_signal(told)
+        code = await asyncio.wait_for(process.process.wait(), 10)
+        said = process.lines()
+
+    assert before > 0
+    assert code == 0
+    assert await connections(clone_url) == 0
+    assert not any("Traceback" in line or "KeyboardInterrupt" in line for line in said)
+
+
+async def test_a_second_process_on_the_port_names_the_first(clone_url: str) -> None:
+    async with real_server(clone_url) as first:
+        port = first.base_url.rpartition(":")[2]
+        second = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", "serve"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ
+            | {
+                "APP_ENVIRONMENT": "test",
+                "APP_AUTH__SIGNING_KEYS": KEY_SET,
+                "DATABASE_URL": clone_url,
+                "PORT": port,
+            },
+        )
+        _, said = await asyncio.wait_for(second.communicate(), 20)
+
+    assert second.returncode == 1
+    assert said.decode().startswith(f"app: port {port} is in use by ")
+    assert f"(pid {first.process.pid})" in said.decode()
+
+
+@pytest.fixture(scope="module")
+async def process(database_url: str) -> AsyncIterator[Server]:
+    """A server that the tests below share: none of them changes anything."""
+    async with real_server(database_url) as running:
+        yield running
+
+
+async def exchange(process: Server, request: bytes) -> tuple[bytes, bytes]:
+    """Send bytes and read until the server closes the connection: the status line and the rest."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(process.base_url.rpartition(":")[2]))
+    try:
+        async with asyncio.timeout(10):
+            writer.write(request)
+            status, _, rest = (await reader.read()).partition(b"\r\n")
+    finally:
+        writer.close()
+    return status, rest
+
+
+HOST = b"Host: test\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(b"GET\r\n\r\n", id="a method alone"),
+        pytest.param(b"GET /livez HTTP/9.9\r\n" + HOST + b"\r\n", id="an unknown version"),
+        pytest.param(b"GET /li vez HTTP/1.1\r\n" + HOST + b"\r\n", id="a space in the target"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nno colon\r\n\r\n", id="a header without a colon"),
+        pytest.param(b"GET /livez HTTP/1.1\r\n" + HOST + b"A B: c\r\n\r\n", id="a header name with a space"),
+        pytest.param(b"GET /livez HTTP/1.1\r\n" + HOST + b"A: b\0c\r\n\r\n", id="NUL in a header"),
+        pytest.param(b"POST /livez HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", id="a negative length"),
+        pytest.param(b"POST /livez HTTP/1.1\r\n" + HOST + b"Content-Length: 1e3\r\n\r\n", id="a length that is none"),
+        pytest.param(
+            b"POST /livez HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+            id="two lengths",
+        ),
+        pytest.param(
+            b"POST /livez HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", id="a broken chunk"
+        ),
+    ],
+)
+async def test_a_malformed_request_is_refused_and_the_connection_closed(process: Server, request_bytes: bytes) -> None:
+    status, rest = await exchange(process, request_bytes)
+
+    assert status.split(b" ")[1:2] in ([b"400"], [b"405"], [b"505"]), status
+    assert b"Traceback" not in rest
+
+
+async def test_a_malformed_request_leaves_the_server_serving(process: Server) -> None:
+    await exchange(process, b"\0" * 1000)
+
+    status, rest = await exchange(process, b"GET /livez HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+
+    assert status == b"HTTP/1.1 200 OK"
+    assert rest.endswith(b'{"status":"ok"}')
+
+
+async def test_the_server_does_not_say_what_it_is(process: Server) -> None:
+    async with AsyncClient(base_url=process.base_url) as client:
+        response = await client.get("/livez")
+
+    assert "server" not in response.headers
+
+
+async def test_forwarded_headers_are_believed_from_nobody(process: Server) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "javascript", "Forwarded": "host=evil.example"}
+
+    async with AsyncClient(base_url=process.base_url) as client:
+        response = await client.get("/api/v1/users/me", headers=forwarded)
+        await process.wait_for_line(response.headers["X-Request-ID"])
+
+    assert response.status_code == 401
+    assert "evil.example" not in response.text
+    assert not any("203.0.113.9" in line for line in process.lines())
+
+
+async def test_requests_on_one_connection_do_not_mix(process: Server) -> None:
+    first = b"POST /api/v1/auth/token HTTP/1.1\r\n" + HOST
+    first += b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    second = b"GET /livez HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+
+    status, rest = await exchange(process, first + second)
+
+    assert status.startswith(b"HTTP/1.1 415")
+    assert rest.count(b"HTTP/1.1 200 OK") == 1
+    assert rest.endswith(b'{"status":"ok"}')
+
+
+def ports_of(records: list[dict[str, Any]]) -> list[int]:
+    return [record["port"] for record in records]
+
+
+async def test_a_server_says_where_it_listens(process: Server) -> None:
+    assert ports_of(process.records("listening")) == [int(process.base_url.rpartition(":")[2])]
