@@ -132,7 +132,7 @@ type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:re
 async def get_current_user(principal: CurrentPrincipal, session: ReadSessionDep) -> Account:
     """Read the caller's account."""
     account = await users_service.find_account(session, principal.user_id)
-    if account is None or not account.is_active or account.authz_version > principal.version:
+    if account is None or not account.is_active or account.authz_version != principal.version:
         raise InvalidTokenError
     return account
 

@@ -89,10 +89,12 @@ class TokenRoute(routing.Route):
 
 
 def _oauth_error(error: RequestValidationError) -> AppError:
-    kinds = {(one["loc"][-1], one["type"]) for one in error.errors()}
-    if ("client_secret", "too_long") in kinds:
+    errors = {(one["loc"][-1], one["type"]): one for one in error.errors()}
+    if ("client_secret", "too_long") in errors:
         return InvalidClientError()
-    return UnsupportedGrantTypeError() if ("body", "union_tag_invalid") in kinds else InvalidRequestError()
+    unknown_grant = errors.get(("body", "union_tag_invalid"))
+    # RFC 6749, 3.1: a parameter sent empty counts as left out.
+    return UnsupportedGrantTypeError() if unknown_grant and unknown_grant["ctx"]["tag"] else InvalidRequestError()
 
 
 tokens = routing.router(prefix="/auth", tags=["auth"], route_class=TokenRoute)

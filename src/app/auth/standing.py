@@ -33,5 +33,6 @@ class StandingCheck:
             standing = await crud.get_standing(session, claims.user_id, claims.session_id, claims.kid)
         if standing is None or not standing.is_active or not standing.is_session_live or standing.is_key_withdrawn:
             raise InvalidTokenError
-        if claims.version < standing.authz_version:
+        # A version to come is one the account has not had: the database has been set back to an earlier state.
+        if claims.version != standing.authz_version:
             raise InvalidTokenError
