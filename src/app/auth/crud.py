@@ -58,6 +58,7 @@ class StoredState(NamedTuple):
     is_live: bool
     is_within_grace: bool
     replays: int
+    revoke_reason: str | None
 
 
 class Standing(NamedTuple):
@@ -176,8 +177,10 @@ async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta)
         select(
             *_STATE,
             (_IS_LIVE & User.is_active).label("is_live"),
-            (LoginSession.rotated_at >= func.now() - grace).label("is_within_grace"),
+            # The time after the wait for the row, not that of the transaction: without a grace nothing is within it.
+            (LoginSession.rotated_at > func.clock_timestamp() - grace).label("is_within_grace"),
             LoginSession.replays,
+            LoginSession.revoke_reason,
         )
         .join(User, User.id == LoginSession.user_id)
         .where(LoginSession.id == session_id)
@@ -186,8 +189,8 @@ async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta)
     row = (await session.execute(statement)).one_or_none()
     if row is None:
         return None
-    *state, is_live, is_within_grace, replays = row
-    return StoredState(SessionState._make(state), is_live, is_within_grace, replays)
+    width = len(SessionState._fields)
+    return StoredState(SessionState._make(row[:width]), *row[width:])
 
 
 async def count_replay(session: WriteSession, session_id: UUID) -> None:

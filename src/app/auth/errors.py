@@ -1,6 +1,7 @@
 """What the API can say about who is calling."""
 
 from collections.abc import Iterable
+from uuid import UUID
 
 from app.core.errors import ForbiddenError, MalformedRequestError, NotFoundError, RateLimitedError, UnauthenticatedError
 
@@ -62,6 +63,16 @@ class InvalidGrantError(MalformedRequestError):
     code = "invalid_grant"
     detail = "These credentials are not valid: wrong, expired, or used before."
     oauth_error = "invalid_grant"
+
+
+class RefreshRefusedError(InvalidGrantError):
+    """A refresh token of ours whose session has ended; the reason is for the audit log alone."""
+
+    def __init__(self, reason: str, user_id: UUID, session_id: UUID) -> None:
+        super().__init__()
+        self.reason = reason
+        self.user_id = user_id
+        self.session_id = session_id
 
 
 class EmailNotVerifiedError(ForbiddenError):

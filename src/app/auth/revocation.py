@@ -15,7 +15,6 @@ from time import monotonic
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import URL
 
 from app.core.config import DatabaseSettings
 
@@ -23,6 +22,8 @@ CHANNEL = "revocations"
 FENCE = 3.0
 POLL_INTERVAL = 1.0
 _POLL_TIMEOUT = 1.0
+# A flood of what cannot be read brings no more polls than this apart.
+_EARLY_POLL = 0.05
 _RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
 _PROBE_PATIENCE = 2.0
 _SWEEP_INTERVAL = 60.0
@@ -124,7 +125,7 @@ class RevocationListener:
                     await self._listen(connection)
                     pause = _RETRY_FIRST
                     await self._follow(connection)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001  # Whatever it is: a listener that has ended would never be missed.
                 if self.mode != "fallback":
                     log.warning("revocation listener lost its connection", extra={"reason": type(error).__name__})
             self._last_ok, self.mode = None, "fallback"
@@ -150,6 +151,7 @@ class RevocationListener:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_INTERVAL)
+                await asyncio.sleep(_EARLY_POLL)
             self._wake.clear()
             await self._poll(connection)
             if monotonic() - swept > _SWEEP_INTERVAL:
@@ -192,10 +194,14 @@ async def _hears_itself(connection: asyncpg.Connection, heard: asyncio.Event) ->
 
 @asynccontextmanager
 async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
-    url: URL = settings.direct_sqlalchemy_url()
+    url = settings.direct_sqlalchemy_url()
+    # Read as the engines read it: the driver's own reader takes `ssl` for a setting of the server.
+    _, options = url.get_dialect()().create_connect_args(url)
     connection = await asyncpg.connect(
-        url.set(drivername="postgresql").render_as_string(hide_password=False),
+        **options,
         timeout=settings.connect_timeout.total_seconds(),
+        # For LISTEN, too: a socket that has gone silent must not keep us from trying another.
+        command_timeout=_POLL_TIMEOUT,
         statement_cache_size=0,
         server_settings={"application_name": f"{settings.application_name}-revocations"},
     )

@@ -48,7 +48,7 @@ class RefreshGrant(_Grant):
     """RFC 6749, 6."""
 
     grant_type: Literal["refresh_token"] = Field(description="Go on with a login session.")
-    refresh_token: SecretStr = Field(min_length=1, max_length=512, description="The refresh token; it works once.")
+    refresh_token: SecretStr = Field(min_length=1, max_length=4096, description="The refresh token; it works once.")
 
 
 class TokenPair(Answer):

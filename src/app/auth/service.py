@@ -1,12 +1,19 @@
 """Log in, go on, log out."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import crud, limits, sessions
-from app.auth.errors import EmailNotVerifiedError, InvalidGrantError, InvalidTokenError, WrongPasswordError
+from app.auth.errors import (
+    EmailNotVerifiedError,
+    InvalidGrantError,
+    InvalidTokenError,
+    RefreshRefusedError,
+    WrongPasswordError,
+)
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
@@ -26,10 +33,19 @@ async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPa
         async with kit.database.begin() as session:
             token = payload.refresh_token.get_secret_value()
             return await sessions.refresh(session, kit, actor, token, scope=payload.scope)
-    except InvalidGrantError:
+    except InvalidGrantError as error:
         # Only failures count, so a client that refreshes rightly is never stopped.
         await kit.limiter.hit(*limits.token_misuse(actor))
+        if isinstance(error, RefreshRefusedError):
+            await _record_refusal(kit, actor, error)
         raise
+
+
+async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedError) -> None:
+    # After the limit, and only for tokens of ours: nobody can fill the log.
+    actor = replace(actor, session_id=refused.session_id)
+    async with kit.database.begin() as session:
+        await audit.record(session, actor, "auth.refresh_refused", subject_id=refused.user_id, reason=refused.reason)
 
 
 async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
@@ -42,9 +58,10 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     stored = credentials.hashed_password if credentials and credentials.is_active else None
     verification = await kit.hasher.verify(payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
-        await _record_failure(kit, actor, credentials)
+        await _record_failure(kit, actor, credentials, _reason(credentials))
         raise InvalidGrantError
     if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
+        await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
     await kit.limiter.forgive(*counted)
     async with kit.database.begin() as session:
@@ -66,15 +83,16 @@ async def _start(
     return pair
 
 
-async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials | None) -> None:
-    """Write down the real reason, in a transaction of its own: the request is about to fail."""
-    reason = "wrong_password"
+def _reason(credentials: Credentials | None) -> str:
     if credentials is None:
-        reason = "unknown_account"
-    elif not credentials.is_active:
-        reason = "disabled"
-    elif credentials.hashed_password is None:
-        reason = "no_password"
+        return "unknown_account"
+    if not credentials.is_active:
+        return "disabled"
+    return "wrong_password" if credentials.hashed_password else "no_password"
+
+
+async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials | None, reason: str) -> None:
+    """Write down the real reason, in a transaction of its own: the request is about to fail."""
     async with kit.database.begin() as session:
         subject_id = credentials.id if credentials else None
         await audit.record(session, actor, "auth.login_failed", subject_id=subject_id, reason=reason)

@@ -7,7 +7,6 @@ log nobody out and nobody can fork a session; later, or two generations old, it 
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -23,6 +22,7 @@ from app.auth.errors import (
     InvalidGrantError,
     InvalidScopeError,
     InvalidTokenError,
+    RefreshRefusedError,
     SessionNotFoundError,
     TooManyReplaysError,
 )
@@ -41,14 +41,6 @@ _NONCE_BYTES = 32
 _MAX_REPLAYS = 200
 _MAX_USER_AGENT = 256
 _VERSION = re.compile(r"[0-9][0-9._]*")
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """Why a refresh token is refused: for the audit log alone."""
-
-    reason: str
-    ends_session: bool = False
 
 
 async def start(
@@ -108,20 +100,22 @@ def granted_scopes(role: str, requested: str | None, within: str = "") -> frozen
 def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None) -> TokenPair:
     """Make the pair of tokens that the session's present state gives."""
     scopes = granted_scopes(state.role, requested_scope, within=state.scope)
+    ends = min(state.idle_expires_at, state.absolute_expires_at)
     access_token, expires_in = kit.access_tokens.issue(
         user_id=state.user_id,
         session_id=state.id,
         version=state.authz_version,
         scopes=scopes,
         auth_time=int(state.auth_time.timestamp()),
-        session_ends=state.absolute_expires_at.timestamp(),
+        session_ends=ends.timestamp(),
     )
-    ends = min(state.idle_expires_at, state.absolute_expires_at)
+    # A pepper that this process does not know (any more): the same generation made with another is as good.
+    pepper_id = state.pepper_id if state.pepper_id in kit.keys.peppers else kit.keys.active_pepper
     return TokenPair(
         access_token=access_token,
         expires_in=expires_in,
         refresh_token=refresh_tokens.make(
-            kit.keys, state.id, generation=state.generation, pepper_id=state.pepper_id, nonce=state.nonce
+            kit.keys, state.id, generation=state.generation, pepper_id=pepper_id, nonce=state.nonce
         ),
         refresh_expires_in=max(0, int((ends - datetime.now(UTC)).total_seconds())),
         scope=" ".join(sorted(scopes)),
@@ -156,35 +150,34 @@ async def _refresh_again(
     stored = await crud.classify(session, presented.session_id, grace=kit.settings.auth.refresh_reuse_grace)
     if stored is None or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
         raise InvalidGrantError
-    refusal = _judge(stored, presented.generation)
-    if refusal is None:
+    if not stored.is_live:
+        # A disabled account has no live sessions: a trigger has ended them, and that is the reason.
+        raise RefreshRefusedError(stored.revoke_reason or "expired", stored.state.user_id, stored.state.id)
+    alarm = _judge(stored, presented.generation)
+    if alarm is None:
         await crud.count_replay(session, stored.state.id)
         return issue(kit, stored.state, scope)
-    await _refuse(session, actor, stored.state, refusal)
+    await _end_stolen(session, actor, stored.state, alarm)
     raise InvalidGrantError
 
 
-def _judge(stored: StoredState, generation: int) -> _Refusal | None:
-    """Say why a genuine token is refused; None when it may have the same successor once more."""
+def _judge(stored: StoredState, generation: int) -> str | None:
+    """Name the event when a genuine token must end its live session; None when it may have the same successor again."""
     behind = stored.state.generation - generation
-    if not stored.is_live:
-        return _Refusal("session_ended")
     if behind < 0:
         # We made it, and the row does not know: the database has been set back to an earlier state.
-        return _Refusal("refresh_from_the_future", ends_session=True)
+        return "auth.refresh_from_the_future"
     if behind == 1 and stored.is_within_grace:
         if stored.replays >= _MAX_REPLAYS:
             raise TooManyReplaysError
         return None
-    return _Refusal("refresh_reuse_detected", ends_session=True)
+    return "auth.refresh_reuse_detected"
 
 
-async def _refuse(session: WriteSession, actor: Actor, state: SessionState, refusal: _Refusal) -> None:
-    if not refusal.ends_session:
-        return
+async def _end_stolen(session: WriteSession, actor: Actor, state: SessionState, event: str) -> None:
     await crud.revoke(session, state.user_id, state.id, "refresh_reuse")
     thief = Actor(session_id=state.id, ip_prefix=actor.ip_prefix, request_id=actor.request_id)
-    await audit.record(session, thief, f"auth.{refusal.reason}", subject_id=state.user_id)
+    await audit.record(session, thief, event, subject_id=state.user_id)
     await queue.enqueue(session, jobs.mail_user_notice, "session_stolen", state.user_id)
     await session.commit()  # The end of the session has to outlive the error that tells of it.
 
