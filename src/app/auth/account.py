@@ -4,6 +4,8 @@ What may be asked with somebody else's address (register, resend, forgot) does t
 written. Whether there is such an account, and what its owner is told, the job finds out.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 from app.audit import service as audit
@@ -13,17 +15,20 @@ from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPass
 from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
 from app.auth.toolkit import Toolkit
 from app.core.database import WriteSession
+from app.core.errors import InvalidInputError
 from app.core.passwords import refuse_weak
 from app.jobs import queue
 from app.users import jobs as user_jobs
 from app.users import links
 from app.users import service as users_service
+from app.users.links import Purpose
 from app.users.models import AccountLink
 from app.users.service import Account
 
-_VERIFIES = frozenset[links.Purpose]({"verify_email"})
-_SETS_PASSWORD = frozenset[links.Purpose]({"set_password", "reset_password"})
-_CONFIRMS = frozenset[links.Purpose]({"confirm_email"})
+_VERIFIES = frozenset[Purpose]({"verify_email"})
+_SETS_PASSWORD = frozenset[Purpose]({"set_password", "reset_password"})
+_CONFIRMS = frozenset[Purpose]({"confirm_email"})
+_ANY = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
 
 
 async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
@@ -53,32 +58,40 @@ async def forgot_password(kit: Toolkit, actor: Actor, email: str) -> None:
         await queue.enqueue(session, jobs.forgot_password, email)
 
 
-async def verify_email(session: WriteSession, kit: Toolkit, actor: Actor, secret: str) -> None:
+async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Spend a verification link: the address is the account owner's."""
-    link = await _spend(session, kit, secret, _VERIFIES)
-    await users_service.verify_email(session, link.user_id)
-    await audit.record(session, actor, "auth.email_verified", subject_id=link.user_id)
+    async with _counting_misuse(kit, actor), kit.database.begin() as session:
+        _, account = await _spend(session, kit, secret, _VERIFIES)
+        if account.email_verified_at is not None:
+            raise InvalidLinkError
+        await users_service.verify_email(session, account.id)
+        await audit.record(session, actor, "auth.email_verified", subject_id=account.id)
 
 
 async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> None:
     """Spend a link to set a password; every login session ends, and the address counts as verified."""
     secret, password = payload.token.get_secret_value(), payload.new_password.get_secret_value()
+    async with _counting_misuse(kit, actor):
+        # A weak password is refused before the link is spent: it still works for a better one.
+        _refuse_weak(kit, await _owner(kit, secret), password)
+        hashed_password = await kit.hasher.hash(password)
+        async with kit.database.begin() as session:
+            _, account = await _spend(session, kit, secret, _SETS_PASSWORD)
+            await links.discard(session, account.id, _ANY)
+            await users_service.set_password(session, account.id, hashed_password)
+            await crud.revoke_all(session, account.id, "password_reset")
+            await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
+            await _notify(session, "password_changed", account)
+
+
+async def _owner(kit: Toolkit, secret: str) -> Account:
+    """Give whose password a link sets, without spending it and without holding a connection afterwards."""
     async with kit.database.read_sessions() as session:
         link = await links.find_by_secret(session, kit.keys, secret, _SETS_PASSWORD)
         account = await users_service.find_account(session, link.user_id) if link else None
-    if link is None or account is None or not account.is_active:
+    if account is None:
         raise InvalidLinkError
-    # A weak password is refused before the link is spent: it still works for a better one.
-    _refuse_weak(kit, account, password)
-    hashed_password = await kit.hasher.hash(password)
-    async with kit.database.begin() as session:
-        if not await links.use(session, link):
-            raise InvalidLinkError
-        await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
-        await users_service.set_password(session, account.id, hashed_password)
-        await crud.revoke_all(session, account.id, "password_reset")
-        await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
-        await _notify(session, "password_changed", account)
+    return account
 
 
 async def change_password(kit: Toolkit, actor: Actor, account: Account, payload: PasswordChange) -> None:
@@ -101,6 +114,7 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
 async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange) -> None:
     """Ask to move an account to another address: that one must confirm, this one is told."""
     await service.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
+    await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
     async with kit.database.begin() as session:
         link_id = await links.create(
             session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
@@ -110,16 +124,18 @@ async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: Em
         await _notify(session, "email_change_requested", account)
 
 
-async def confirm_email(session: WriteSession, kit: Toolkit, actor: Actor, secret: str) -> None:
+async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Spend the link that was mailed to a new address: it is the account's from now on; the old one is told."""
-    link = await _spend(session, kit, secret, _CONFIRMS)
-    account = await users_service.find_account(session, link.user_id)
-    if account is None or link.email is None or not await users_service.set_email(session, account.id, link.email):
-        # Somebody else has it meanwhile. One answer for every cause: this one must not tell either.
-        raise InvalidLinkError
-    await crud.revoke_all(session, account.id, "email_changed", but=link.session_id)
-    await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
-    await _notify(session, "email_changed", account)
+    async with _counting_misuse(kit, actor), kit.database.begin() as session:
+        link, account = await _spend(session, kit, secret, _CONFIRMS)
+        if link.email is None or not await users_service.set_email(session, account.id, link.email):
+            # Somebody else has it meanwhile. One answer for every cause: this one must not tell either.
+            raise InvalidLinkError
+        # Links that went to the old address speak for whoever reads mail there, which the owner may not any more.
+        await links.discard(session, account.id, _ANY)
+        await crud.revoke_all(session, account.id, "email_changed", but=link.session_id)
+        await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
+        await _notify(session, "email_changed", account)
 
 
 async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor, user_id: UUID) -> None:
@@ -136,11 +152,25 @@ async def end_sessions(session: WriteSession, actor: Actor, user_id: UUID) -> No
     await sessions.end_all(session, actor, user_id, "admin")
 
 
-async def _spend(session: WriteSession, kit: Toolkit, secret: str, purposes: frozenset[links.Purpose]) -> AccountLink:
+async def _spend(
+    session: WriteSession, kit: Toolkit, secret: str, purposes: frozenset[Purpose]
+) -> tuple[AccountLink, Account]:
     link = await links.find_by_secret(session, kit.keys, secret, purposes)
-    if link is None or not await links.use(session, link):
+    # Held first: whatever else happens to the account has happened, or waits.
+    account = await users_service.hold_account(session, link.user_id) if link else None
+    if link is None or account is None or not account.is_active or not await links.use(session, link):
         raise InvalidLinkError
-    return link
+    return link, account
+
+
+@asynccontextmanager
+async def _counting_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
+    """Count a refusal by the caller's address: after the transaction that fails by it has given its connection back."""
+    try:
+        yield
+    except (InvalidLinkError, InvalidInputError):
+        await kit.limiter.hit(*limits.token_misuse(actor))
+        raise
 
 
 def _refuse_weak(kit: Toolkit, account: Account, password: str) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from app.audit import service as audit
+from app.audit.service import Actor
 from app.auth import crud, limits
 from app.core.database import WriteSession
 from app.core.errors import RateLimitedError
@@ -22,37 +23,45 @@ _KEEP_ENDED_SESSIONS = timedelta(days=30)
 
 async def register(work: Work, email: str, full_name: str | None, hashed_password: str) -> None:
     """Create the account and mail its verification link; the owner of an address that is known gets a notice instead."""
-    may_mail = await _may_mail(work, email)
     async with work.database.begin() as session:
+        may_mail = await _may_mail(session, work, email)
         user = await users_service.create_unverified(
-            session, email=email, full_name=full_name, hashed_password=hashed_password
+            session, _actor(work), email=email, full_name=full_name, hashed_password=hashed_password
         )
         if user is not None:
+            # Counted, and mailed in any case: without it the account is of no use, and there is one a registration.
             await _mail_link(session, work, user.id, "verify_email")
-        elif may_mail and (known := await users_service.find_credentials(session, email)):
-            account = await users_service.get_account(session, known.id)
-            await queue.enqueue(session, user_jobs.mail_notice, "already_registered", account.email, account.full_name)
+        elif may_mail:
+            await _tell_owner(session, work, email)
+
+
+async def _tell_owner(session: WriteSession, work: Work, email: str) -> None:
+    known = await users_service.find_credentials(session, email)
+    if known is not None:
+        await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", known.id)
+        await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=known.id)
 
 
 async def resend_verification(work: Work, email: str) -> None:
     """Mail another verification link to an active account that still needs one."""
-    if not await _may_mail(work, email):
-        return
     async with work.database.begin() as session:
+        if not await _may_mail(session, work, email):
+            return
         known = await users_service.find_credentials(session, email)
         if known and known.is_active and known.email_verified_at is None:
             await _mail_link(session, work, known.id, "verify_email")
+            await audit.record(session, _actor(work), "auth.verification_requested", subject_id=known.id)
 
 
 async def forgot_password(work: Work, email: str) -> None:
     """Mail a link to set a new password to an active account."""
-    if not await _may_mail(work, email):
-        return
     async with work.database.begin() as session:
+        if not await _may_mail(session, work, email):
+            return
         known = await users_service.find_credentials(session, email)
         if known and known.is_active:
             await _mail_link(session, work, known.id, "reset_password")
-            await audit.record(session, audit.SYSTEM, "auth.password_reset_requested", subject_id=known.id)
+            await audit.record(session, _actor(work), "auth.password_reset_requested", subject_id=known.id)
 
 
 async def purge(work: Work) -> None:
@@ -67,13 +76,20 @@ async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: 
     await queue.enqueue(session, user_jobs.mail_link, link_id)
 
 
-async def _may_mail(work: Work, email: str) -> bool:
-    # Counted whether or not there is such an account, and before a connection is held for the rest.
+async def _may_mail(session: WriteSession, work: Work, email: str) -> bool:
+    # Counted whether or not there is such an account, and in the job's transaction: when that fails and the job is run
+    # again, the first attempt has not used up the mail of the second.
     try:
-        await _limiter(work).hit(*limits.mail(email))
+        async with session.begin_nested():
+            await _limiter(work).hit_within(session, *limits.mail(email))
     except RateLimitedError:
         return False
     return True
+
+
+def _actor(work: Work) -> Actor:
+    # Who asked has not said who they are; the request is known.
+    return Actor(request_id=work.request_id)
 
 
 def _limiter(work: Work) -> RateLimiter:

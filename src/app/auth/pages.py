@@ -6,6 +6,7 @@ script takes it out of the address and sends it on when the person presses the b
 
 from fastapi import Response
 
+from app.auth.dependencies import AuthRequest
 from app.core import routing
 from app.core.access import public
 from app.core.errors import NotFoundError
@@ -23,7 +24,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex">
 <title>{title}</title>
-<link rel="stylesheet" href="/account/page.css">
+<link rel="stylesheet" href="page.css">
 </head>
 <body>
 <main>
@@ -32,20 +33,21 @@ _PAGE = """<!doctype html>
 <p role="status" hidden></p>
 <noscript>This page needs JavaScript: it keeps the secret of your link out of every log.</noscript>
 </main>
-<script src="/account/page.js"></script>
+<script src="page.js"></script>
 </body>
 </html>
 """
+# No maxlength: a browser would cut what is pasted, and say nothing.
 _PASSWORD_FIELD = (
     '<label for="password">New password</label>'
-    '<input id="password" type="password" autocomplete="new-password" required minlength="8" maxlength="256">'
+    '<input id="password" type="password" autocomplete="new-password" required minlength="{min_length}">'
 )
 _PAGES = {
-    "verify-email": ("Verify your address", "/api/v1/auth/verify-email", "", "", "Verify"),
-    "confirm-email": ("Confirm your new address", "/api/v1/auth/email/confirm", "", "", "Confirm"),
+    "verify-email": ("Verify your address", "../api/v1/auth/verify-email", "", "", "Verify"),
+    "confirm-email": ("Confirm your new address", "../api/v1/auth/email/confirm", "", "", "Confirm"),
     "set-password": (
         "Set your password",
-        "/api/v1/auth/password/reset",
+        "../api/v1/auth/password/reset",
         "new_password",
         _PASSWORD_FIELD,
         "Set password",
@@ -104,7 +106,7 @@ button { background: #1a56db; border-color: #1a56db; color: #fff; cursor: pointe
 
 
 @router.get("/{name}", include_in_schema=False, openapi_extra=public)
-async def read_page(name: str) -> Response:
+async def read_page(request: AuthRequest, name: str) -> Response:
     """Show the page a mailed link leads to."""
     if name == "page.js":
         return Response(_SCRIPT, media_type="text/javascript")
@@ -113,5 +115,6 @@ async def read_page(name: str) -> Response:
     if name not in _PAGES:
         raise NotFoundError
     title, endpoint, member, field, button = _PAGES[name]
+    field = field.format(min_length=request.state["settings"].auth.password_min_length)
     content = _PAGE.format(title=title, endpoint=endpoint, member=member, field=field, button=button)
     return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})

@@ -215,9 +215,9 @@ async def register(request: AuthRequest, visitor: Visitor, payload: Registration
     openapi_extra=public,
     responses=problem_responses(InvalidLinkError, RateLimitedError),
 )
-async def verify_email(request: AuthRequest, visitor: Visitor, session: SessionDep, payload: LinkProof) -> None:
+async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
     """Verify an address with the secret that was mailed to it; it works once, for a day."""
-    await account.verify_email(session, request.state["auth"], visitor, payload.token.get_secret_value())
+    await account.verify_email(request.state["auth"], visitor, payload.token.get_secret_value())
 
 
 @router.post(
@@ -263,9 +263,9 @@ async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPas
     openapi_extra=public,
     responses=problem_responses(InvalidLinkError, RateLimitedError),
 )
-async def confirm_email(request: AuthRequest, visitor: Visitor, session: SessionDep, payload: LinkProof) -> None:
+async def confirm_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
     """Complete a change of address with the secret that was mailed to the new one; the old one is told."""
-    await account.confirm_email(session, request.state["auth"], visitor, payload.token.get_secret_value())
+    await account.confirm_email(request.state["auth"], visitor, payload.token.get_secret_value())
 
 
 @me.put(

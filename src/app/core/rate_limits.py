@@ -1,7 +1,8 @@
 """Counting what may be tried only so often, in PostgreSQL alone: exact over any number of workers.
 
 An attempt is counted before it is made, in a transaction of its own, so that a burst cannot slip through between looking
-and counting, and a failing request cannot take its count back. Fixed windows: the first attempt opens one.
+and counting, and a failing request cannot take its count back. One that is refused counts against none of its limits:
+who is stopped at one of them cannot use up the others. Fixed windows: the first attempt opens one.
 """
 
 import hmac
@@ -12,7 +13,7 @@ from math import ceil
 from sqlalchemy import Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, Database
+from app.core.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
 
 # Sorted, so that two callers with the same keys lock them in the same order.
@@ -61,13 +62,19 @@ class RateLimiter:
         self._enabled = enabled
 
     async def hit(self, *counted: Counted) -> None:
-        """Count an attempt against each limit; raise `RateLimitedError` when one of them is exceeded by it."""
+        """Count an attempt against each limit; raise `RateLimitedError`, and count nothing, when it would exceed one."""
+        if self._enabled:
+            # Raising rolls the counts back.
+            async with self._database.begin() as session:
+                await self.hit_within(session, *counted)
+
+    async def hit_within(self, session: WriteSession, *counted: Counted) -> None:
+        """Count in the caller's transaction, for work that is tried again as a whole when that fails."""
         if not self._enabled:
             return
         limits = {self._digest(limit, subject): limit for limit, subject in counted}
         parameters = {"keys": list(limits), "periods": [limit.period for limit in limits.values()]}
-        async with self._database.begin() as session:
-            rows = (await session.execute(_COUNT, parameters)).all()
+        rows = (await session.execute(_COUNT, parameters)).all()
         waits = [float(remaining) for key, hits, remaining in rows if hits > limits[key].amount]
         if waits:
             raise RateLimitedError(retry_after=max(1, ceil(max(waits))))

@@ -45,6 +45,7 @@ class Credentials(NamedTuple):
 _ACCOUNTS = select(*(getattr(User, name) for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(User.email_key)
 _ACCOUNT = _ACCOUNTS.where(User.id == bindparam("id"))
+_HELD_ACCOUNT = _ACCOUNT.with_for_update(key_share=True)
 _CREDENTIALS = select(*(getattr(User, name) for name in Credentials._fields)).where(
     User.email_key == bindparam("email_key")
 )
@@ -53,6 +54,12 @@ _CREDENTIALS = select(*(getattr(User, name) for name in Credentials._fields)).wh
 async def get_account(session: ReadSession, user_id: UUID) -> Account | None:
     """Read an account as columns."""
     row = (await session.execute(_ACCOUNT, {"id": user_id})).one_or_none()
+    return None if row is None else Account._make(row)
+
+
+async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+    """Read an account, and hold it against changes until the transaction ends."""
+    row = (await session.execute(_HELD_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 

@@ -40,7 +40,9 @@ async def create(
     email: str | None = None,
     session_id: UUID | None = None,
 ) -> UUID:
-    """Make a link; older ones of the same purpose die with it."""
+    """Make a link; older ones of the same purpose die with it, those made at the same moment included."""
+    # The account before its links, here and wherever one is spent: no two wait for each other.
+    await crud.hold_account(session, user_id)
     await crud.delete_links(session, user_id, [purpose])
     values = {
         "user_id": user_id,

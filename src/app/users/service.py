@@ -50,6 +50,11 @@ async def find_account(session: ReadSession, user_id: UUID) -> Account | None:
     return await crud.get_account(session, user_id)
 
 
+async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+    """Read an account that may be gone, and hold it against changes until the transaction ends."""
+    return await crud.hold_account(session, user_id)
+
+
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
     """Read what a login with this address is checked against; None for an address nobody can have, too."""
     try:
@@ -157,13 +162,13 @@ async def _insert(
 
 
 async def create_unverified(
-    session: WriteSession, *, email: str, full_name: str | None, hashed_password: str
+    session: WriteSession, actor: Actor, *, email: str, full_name: str | None, hashed_password: str
 ) -> User | None:
     """Create an account whose address is yet to be verified; None when the address is taken."""
     try:
         return await _insert(
             session,
-            audit.SYSTEM,
+            actor,
             email=email,
             full_name=full_name,
             role=Role.USER,
@@ -175,7 +180,7 @@ async def create_unverified(
 
 async def verify_email(session: WriteSession, user_id: UUID) -> None:
     """Note that the address is its owner's."""
-    await crud.change(session, user_id, {"email_verified_at": func.coalesce(User.email_verified_at, func.now())})
+    await crud.change(session, user_id, {"email_verified_at": func.now()})
 
 
 async def set_password(session: WriteSession, user_id: UUID, hashed_password: str) -> None:
