@@ -140,6 +140,8 @@ class RevocationListener:
             heard.set()
             self._apply(str(payload))
 
+        # A connection that ends is noticed by the poll, and this makes it come at once.
+        connection.add_termination_listener(lambda _: self._wake.set())
         await connection.add_listener(CHANNEL, on_notification)
         await self._poll(connection)
         self.mode = "listening" if await _hears_itself(connection, heard) else "polling"
