@@ -113,7 +113,8 @@ async def database_url(template_url: str) -> AsyncIterator[str]:
 
 def make_settings(url: str, **groups: Any) -> Settings:
     """Settings of a production-like application on this database, with cheap hashing and keys of the run."""
-    auth = {"signing_keys": KEY_SET, "bcrypt_cost": 4, **groups.pop("auth", {})}
+    # What a test commits is seen on its own connection alone: no listener on another could learn of it.
+    auth = {"signing_keys": KEY_SET, "bcrypt_cost": 4, "access_check": "database", **groups.pop("auth", {})}
     database = {"url": url, **groups.pop("database", {})}
     return Settings.model_validate({"environment": "test", "database": database, "auth": auth, **groups})
 

@@ -10,25 +10,29 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import worker
 from app.audit import router as audit
+from app.auth import pages
 from app.auth import router as auth
 from app.auth.dependencies import AuthState
+from app.auth.revocation import RevocationListener
+from app.auth.standing import StandingCheck
 from app.auth.tokens import AccessTokens
+from app.auth.toolkit import Toolkit
 from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
-from app.core.keys import load_key_ring
+from app.core.keys import KeyRing, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
+from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
 from app.health import router as health
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
 ROUTERS = (
-    auth.router,
-    auth.me,
+    *auth.ROUTERS,
     users.router,
     audit.router,
     # A new feature adds its router here.
@@ -62,7 +66,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     add_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router, prefix=API_PREFIX)
-    for router in (auth.well_known, health.router, problem_pages()):
+    for router in (auth.well_known, pages.router, health.router, problem_pages()):
         app.include_router(router)
     if settings.serves_docs:
         add_documentation(app)
@@ -75,31 +79,46 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
-        ring = load_key_ring(settings.auth)
-        lifetime = int(settings.auth.access_token_ttl.total_seconds())
+        keys = load_key_ring(settings.auth)
         database = given or Database(settings.database)
         hasher = PasswordHasher(settings.auth)
+        listener = RevocationListener(settings.database) if settings.auth.access_check == "memory" else None
+        if listener:
+            listener.start()
         try:
-            async with worker.in_process(settings, database, ring):
+            async with worker.in_process(settings, database, keys):
                 # What has been loaded stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
                 yield {
                     "settings": settings,
-                    "keys": ring,
+                    "keys": keys,
                     "database": database,
-                    "cursors": CursorSigner(ring.derive("cursor")),
-                    "hasher": hasher,
-                    "access_tokens": AccessTokens(
-                        ring, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime
-                    ),
+                    "cursors": CursorSigner(keys.derive("cursor")),
+                    "readiness": (listener.unready,) if listener else (),
+                    "auth": _toolkit(settings, database, keys, hasher),
+                    "standing": StandingCheck(database, listener),
                 }
         finally:
+            if listener:
+                await listener.stop()
             hasher.close()
             if given is None:
                 await database.dispose()
 
     return lifespan
+
+
+def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: PasswordHasher) -> Toolkit:
+    lifetime = int(settings.auth.access_token_ttl.total_seconds())
+    return Toolkit(
+        settings=settings,
+        database=database,
+        keys=keys,
+        hasher=hasher,
+        access_tokens=AccessTokens(keys, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime),
+        limiter=RateLimiter(database, keys.derive("rate-limit"), enabled=settings.rate_limit.enabled),
+    )
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -1,7 +1,9 @@
 """Every feature's models, so that the metadata is whole; a new feature adds its own here."""
 
 from app.audit.models import AuditEvent
+from app.auth.models import LoginSession, Revocation
 from app.core.database import Base
+from app.core.rate_limits import RateLimit
 from app.jobs.models import JobError
 from app.users.models import AccountLink, User
 
@@ -10,5 +12,8 @@ __all__ = [
     "AuditEvent",
     "Base",
     "JobError",
+    "LoginSession",
+    "RateLimit",
+    "Revocation",
     "User",
 ]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.audit import jobs as audit
+from app.auth import jobs as auth
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.keys import KeyRing, load_key_ring
@@ -16,9 +17,20 @@ from app.mail.mailer import make_mailer
 from app.users import jobs as users
 
 # A new job is added here; one that is enqueued and not listed fails.
-JOBS: tuple[AnyJob, ...] = (users.mail_set_password_link,)
+JOBS: tuple[AnyJob, ...] = (
+    auth.register,
+    auth.resend_verification,
+    auth.forgot_password,
+    auth.purge,
+    users.mail_link,
+    users.mail_notice,
+    users.mail_user_notice,
+)
 # When, as minute, hour, day, month, weekday in UTC, and what.
-PERIODIC: tuple[Periodic, ...] = (Periodic("17 3 * * *", audit.purge),)
+PERIODIC: tuple[Periodic, ...] = (
+    Periodic("17 3 * * *", audit.purge),
+    Periodic("*/10 * * * *", auth.purge),
+)
 
 
 @asynccontextmanager

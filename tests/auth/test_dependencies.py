@@ -154,16 +154,18 @@ async def test_the_token_of_a_deleted_account_is_refused(
     assert_refused(response)
 
 
-async def test_a_refused_token_works_again_once_the_account_is_enabled(
+async def test_a_token_stays_refused_when_the_account_is_enabled_again(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     for is_active in (False, True):
         await session.execute(update(User).where(User.email == user.email).values(is_active=is_active))
         await session.commit()
 
-    response = await client.get(ME, headers=user.headers)
+    before = await client.get(ME, headers=user.headers)
+    after = await client.get(ME, headers=await log_in(client, user.email))
 
-    assert response.status_code == 200
+    assert_refused(before)
+    assert after.status_code == 200
 
 
 @pytest.fixture

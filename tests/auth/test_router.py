@@ -1,6 +1,7 @@
 """The token endpoint: logging in, and every way in which that is refused."""
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -64,6 +65,9 @@ async def test_a_login_is_answered_with_exactly_the_contract(client: AsyncClient
     assert response.status_code == 200
     body = response.json()
     token = body.pop("access_token")
+    assert re.fullmatch(r"rt1\.[A-Za-z0-9_-]{76}", body.pop("refresh_token"))
+    # The database's clock and ours may be a moment apart.
+    assert abs(body.pop("refresh_expires_in") - 14 * 86_400) <= 5
     assert body == {"token_type": "Bearer", "expires_in": 600, "scope": ""}
     assert read_part(token, 1)["sub"] == user.user_id
     assert response.headers["Content-Type"] == "application/json"

@@ -561,8 +561,14 @@ async def test_tokens_can_be_signed_with_ed25519(database_url: str, database: Da
     ring = parse_key_ring(key_set, source="tests")
     settings = make_settings(database_url, auth={"signing_keys": key_set})
     tokens = AccessTokens(ring, issuer=settings.issuer, audience="bedplate", lifetime=600)
-    token = tokens.issue(
-        user_id=UUID(user.user_id), session_id=UUID(user.user_id), version=1, scopes=[], auth_time=now()
+    session_id = UUID(read_part(user.headers["Authorization"], 1)["sid"])
+    token, _ = tokens.issue(
+        user_id=UUID(user.user_id),
+        session_id=session_id,
+        version=1,
+        scopes=[],
+        auth_time=now(),
+        session_ends=now() + 3600,
     )
 
     async with running(create_app(settings, database)) as eddsa_client:

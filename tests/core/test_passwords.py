@@ -53,6 +53,18 @@ def test_a_common_password_is_refused_in_any_case(password: str) -> None:
     assert refused(password, min_length=8) == "password_too_common"
 
 
+@pytest.mark.parametrize(
+    "password", ["123456789012345", "987654321098765", "abcdefghijklmno", "ZYXWVUTSRQPONML", "qwertyuiopasdfghj"]
+)
+def test_a_row_of_keys_is_refused_however_long(password: str) -> None:
+    assert refused(password) == "password_too_common"
+
+
+def test_length_is_counted_in_composed_characters() -> None:
+    assert refused("qwzv mkpt ghrsu\u0308") is None
+    assert refused("qwzv mkpt ghru\u0308") == "password_too_short"
+
+
 @pytest.mark.parametrize("password", ["a" * 15, " " * 15, "🦊" * 15, "ab" * 9, "abcabcabcabcabcab", "1234" * 4 + "123"])
 def test_a_repeated_piece_is_refused_however_long(password: str) -> None:
     assert refused(password) == "password_too_common"

@@ -161,7 +161,7 @@ async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatc
     monkeypatch.setattr(database, "read_sessions", broken)
 
     with pytest.raises(LookupError):
-        await check_readiness(database, head=head())
+        await check_readiness(database, head=head(), checks=())
 
 
 async def test_what_a_probe_says_names_nothing_secret() -> None:

@@ -25,7 +25,7 @@ from app.jobs.queue import Work, enqueue
 from app.jobs.worker import JobWorker
 from app.migrations import runner
 from app.users import links
-from app.users.jobs import mail_set_password_link
+from app.users.jobs import mail_link
 from tests.conftest import KEY_SET, make_settings
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, Records, eventually, make_work, quick_settings, rows, statuses
@@ -61,7 +61,7 @@ async def enqueue_link(database: Database, url: str) -> UUID:
     async with database.begin() as session:
         user = await make_user(session, email="ada@example.org", full_name="Ada")
         link_id = await links.create(session, load_key_ring(make_settings(url).auth), user.id, "set_password")
-        await enqueue(session, mail_set_password_link, link_id)
+        await enqueue(session, mail_link, link_id)
     return link_id
 
 
@@ -176,7 +176,7 @@ async def all_done(database: Database) -> bool:
 async def test_the_web_process_runs_jobs_where_it_is_told_to(clone: Database, queue_url: str) -> None:
     settings = make_settings(queue_url, jobs={**QUICK, "in_process": True}, mail={"url": "console:"})
     async with clone.begin() as session:
-        await enqueue(session, mail_set_password_link, UUID(int=1))
+        await enqueue(session, mail_link, UUID(int=1))
 
     async with worker.in_process(settings, clone, load_key_ring(settings.auth)):
         await eventually(lambda: is_done(clone))

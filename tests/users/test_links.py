@@ -159,7 +159,7 @@ async def test_the_mail_carries_the_secret_in_the_fragment_of_the_configured_add
 ) -> None:
     link = await make_link(session, keys, owner)
 
-    await jobs.mail_set_password_link(work, link.id)
+    await jobs.mail_link(work, link.id)
 
     (mail,) = outbox.sent
     address = f"{settings.public_url}/account/set-password#token={links.secret(keys, link)}"
@@ -177,8 +177,8 @@ async def test_a_mail_that_is_sent_twice_is_the_same_mail(
 ) -> None:
     link = await make_link(session, keys, owner)
 
-    await jobs.mail_set_password_link(work, link.id)
-    await jobs.mail_set_password_link(work, link.id)
+    await jobs.mail_link(work, link.id)
+    await jobs.mail_link(work, link.id)
 
     first, second = outbox.sent
     assert first == second
@@ -191,7 +191,7 @@ async def test_a_dead_link_is_not_mailed(
     await session.execute(update(AccountLink).values(used_at=AccountLink.created_at))
     await session.commit()
 
-    await jobs.mail_set_password_link(work, link.id)
+    await jobs.mail_link(work, link.id)
 
     assert outbox.sent == []
 
@@ -208,7 +208,7 @@ async def test_no_mail_goes_out_about_an_account_that_is_gone(
     link = await make_link(session, keys, owner)
     await client.delete(f"/api/v1/users/{owner.id}", headers=admin.headers)
 
-    await jobs.mail_set_password_link(work, link.id)
+    await jobs.mail_link(work, link.id)
 
     assert outbox.sent == []
 
@@ -219,7 +219,7 @@ async def test_a_name_full_of_markup_is_escaped_in_the_mail(
     user = await make_user(session, full_name='<script>alert("{{7*7}}")</script>')
     link = await make_link(session, keys, user)
 
-    await jobs.mail_set_password_link(work, link.id)
+    await jobs.mail_link(work, link.id)
 
     (mail,) = outbox.sent
     assert mail.html is not None

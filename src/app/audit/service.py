@@ -28,6 +28,9 @@ class Actor:
     session_id: UUID | None = None
     ip_prefix: Network | None = None
     request_id: str | None = None
+    # Told to the owner in the list of login sessions, and counted by the limits; the log keeps neither.
+    user_agent: str | None = None
+    address: str | None = None
 
 
 SYSTEM = Actor()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, override
 from uuid import UUID
 
@@ -11,15 +11,14 @@ from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
 from fastapi.security import OAuth2, SecurityScopes
 
 from app.audit.service import Actor
-from app.auth import service
 from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
-from app.auth.tokens import AccessClaims, AccessTokens
+from app.auth.standing import StandingCheck
+from app.auth.toolkit import Toolkit
 from app.core.access import Guard
-from app.core.addresses import ip_prefix
-from app.core.dependencies import CoreState, ReadSessionDep
+from app.core.addresses import client_address, ip_prefix
+from app.core.dependencies import CoreState, DatabaseDep, ReadSessionDep
 from app.core.errors import AppError, MalformedRequestError
 from app.core.keys import KeyRing
-from app.core.security import PasswordHasher
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
@@ -32,8 +31,8 @@ class AuthState(CoreState):
     """What the lifespan makes for logins and tokens."""
 
     keys: KeyRing
-    hasher: PasswordHasher
-    access_tokens: AccessTokens
+    auth: Toolkit
+    standing: StandingCheck
 
 
 class AuthRequest(Request[AuthState]):
@@ -60,7 +59,8 @@ class Principal:
 class AccessTokenGuard(OAuth2, Guard):
     """Reads `Authorization: Bearer …` and nothing else: no query, no form, no cookie (RFC 9700, 4.3.2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ask: bool = False) -> None:
+        self._ask = ask
         super().__init__(
             flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl=TOKEN_PATH, scopes=SCOPES)),
             scheme_name="login",
@@ -75,9 +75,8 @@ class AccessTokenGuard(OAuth2, Guard):
     async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.
         """Give the caller, or say what is missing."""
         state = request.state
-        claims = state["access_tokens"].read(_bearer_token(request))
-        async with state["database"].read_sessions() as session:
-            await service.refuse_revoked(session, claims)
+        claims = state["auth"].access_tokens.read(_bearer_token(request))
+        await state["standing"].refuse_revoked(claims, ask=self._ask)
         request.scope["user_id"] = claims.user_id
         if not claims.scopes.issuperset(needed.scopes):
             raise InsufficientScopeError(needed.scopes)
@@ -87,17 +86,24 @@ class AccessTokenGuard(OAuth2, Guard):
             version=claims.version,
             scopes=claims.scopes,
             auth_time=claims.auth_time,
-            actor=_actor(request, claims),
+            actor=replace(await get_visitor(request), user_id=claims.user_id, session_id=claims.session_id),
         )
 
 
-def _actor(request: AuthRequest, claims: AccessClaims) -> Actor:
+async def get_visitor(request: AuthRequest) -> Actor:
+    """Give what is known of a caller who has not said who they are."""
+    peer = request.client.host if request.client else None
+    forwarded_for = ",".join(request.headers.getlist("x-forwarded-for"))
+    address = client_address(peer, forwarded_for, request.state["settings"].server.trusted_proxies)
     return Actor(
-        user_id=claims.user_id,
-        session_id=claims.session_id,
-        ip_prefix=ip_prefix(request.client.host if request.client else None),
+        ip_prefix=ip_prefix(address),
         request_id=request.scope["request_id"],
+        user_agent=request.headers.get("user-agent"),
+        address=address,
     )
+
+
+type Visitor = Annotated[Actor, Depends(get_visitor)]
 
 
 def _bearer_token(request: AuthRequest) -> str:
@@ -113,19 +119,30 @@ def _bearer_token(request: AuthRequest) -> str:
 
 
 access_token = AccessTokenGuard()
+# For what must not rest on a state that may be a moment old: credentials, and what administrators change.
+confirmed_access_token = AccessTokenGuard(ask=True)
 
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
+type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
 type UsersReader = Annotated[Principal, Security(access_token, scopes=["users:read"])]
-type UsersWriter = Annotated[Principal, Security(access_token, scopes=["users:write"])]
+type UsersWriter = Annotated[Principal, Security(confirmed_access_token, scopes=["users:write"])]
 type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:read"])]
 
 
 async def get_current_user(principal: CurrentPrincipal, session: ReadSessionDep) -> Account:
-    """Read the caller's account; a token from before its last change of rights no longer speaks for it."""
+    """Read the caller's account."""
     account = await users_service.find_account(session, principal.user_id)
     if account is None or not account.is_active or account.authz_version != principal.version:
         raise InvalidTokenError
     return account
 
 
+async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDep) -> Account:
+    """Read the caller's account for a change of credentials, which asks the database whatever this process knows."""
+    # A session of its own, given back before the password is hashed.
+    async with database.read_sessions() as session:
+        return await get_current_user(principal, session)
+
+
 type CurrentUser = Annotated[Account, Depends(get_current_user)]
+type ConfirmedUser = Annotated[Account, Depends(get_confirmed_user)]

@@ -1,8 +1,9 @@
 """What the API can say about who is calling."""
 
 from collections.abc import Iterable
+from uuid import UUID
 
-from app.core.errors import ForbiddenError, MalformedRequestError, UnauthenticatedError
+from app.core.errors import ForbiddenError, MalformedRequestError, NotFoundError, RateLimitedError, UnauthenticatedError
 
 REALM = "bedplate"
 
@@ -60,8 +61,18 @@ class InvalidGrantError(MalformedRequestError):
 
     problem = "invalid-grant"
     code = "invalid_grant"
-    detail = "The email address or the password is wrong."
+    detail = "These credentials are not valid: wrong, expired, or used before."
     oauth_error = "invalid_grant"
+
+
+class RefreshRefusedError(InvalidGrantError):
+    """A refresh token of ours whose session has ended; the reason is for the audit log alone."""
+
+    def __init__(self, reason: str, user_id: UUID, session_id: UUID) -> None:
+        super().__init__()
+        self.reason = reason
+        self.user_id = user_id
+        self.session_id = session_id
 
 
 class EmailNotVerifiedError(ForbiddenError):
@@ -106,3 +117,42 @@ class InvalidClientError(UnauthenticatedError):
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": f'Basic realm="{REALM}"'})
+
+
+class TooManyReplaysError(RateLimitedError):
+    """One refresh token has been presented hundreds of times within seconds; the session goes on."""
+
+    code = "too_many_replays"
+    detail = "This refresh token is presented too often; use its successor."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=30)
+
+
+class SessionNotFoundError(NotFoundError):
+    """The account has no such login session, or it has ended already."""
+
+    code = "session_not_found"
+    detail = "There is no such login session."
+
+
+class WrongPasswordError(ForbiddenError):
+    """The caller is logged in, and the password they gave again is wrong."""
+
+    code = "wrong_password"
+    detail = "The current password is wrong."
+
+
+class InvalidLinkError(MalformedRequestError):
+    """The secret of a link is not valid: wrong, expired, used, replaced; one answer for all."""
+
+    problem = "invalid-token"
+    code = "invalid_token"
+    detail = "The link is not valid any more; ask for a new one."
+
+
+class RegistrationClosedError(NotFoundError):
+    """Accounts are made by administrators alone."""
+
+    code = "registration_closed"
+    detail = "Accounts are made by invitation here."

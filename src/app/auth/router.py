@@ -1,28 +1,63 @@
 """`/auth`, and the key set that lets any other service check an access token."""
 
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Annotated, Any, override
 
-from fastapi import Form, Request, Response
+from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from app.auth import service
-from app.auth.dependencies import AuthRequest, CurrentUser
+from app.auth import account, service, sessions
+from app.auth.dependencies import (
+    AuthRequest,
+    ConfirmedPrincipal,
+    ConfirmedUser,
+    CurrentPrincipal,
+    CurrentUser,
+    UsersWriter,
+    Visitor,
+)
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidClientError,
     InvalidGrantError,
+    InvalidLinkError,
     InvalidRequestError,
     InvalidScopeError,
+    RegistrationClosedError,
+    SessionNotFoundError,
+    TooManyReplaysError,
     UnsupportedGrantTypeError,
+    WrongPasswordError,
 )
-from app.auth.schemas import AccessTokenRead, AccountExport, JsonWebKeySet, PasswordGrant
+from app.auth.schemas import (
+    Accepted,
+    AccountExport,
+    EmailChange,
+    EmailRequest,
+    JsonWebKeySet,
+    LinkProof,
+    NewPassword,
+    PasswordChange,
+    PasswordGrant,
+    Reauthentication,
+    RefreshGrant,
+    Registration,
+    RevocationRequest,
+    SessionRead,
+    TokenPair,
+)
 from app.core import routing
 from app.core.access import public
-from app.core.dependencies import ReadSessionDep
-from app.core.errors import AppError, InvalidInputError
+from app.core.dependencies import ReadSessionDep, SessionDep
+from app.core.errors import AppError, InvalidInputError, RateLimitedError
+from app.core.fields import PathIdentifier
+from app.core.keyset import InvalidCursorError
+from app.core.pages import Page, PageQuery
+from app.core.pagination import PagerDep
 from app.core.problems import problem_responses
 from app.core.security import HashingBusyError
+from app.users.errors import UserNotFoundError
 
 # A key is announced a day before it signs, so half a day would still be safe.
 KEY_SET_MAX_AGE = 3600
@@ -54,20 +89,29 @@ class TokenRoute(routing.Route):
 
 
 def _oauth_error(error: RequestValidationError) -> AppError:
-    kinds = {(one["loc"][-1], one["type"]) for one in error.errors()}
-    if ("client_secret", "too_long") in kinds:
+    errors = {(one["loc"][-1], one["type"]): one for one in error.errors()}
+    if ("client_secret", "too_long") in errors:
         return InvalidClientError()
-    return UnsupportedGrantTypeError() if ("grant_type", "literal_error") in kinds else InvalidRequestError()
+    unknown_grant = errors.get(("body", "union_tag_invalid"))
+    # RFC 6749, 3.1: a parameter sent empty counts as left out.
+    return UnsupportedGrantTypeError() if unknown_grant and unknown_grant["ctx"]["tag"] else InvalidRequestError()
 
 
-router = routing.router(prefix="/auth", tags=["auth"], route_class=TokenRoute)
+tokens = routing.router(prefix="/auth", tags=["auth"], route_class=TokenRoute)
+router = routing.router(prefix="/auth", tags=["auth"])
 me = routing.router(prefix="/users/me", tags=["users"])
+users = routing.router(prefix="/users", tags=["users"])
 well_known = routing.router(tags=["auth"])
 
+ROUTERS = (tokens, router, me, users)
 
-@router.post(
+type SessionId = Annotated[PathIdentifier, Path(description="The login session's id.")]
+type UserId = Annotated[PathIdentifier, Path(description="The account's id.")]
+
+
+@tokens.post(
     "/token",
-    response_model=AccessTokenRead,
+    response_model=TokenPair,
     openapi_extra=public,
     responses=problem_responses(
         InvalidGrantError,
@@ -76,29 +120,196 @@ well_known = routing.router(tags=["auth"])
         InvalidScopeError,
         UnsupportedGrantTypeError,
         InvalidClientError,
+        RateLimitedError,
+        TooManyReplaysError,
         HashingBusyError,
     ),
 )
-async def create_token(request: AuthRequest, payload: Annotated[PasswordGrant, Form()]) -> AccessTokenRead:
-    """Log in: trade an email address and a password for an access token."""
-    state = request.state
-    return await service.log_in(
-        state["database"],
-        state["hasher"],
-        state["access_tokens"],
-        payload,
-        require_verified_email=state["settings"].auth.require_verified_email,
-    )
+async def create_token(
+    request: AuthRequest,
+    visitor: Visitor,
+    payload: Annotated[PasswordGrant | RefreshGrant, Form(discriminator="grant_type")],
+) -> TokenPair:
+    """Log in, or go on with a login session.
+
+    `grant_type=password` trades an email address and a password for a pair of tokens; `grant_type=refresh_token` trades a
+    refresh token, which works once, for the next pair.
+    """
+    return await service.grant(request.state["auth"], visitor, payload)
 
 
-@well_known.get("/.well-known/jwks.json", response_model=JsonWebKeySet, openapi_extra=public)
-async def read_key_set(request: AuthRequest, response: Response) -> dict[str, Any]:
-    """Show the public keys that verify access tokens (RFC 7517)."""
-    response.headers["Cache-Control"] = f"public, max-age={KEY_SET_MAX_AGE}"
-    return request.state["access_tokens"].public_set()
+@tokens.post("/revoke", openapi_extra=public, responses=problem_responses(InvalidRequestError, InvalidClientError))
+async def revoke_token(
+    request: AuthRequest, visitor: Visitor, session: SessionDep, payload: Annotated[RevocationRequest, Form()]
+) -> None:
+    """Log out: end the login session that any of its tokens names (RFC 7009).
+
+    A token that names none is no error: it is worthless either way.
+    """
+    await service.revoke(session, request.state["auth"], visitor, payload.token.get_secret_value())
+
+
+@router.post(
+    "/reauthenticate", response_model=TokenPair, responses=problem_responses(WrongPasswordError, HashingBusyError)
+)
+async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
+    """Give one's password again, for an operation that needs a recent login. The login session stays the same."""
+    return await service.reauthenticate(request.state["auth"], principal.actor, principal.user_id, payload)
 
 
 @me.get("/export", response_model=AccountExport)
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
     """Download all that is stored about one's own account, less secrets."""
     return await service.export(session, user)
+
+
+@me.get("/sessions", response_model=Page[SessionRead], responses=problem_responses(InvalidCursorError))
+async def list_my_sessions(
+    principal: CurrentPrincipal, session: ReadSessionDep, pager: PagerDep, query: Annotated[PageQuery, Query()]
+) -> dict[str, Any]:
+    """List one's own login sessions, the one used last first."""
+    position = pager.position(query, sessions.ORDER)
+    page = await sessions.list_page(session, principal.user_id, position, query.limit, current=principal.session_id)
+    return pager.page(query, *page)
+
+
+@me.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)
+async def end_my_other_sessions(principal: ConfirmedPrincipal, session: SessionDep) -> None:
+    """End all of one's login sessions but this one; their access tokens die at once."""
+    await sessions.end_others(session, principal.actor, principal.user_id, but=principal.session_id)
+
+
+@me.delete(
+    "/sessions/{session_id}", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(SessionNotFoundError)
+)
+async def end_my_session(principal: ConfirmedPrincipal, session: SessionDep, session_id: SessionId) -> None:
+    """End one of one's login sessions; its access tokens die at once."""
+    await sessions.end_one(session, principal.actor, principal.user_id, session_id)
+
+
+@users.delete("/{user_id}/sessions", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(UserNotFoundError))
+async def end_user_sessions(writer: UsersWriter, session: SessionDep, user_id: UserId) -> None:
+    """End every login session of an account."""
+    await account.end_sessions(session, writer.actor, user_id)
+
+
+@router.post(
+    "/register",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    openapi_extra=public,
+    responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
+)
+async def register(request: AuthRequest, visitor: Visitor, payload: Registration) -> Accepted:
+    """Make an account.
+
+    The answer is the same whether or not the address is known; what comes of it is mailed to its owner.
+    """
+    await account.register(request.state["auth"], visitor, payload)
+    return Accepted()
+
+
+@router.post(
+    "/verify-email",
+    status_code=HTTPStatus.NO_CONTENT,
+    openapi_extra=public,
+    responses=problem_responses(InvalidLinkError, RateLimitedError),
+)
+async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
+    """Verify an address with the secret that was mailed to it; it works once, for a day."""
+    await account.verify_email(request.state["auth"], visitor, payload.token.get_secret_value())
+
+
+@router.post(
+    "/verify-email/resend",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    openapi_extra=public,
+    responses=problem_responses(RateLimitedError),
+)
+async def resend_verification(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
+    """Mail the verification link again, if the address needs one."""
+    await account.resend_verification(request.state["auth"], visitor, payload.email)
+    return Accepted()
+
+
+@router.post(
+    "/password/forgot",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    openapi_extra=public,
+    responses=problem_responses(RateLimitedError),
+)
+async def forgot_password(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
+    """Mail a link to set a new password, if there is such an account."""
+    await account.forgot_password(request.state["auth"], visitor, payload.email)
+    return Accepted()
+
+
+@router.post(
+    "/password/reset",
+    status_code=HTTPStatus.NO_CONTENT,
+    openapi_extra=public,
+    responses=problem_responses(InvalidLinkError, RateLimitedError, HashingBusyError),
+)
+async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPassword) -> None:
+    """Set a password with the secret of a mailed link; every login session of the account ends."""
+    await account.reset_password(request.state["auth"], visitor, payload)
+
+
+@router.post(
+    "/email/confirm",
+    status_code=HTTPStatus.NO_CONTENT,
+    openapi_extra=public,
+    responses=problem_responses(InvalidLinkError, RateLimitedError),
+)
+async def confirm_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
+    """Complete a change of address with the secret that was mailed to the new one; the old one is told."""
+    await account.confirm_email(request.state["auth"], visitor, payload.token.get_secret_value())
+
+
+@me.put(
+    "/password",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
+)
+async def change_my_password(
+    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
+) -> None:
+    """Change one's password; the other login sessions end, and this one goes on by its refresh token."""
+    await account.change_password(request.state["auth"], principal.actor, user, payload)
+
+
+@me.post(
+    "/email",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
+)
+async def change_my_email(
+    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
+) -> Accepted:
+    """Ask to move one's account to another address; the new one is asked to confirm, the old one is told."""
+    await account.change_email(request.state["auth"], principal.actor, user, payload)
+    return Accepted()
+
+
+@users.post(
+    "/{user_id}/password-reset",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    responses=problem_responses(UserNotFoundError),
+)
+async def send_password_reset(
+    request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
+) -> Accepted:
+    """Mail an account's owner a link to set a new password; nobody else ever sees it."""
+    await account.send_password_reset(session, request.state["auth"], writer.actor, user_id)
+    return Accepted()
+
+
+@well_known.get("/.well-known/jwks.json", response_model=JsonWebKeySet, openapi_extra=public)
+async def read_key_set(request: AuthRequest, response: Response) -> dict[str, Any]:
+    """Show the public keys that verify access tokens (RFC 7517)."""
+    response.headers["Cache-Control"] = f"public, max-age={KEY_SET_MAX_AGE}"
+    return request.state["keys"].public_set()

@@ -1,25 +1,31 @@
 """Bodies of the token endpoint."""
 
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
+from uuid import UUID
 
-from pydantic import ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints
 
 from app.audit.schemas import AuditEventRead
-from app.core.fields import Answer, Payload, Printable
-from app.users.schemas import UserRead
+from app.core.fields import Answer, Payload, Printable, ShortText, refuse_unprintable
+from app.users.schemas import Email, UserRead
 
 MAX_PASSWORD_LENGTH = 256
 
 
-class PasswordGrant(Payload):
-    """RFC 6749, 4.3, in the shape that OAuth tools send."""
+def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
+    """Return the secret, or refuse it when it holds a character no person types."""
+    refuse_unprintable(secret.get_secret_value())
+    return secret
 
-    grant_type: Literal["password"] = Field(description="How to log in.")
-    username: Annotated[str, StringConstraints(min_length=1, max_length=320), Printable] = Field(
-        description="The email address."
-    )
-    password: SecretStr = Field(min_length=1, max_length=MAX_PASSWORD_LENGTH, description="The password.")
-    scope: Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")] | None = Field(
+
+Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
+Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
+
+
+class _Grant(Payload):
+    scope: Scope | None = Field(
         default=None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
     )
     client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(
@@ -28,13 +34,124 @@ class PasswordGrant(Payload):
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
 
-class AccessTokenRead(Answer):
+class PasswordGrant(_Grant):
+    """RFC 6749, 4.3, in the shape that OAuth tools send."""
+
+    grant_type: Literal["password"] = Field(description="Log in.")
+    username: Annotated[str, StringConstraints(min_length=1, max_length=320), Printable] = Field(
+        description="The email address."
+    )
+    password: Password = Field(description="The password.")
+
+
+class RefreshGrant(_Grant):
+    """RFC 6749, 6."""
+
+    grant_type: Literal["refresh_token"] = Field(description="Go on with a login session.")
+    refresh_token: SecretStr = Field(min_length=1, max_length=4096, description="The refresh token; it works once.")
+
+
+class TokenPair(Answer):
     """RFC 6749, 5.1."""
 
     access_token: str = Field(description="Send as `Authorization: Bearer …`.")
     token_type: Literal["Bearer"] = "Bearer"
     expires_in: int = Field(description="Seconds until the access token ends.")
+    refresh_token: str = Field(description="Trade it for the next pair; it works once.")
+    refresh_expires_in: int = Field(description="Seconds until the login session ends if it is not refreshed.")
     scope: str = Field(description="Scopes granted, separated by spaces.")
+
+
+class RevocationRequest(Payload):
+    """RFC 7009, 2.1."""
+
+    token: SecretStr = Field(min_length=1, max_length=4096, description="Any token of the login session.")
+    token_type_hint: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None, description="Ignored: a token says itself what it is."
+    )
+    client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(default=None, description="Ignored.")
+    client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
+
+
+class Reauthentication(Payload):
+    """The password, given again."""
+
+    password: Password
+
+
+# Room for what is refused with a code of its own; the rules are in `core/passwords.py`.
+FreshPassword = Annotated[SecretStr, AfterValidator(refuse_unprintable_secret), Field(min_length=1, max_length=1024)]
+LinkSecret = Annotated[SecretStr, Field(min_length=1, max_length=512)]
+
+
+class Registration(Payload):
+    """A new account."""
+
+    email: Email
+    password: FreshPassword
+    full_name: ShortText | None = None
+
+
+class EmailRequest(Payload):
+    """An address that mail is wanted to."""
+
+    email: Email
+
+
+class LinkProof(Payload):
+    """The secret of a mailed link."""
+
+    token: LinkSecret
+
+
+class NewPassword(Payload):
+    """The secret of a mailed link, and the password to set."""
+
+    token: LinkSecret
+    new_password: FreshPassword
+
+
+class PasswordChange(Payload):
+    """The present password, and the one to set."""
+
+    current_password: Password
+    new_password: FreshPassword
+
+
+class EmailChange(Payload):
+    """The address to move to, and the present password."""
+
+    new_email: Email
+    password: Password
+
+
+class Accepted(Answer):
+    """The request has been taken; what comes of it is mailed."""
+
+    detail: str = "If this can be done, a mail is on its way."
+
+
+class SessionRead(Answer):
+    """A login session."""
+
+    id: UUID
+    created_at: datetime
+    last_seen_at: datetime = Field(description="When it was last refreshed.")
+    user_agent: str | None
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network it was begun from.")
+    is_current: bool = Field(description="The one this request is made in.")
+
+
+class SessionExport(Answer):
+    """A login session, ended ones included."""
+
+    id: UUID
+    created_at: datetime
+    last_seen_at: datetime
+    user_agent: str | None
+    ip_prefix: IPv4Network | IPv6Network | None
+    revoked_at: datetime | None
+    revoke_reason: str | None
 
 
 class JsonWebKey(Answer):
@@ -60,4 +177,5 @@ class AccountExport(Answer):
     """All that is stored about an account, less secrets."""
 
     user: UserRead
+    sessions: list[SessionExport]
     audit_events: list[AuditEventRead]

@@ -1,74 +1,142 @@
-"""Log in."""
+"""Log in, go on, log out."""
 
-import time
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
-
-from uuid_utils.compat import uuid7
+from uuid import UUID
 
 from app.audit import service as audit
-from app.auth.errors import EmailNotVerifiedError, InvalidGrantError, InvalidScopeError, InvalidTokenError
-from app.auth.schemas import AccessTokenRead, PasswordGrant
-from app.auth.tokens import AccessClaims, AccessTokens
-from app.core.database import Database, ReadSession
-from app.core.security import PasswordHasher
+from app.audit.service import Actor
+from app.auth import crud, limits, sessions
+from app.auth.errors import (
+    EmailNotVerifiedError,
+    InvalidGrantError,
+    InvalidTokenError,
+    RefreshRefusedError,
+    WrongPasswordError,
+)
+from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
+from app.auth.toolkit import Toolkit
+from app.core.database import ReadSession, WriteSession
 from app.users import service as users_service
-from app.users.roles import GRANTS, Role
 from app.users.service import Account, Credentials
 
 
-async def refuse_revoked(session: ReadSession, claims: AccessClaims) -> None:
-    """Raise `InvalidTokenError` when the account is gone or disabled, or its rights have changed since the token."""
-    account = await users_service.find_account(session, claims.user_id)
-    if account is None or not account.is_active or account.authz_version != claims.version:
-        raise InvalidTokenError
+async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
+    """Give a pair of tokens for a password, or for a refresh token."""
+    if isinstance(payload, PasswordGrant):
+        return await log_in(kit, actor, payload)
+    return await _refresh(kit, actor, payload)
 
 
-async def log_in(
-    database: Database,
-    hasher: PasswordHasher,
-    tokens: AccessTokens,
-    payload: PasswordGrant,
-    *,
-    require_verified_email: bool,
-) -> AccessTokenRead:
-    """Trade an address and a password for an access token; every refusal costs the same work and looks the same."""
-    # No connection is held while the password is hashed: read, give back, hash, and write only if there is a need.
-    async with database.read_sessions() as session:
+async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPair:
+    try:
+        async with kit.database.begin() as session:
+            token = payload.refresh_token.get_secret_value()
+            return await sessions.refresh(session, kit, actor, token, scope=payload.scope)
+    except InvalidGrantError as error:
+        # Only failures count, so a client that refreshes rightly is never stopped.
+        await kit.limiter.hit(*limits.token_misuse(actor))
+        if isinstance(error, RefreshRefusedError):
+            await _record_refusal(kit, actor, error)
+        raise
+
+
+async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedError) -> None:
+    # After the limit, and only for tokens of ours: nobody can fill the log.
+    actor = replace(actor, session_id=refused.session_id)
+    async with kit.database.begin() as session:
+        await audit.record(session, actor, "auth.refresh_refused", subject_id=refused.user_id, reason=refused.reason)
+
+
+async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
+    """Trade an address and a password for a pair of tokens; every refusal costs the same work and looks the same."""
+    counted = limits.login(actor, payload.username)
+    await kit.limiter.hit(*counted)
+    # No connection is held while the password is hashed: read, give back, hash, and then write.
+    async with kit.database.read_sessions() as session:
         credentials = await users_service.find_credentials(session, payload.username)
-    usable = credentials if credentials and credentials.is_active else None
-    stored = usable.hashed_password if usable else None
-    verification = await hasher.verify(payload.password.get_secret_value(), stored)
-    if usable is None or stored is None or not verification.is_valid:
+    stored = credentials.hashed_password if credentials and credentials.is_active else None
+    verification = await kit.hasher.verify(payload.password.get_secret_value(), stored)
+    if credentials is None or stored is None or not verification.is_valid:
+        await _record_failure(kit, actor, credentials, _reason(credentials))
         raise InvalidGrantError
-    if require_verified_email and usable.email_verified_at is None:
+    if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
+        await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
-    if verification.new_hash is not None:
-        async with database.begin() as session:
-            await users_service.upgrade_hash(session, usable.id, old=stored, new=verification.new_hash)
-    return _issue(tokens, usable, _granted(usable, payload.scope))
+    await kit.limiter.forgive(*counted)
+    async with kit.database.begin() as session:
+        if verification.new_hash is not None:
+            await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
+        return await _start(session, kit, actor, credentials, payload.scope)
 
 
-def _granted(credentials: Credentials, requested: str | None) -> Iterable[str]:
-    granted = GRANTS[Role(credentials.role)]
-    wanted = frozenset((requested or "").split())
-    if not wanted <= granted:
-        raise InvalidScopeError
-    return wanted or granted
+async def _start(
+    session: WriteSession, kit: Toolkit, actor: Actor, credentials: Credentials, scope: str | None
+) -> TokenPair:
+    # Held and read again: the account may have been disabled, or its password changed, while we hashed.
+    user = await crud.lock_user(session, credentials.id)
+    if user is None or not user.is_active or user.authz_version != credentials.authz_version:
+        raise InvalidGrantError
+    pair, session_id = await sessions.start(session, kit, actor, user, scope)
+    owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
+    await audit.record(session, owner, "auth.login_succeeded", subject_id=user.id)
+    return pair
 
 
-def _issue(tokens: AccessTokens, credentials: Credentials, scopes: Iterable[str]) -> AccessTokenRead:
-    scopes = sorted(scopes)
-    token = tokens.issue(
-        user_id=credentials.id,
-        session_id=uuid7(),
-        version=credentials.authz_version,
-        scopes=scopes,
-        auth_time=int(time.time()),
-    )
-    return AccessTokenRead(access_token=token, expires_in=tokens.lifetime, scope=" ".join(scopes))
+def _reason(credentials: Credentials | None) -> str:
+    if credentials is None:
+        return "unknown_account"
+    if not credentials.is_active:
+        return "disabled"
+    return "wrong_password" if credentials.hashed_password else "no_password"
+
+
+async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials | None, reason: str) -> None:
+    """Write down the real reason, in a transaction of its own: the request is about to fail."""
+    async with kit.database.begin() as session:
+        subject_id = credentials.id if credentials else None
+        await audit.record(session, actor, "auth.login_failed", subject_id=subject_id, reason=reason)
+
+
+async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> None:
+    """End the login session that any token of it names; unknown tokens change nothing and are no error (RFC 7009)."""
+    try:
+        claims = kit.access_tokens.read(token)
+    except InvalidTokenError:
+        await sessions.end_by_refresh_token(session, kit, actor, token)
+    else:
+        await sessions.end_by_access_token(session, actor, claims.user_id, claims.session_id)
+
+
+async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication) -> TokenPair:
+    """Check the password again and give the same login session a new `auth_time` (RFC 9470)."""
+    await confirm_password(kit, actor, user_id, payload.password.get_secret_value())
+    async with kit.database.begin() as session:
+        pair = await sessions.renew(session, kit, actor)
+        await audit.record(session, actor, "auth.reauthenticated", subject_id=user_id)
+        return pair
+
+
+async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> str:
+    """Raise `WrongPasswordError` unless this is the account's password; give its stored hash."""
+    counted = limits.password(actor, user_id)
+    await kit.limiter.hit(*counted)
+    # No connection is held while hashing.
+    async with kit.database.read_sessions() as session:
+        stored = await users_service.find_hash(session, user_id)
+    verification = await kit.hasher.verify(password, stored)
+    if stored is None or not verification.is_valid:
+        async with kit.database.begin() as session:
+            await audit.record(session, actor, "auth.password_confirmation_failed", subject_id=user_id)
+        raise WrongPasswordError
+    await kit.limiter.forgive(*counted)
+    return stored
 
 
 async def export(session: ReadSession, user: Account) -> dict[str, Any]:
     """Gather all that is stored about an account, less secrets."""
-    return {"user": user, "audit_events": await audit.list_about(session, user.id)}
+    return {
+        "user": user,
+        "sessions": await sessions.list_all(session, user.id),
+        "audit_events": await audit.list_about(session, user.id),
+    }

@@ -1,17 +1,55 @@
 """Where a request came from, as much of it as may be kept."""
 
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 _PREFIXES = {4: 24, 6: 48}
+# An IPv6 customer is given a /64 at least, and may take another address of it for every attempt.
+_SUBSCRIBERS = {4: 32, 6: 64}
+# Some proxies add the port: `192.0.2.1:1234`, `[2001:db8::1]:1234`.
+_PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?$")
 
 type Network = IPv4Network | IPv6Network
 
 
-def ip_prefix(address: str | None) -> Network | None:
-    """Shorten an address to the network it is in: enough to recognise a place, too little to follow a person."""
+def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[Network]) -> str | None:
+    """Give the address of the client itself: the last in `X-Forwarded-For` that is not a proxy we trust.
+
+    A header from anybody else is not read: whoever may write it could choose an address for every attempt.
+    """
+    address = _parsed(peer)
+    for hop in reversed(forwarded_for.split(",") if forwarded_for else []):
+        if address is None or not any(address in network for network in trusted):
+            break
+        claimed = _parsed(_PORT.sub(r"\1\2", hop.strip()))
+        if claimed is None:
+            # What stands left of something unreadable, nobody we trust has vouched for.
+            break
+        address = claimed
+    return None if address is None else str(address)
+
+
+def _parsed(text: str | None) -> IPv4Address | IPv6Address | None:
     try:
-        parsed = ip_address(address or "")
+        # A zone names an interface of the machine that wrote it, and nothing here.
+        parsed = ip_address((text or "").partition("%")[0])
     except ValueError:
         return None
-    mapped = getattr(parsed, "ipv4_mapped", None) or parsed
-    return ip_network((mapped, _PREFIXES[mapped.version]), strict=False)
+    # An IPv4 client of a socket that speaks both is shown as an IPv6 address.
+    return (parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None) or parsed
+
+
+def ip_prefix(address: str | None) -> Network | None:
+    """Shorten an address to the network it is in: enough to recognise a place, too little to follow a person."""
+    return _network(address, _PREFIXES)
+
+
+def subscriber(address: str | None) -> str:
+    """Name whom an address belongs to, for counting: the address itself in IPv4, its network in IPv6."""
+    return str(_network(address, _SUBSCRIBERS))
+
+
+def _network(address: str | None, prefixes: dict[int, int]) -> Network | None:
+    parsed = _parsed(address)
+    return None if parsed is None else ip_network((parsed, prefixes[parsed.version]), strict=False)

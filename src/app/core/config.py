@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, override
 from urllib.parse import urlsplit
@@ -89,6 +90,9 @@ _MAILBOX = re.compile(
 )
 
 
+Pause = Annotated[timedelta, BeforeValidator(_parse_duration), Field(ge=timedelta(0))]
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -114,6 +118,10 @@ class ServerSettings(_Group):
         description="Origins of browser applications that may call this API, separated by commas: "
         "`https://app.example.com,https://admin.example.com`.",
     )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed.',
+    )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
         description="How long running requests may take to finish once the server is told to stop.",
@@ -125,6 +133,11 @@ class DatabaseSettings(_Group):
 
     url: SecretStr = Field(
         description="`postgresql://user:password@host:5432/name`; `DATABASE_URL` works too. TLS: append `?ssl=verify-full`."
+    )
+    direct_url: SecretStr | None = Field(
+        default=None,
+        description="The same database without a transaction pooler in between, for the listener of revocations. Unset: the "
+        "URL above.",
     )
     require_tls: bool = Field(
         default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
@@ -160,9 +173,11 @@ class DatabaseSettings(_Group):
         default=timedelta(minutes=10), description="Longest time for one statement of a migration."
     )
 
-    @field_validator("url")
+    @field_validator("url", "direct_url")
     @classmethod
-    def _name_the_driver(cls, value: SecretStr) -> SecretStr:
+    def _name_the_driver(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
         try:
             url = make_url(value.get_secret_value())
         except (ArgumentError, ValueError):
@@ -178,6 +193,10 @@ class DatabaseSettings(_Group):
     def sqlalchemy_url(self) -> URL:
         """Give the URL with its password, for an engine only."""
         return make_url(self.url.get_secret_value())
+
+    def direct_sqlalchemy_url(self) -> URL:
+        """Give the URL that no transaction pooler stands in front of."""
+        return make_url((self.direct_url or self.url).get_secret_value())
 
 
 class AuthSettings(_Group):
@@ -195,6 +214,30 @@ class AuthSettings(_Group):
         default=timedelta(minutes=10),
         le=timedelta(minutes=15),
         description="Lifetime of an access token, 15 minutes at most.",
+    )
+    registration: Literal["open", "invite"] = Field(
+        default="open", description="Who may make an account: anybody, or administrators alone (register is then 404)."
+    )
+    refresh_idle_ttl: Duration = Field(
+        default=timedelta(days=14), description="A login session not refreshed for this long ends."
+    )
+    refresh_absolute_ttl: Duration = Field(
+        default=timedelta(days=90), description="A login session ends this long after the login, used or not."
+    )
+    refresh_reuse_grace: Pause = Field(
+        default=timedelta(seconds=30),
+        description="How long a refresh token that has been used gives the same successor again (tabs, lost answers). "
+        "0 is strict: any second use ends the session.",
+    )
+    sessions_per_user: int = Field(
+        default=25,
+        ge=1,
+        le=1000,
+        description="Live login sessions of one account; beyond that the one idle longest ends.",
+    )
+    access_check: Literal["memory", "database"] = Field(
+        default="memory",
+        description="How a request learns that its token is revoked: from memory, fed by PostgreSQL, or by asking each time.",
     )
     require_verified_email: bool = Field(
         default=True,
@@ -333,6 +376,14 @@ class AuditSettings(_Group):
     )
 
 
+class RateLimitSettings(_Group):
+    """How often something may be tried."""
+
+    enabled: bool = Field(
+        default=True, description="Count attempts, and refuse the surplus with 429. Always on in production."
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard output."""
 
@@ -380,6 +431,7 @@ class Settings(BaseSettings):
     mail: MailSettings = MailSettings()
     jobs: JobsSettings = JobsSettings()
     audit: AuditSettings = AuditSettings()
+    rate_limit: RateLimitSettings = RateLimitSettings()
     log: LogSettings = LogSettings()
 
     @override
@@ -534,12 +586,28 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unsafe(settings: Settings) -> Iterator[str]:
-    database, auth, server, mail = settings.database, settings.auth, settings.server, settings.mail
-    url = database.sqlalchemy_url()
+    yield from _unsafe_login(settings)
+    yield from _unsafe_surroundings(settings)
+    yield from _unsafe_mail(settings.mail)
+
+
+def _unsafe_login(settings: Settings) -> Iterator[str]:
+    auth = settings.auth
     if auth.signing_keys is None and auth.signing_keys_file is None:
         yield "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+    if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:
+        yield f"APP_AUTH__BCRYPT_COST: must be {_MIN_PRODUCTION_BCRYPT_COST} or more"
+    if not settings.rate_limit.enabled:
+        yield "APP_RATE_LIMIT__ENABLED: must stay on"
+
+
+def _unsafe_surroundings(settings: Settings) -> Iterator[str]:
+    database, server = settings.database, settings.server
+    url = database.sqlalchemy_url()
     if server.public_url is None or server.public_url.scheme != "https":
         yield "APP_SERVER__PUBLIC_URL: must be the https:// address that clients use"
+    if "*" in server.cors_origins:
+        yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
     if url.password is not None and url.password.lower() in _PLACEHOLDERS:
         yield "DATABASE_URL: the password is a placeholder"
     if database.require_tls and url.query.get("ssl") not in {"require", "verify-ca", "verify-full"}:
@@ -549,10 +617,9 @@ def _unsafe(settings: Settings) -> Iterator[str]:
         )
     if settings.log.level == "debug":
         yield "APP_LOG__LEVEL: debug is not for production"
-    if "*" in server.cors_origins:
-        yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
-    if auth.bcrypt_cost < _MIN_PRODUCTION_BCRYPT_COST:
-        yield f"APP_AUTH__BCRYPT_COST: must be {_MIN_PRODUCTION_BCRYPT_COST} or more"
+
+
+def _unsafe_mail(mail: MailSettings) -> Iterator[str]:
     if not mail.delivers and not mail.allow_undelivered:
         yield "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
     if mail.delivers and mail.from_address.endswith("@localhost"):

@@ -176,6 +176,12 @@ def sqlstate(error: DBAPIError) -> str | None:
     return getattr(error.orig, "sqlstate", None)
 
 
+def constraint_name(error: DBAPIError) -> str | None:
+    """Give the name of the constraint that refused a statement."""
+    cause = error.orig.__cause__ if error.orig else None
+    return getattr(cause, "constraint_name", None)
+
+
 def is_transient(error: Exception) -> bool:
     """Say whether trying again later may help: then the client is told 503, not 500."""
     if isinstance(error, PoolTimeoutError | TimeoutError | ConnectionError | DatabaseUnavailableError):

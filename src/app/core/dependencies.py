@@ -1,6 +1,6 @@
 """What any endpoint may ask for."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
@@ -16,6 +16,8 @@ class CoreState(TypedDict):
     settings: Settings
     database: Database
     cursors: CursorSigner
+    # Each says what this process still waits for before it may be sent traffic, or None.
+    readiness: Sequence[Callable[[], str | None]]
 
 
 class CoreRequest(Request[CoreState]):
@@ -25,6 +27,11 @@ class CoreRequest(Request[CoreState]):
 async def get_settings(request: CoreRequest) -> Settings:
     """Give the settings this application was made with."""
     return request.state["settings"]
+
+
+async def get_database(request: CoreRequest) -> Database:
+    """Give the database, to those that open sessions themselves."""
+    return request.state["database"]
 
 
 async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
@@ -44,6 +51,7 @@ async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
 
 
 type SettingsDep = Annotated[Settings, Depends(get_settings)]
+type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": the default would commit after the client had its answer.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
 type ReadSessionDep = Annotated[ReadSession, Depends(get_read_session, scope="function")]

@@ -1,6 +1,7 @@
 """Which passwords are accepted: long enough, not common, not about the account. No rules of composition (NIST 800-63B)."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from functools import cache
 
@@ -8,11 +9,16 @@ from app.core.errors import FieldError, InvalidInputError
 
 MAX_LENGTH = 256
 _MIN_CONTEXT = 4
+# What fingers find without the head; twice, because such rows are gone through again.
+_ROWS = tuple(
+    row * 2 for row in ("1234567890", "0123456789", "abcdefghijklmnopqrstuvwxyz", "qwertyuiopasdfghjklzxcvbnm")
+)
 
 
 def refuse_weak(password: str, *, min_length: int, about: Collection[str] = (), pointer: str = "#/password") -> None:
     """Raise an `InvalidInputError` for a password that is too short or long (code points), common, or made of `about`."""
-    for code, detail in _weaknesses(password, min_length, about):
+    # As it is hashed: an accent that a keyboard sends as a character of its own makes no password longer.
+    for code, detail in _weaknesses(unicodedata.normalize("NFC", password), min_length, about):
         raise InvalidInputError(FieldError(pointer, code, detail))
 
 
@@ -28,7 +34,9 @@ def _weaknesses(password: str, min_length: int, about: Collection[str]) -> Itera
 
 
 def _is_monotonous(password: str) -> bool:
-    """Say whether a short piece, repeated, is the whole password: length alone is no strength."""
+    """Say whether a row, or a short piece repeated, is the whole password: length alone is no strength."""
+    if any(password.lower() in row or password.lower() in row[::-1] for row in _ROWS):
+        return True
     return re.fullmatch(r"(.{1,4}?)\1+.{0,3}", password, re.DOTALL) is not None
 
 

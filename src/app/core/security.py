@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import threading
+import unicodedata
 from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from app.core.config import AuthSettings
 from app.core.errors import UnavailableError
 
 _NICENESS = 10
+_ROUNDS = re.compile(r"\$(?:2[abxy]\$|bcrypt-sha256\$v=2,t=2b,r=)([0-9]{1,2})\$")
 _BCRYPT_SHA256 = re.compile(r"\$bcrypt-sha256\$v=2,t=2b,r=(\d{1,2})\$([A-Za-z0-9./]{22})\$([A-Za-z0-9./]{31})")
 
 
@@ -96,6 +98,8 @@ class PasswordHasher:
         argon2 = Argon2Hasher()
         hashers = (argon2, preferred) if settings.password_hash == "argon2id" else (preferred, argon2)
         self._hashes = PasswordHash((*hashers, _TruncatingBcryptHasher()))
+        # Nothing to make up for where the decoy is none of bcrypt's.
+        self._rounds = 0 if settings.password_hash == "argon2id" else settings.bcrypt_cost
         self._capacity = settings.hash_threads + settings.hash_queue
         self._admitted = 0
         self._threads = ThreadPoolExecutor(settings.hash_threads, "password-hash", initializer=_lower_priority)
@@ -112,18 +116,31 @@ class PasswordHasher:
 
     async def hash(self, password: str) -> str:
         """Hash a new password by the preferred scheme."""
-        return await self._run(lambda: self._hashes.hash(password))
+        return await self._run(lambda: self._hashes.hash(_composed(password)))
 
     async def verify(self, password: str, stored: str | None) -> Verification:
         """Check a password; without a stored hash the same work is done and the answer is no."""
-        return await self._run(lambda: self._verify(password, stored))
+        return await self._run(lambda: self._verify(_composed(password), stored))
 
     def _verify(self, password: str, stored: str | None) -> Verification:
         try:
             is_valid, new_hash = self._hashes.verify_and_update(password, stored or self._decoy)
         except UnknownHashError:
             is_valid, new_hash = self._hashes.verify_and_update(password, self._decoy)
-        return Verification(is_valid, new_hash) if is_valid and stored else Verification(is_valid=False)
+        if is_valid and stored:
+            return Verification(is_valid, new_hash)
+        self._make_up_for(stored or self._decoy)
+        return Verification(is_valid=False)
+
+    def _make_up_for(self, cheaper: str) -> None:
+        """Do the work that a bcrypt hash of a lower cost has saved: 2ⁿ + 2ⁿ + 2ⁿ⁺¹ + … is the decoy's 2ᵐ.
+
+        Else a quick refusal would tell an account that has not logged in since the cost was raised. A hash of the other
+        scheme, or of a higher cost, cannot be made as cheap as the decoy.
+        """
+        match = _ROUNDS.match(cheaper)
+        for rounds in range(int(match[1]) if match else self._rounds, self._rounds):
+            bcrypt.hashpw(b"", bcrypt.gensalt(rounds))
 
     async def _run[T](self, work: Callable[[], T]) -> T:
         if self._admitted >= self._capacity:
@@ -142,6 +159,11 @@ class PasswordHasher:
 
     def _count_down(self) -> None:
         self._admitted -= 1
+
+
+def _composed(password: str) -> str:
+    # Keyboards differ in how they spell an accent; the person has typed the same password (NIST 800-63B, 3.1.1.2).
+    return unicodedata.normalize("NFC", password)
 
 
 def _lower_priority() -> None:

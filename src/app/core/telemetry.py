@@ -20,7 +20,7 @@ _SECRET_NAME = re.compile(
 _SECRET_FORMS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+"), rf"\1 {REDACTED}"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REDACTED),
-    (re.compile(r"\brt1\.[A-Za-z0-9_-]{20,}"), REDACTED),
+    (re.compile(r"\b[rl]t1\.[A-Za-z0-9_-]{20,}"), REDACTED),
     (re.compile(r"(\w+://[^\s:/@]+:)[^\s@]+@"), rf"\1{REDACTED}@"),
 )
 

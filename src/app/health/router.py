@@ -21,5 +21,5 @@ async def read_liveness() -> Health:
 @router.get("/readyz", response_model=Health, openapi_extra=public, responses=problem_responses(NotReadyError))
 async def read_readiness(request: CoreRequest) -> Health:
     """Say whether this process may be sent traffic, and what is missing if not."""
-    await service.check_readiness(request.state["database"], head=head())
+    await service.check_readiness(request.state["database"], head=head(), checks=request.state["readiness"])
     return Health()

@@ -1,7 +1,7 @@
 """Whether this process is fit to be sent traffic."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from sqlalchemy import text
@@ -17,8 +17,8 @@ _HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 _asked: set[asyncio.Task[Any]] = set()
 
 
-async def check_readiness(database: Database, *, head: str) -> None:
-    """Return when the database answers and its schema is the one this code was written for."""
+async def check_readiness(database: Database, *, head: str, checks: Iterable[Callable[[], str | None]]) -> None:
+    """Return when the database answers, its schema is the one this code was written for, and every check is content."""
     try:
         revision = await _in_time(_revision(database))
     except Exception as error:
@@ -27,6 +27,8 @@ async def check_readiness(database: Database, *, head: str) -> None:
         raise NotReadyError(["the database cannot be reached"]) from error
     if revision != head:
         raise NotReadyError([f"the schema is at revision {revision or 'none'}, this program needs {head}"])
+    if waiting := [reason for check in checks if (reason := check())]:
+        raise NotReadyError(waiting)
 
 
 async def _in_time[T](question: Coroutine[Any, Any, T]) -> T:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, union_all, update
+from sqlalchemy.exc import IntegrityError
 
 from app.core import crud
-from app.core.database import ReadSession, WriteSession
+from app.core.database import ReadSession, WriteSession, constraint_name
 from app.core.keyset import Order, Position, after
 from app.users.models import AccountLink, User
 from app.users.roles import Role
@@ -47,6 +48,7 @@ _LAST = "\U0010ffff"
 _ACCOUNTS = select(*(getattr(User, name) for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(User.email_key)
 _ACCOUNT = _ACCOUNTS.where(User.id == bindparam("id"))
+_HELD_ACCOUNT = _ACCOUNT.with_for_update(key_share=True)
 _CREDENTIALS = select(*(getattr(User, name) for name in Credentials._fields)).where(
     User.email_key == bindparam("email_key")
 )
@@ -58,10 +60,21 @@ async def get_account(session: ReadSession, user_id: UUID) -> Account | None:
     return None if row is None else Account._make(row)
 
 
+async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+    """Read an account, and hold it against changes until the transaction ends."""
+    row = (await session.execute(_HELD_ACCOUNT, {"id": user_id})).one_or_none()
+    return None if row is None else Account._make(row)
+
+
 async def get_credentials(session: ReadSession, email_key: str) -> Credentials | None:
     """Read what a login with this address is checked against."""
     row = (await session.execute(_CREDENTIALS, {"email_key": email_key})).one_or_none()
     return None if row is None else Credentials._make(row)
+
+
+async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
+    """Read the password hash of an account that has one."""
+    return await session.scalar(select(User.hashed_password).where(User.id == user_id))
 
 
 async def page(
@@ -108,6 +121,17 @@ async def change(session: WriteSession, user_id: UUID, values: Mapping[str, Any]
     return await crud.change(session, User, user_id, values)
 
 
+async def change_unless_taken(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> bool:
+    """Change an account's address; False when the database finds it taken, and the transaction stays usable."""
+    try:
+        async with session.begin_nested():
+            return await crud.change(session, User, user_id, values) is not None
+    except IntegrityError as error:
+        if constraint_name(error) != "uq_users_email_key":
+            raise
+        return False
+
+
 async def remove(session: WriteSession, user_id: UUID) -> bool:
     """Delete an account; whatever belongs to it goes along."""
     return await crud.remove(session, User, user_id)
@@ -125,9 +149,21 @@ async def any_exist(session: ReadSession) -> bool:
     return await session.scalar(select(User.id).limit(1)) is not None
 
 
-async def delete_links(session: WriteSession, user_id: UUID, purpose: str) -> None:
-    """Delete the links of one purpose."""
-    await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose == purpose))
+async def delete_links(session: WriteSession, user_id: UUID, purposes: Sequence[str]) -> None:
+    """Delete the links of some purposes."""
+    await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose.in_(purposes)))
+
+
+async def use_link(session: WriteSession, link_id: UUID) -> bool:
+    """Mark a live link as used; False when it is not live any more."""
+    statement = (
+        update(AccountLink)
+        .where(AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now())
+        .values(used_at=func.now())
+        .returning(AccountLink.id)
+        .execution_options(synchronize_session=False)
+    )
+    return await session.scalar(statement) is not None
 
 
 async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: timedelta) -> UUID:

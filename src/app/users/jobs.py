@@ -1,27 +1,57 @@
 """Mail to account owners; each job ends where a service call ends."""
 
+from typing import NamedTuple
 from uuid import UUID
 
 from app.jobs.queue import Work
 from app.users import crud, links
 
-# The path of the page that asks for the password; the secret is in the fragment, which no server ever logs.
-_SET_PASSWORD_PAGE = "/account/set-password"
+
+class _Page(NamedTuple):
+    """What a link leads to: a page that sends the secret on; how the mail says how long it works."""
+
+    path: str
+    template: str
+    expires_in: str
 
 
-async def mail_set_password_link(work: Work, link_id: UUID) -> None:
-    """Mail the link through which the owner of a new account sets its password."""
+# The secret is in the fragment, which browsers send to no server and no log ever holds.
+_PAGES = {
+    "verify_email": _Page("/account/verify-email", "verify_email", "24 hours"),
+    "set_password": _Page("/account/set-password", "set_password", "3 days"),
+    "reset_password": _Page("/account/set-password", "reset_password", "30 minutes"),
+    "confirm_email": _Page("/account/confirm-email", "confirm_email", "24 hours"),
+}
+
+
+async def mail_link(work: Work, link_id: UUID) -> None:
+    """Mail a link to whom it is about; the secret in it is made here, and stored nowhere."""
     async with work.database.read_sessions() as session:
         link = await links.find_live(session, link_id)
         account = await crud.get_account(session, link.user_id) if link else None
     if link is None or account is None:
         # Used, replaced or deleted since: there is nothing left to say.
         return
+    page = _PAGES[link.purpose]
     await work.mailer.send(
-        "set_password",
-        to=account.email,
+        page.template,
+        # To the stored address, never to one that came with a request; a new address is one that must prove itself.
+        to=link.email or account.email,
         message_id=str(link_id),
         name=account.full_name,
-        link=f"{work.settings.public_url}{_SET_PASSWORD_PAGE}#token={links.secret(work.keys, link)}",
-        expires_in="3 days",
+        link=f"{work.settings.public_url}{page.path}#token={links.secret(work.keys, link)}",
+        expires_in=page.expires_in,
     )
+
+
+async def mail_notice(work: Work, notice: str, to: str, name: str | None) -> None:
+    """Tell an owner what happened to their account: `notice` is the name of a template."""
+    await work.mailer.send(notice, to=to, message_id=work.key, name=name)
+
+
+async def mail_user_notice(work: Work, notice: str, user_id: UUID) -> None:
+    """Tell the owner of an account what happened, at the address it has when the mail goes out."""
+    async with work.database.read_sessions() as session:
+        account = await crud.get_account(session, user_id)
+    if account is not None:
+        await work.mailer.send(notice, to=account.email, message_id=work.key, name=account.full_name)

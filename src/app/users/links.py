@@ -6,7 +6,8 @@ row's nonce: neither a copy of the database nor the pepper alone makes a valid o
 
 import hmac
 import os
-from base64 import urlsafe_b64encode
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
 from typing import Literal
 from uuid import UUID
@@ -16,21 +17,40 @@ from app.core.keys import KeyRing
 from app.users import crud
 from app.users.models import AccountLink
 
-type Purpose = Literal["set_password"]
+type Purpose = Literal["verify_email", "set_password", "reset_password", "confirm_email"]
 
-LIFETIMES: dict[Purpose, timedelta] = {"set_password": timedelta(days=3)}
+LIFETIMES: dict[Purpose, timedelta] = {
+    "verify_email": timedelta(hours=24),
+    "set_password": timedelta(days=3),
+    "reset_password": timedelta(minutes=30),
+    "confirm_email": timedelta(hours=24),
+}
 _PREFIX = "lt1"
+_FORM = re.compile(r"lt1\.[A-Za-z0-9_-]{66}")
+_ID_BYTES = 16
 _NONCE_BYTES = 32
 
 
-async def create(session: WriteSession, keys: KeyRing, user_id: UUID, purpose: Purpose) -> UUID:
-    """Make a link; older ones of the same purpose die with it."""
-    await crud.delete_links(session, user_id, purpose)
+async def create(
+    session: WriteSession,
+    keys: KeyRing,
+    user_id: UUID,
+    purpose: Purpose,
+    *,
+    email: str | None = None,
+    session_id: UUID | None = None,
+) -> UUID:
+    """Make a link; older ones of the same purpose die with it, those made at the same moment included."""
+    # The account before its links, here and wherever one is spent: no two wait for each other.
+    await crud.hold_account(session, user_id)
+    await crud.delete_links(session, user_id, [purpose])
     values = {
         "user_id": user_id,
         "purpose": purpose,
         "nonce": os.urandom(_NONCE_BYTES),
         "pepper_id": keys.active_pepper,
+        "email": email,
+        "session_id": session_id,
     }
     return await crud.add_link(session, values, LIFETIMES[purpose])
 
@@ -38,6 +58,29 @@ async def create(session: WriteSession, keys: KeyRing, user_id: UUID, purpose: P
 async def find_live(session: ReadSession, link_id: UUID) -> AccountLink | None:
     """Read a link that can still be used."""
     return await crud.get_live_link(session, link_id)
+
+
+async def find_by_secret(
+    session: ReadSession, keys: KeyRing, text: str, purposes: frozenset[Purpose]
+) -> AccountLink | None:
+    """Read the live link of one of these purposes that a secret belongs to; junk never reaches the database."""
+    if _FORM.fullmatch(text) is None:
+        return None
+    raw = urlsafe_b64decode(text.partition(".")[2] + "==")
+    link = await crud.get_live_link(session, UUID(bytes=raw[:_ID_BYTES]))
+    if link is None or link.purpose not in purposes or link.pepper_id not in keys.peppers:
+        return None
+    return link if hmac.compare_digest(secret(keys, link), text) else None
+
+
+async def use(session: WriteSession, link: AccountLink) -> bool:
+    """Spend a link, in one statement: of all who try, one is told it was theirs."""
+    return await crud.use_link(session, link.id)
+
+
+async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purpose]) -> None:
+    """Make the links of these purposes worthless."""
+    await crud.delete_links(session, user_id, sorted(purposes))
 
 
 def secret(keys: KeyRing, link: AccountLink) -> str:

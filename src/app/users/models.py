@@ -46,11 +46,19 @@ class AccountLink(Base):
     """A single-use link to an account. The secret in it is derived from this row and a pepper, and stored nowhere."""
 
     __tablename__ = "account_links"
-    __table_args__ = (CheckConstraint("purpose IN ('set_password')", name="purpose"), Index(None, "user_id", "purpose"))
+    __table_args__ = (
+        CheckConstraint(
+            "purpose IN ('verify_email', 'set_password', 'reset_password', 'confirm_email')", name="purpose"
+        ),
+        Index(None, "user_id", "purpose"),
+    )
 
     id: Mapped[PrimaryKey]
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     purpose: Mapped[str]
+    # With confirm_email: the new address, and the login session that asked for it.
+    email: Mapped[str | None]
+    session_id: Mapped[UUID | None]
     nonce: Mapped[bytes]
     pepper_id: Mapped[int]
     created_at: Mapped[CreatedAt]

@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 from fastapi import Path, Query, Response
 
-from app.auth.dependencies import AuthRequest, CurrentPrincipal, CurrentUser, UsersReader, UsersWriter
+from app.auth.dependencies import (
+    AuthRequest,
+    ConfirmedPrincipal,
+    CurrentPrincipal,
+    CurrentUser,
+    UsersReader,
+    UsersWriter,
+)
 from app.auth.errors import StaleLoginError
 from app.core import routing
 from app.core.dependencies import ReadSessionDep, SessionDep
@@ -50,7 +57,7 @@ async def update_me(
     status_code=HTTPStatus.NO_CONTENT,
     responses=problem_responses(StaleLoginError, UserNotFoundError, LastAdminError),
 )
-async def delete_me(principal: CurrentPrincipal, session: SessionDep) -> None:
+async def delete_me(principal: ConfirmedPrincipal, session: SessionDep) -> None:
     """Close one's own account, for good.
 
     Needs a login of the last five minutes. What the audit log holds about the account stays.

@@ -48,6 +48,11 @@ async def find_account(session: ReadSession, user_id: UUID) -> Account | None:
     return await crud.get_account(session, user_id)
 
 
+async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+    """Read an account that may be gone, and hold it against changes until the transaction ends."""
+    return await crud.hold_account(session, user_id)
+
+
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
     """Read what a login with this address is checked against; None for an address nobody can have, too."""
     try:
@@ -55,6 +60,11 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
     except InvalidEmailError:
         return None
     return await crud.get_credentials(session, email_key)
+
+
+async def find_hash(session: ReadSession, user_id: UUID) -> str | None:
+    """Read the password hash of an account; None when it has none, or is gone."""
+    return await crud.get_hash(session, user_id)
 
 
 def order_of(query: UserQuery) -> Order:
@@ -89,7 +99,7 @@ async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: Us
         session, actor, email=payload.email, full_name=payload.full_name, role=payload.role, hashed_password=None
     )
     link_id = await links.create(session, keys, user.id, "set_password")
-    await queue.enqueue(session, jobs.mail_set_password_link, link_id)
+    await queue.enqueue(session, jobs.mail_link, link_id)
     return user
 
 
@@ -144,6 +154,53 @@ async def _insert(
         raise EmailTakenError
     await audit.record(session, actor, "users.created", subject_id=user.id, role=role.value)
     return user
+
+
+async def create_unverified(
+    session: WriteSession, actor: Actor, *, email: str, full_name: str | None, hashed_password: str
+) -> User | None:
+    """Create an account whose address is yet to be verified; None when the address is taken."""
+    try:
+        return await _insert(
+            session,
+            actor,
+            email=email,
+            full_name=full_name,
+            role=Role.USER,
+            hashed_password=hashed_password,
+        )
+    except EmailTakenError:
+        return None
+
+
+async def verify_email(session: WriteSession, user_id: UUID) -> None:
+    """Note that the address is its owner's."""
+    await crud.change(session, user_id, {"email_verified_at": func.now()})
+
+
+async def set_password(session: WriteSession, user_id: UUID, hashed_password: str) -> None:
+    """Set a password by a mailed link, which also proves the address; tokens issued before stop working."""
+    values = {
+        "hashed_password": hashed_password,
+        "authz_version": User.authz_version + 1,
+        "email_verified_at": func.coalesce(User.email_verified_at, func.now()),
+    }
+    await crud.change(session, user_id, values)
+
+
+async def replace_password(session: WriteSession, user_id: UUID, *, old: str, new: str) -> bool:
+    """Replace a password hash by another, unless it has been replaced meanwhile; tokens issued before stop working."""
+    user = await crud.lock(session, user_id)
+    if user is None or user.hashed_password != old:
+        return False
+    await crud.change(session, user_id, {"hashed_password": new, "authz_version": User.authz_version + 1})
+    return True
+
+
+async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
+    """Move an account to an address its owner has proved to be theirs; False when another account has it."""
+    values = {"email": email, "email_key": identity(email), "email_verified_at": func.now()}
+    return await crud.change_unless_taken(session, user_id, values)
 
 
 async def update_me(

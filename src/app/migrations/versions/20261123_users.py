@@ -6,6 +6,8 @@ from alembic import op
 revision = "20261123_users"
 down_revision = None
 
+_PURPOSES = "purpose IN ('verify_email', 'set_password', 'reset_password', 'confirm_email')"
+
 
 def upgrade() -> None:
     op.create_table(
@@ -41,12 +43,14 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("email", sa.Text()),
+        sa.Column("session_id", sa.Uuid()),
         sa.Column("nonce", sa.LargeBinary(), nullable=False),
         sa.Column("pepper_id", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True)),
-        sa.CheckConstraint("purpose IN ('set_password')", name=op.f("ck_account_links_purpose")),
+        sa.CheckConstraint(_PURPOSES, name=op.f("ck_account_links_purpose")),
         sa.ForeignKeyConstraint(
             ["user_id"], ["users.id"], name=op.f("fk_account_links_user_id_users"), ondelete="CASCADE"
         ),

@@ -1,0 +1,186 @@
+"""The life of an account: register, verify, reset, change password and address.
+
+What may be asked with somebody else's address (register, resend, forgot) does the same for every address: one job is
+written. Whether there is such an account, and what its owner is told, the job finds out.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from app.audit import service as audit
+from app.audit.service import Actor
+from app.auth import crud, jobs, limits, service, sessions
+from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPasswordError
+from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
+from app.auth.toolkit import Toolkit
+from app.core.database import WriteSession
+from app.core.errors import InvalidInputError
+from app.core.passwords import refuse_weak
+from app.jobs import queue
+from app.users import jobs as user_jobs
+from app.users import links
+from app.users import service as users_service
+from app.users.links import Purpose
+from app.users.models import AccountLink
+from app.users.service import Account
+
+_VERIFIES = frozenset[Purpose]({"verify_email"})
+_SETS_PASSWORD = frozenset[Purpose]({"set_password", "reset_password"})
+_CONFIRMS = frozenset[Purpose]({"confirm_email"})
+_ANY = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
+
+
+async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
+    """Ask for an account; its owner is mailed what comes of it."""
+    if kit.settings.auth.registration == "invite":
+        raise RegistrationClosedError
+    await kit.limiter.hit(*limits.mail_request(actor))
+    password = payload.password.get_secret_value()
+    about = [payload.email, payload.full_name or ""]
+    refuse_weak(password, min_length=kit.settings.auth.password_min_length, about=about)
+    hashed_password = await kit.hasher.hash(password)
+    async with kit.database.begin() as session:
+        await queue.enqueue(session, jobs.register, payload.email, payload.full_name, hashed_password)
+
+
+async def resend_verification(kit: Toolkit, actor: Actor, email: str) -> None:
+    """Ask for another verification link."""
+    await kit.limiter.hit(*limits.mail_request(actor))
+    async with kit.database.begin() as session:
+        await queue.enqueue(session, jobs.resend_verification, email)
+
+
+async def forgot_password(kit: Toolkit, actor: Actor, email: str) -> None:
+    """Ask for a link to set a new password."""
+    await kit.limiter.hit(*limits.mail_request(actor))
+    async with kit.database.begin() as session:
+        await queue.enqueue(session, jobs.forgot_password, email)
+
+
+async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
+    """Spend a verification link: the address is the account owner's."""
+    async with _counting_misuse(kit, actor), kit.database.begin() as session:
+        _, account = await _spend(session, kit, secret, _VERIFIES)
+        if account.email_verified_at is not None:
+            raise InvalidLinkError
+        await users_service.verify_email(session, account.id)
+        await audit.record(session, actor, "auth.email_verified", subject_id=account.id)
+
+
+async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> None:
+    """Spend a link to set a password; every login session ends, and the address counts as verified."""
+    secret, password = payload.token.get_secret_value(), payload.new_password.get_secret_value()
+    async with _counting_misuse(kit, actor):
+        # A weak password is refused before the link is spent: it still works for a better one.
+        _refuse_weak(kit, await _owner(kit, secret), password)
+        hashed_password = await kit.hasher.hash(password)
+        async with kit.database.begin() as session:
+            _, account = await _spend(session, kit, secret, _SETS_PASSWORD)
+            await links.discard(session, account.id, _ANY)
+            await users_service.set_password(session, account.id, hashed_password)
+            await crud.revoke_all(session, account.id, "password_reset")
+            await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
+            await _notify(session, "password_changed", account)
+
+
+async def _owner(kit: Toolkit, secret: str) -> Account:
+    """Give whose password a link sets, without spending it and without holding a connection afterwards."""
+    async with kit.database.read_sessions() as session:
+        link = await links.find_by_secret(session, kit.keys, secret, _SETS_PASSWORD)
+        account = await users_service.find_account(session, link.user_id) if link else None
+    if account is None:
+        raise InvalidLinkError
+    return account
+
+
+async def change_password(kit: Toolkit, actor: Actor, account: Account, payload: PasswordChange) -> None:
+    """Change the password of a logged-in owner; the other login sessions end."""
+    old, new = payload.current_password.get_secret_value(), payload.new_password.get_secret_value()
+    stored = await service.confirm_password(kit, actor, account.id, old)
+    _refuse_weak(kit, account, new)
+    hashed_password = await kit.hasher.hash(new)
+    async with kit.database.begin() as session:
+        # Whoever changed it meanwhile, by a reset link say, decides.
+        if not await users_service.replace_password(session, account.id, old=stored, new=hashed_password):
+            raise WrongPasswordError
+        # A pending change of address dies as well: it may be what the owner defends against.
+        await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
+        await crud.revoke_all(session, account.id, "password_changed", but=actor.session_id)
+        await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
+        await _notify(session, "password_changed", account)
+
+
+async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange) -> None:
+    """Ask to move an account to another address: that one must confirm, this one is told."""
+    await service.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
+    await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
+    async with kit.database.begin() as session:
+        link_id = await links.create(
+            session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
+        )
+        await queue.enqueue(session, user_jobs.mail_link, link_id)
+        await audit.record(session, actor, "auth.email_change_requested", subject_id=account.id)
+        await _notify(session, "email_change_requested", account)
+
+
+async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
+    """Spend the link that was mailed to a new address: it is the account's from now on; the old one is told."""
+    async with _counting_misuse(kit, actor), kit.database.begin() as session:
+        link, account = await _spend(session, kit, secret, _CONFIRMS)
+        if link.email is None or not await users_service.set_email(session, account.id, link.email):
+            # Somebody else has it meanwhile. One answer for every cause: this one must not tell either.
+            raise InvalidLinkError
+        # Links that went to the old address speak for whoever reads mail there, which the owner may not any more.
+        await links.discard(session, account.id, _ANY)
+        await crud.revoke_all(session, account.id, "email_changed", but=link.session_id)
+        await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
+        await _notify(session, "email_changed", account)
+
+
+async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor, user_id: UUID) -> None:
+    """Mail an account's owner a link to set a new password, on behalf of an administrator who never sees it."""
+    account = await users_service.get_account(session, user_id)
+    link_id = await links.create(session, kit.keys, account.id, "reset_password")
+    await queue.enqueue(session, user_jobs.mail_link, link_id)
+    await audit.record(session, actor, "auth.password_reset_requested", subject_id=account.id)
+
+
+async def end_sessions(session: WriteSession, actor: Actor, user_id: UUID) -> None:
+    """End every login session of an account, on behalf of an administrator."""
+    await users_service.get_account(session, user_id)
+    await sessions.end_all(session, actor, user_id, "admin")
+
+
+async def _spend(
+    session: WriteSession, kit: Toolkit, secret: str, purposes: frozenset[Purpose]
+) -> tuple[AccountLink, Account]:
+    link = await links.find_by_secret(session, kit.keys, secret, purposes)
+    # Held first: whatever else happens to the account has happened, or waits.
+    account = await users_service.hold_account(session, link.user_id) if link else None
+    if link is None or account is None or not account.is_active or not await links.use(session, link):
+        raise InvalidLinkError
+    return link, account
+
+
+@asynccontextmanager
+async def _counting_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
+    """Count a refusal by the caller's address: after the transaction that fails by it has given its connection back."""
+    try:
+        yield
+    except (InvalidLinkError, InvalidInputError):
+        await kit.limiter.hit(*limits.token_misuse(actor))
+        raise
+
+
+def _refuse_weak(kit: Toolkit, account: Account, password: str) -> None:
+    refuse_weak(
+        password,
+        min_length=kit.settings.auth.password_min_length,
+        about=[account.email, account.full_name or ""],
+        pointer="#/new_password",
+    )
+
+
+async def _notify(session: WriteSession, notice: str, account: Account) -> None:
+    await queue.enqueue(session, user_jobs.mail_notice, notice, account.email, account.full_name)

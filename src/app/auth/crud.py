@@ -1,0 +1,267 @@
+"""One function per statement; private to auth's services."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy.orm import aliased
+
+from app.auth.models import LoginSession, Revocation
+from app.core import crud
+from app.core.database import ReadSession, WriteSession
+from app.core.keyset import Order, Position
+from app.users.models import User
+
+
+class SessionState(NamedTuple):
+    """A login session and what its account may do, in one row."""
+
+    id: UUID
+    user_id: UUID
+    generation: int
+    nonce: bytes
+    pepper_id: int
+    scope: str
+    auth_time: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    role: str
+    authz_version: int
+
+
+class LockedUser(NamedTuple):
+    """An account held against changes."""
+
+    id: UUID
+    is_active: bool
+    authz_version: int
+    role: str
+    hashed_password: str | None
+
+
+class Created(NamedTuple):
+    """What the database's clock made of a new session."""
+
+    auth_time: datetime
+    idle_expires_at: datetime
+    absolute_expires_at: datetime
+    is_first: bool
+    is_known_device: bool
+
+
+class StoredState(NamedTuple):
+    """Why a session could not be rotated: the row as it is, judged by the database's clock."""
+
+    state: SessionState
+    is_live: bool
+    is_within_grace: bool
+    replays: int
+    revoke_reason: str | None
+
+
+class Standing(NamedTuple):
+    """What decides whether an access token still speaks for its account and session."""
+
+    is_active: bool
+    authz_version: int
+    is_session_live: bool
+    is_key_withdrawn: bool
+
+
+KEY_WITHDRAWN = 3
+_USER_COLUMNS = (User.role, User.authz_version)
+_STATE = (
+    *(getattr(LoginSession, name) for name in SessionState._fields if name not in {"role", "authz_version"}),
+    *_USER_COLUMNS,
+)
+_IS_LIVE = (
+    LoginSession.revoked_at.is_(None)
+    & (LoginSession.idle_expires_at > func.now())
+    & (LoginSession.absolute_expires_at > func.now())
+)
+_IS_KEY_WITHDRAWN = exists().where(Revocation.kind == KEY_WITHDRAWN, Revocation.key_id == bindparam("kid"))
+_STANDING = (
+    select(
+        User.is_active,
+        User.authz_version,
+        _IS_LIVE.label("is_session_live"),
+        _IS_KEY_WITHDRAWN.label("is_key_withdrawn"),
+    )
+    .join(LoginSession, LoginSession.user_id == User.id)
+    .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
+)
+_LISTED = (
+    LoginSession.id,
+    LoginSession.created_at,
+    LoginSession.last_seen_at,
+    LoginSession.user_agent,
+    LoginSession.ip_prefix,
+)
+
+
+async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
+    """Hold an account against changes and other logins until the transaction ends."""
+    statement = (
+        select(*(getattr(User, name) for name in LockedUser._fields))
+        .where(User.id == user_id)
+        .with_for_update(key_share=True)
+    )
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else LockedUser._make(row)
+
+
+async def create(session: WriteSession, values: Mapping[str, Any], *, idle: timedelta, absolute: timedelta) -> Created:
+    """Insert a session that ends by the database's clock, and say whether its device has been seen before."""
+    ends = {"idle_expires_at": func.now() + min(idle, absolute), "absolute_expires_at": func.now() + absolute}
+    earlier = aliased(LoginSession)
+    of_user = exists().where(earlier.user_id == values["user_id"])
+    statement = (
+        insert(LoginSession)
+        .values(**values, **ends)
+        .returning(
+            LoginSession.auth_time,
+            LoginSession.idle_expires_at,
+            LoginSession.absolute_expires_at,
+            # The new row is not seen by its own statement.
+            (~of_user).label("is_first"),
+            of_user.where(earlier.device_family == values["device_family"]).label("is_known_device"),
+        )
+    )
+    return Created._make((await session.execute(statement)).one())
+
+
+async def evict(session: WriteSession, user_id: UUID, *, keep: int) -> Sequence[UUID]:
+    """End the live sessions of an account beyond the `keep` seen last."""
+    surplus = (
+        select(LoginSession.id)
+        .where(LoginSession.user_id == user_id, _IS_LIVE)
+        .order_by(LoginSession.last_seen_at.desc(), LoginSession.id.desc())
+        .offset(keep)
+    )
+    return await _revoke(session, LoginSession.id.in_(surplus), "evicted")
+
+
+async def rotate(
+    session: WriteSession, session_id: UUID, generation: int, *, pepper_id: int, idle: timedelta
+) -> SessionState | None:
+    """Move a live session of an active account on by one generation; None for every other caller, who waited."""
+    statement = (
+        update(LoginSession)
+        .where(
+            LoginSession.id == session_id,
+            LoginSession.generation == generation,
+            _IS_LIVE,
+            User.id == LoginSession.user_id,
+            User.is_active,
+        )
+        .values(
+            generation=LoginSession.generation + 1,
+            pepper_id=pepper_id,
+            replays=0,
+            rotated_at=func.now(),
+            last_seen_at=func.now(),
+            idle_expires_at=func.least(func.now() + idle, LoginSession.absolute_expires_at),
+        )
+        .returning(*_STATE)
+        .execution_options(synchronize_session=False)
+    )
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else SessionState._make(row)
+
+
+async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta) -> StoredState | None:
+    """Hold a session that could not be rotated and say what it is."""
+    statement = (
+        select(
+            *_STATE,
+            (_IS_LIVE & User.is_active).label("is_live"),
+            # The time after the wait for the row, not that of the transaction: without a grace nothing is within it.
+            (LoginSession.rotated_at > func.clock_timestamp() - grace).label("is_within_grace"),
+            LoginSession.replays,
+            LoginSession.revoke_reason,
+        )
+        .join(User, User.id == LoginSession.user_id)
+        .where(LoginSession.id == session_id)
+        .with_for_update(of=LoginSession)
+    )
+    row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        return None
+    width = len(SessionState._fields)
+    return StoredState(SessionState._make(row[:width]), *row[width:])
+
+
+async def count_replay(session: WriteSession, session_id: UUID) -> None:
+    """Note that the generation before has been presented once more."""
+    await session.execute(
+        update(LoginSession).where(LoginSession.id == session_id).values(replays=LoginSession.replays + 1)
+    )
+
+
+async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionState | None:
+    """Note that the password has just been given again in this session."""
+    statement = (
+        update(LoginSession)
+        .where(LoginSession.id == session_id, _IS_LIVE, User.id == LoginSession.user_id, User.is_active)
+        .values(auth_time=func.now(), last_seen_at=func.now())
+        .returning(*_STATE)
+        .execution_options(synchronize_session=False)
+    )
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else SessionState._make(row)
+
+
+async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason: str) -> bool:
+    """End one live session of an account; False when there is none such."""
+    ended = await _revoke(
+        session, (LoginSession.id == session_id) & (LoginSession.user_id == user_id) & _IS_LIVE, reason
+    )
+    return bool(ended)
+
+
+async def revoke_all(session: WriteSession, user_id: UUID, reason: str, *, but: UUID | None = None) -> Sequence[UUID]:
+    """End every session of an account, but for one."""
+    condition = (LoginSession.user_id == user_id) & LoginSession.revoked_at.is_(None)
+    return await _revoke(session, condition & (LoginSession.id != but) if but else condition, reason)
+
+
+async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: str) -> Sequence[UUID]:
+    statement = (
+        update(LoginSession)
+        .where(condition, LoginSession.revoked_at.is_(None))
+        .values(revoked_at=func.now(), revoke_reason=reason)
+        .returning(LoginSession.id)
+        .execution_options(synchronize_session=False)
+    )
+    return (await session.scalars(statement)).all()
+
+
+async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:
+    """Read what decides about an access token, by primary keys."""
+    parameters = {"user_id": user_id, "session_id": session_id, "kid": kid}
+    row = (await session.execute(_STANDING, parameters)).one_or_none()
+    return None if row is None else Standing._make(row)
+
+
+async def page(
+    session: ReadSession, user_id: UUID, order: Order, position: Position | None, limit: int
+) -> tuple[Sequence[Row[Any]], Position | None]:
+    """Read one page of an account's live sessions."""
+    statement = select(*_LISTED).where(LoginSession.user_id == user_id, _IS_LIVE)
+    return await crud.page(session, statement, order, position, limit=limit)
+
+
+async def list_all(session: ReadSession, user_id: UUID) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Read every session kept of an account, for its export."""
+    columns = (*_LISTED, LoginSession.revoked_at, LoginSession.revoke_reason)
+    statement = select(*columns).where(LoginSession.user_id == user_id).order_by(LoginSession.created_at)
+    return (await session.execute(statement)).all()
+
+
+async def purge(session: WriteSession, *, keep: timedelta) -> None:
+    """Delete sessions that ended longer than `keep` ago, and revocations no token can still need."""
+    await session.execute(delete(LoginSession).where(LoginSession.absolute_expires_at < func.now() - keep))
+    await session.execute(delete(LoginSession).where(LoginSession.revoked_at < func.now() - keep))
+    await session.execute(delete(Revocation).where(Revocation.expires_at < func.now()))

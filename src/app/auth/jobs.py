@@ -1,0 +1,96 @@
+"""What register, resend and forgot come to: decided where nobody waits for the answer, so that no time tells.
+
+Each may be run twice: accounts are unique by their address, and a second link replaces the first.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from app.audit import service as audit
+from app.audit.service import Actor
+from app.auth import crud, limits
+from app.core.database import WriteSession
+from app.core.errors import RateLimitedError
+from app.core.rate_limits import RateLimiter
+from app.jobs import queue
+from app.jobs.queue import Work
+from app.users import jobs as user_jobs
+from app.users import links
+from app.users import service as users_service
+
+_KEEP_ENDED_SESSIONS = timedelta(days=30)
+
+
+async def register(work: Work, email: str, full_name: str | None, hashed_password: str) -> None:
+    """Create the account and mail its verification link; the owner of an address that is known gets a notice instead."""
+    async with work.database.begin() as session:
+        may_mail = await _may_mail(session, work, email)
+        user = await users_service.create_unverified(
+            session, _actor(work), email=email, full_name=full_name, hashed_password=hashed_password
+        )
+        if user is not None:
+            # Counted, and mailed in any case: without it the account is of no use, and there is one a registration.
+            await _mail_link(session, work, user.id, "verify_email")
+        elif may_mail:
+            await _tell_owner(session, work, email)
+
+
+async def _tell_owner(session: WriteSession, work: Work, email: str) -> None:
+    known = await users_service.find_credentials(session, email)
+    if known is not None:
+        await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", known.id)
+        await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=known.id)
+
+
+async def resend_verification(work: Work, email: str) -> None:
+    """Mail another verification link to an active account that still needs one."""
+    async with work.database.begin() as session:
+        if not await _may_mail(session, work, email):
+            return
+        known = await users_service.find_credentials(session, email)
+        if known and known.is_active and known.email_verified_at is None:
+            await _mail_link(session, work, known.id, "verify_email")
+            await audit.record(session, _actor(work), "auth.verification_requested", subject_id=known.id)
+
+
+async def forgot_password(work: Work, email: str) -> None:
+    """Mail a link to set a new password to an active account."""
+    async with work.database.begin() as session:
+        if not await _may_mail(session, work, email):
+            return
+        known = await users_service.find_credentials(session, email)
+        if known and known.is_active:
+            await _mail_link(session, work, known.id, "reset_password")
+            await audit.record(session, _actor(work), "auth.password_reset_requested", subject_id=known.id)
+
+
+async def purge(work: Work) -> None:
+    """Delete sessions long ended, revocations no token can still need, and counters that are over."""
+    async with work.database.begin() as session:
+        await crud.purge(session, keep=_KEEP_ENDED_SESSIONS)
+    await _limiter(work).purge()
+
+
+async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: links.Purpose) -> None:
+    link_id = await links.create(session, work.keys, user_id, purpose)
+    await queue.enqueue(session, user_jobs.mail_link, link_id)
+
+
+async def _may_mail(session: WriteSession, work: Work, email: str) -> bool:
+    # Counted whether or not there is such an account, and in the job's transaction: when that fails and the job is run
+    # again, the first attempt has not used up the mail of the second.
+    try:
+        async with session.begin_nested():
+            await _limiter(work).hit_within(session, *limits.mail(email))
+    except RateLimitedError:
+        return False
+    return True
+
+
+def _actor(work: Work) -> Actor:
+    # Who asked has not said who they are; the request is known.
+    return Actor(request_id=work.request_id)
+
+
+def _limiter(work: Work) -> RateLimiter:
+    return RateLimiter(work.database, work.keys.derive("rate-limit"), enabled=work.settings.rate_limit.enabled)

@@ -1,0 +1,58 @@
+"""How often what may be tried. Successful logins do not count; a live session is never stopped by any of these."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from app.audit.service import Actor
+from app.core.addresses import subscriber
+from app.core.rate_limits import Counted, Limit
+from app.users.emails import InvalidEmailError, identity
+
+_QUARTER = timedelta(minutes=15)
+_LOGIN_HERE = Limit("login-account-address", 10, _QUARTER)
+_LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1))
+_LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER)
+_PASSWORD_HERE = Limit("password-account-address", 10, _QUARTER)
+_TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER)
+_MAIL_REQUESTS = Limit("mail-request-address", 30, _QUARTER)
+_EMAIL_CHANGES = Limit("email-change-account", 5, timedelta(hours=1))
+_MAIL_MINUTE = Limit("mail-minute", 1, timedelta(minutes=1))
+_MAIL_HOUR = Limit("mail-hour", 5, timedelta(hours=1))
+
+
+def login(actor: Actor, username: str) -> tuple[Counted, ...]:
+    """Count a login by account and address, by account, and by address; every spelling of an account is one."""
+    try:
+        account = identity(username)
+    except InvalidEmailError:
+        account = username
+    return (
+        (_LOGIN_HERE, f"{account}\0{subscriber(actor.address)}"),
+        (_LOGIN_ACCOUNT, account),
+        (_LOGIN_ADDRESS, subscriber(actor.address)),
+    )
+
+
+def password(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
+    """Count a password given again by somebody logged in."""
+    return ((_PASSWORD_HERE, f"{user_id}\0{subscriber(actor.address)}"),)
+
+
+def token_misuse(actor: Actor) -> tuple[Counted, ...]:
+    """Count a refresh token or link that is not valid, by address."""
+    return ((_TOKEN_MISUSE, subscriber(actor.address)),)
+
+
+def mail_request(actor: Actor) -> tuple[Counted, ...]:
+    """Count a request that may send mail to an address the caller names, by the caller's address."""
+    return ((_MAIL_REQUESTS, subscriber(actor.address)),)
+
+
+def mail(email: str) -> tuple[Counted, ...]:
+    """Count a mail to an address, whoever asked for it."""
+    return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
+
+
+def email_change(user_id: UUID, email: str) -> tuple[Counted, ...]:
+    """Count a wish to move an account, by the account and as a mail to the new address: both are of the owner's choosing."""
+    return ((_EMAIL_CHANGES, str(user_id)), *mail(email))

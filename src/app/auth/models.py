@@ -1,0 +1,77 @@
+"""Login sessions, and what access tokens still alive must learn."""
+
+from datetime import datetime
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, override
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, SmallInteger, func, text
+from sqlalchemy.dialects.postgresql import CIDR
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
+
+from app.core.database import Base, CreatedAt, PrimaryKey
+
+Now = Annotated[datetime, mapped_column(server_default=func.now())]
+
+
+class XID8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction id."""
+
+    cache_ok = True
+
+    @override
+    def get_col_spec(self, **_options: object) -> str:
+        return "xid8"
+
+
+class LoginSession(Base):
+    """One login. The refresh token of each generation is derived from this row and a pepper, and stored nowhere."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        CheckConstraint(
+            "revoke_reason IN ('logout', 'user', 'admin', 'password_changed', 'password_reset', 'email_changed', "
+            "'disabled', 'refresh_reuse', 'evicted', 'all')",
+            name="revoke_reason",
+        ),
+        Index(None, "user_id", "last_seen_at", "id"),
+        Index(None, "absolute_expires_at"),
+    )
+
+    id: Mapped[PrimaryKey]
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    generation: Mapped[int] = mapped_column(server_default=text("0"))
+    nonce: Mapped[bytes]
+    pepper_id: Mapped[int]
+    # How often the generation before this one has been presented again within the grace.
+    replays: Mapped[int] = mapped_column(server_default=text("0"))
+    scope: Mapped[str]
+    created_at: Mapped[CreatedAt]
+    auth_time: Mapped[Now]
+    rotated_at: Mapped[Now]
+    # Written at refresh only: no write per request.
+    last_seen_at: Mapped[Now]
+    idle_expires_at: Mapped[datetime]
+    absolute_expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    revoke_reason: Mapped[str | None]
+    ip_prefix: Mapped[IPv4Network | IPv6Network | None] = mapped_column(CIDR)
+    user_agent: Mapped[str | None]
+    # The user agent without its versions: the same browser after an update is no new device.
+    device_family: Mapped[str]
+
+
+class Revocation(Base):
+    """Kind 1: a session has ended; 2: a user's tokens below a version; 3: a signing key is withdrawn. Written by triggers."""
+
+    __tablename__ = "revocations"
+    __table_args__ = (CheckConstraint("kind IN (1, 2, 3)", name="kind"), Index(None, "xid"), Index(None, "expires_at"))
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    kind: Mapped[int] = mapped_column(SmallInteger)
+    subject: Mapped[UUID | None]
+    min_version: Mapped[int | None]
+    key_id: Mapped[str | None]
+    xid: Mapped[int] = mapped_column(XID8, server_default=text("pg_current_xact_id()"))
+    expires_at: Mapped[datetime]

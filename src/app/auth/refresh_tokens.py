@@ -1,0 +1,58 @@
+"""Refresh tokens: opaque to clients, derived rather than stored.
+
+`rt1.` and base64url of session id (16 B), generation (8 B), pepper id (1 B) and HMAC-SHA-256 (32 B) by that pepper over
+`rt1`, session id, generation and the session's nonce. Neither a copy of the database nor the pepper alone makes one.
+"""
+
+import hmac
+import re
+import struct
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.core.keys import KeyRing
+
+_PREFIX = "rt1."
+_FORM = re.compile(r"rt1\.[A-Za-z0-9_-]{76}")
+_LAYOUT = struct.Struct(">16sQB32s")
+_MAX_GENERATION = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a token claims, before anything of it is believed."""
+
+    session_id: UUID
+    generation: int
+    pepper_id: int
+    mac: bytes
+
+
+def parse(token: str) -> Presented | None:
+    """Take a token apart; None for what cannot be one, so that junk never reaches the database."""
+    if _FORM.fullmatch(token) is None:
+        return None
+    session_id, generation, pepper_id, mac = _LAYOUT.unpack(urlsafe_b64decode(token.removeprefix(_PREFIX)))
+    if generation >= _MAX_GENERATION:
+        return None
+    return Presented(UUID(bytes=session_id), generation, pepper_id, mac)
+
+
+def make(keys: KeyRing, session_id: UUID, *, generation: int, pepper_id: int, nonce: bytes) -> str:
+    """Derive the token of one generation; the same arguments always give the same token."""
+    mac = _mac(keys, session_id, generation, pepper_id, nonce)
+    return _PREFIX + urlsafe_b64encode(_LAYOUT.pack(session_id.bytes, generation, pepper_id, mac)).decode()
+
+
+def is_genuine(keys: KeyRing, presented: Presented, nonce: bytes) -> bool:
+    """Say whether we made this token."""
+    if presented.pepper_id not in keys.peppers:
+        return False
+    expected = _mac(keys, presented.session_id, presented.generation, presented.pepper_id, nonce)
+    return hmac.compare_digest(expected, presented.mac)
+
+
+def _mac(keys: KeyRing, session_id: UUID, generation: int, pepper_id: int, nonce: bytes) -> bytes:
+    message = b"rt1" + session_id.bytes + generation.to_bytes(8) + nonce
+    return hmac.digest(keys.peppers[pepper_id], message, "sha256")

@@ -1,0 +1,22 @@
+"""What the use cases of auth work with; made once by the lifespan."""
+
+from dataclasses import dataclass
+
+from app.auth.tokens import AccessTokens
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.keys import KeyRing
+from app.core.rate_limits import RateLimiter
+from app.core.security import PasswordHasher
+
+
+@dataclass(frozen=True, slots=True)
+class Toolkit:
+    """The parts that hold state; everything else in auth is functions."""
+
+    settings: Settings
+    database: Database
+    keys: KeyRing
+    hasher: PasswordHasher
+    access_tokens: AccessTokens
+    limiter: RateLimiter

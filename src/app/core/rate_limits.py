@@ -1,0 +1,95 @@
+"""Counting what may be tried only so often, in PostgreSQL alone: exact over any number of workers.
+
+An attempt is counted before it is made, in a transaction of its own, so that a burst cannot slip through between looking
+and counting, and a failing request cannot take its count back. One that is refused counts against none of its limits:
+who is stopped at one of them cannot use up the others. Fixed windows: the first attempt opens one.
+"""
+
+import hmac
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from math import ceil
+
+from sqlalchemy import Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base, Database, WriteSession
+from app.core.errors import RateLimitedError
+
+# Sorted, so that two callers with the same keys lock them in the same order.
+_COUNT = text("""
+INSERT INTO rate_limits AS counted (key, hits, expires_at)
+SELECT key, 1, now() + period FROM unnest(CAST(:keys AS text[]), CAST(:periods AS interval[])) AS given (key, period)
+ORDER BY key
+ON CONFLICT (key) DO UPDATE SET
+    hits = CASE WHEN counted.expires_at <= now() THEN 1 ELSE counted.hits + 1 END,
+    expires_at = CASE WHEN counted.expires_at <= now() THEN excluded.expires_at ELSE counted.expires_at END
+RETURNING key, hits, extract(epoch FROM expires_at - now())
+""")
+_FORGIVE = text("UPDATE rate_limits SET hits = hits - 1 WHERE key = ANY(CAST(:keys AS text[])) AND hits > 0")
+_PURGE = text("DELETE FROM rate_limits WHERE expires_at < now()")
+
+
+class RateLimit(Base):
+    """One window of one counter. UNLOGGED: after a crash of the database the counting starts anew."""
+
+    __tablename__ = "rate_limits"
+    __table_args__ = (Index(None, "expires_at"), {"prefixes": ["UNLOGGED"]})
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    hits: Mapped[int]
+    expires_at: Mapped[datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How often within which time; `name` tells counters of the same subject apart."""
+
+    name: str
+    amount: int
+    period: timedelta
+
+
+type Counted = tuple[Limit, str]
+
+
+class RateLimiter:
+    """Counts by subject: an account, an address, or both. Subjects are stored as keyed digests, not as they are."""
+
+    def __init__(self, database: Database, key: bytes, *, enabled: bool) -> None:
+        self._database = database
+        self._key = key
+        self._enabled = enabled
+
+    async def hit(self, *counted: Counted) -> None:
+        """Count an attempt against each limit; raise `RateLimitedError`, and count nothing, when it would exceed one."""
+        if self._enabled:
+            # Raising rolls the counts back.
+            async with self._database.begin() as session:
+                await self.hit_within(session, *counted)
+
+    async def hit_within(self, session: WriteSession, *counted: Counted) -> None:
+        """Count in the caller's transaction, for work that is tried again as a whole when that fails."""
+        if not self._enabled:
+            return
+        limits = {self._digest(limit, subject): limit for limit, subject in counted}
+        parameters = {"keys": list(limits), "periods": [limit.period for limit in limits.values()]}
+        rows = (await session.execute(_COUNT, parameters)).all()
+        waits = [float(remaining) for key, hits, remaining in rows if hits > limits[key].amount]
+        if waits:
+            raise RateLimitedError(retry_after=max(1, ceil(max(waits))))
+
+    async def forgive(self, *counted: Counted) -> None:
+        """Take an attempt back that turned out to be rightful."""
+        if self._enabled:
+            keys = [self._digest(limit, subject) for limit, subject in counted]
+            async with self._database.begin() as session:
+                await session.execute(_FORGIVE, {"keys": sorted(keys)})
+
+    async def purge(self) -> None:
+        """Delete windows that are over."""
+        async with self._database.begin() as session:
+            await session.execute(_PURGE)
+
+    def _digest(self, limit: Limit, subject: str) -> str:
+        return f"{limit.name}:{hmac.digest(self._key, f'{limit.name}\0{subject}'.encode(), 'sha256').hex()}"

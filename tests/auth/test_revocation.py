@@ -1,0 +1,497 @@
+"""What keeps each process informed of revocations: against a real database, and a network that misbehaves."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from httpx2 import AsyncClient
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import make_url
+
+from app.auth import revocation
+from app.auth.revocation import FENCE, POLL_INTERVAL, RevocationListener, RevocationSet
+from app.core.config import DatabaseSettings
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from tests.auth.login_sessions import Pair, refresh, start
+from tests.auth.test_standing import ENDS, WHO, add_account, answers, is_ready, run, until, with_who
+from tests.conftest import cloned, make_settings, running
+from tests.proxy import Proxy, proxied
+
+NOTIFIED = "SELECT publish_revocation(1::smallint, $1, NULL, NULL)"
+UNNOTIFIED = "INSERT INTO revocations (kind, subject, expires_at) VALUES (1, $1, now() + interval '17 minutes')"
+# Well under the second after which a poll would have found it.
+BY_NOTIFICATION = 0.7
+BY_POLL = POLL_INTERVAL + 1.5
+
+
+@pytest.fixture(scope="module")
+async def shared_url(template_url: str) -> AsyncIterator[str]:
+    """A database with real connections, for tests that leave each other alone in it."""
+    async with cloned(template_url) as url:
+        yield url
+
+
+def database_settings(url: str, **more: Any) -> DatabaseSettings:
+    return DatabaseSettings.model_validate({"url": url, "connect_timeout": "500ms", **more})
+
+
+@asynccontextmanager
+async def listening(url: str) -> AsyncIterator[RevocationListener]:
+    """Run a listener, and wait until it knows everything."""
+    listener = RevocationListener(database_settings(url))
+    listener.start()
+    try:
+        async with asyncio.timeout(10):
+            await listener.loaded.wait()
+        yield listener
+    finally:
+        await listener.stop()
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(plain)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the test's own."""
+    async with connected(shared_url) as connection:
+        yield connection
+
+
+def knows(listener: RevocationListener, session_id: UUID) -> bool:
+    return listener.covers(session_id=session_id, user_id=UUID(int=0), version=1, kid="")
+
+
+async def becomes(condition: Callable[[], bool], *, within: float) -> float:
+    """Wait until it is so, and give the seconds that took."""
+
+    async def asked() -> bool:
+        return condition()
+
+    return await until(asked, within=within)
+
+
+async def nudge(connection: asyncpg.Connection) -> None:
+    """Send what no listener can read: it polls at once."""
+    await connection.execute("NOTIFY revocations, 'nudge'")
+
+
+# From the database to memory
+
+
+async def test_whatever_was_revoked_before_is_known_from_the_start(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    session_id, user_id, over = uuid4(), uuid4(), uuid4()
+    await connection.execute(NOTIFIED, session_id)
+    await connection.execute("SELECT publish_revocation(2::smallint, $1, 5, NULL)", user_id)
+    await connection.execute("SELECT publish_revocation(3::smallint, NULL, NULL, 'old')")
+    await connection.execute(
+        "INSERT INTO revocations (kind, subject, expires_at) VALUES (1, $1, now() - interval '1 s')", over
+    )
+
+    async with listening(shared_url) as listener:
+        nobody = UUID(int=0)
+        assert listener.covers(session_id=session_id, user_id=nobody, version=1, kid="new")
+        assert listener.covers(session_id=nobody, user_id=user_id, version=4, kid="new")
+        assert not listener.covers(session_id=nobody, user_id=user_id, version=5, kid="new")
+        assert listener.covers(session_id=nobody, user_id=nobody, version=1, kid="old")
+        assert not listener.covers(session_id=nobody, user_id=nobody, version=1, kid="new")
+        assert not knows(listener, over)
+
+
+async def test_a_revocation_is_known_as_soon_as_it_is_committed(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    committed, withdrawn = uuid4(), uuid4()
+    async with listening(shared_url) as listener:
+        assert listener.mode == "listening"
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(NOTIFIED, withdrawn)
+        await transaction.rollback()
+
+        await connection.execute(NOTIFIED, committed)
+        await becomes(lambda: knows(listener, committed), within=BY_NOTIFICATION)
+
+        assert not knows(listener, withdrawn)
+
+
+async def test_it_listens_before_it_reads(shared_url: str) -> None:
+    async with proxied(shared_url) as proxy, listening(proxy.url):
+        sent = bytes(proxy.sent)
+
+    assert 0 < sent.index(b"LISTEN") < sent.index(b"pg_snapshot_xmin")
+
+
+async def test_a_lost_notification_is_made_up_for_by_the_poll(shared_url: str, connection: asyncpg.Connection) -> None:
+    session_id = uuid4()
+    async with listening(shared_url) as listener:
+        await connection.execute(UNNOTIFIED, session_id)
+
+        await becomes(lambda: knows(listener, session_id), within=BY_POLL)
+
+
+async def test_transactions_that_end_in_another_order_than_they_began_lose_nothing(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    early, late, last = uuid4(), uuid4(), uuid4()
+    async with listening(shared_url) as listener, connected(shared_url) as slow, connected(shared_url) as long:
+        # One that only holds everybody's horizon back, and one that writes first and commits last.
+        holding, slowly = long.transaction(), slow.transaction()
+        await holding.start()
+        await long.execute("SELECT pg_current_xact_id()")
+        await slowly.start()
+        await slow.execute(UNNOTIFIED, early)
+
+        await connection.execute(UNNOTIFIED, late)
+        await nudge(connection)
+        await becomes(lambda: knows(listener, late), within=BY_NOTIFICATION)
+        assert not knows(listener, early)
+        await slowly.commit()
+        await nudge(connection)
+        await becomes(lambda: knows(listener, early), within=BY_NOTIFICATION)
+        await holding.commit()
+        await connection.execute(UNNOTIFIED, last)
+        await nudge(connection)
+        await becomes(lambda: knows(listener, last), within=BY_NOTIFICATION)
+
+
+async def test_a_schema_that_is_not_there_yet_is_waited_for(shared_url: str, connection: asyncpg.Connection) -> None:
+    await connection.execute("ALTER TABLE revocations RENAME TO later")
+    listener = RevocationListener(database_settings(shared_url))
+    listener.start()
+    await asyncio.sleep(0.3)
+    before = listener.unready(), listener.is_current
+
+    await connection.execute("ALTER TABLE later RENAME TO revocations")
+    async with asyncio.timeout(10):
+        await listener.loaded.wait()
+    after = listener.unready(), listener.is_current
+    await listener.stop()
+
+    assert before == ("the revocations have not been read yet", False)
+    assert after == (None, True)
+
+
+async def test_it_connects_as_the_engines_do(shared_url: str) -> None:
+    url = make_url(shared_url).update_query_dict({"ssl": "prefer"})
+
+    async with listening(url.render_as_string(hide_password=False)) as listener:
+        assert listener.is_current
+
+
+async def test_it_takes_the_way_around_a_pooler(shared_url: str) -> None:
+    pooler = make_url(shared_url).set(port=1).render_as_string(hide_password=False)
+    listener = RevocationListener(database_settings(pooler, direct_url=shared_url))
+
+    listener.start()
+    async with asyncio.timeout(10):
+        await listener.loaded.wait()
+    await listener.stop()
+
+    assert listener.mode == "listening"
+
+
+async def test_stopping_what_was_never_started_is_no_error(shared_url: str) -> None:
+    listener = RevocationListener(database_settings(shared_url))
+
+    await listener.stop()
+
+    assert listener.age is None
+    assert not listener.is_current
+
+
+# Notifications that are none of ours
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        " ",
+        "1",
+        "1 ",
+        "1 not-a-uuid",
+        "x 00000000-0000-0000-0000-000000000001",
+        "2 00000000-0000-0000-0000-000000000001 x",
+        "4 00000000-0000-0000-0000-000000000001",
+        "2 00000000-0000-0000-0000-000000000001",
+        "2 00000000-0000-0000-0000-000000000001 -1",
+        "9" * 5000,
+        f"2 00000000-0000-0000-0000-000000000001 {'9' * 5000}",
+        "\u0661 \U0001f98a",
+        "3",
+        "3 ",
+    ],
+)
+def test_a_payload_that_says_nothing_revokes_nothing(payload: str) -> None:
+    listener = RevocationListener(DatabaseSettings.model_validate({"url": "postgresql://nobody@127.0.0.1:1/nothing"}))
+
+    listener._apply(payload)
+
+    assert not listener.covers(session_id=UUID(int=1), user_id=UUID(int=1), version=0, kid="x")
+
+
+async def test_an_unreadable_notification_makes_the_poll_come_at_once(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    session_id = uuid4()
+    async with listening(shared_url) as listener:
+        await connection.execute(UNNOTIFIED, session_id)
+        await nudge(connection)
+
+        await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
+
+
+async def test_a_forged_notification_can_only_revoke(shared_url: str, connection: asyncpg.Connection) -> None:
+    session_id, user_id = uuid4(), uuid4()
+    async with listening(shared_url) as listener:
+        await connection.execute("SELECT publish_revocation(2::smallint, $1, 5, NULL)", user_id)
+        await connection.execute("SELECT pg_notify('revocations', $1)", f"2 {user_id} 3")
+        await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")
+        await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
+
+        assert listener.covers(session_id=UUID(int=0), user_id=user_id, version=4, kid="")
+        assert not listener.covers(session_id=UUID(int=0), user_id=user_id, version=5, kid="")
+
+
+async def test_a_flood_of_forged_notifications_costs_few_polls_and_hides_nothing(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    session_id = uuid4()
+    async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
+        before, started = proxy.sent.count(b"pg_snapshot_xmin"), time.monotonic()
+        for _ in range(20):
+            await connection.execute("SELECT pg_notify('revocations', 'junk ' || n) FROM generate_series(1, 500) AS n")
+        await connection.execute(NOTIFIED, session_id)
+        await becomes(lambda: knows(listener, session_id), within=FENCE)
+        lasted = time.monotonic() - started
+        polls = proxy.sent.count(b"pg_snapshot_xmin") - before
+
+        assert polls <= 2 + lasted / 0.05
+        assert listener.is_current
+
+
+# A connection that fails
+
+
+async def test_a_killed_connection_is_replaced_and_what_came_meanwhile_is_known(
+    shared_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    during = uuid4()
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bedplate-revocations'"
+    async with listening(shared_url) as listener:
+        with caplog.at_level(logging.WARNING, logger=revocation.__name__):
+            await connection.execute(f"{kill} AND datname = current_database()")
+            await connection.execute(UNNOTIFIED, during)
+            await becomes(lambda: not listener.is_current, within=FENCE)
+            assert listener.mode == "fallback"
+            await becomes(lambda: knows(listener, during) and listener.is_current, within=5)
+            assert listener.loaded.is_set()
+
+    assert "revocation listener lost its connection" in caplog.text
+
+
+async def test_a_connection_gone_silent_is_noticed_within_the_fence_and_replaced(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    during = uuid4()
+    async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
+        proxy.stall()
+        await connection.execute(NOTIFIED, during)
+        await becomes(lambda: not listener.is_current, within=FENCE)
+        assert not knows(listener, during)
+
+        proxy.resume()
+        await becomes(lambda: knows(listener, during) and listener.is_current, within=5)
+
+
+@pytest.mark.parametrize("moment", [b"LISTEN", b"pg_snapshot_xmin"])
+async def test_a_connection_gone_silent_while_it_begins_is_given_up(shared_url: str, moment: bytes) -> None:
+    async with proxied(shared_url) as proxy:
+        proxy.silent_at = moment
+        listener = RevocationListener(database_settings(proxy.url))
+        listener.start()
+        await becomes(lambda: not proxy.flows, within=5)
+        tried = proxy.sent.count(moment)
+
+        # New connections get through, the silent one stays silent.
+        proxy.silent_at = None
+        await becomes(lambda: listener.mode == "fallback" and proxy.connections > 1, within=5)
+        proxy.resume()
+        async with asyncio.timeout(5):
+            await listener.loaded.wait()
+        await listener.stop()
+
+    assert tried == 1
+
+
+async def test_where_notifications_do_not_arrive_the_poll_does_it_alone(
+    shared_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id = uuid4()
+    with caplog.at_level(logging.WARNING, logger=revocation.__name__):
+        async with proxied(shared_url, swallows_notifications=True) as proxy, listening(proxy.url) as listener:
+            assert listener.mode == "polling"
+            await connection.execute(NOTIFIED, session_id)
+            await becomes(lambda: knows(listener, session_id), within=BY_POLL)
+            assert listener.is_current
+
+    assert caplog.messages == ["notifications do not arrive here; revocations take up to a second to be known"]
+
+
+# The set itself
+
+
+type Entry = tuple[int, UUID | None, int | None, str | None]
+
+subjects = st.sampled_from([UUID(int=number) for number in range(4)])
+entries: st.SearchStrategy[Entry] = st.one_of(
+    st.tuples(st.just(1), subjects, st.none(), st.none()),
+    st.tuples(st.just(2), subjects, st.integers(1, 5), st.none()),
+    st.tuples(st.just(3), st.none(), st.none(), st.sampled_from(["a", "b"])),
+)
+
+
+def filled(applied: Sequence[Entry]) -> RevocationSet:
+    made = RevocationSet()
+    for entry in applied:
+        made.add(*entry)
+    return made
+
+
+@given(st.lists(entries, max_size=12), st.data())
+def test_neither_order_nor_repetition_matters(applied: list[Entry], data: st.DataObject) -> None:
+    shuffled = data.draw(st.permutations(applied)) + applied[: data.draw(st.integers(0, 12))]
+
+    one, other = filled(applied), filled(shuffled)
+
+    assert len(one) == len(other)
+    for subject in (UUID(int=number) for number in range(4)):
+        for version in (1, 3, 5):
+            for kid in ("a", "c"):
+                facts: Any = {"session_id": subject, "user_id": UUID(int=9), "version": version, "kid": kid}
+                assert one.covers(**facts) == other.covers(**facts)
+                facts = {"session_id": UUID(int=9), "user_id": subject, "version": version, "kid": kid}
+                assert one.covers(**facts) == other.covers(**facts)
+
+
+def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, dropped = uuid4(), uuid4()
+    known = RevocationSet()
+    monkeypatch.setattr(revocation, "_LONGEST", -1.0)
+    known.add(1, dropped, None, None)
+    known.add(2, dropped, 3, None)
+    monkeypatch.undo()
+    known.add(1, kept, None, None)
+    known.add(2, kept, 3, None)
+    known.add(3, None, None, "withdrawn")
+
+    known.sweep()
+
+    assert len(known) == 3
+    assert known.covers(session_id=kept, user_id=dropped, version=1, kid="")
+    assert known.covers(session_id=dropped, user_id=kept, version=1, kid="")
+    assert not known.covers(session_id=dropped, user_id=dropped, version=1, kid="")
+
+
+async def test_a_running_listener_drops_old_entries(
+    shared_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "_SWEEP_INTERVAL", 0.0)
+    monkeypatch.setattr(revocation, "_LONGEST", 0.0)
+    session_id = uuid4()
+    async with listening(shared_url) as listener:
+        await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")
+        await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
+
+        await nudge(connection)
+        await becomes(lambda: not knows(listener, session_id), within=BY_POLL)
+
+
+# What requests are answered meanwhile
+
+
+@asynccontextmanager
+async def service_behind(
+    direct: Proxy, pool: Proxy | None, hasher: PasswordHasher
+) -> AsyncIterator[tuple[AsyncClient, Database, Pair, Pair]]:
+    """Run the application with its listener behind one proxy and its pool behind another; log in twice."""
+    database = {
+        "url": pool.url if pool else direct.target,
+        "direct_url": direct.url,
+        "connect_timeout": "500ms",
+        "statement_timeout": "500ms",
+    }
+    settings = make_settings(direct.target, auth={"access_check": "memory"}, database=database)
+    opened, straight = Database(settings.database), Database(database_settings(direct.target))
+    async with running(with_who(settings, opened)) as client:
+        await until(lambda: is_ready(client), within=10)
+        email = await add_account(straight, hasher)
+        yield client, straight, await start(client, email), await start(client, email)
+    await opened.dispose()
+    await straight.dispose()
+
+
+async def test_with_the_listener_silent_revoked_tokens_die_within_the_fence_and_others_live(
+    shared_url: str, hasher: PasswordHasher
+) -> None:
+    async with proxied(shared_url) as direct, service_behind(direct, None, hasher) as (client, straight, good, ended):
+        direct.stall()
+        await run(straight, ENDS["session"], session_id=ended.session_id)
+
+        async def is_refused() -> bool:
+            assert await answers(client, good) == 200
+            return await answers(client, ended) == 401
+
+        assert await until(is_refused, within=FENCE) <= FENCE
+        assert await answers(client, good) == 200
+        direct.resume()
+
+
+@pytest.mark.parametrize("failure", ["stall", "cut"])
+async def test_with_the_database_out_of_reach_nothing_is_accepted_after_the_fence(
+    shared_url: str, hasher: PasswordHasher, failure: str
+) -> None:
+    async with (
+        proxied(shared_url) as direct,
+        proxied(shared_url) as pool,
+        service_behind(direct, pool, hasher) as (client, straight, good, ended),
+    ):
+        for proxy in (direct, pool):
+            proxy.stall() if failure == "stall" else proxy.cut()
+        await run(straight, ENDS["session"], session_id=ended.session_id)
+        await asyncio.sleep(FENCE if failure == "stall" else BY_NOTIFICATION)
+
+        refused = [await client.get(WHO, headers=tokens.headers) for tokens in (good, ended)]
+
+        for response in refused:
+            assert response.status_code == 503
+            assert int(response.headers["Retry-After"]) >= 1
+        for proxy in (direct, pool):
+            proxy.resume()
+            proxy.mend()
+
+        async def recovers() -> bool:
+            assert await answers(client, ended) in {401, 503}
+            return await answers(client, good) == 200
+
+        await until(recovers, within=10)
+        assert await answers(client, ended) == 401
+        assert (await refresh(client, good)).access
