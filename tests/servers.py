@@ -17,7 +17,7 @@ from httpx2 import AsyncClient, HTTPError, Response
 from app.dev.ports import free_port
 from tests.conftest import KEY_SET
 
-_START_PATIENCE = 30.0
+_START_PATIENCE = 60.0
 _STOP_PATIENCE = 20.0
 _POLL = 0.02
 _OURS = ("APP_", "DATABASE_URL", "PORT")

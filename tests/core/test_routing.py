@@ -1,5 +1,5 @@
 import json
-from time import perf_counter
+from time import process_time
 from typing import Annotated, Any
 
 import pytest
@@ -208,13 +208,13 @@ def test_json_deeper_than_any_request_needs_is_refused(text: bytes) -> None:
     ],
 )
 def test_no_megabyte_takes_long_to_refuse(text: bytes) -> None:
-    started = perf_counter()
+    started = process_time()
 
     with pytest.raises(MalformedRequestError):
         parse_json(text)
 
-    # Linear takes a few tenths of a second, quadratic takes minutes.
-    assert perf_counter() - started < 10
+    # Linear takes hundredths of a second, quadratic takes minutes.
+    assert process_time() - started < 2
 
 
 @given(st.binary(max_size=200))

@@ -19,7 +19,7 @@ from app.mail.transports import MemoryTransport
 from tests.conftest import cloned, make_settings
 from tests.mail import conftest as smtp
 
-QUICK = {"poll_interval": "50ms", "stalled_after": "1s", "shutdown_grace": "2s"}
+QUICK = {"poll_interval": "50ms", "stalled_after": "2s", "shutdown_grace": "2s"}
 
 type MakeWorker = Callable[..., JobWorker]
 
@@ -107,7 +107,7 @@ async def statuses(database: Database) -> list[str]:
     return [row.status for row in await rows(database, "SELECT status::text FROM procrastinate_jobs ORDER BY id")]
 
 
-async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 10) -> None:
+async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 30) -> None:
     """Wait for what another process or connection does; only the database tells."""
     async with asyncio.timeout(within):
         while not await ask():  # noqa: ASYNC110  # Nothing here could set an event.

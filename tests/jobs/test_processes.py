@@ -85,14 +85,14 @@ async def test_a_worker_that_is_killed_while_it_sends_loses_no_mail(
     postbox.before_answer = hold
     link_id = await enqueue_link(clone_of_its_own, clone_url)
     async with worker_process(clone_url, postbox.port, tmp_path / "log") as first:
-        await asyncio.wait_for(is_sent.wait(), 20)
+        await asyncio.wait_for(is_sent.wait(), 60)
         first.kill()
         await first.wait()
     assert await statuses(clone_of_its_own) == ["doing"]
     postbox.before_answer = lambda _connection: None
 
     async with worker_process(clone_url, postbox.port, tmp_path / "log"):
-        await eventually(lambda: is_done(clone_of_its_own), within=20)
+        await eventually(lambda: is_done(clone_of_its_own), within=60)
 
     assert [mail["Message-ID"] for mail in postbox.taken] == [f"<{link_id}@example.com>"] * 2
 
@@ -114,10 +114,10 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_mail(
     await enqueue_link(clone_of_its_own, clone_url)
     log = tmp_path / "log"
     async with worker_process(clone_url, postbox.port, log) as process:
-        await asyncio.wait_for(is_sent.wait(), 20)
+        await asyncio.wait_for(is_sent.wait(), 60)
         process.send_signal(signal.SIGTERM)
         may_go_on.set()
-        code = await asyncio.wait_for(process.wait(), 10)
+        code = await asyncio.wait_for(process.wait(), 30)
 
     assert code == 0, log.read_text()
     assert await statuses(clone_of_its_own) == ["succeeded"]
@@ -157,11 +157,11 @@ async def test_a_worker_outlives_a_restart_of_the_database(cluster: Cluster, log
         await is_running.wait()
         cluster.stop()
         may_end.set()
-        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))), within=20)
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))), within=60)
         cluster.start()
         async with database.begin() as session:
             await enqueue(session, job, "after it")
-        await eventually(lambda: all_done(database), within=20)
+        await eventually(lambda: all_done(database), within=60)
     await database.dispose()
 
     assert sorted(runs) == ["after it", "in hand", "in hand"]

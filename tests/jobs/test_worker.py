@@ -398,7 +398,7 @@ async def test_the_job_of_a_living_worker_is_left_to_it(clone: Database, make_wo
     async with make_worker(job).running(), make_worker(job).running():
         await started.wait()
         # Longer than the silence that is death.
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(2.3)
         may_end.set()
         await until(clone, "succeeded")
 
@@ -504,7 +504,7 @@ async def test_a_worker_that_finds_no_database_says_so_once_and_can_be_stopped(
     settings = quick_settings(f"postgresql://user:hunter2@127.0.0.1:{free_port()}/app")
     database = Database(settings.database)
 
-    async with asyncio.timeout(10), JobWorker(make_work(settings, database), []).running():
+    async with asyncio.timeout(20), JobWorker(make_work(settings, database), []).running():
         await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))))
         # Long enough for it to have asked again.
         await asyncio.sleep(0.1)

@@ -237,20 +237,14 @@ def _from_validation(errors: Sequence[Any]) -> AppError:
     if any(error["loc"][:1] == ("path",) for error in errors):
         # An id that cannot exist is answered like one that does not.
         return NotFoundError()
-    if any(error["type"] == "json_invalid" for error in errors):
-        return MalformedRequestError()
     return InvalidInputError(*_field_errors(errors))
 
 
 def _field_errors(errors: Sequence[Any]) -> Iterator[FieldError]:
     for error in errors[:_MAX_ERRORS]:
         place, *names = error["loc"]
-        code = error["type"]
-        if place == "query" and code == "extra_forbidden":
-            code = "unknown_parameter"
-        yield FieldError(
-            pointer=pointer(*([] if place == "body" else [place]), *names), code=code, detail=_detail(error)
-        )
+        path = names if place == "body" else [place, *names]
+        yield FieldError(pointer=pointer(*path), code=error["type"], detail=_detail(error))
 
 
 def _detail(error: Any) -> str:

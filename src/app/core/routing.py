@@ -4,8 +4,10 @@ import inspect
 import json
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from itertools import accumulate
 from typing import Any, NoReturn, override
 from urllib.parse import unquote_to_bytes
 
@@ -23,7 +25,9 @@ FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 # Possessive and without need of an end: a body of unended strings takes no longer than any other.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
+# An opening bracket is a step down, a closing one a step up; nothing else moves.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 
 
@@ -188,11 +192,9 @@ def _refuse_depth(body: bytes) -> None:
     # Most bodies have fewer brackets than levels allowed and need no closer look.
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", body)):
-        depth += 1 if bracket[0] in b"[{" else -1
-        if depth > MAX_DEPTH:
-            raise TooDeepError
+    steps = array("b", _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS))
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise TooDeepError
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from app.users import service as users_service
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCAL = ROOT / ".local"
+MAIL = LOCAL / "mail"
 DATABASE = "app"
 ADMIN_EMAIL = "admin@example.com"
 # Settings are checked before anything slow; the embedded database's URL is known only after.
@@ -87,6 +88,7 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
         environment=os.environ.get("APP_ENVIRONMENT") or "local",
         database={"url": database_url},
         auth=auth,
+        **({} if os.environ.get("APP_MAIL__URL") else {"mail": {"url": MAIL.as_uri()}}),
         **({"server": {"port": port}} if port else {}),
     )
     # The card needs the port before the server has one.
@@ -174,6 +176,7 @@ def _card(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
         "",
         f"  address         {address}",
         *([f"  documentation   {address}/docs"] if settings.serves_docs else []),
+        *(["  mail            .local/mail"] if settings.mail.url.get_secret_value() == MAIL.as_uri() else []),
         *(_introduction(address, welcome.password) if welcome.password else _reminder(is_embedded=is_embedded)),
         "",
     ]
