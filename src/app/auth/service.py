@@ -17,6 +17,8 @@ from app.auth.errors import (
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
+from app.core.rate_limits import Counted
+from app.core.security import HashingBusyError, Verification
 from app.users import service as users_service
 from app.users.service import Account, Credentials
 
@@ -56,7 +58,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     async with kit.database.read_sessions() as session:
         credentials = await users_service.find_credentials(session, payload.username)
     stored = credentials.hashed_password if credentials and credentials.is_active else None
-    verification = await kit.hasher.verify(payload.password.get_secret_value(), stored)
+    verification = await _verify(kit, counted, payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
         await _record_failure(kit, actor, credentials, _reason(credentials))
         raise InvalidGrantError
@@ -68,6 +70,15 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
         if verification.new_hash is not None:
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
         return await _start(session, kit, actor, credentials, payload.scope)
+
+
+async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, stored: str | None) -> Verification:
+    try:
+        return await kit.hasher.verify(password, stored)
+    except HashingBusyError:
+        # Nothing has been tried.
+        await kit.limiter.forgive(*counted)
+        raise
 
 
 async def _start(
@@ -124,7 +135,7 @@ async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: 
     # No connection is held while hashing.
     async with kit.database.read_sessions() as session:
         stored = await users_service.find_hash(session, user_id)
-    verification = await kit.hasher.verify(password, stored)
+    verification = await _verify(kit, counted, password, stored)
     if stored is None or not verification.is_valid:
         async with kit.database.begin() as session:
             await audit.record(session, actor, "auth.password_confirmation_failed", subject_id=user_id)

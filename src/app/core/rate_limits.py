@@ -16,15 +16,24 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
 
-# Sorted, so that two callers with the same keys lock them in the same order.
+# What is exhausted already is seen without a lock and without a write: a flood of refused attempts holds up nobody. Whoever
+# is not told so by the first look counts, waiting for those who came before. Sorted, so that all lock in one order.
 _COUNT = text("""
-INSERT INTO rate_limits AS counted (key, hits, expires_at)
-SELECT key, 1, now() + period FROM unnest(CAST(:keys AS text[]), CAST(:periods AS interval[])) AS given (key, period)
-ORDER BY key
-ON CONFLICT (key) DO UPDATE SET
-    hits = CASE WHEN counted.expires_at <= now() THEN 1 ELSE counted.hits + 1 END,
-    expires_at = CASE WHEN counted.expires_at <= now() THEN excluded.expires_at ELSE counted.expires_at END
-RETURNING key, hits, extract(epoch FROM expires_at - now())
+WITH given AS (
+    SELECT key, amount, now() + period AS ends
+    FROM unnest(CAST(:keys AS text[]), CAST(:amounts AS bigint[]), CAST(:periods AS interval[])) AS each (key, amount, period)
+), exhausted AS (
+    SELECT key, hits + 1 AS hits, expires_at FROM rate_limits JOIN given USING (key)
+    WHERE hits >= amount AND expires_at > now()
+), counted AS (
+    INSERT INTO rate_limits AS stored (key, hits, expires_at)
+    SELECT key, 1, ends FROM given WHERE NOT EXISTS (SELECT FROM exhausted) ORDER BY key
+    ON CONFLICT (key) DO UPDATE SET
+        hits = CASE WHEN stored.expires_at <= now() THEN 1 ELSE stored.hits + 1 END,
+        expires_at = CASE WHEN stored.expires_at <= now() THEN excluded.expires_at ELSE stored.expires_at END
+    RETURNING key, hits, expires_at
+)
+SELECT key, hits, extract(epoch FROM expires_at - now()) FROM (TABLE counted UNION ALL TABLE exhausted) AS outcome
 """)
 _FORGIVE = text("UPDATE rate_limits SET hits = hits - 1 WHERE key = ANY(CAST(:keys AS text[])) AND hits > 0")
 _PURGE = text("DELETE FROM rate_limits WHERE expires_at < now()")
@@ -73,7 +82,11 @@ class RateLimiter:
         if not self._enabled:
             return
         limits = {self._digest(limit, subject): limit for limit, subject in counted}
-        parameters = {"keys": list(limits), "periods": [limit.period for limit in limits.values()]}
+        parameters = {
+            "keys": list(limits),
+            "amounts": [limit.amount for limit in limits.values()],
+            "periods": [limit.period for limit in limits.values()],
+        }
         rows = (await session.execute(_COUNT, parameters)).all()
         waits = [float(remaining) for key, hits, remaining in rows if hits > limits[key].amount]
         if waits:

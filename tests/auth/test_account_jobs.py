@@ -1,0 +1,169 @@
+"""What register, resend and forgot come to, as jobs: run twice, run late, run while something is away."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from app.auth import jobs
+from app.core.config import Settings
+from app.core.database import Database, WriteSession
+from app.core.keys import load_key_ring
+from app.jobs.queue import AnyJob, Work
+from app.mail.mailer import Mailer
+from app.mail.transports import MemoryTransport
+from app.users.models import User
+from tests.aftermath import events, snapshot
+from tests.auth.post import Post, end_windows
+from tests.factories import make_user
+
+HASH = "$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31
+
+
+@pytest.fixture
+def work(database: Database, settings: Settings) -> Work:
+    """What a running job is given."""
+    mailer = Mailer(MemoryTransport(), from_address="app@example.com", from_name="Bedplate")
+    return Work(database, mailer, load_key_ring(settings.auth), settings, request_id="r-12345678", key="k")
+
+
+@pytest.fixture
+async def ada(session: WriteSession) -> User:
+    """An account that waits for its verification."""
+    account = await make_user(session, email="ada@example.com", email_verified_at=None)
+    await session.commit()
+    return account
+
+
+async def test_a_registration_run_twice_is_one_account_and_no_notice(
+    session: WriteSession, work: Work, post: Post
+) -> None:
+    for _ in range(2):
+        await jobs.register(work, "ada@example.com", None, HASH)
+
+    assert await session.scalar(text("SELECT count(*) FROM users")) == 1
+    assert await post.subjects() == [("ada@example.com", "Verify your address for Bedplate")]
+
+
+@pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
+async def test_a_job_that_fails_has_not_used_up_its_mail(
+    session: WriteSession, work: Work, post: Post, ada: User, job: AnyJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("app.auth.jobs.queue.enqueue", fail)
+        with pytest.raises(ConnectionError):
+            await job(work, ada.email)
+    assert (await snapshot(session))["account_links"] == []
+
+    await job(work, ada.email)
+
+    assert [mail.to for mail in await post.collect()] == [ada.email]
+
+
+async def fail(*_arguments: object) -> None:
+    raise ConnectionError
+
+
+@pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
+async def test_a_job_whose_account_is_gone_or_disabled_mails_nothing(
+    session: WriteSession, work: Work, post: Post, ada: User, job: AnyJob
+) -> None:
+    await session.execute(text("UPDATE users SET is_active = false"))
+    await session.commit()
+    await job(work, ada.email)
+    await end_windows(session)
+    await session.execute(text("DELETE FROM users"))
+    await session.commit()
+    await job(work, ada.email)
+
+    assert await post.collect() == []
+    assert await events(session, "auth.%") == []
+
+
+async def test_the_requests_of_one_account_count_together(work: Work, post: Post, ada: User) -> None:
+    await jobs.forgot_password(work, ada.email)
+    await jobs.resend_verification(work, ada.email)
+
+    assert [mail.subject for mail in await post.collect()] == ["Set a new password for Bedplate"]
+
+
+async def test_a_link_replaced_before_its_mail_went_out_is_not_mailed(
+    session: WriteSession, work: Work, post: Post, ada: User
+) -> None:
+    await jobs.resend_verification(work, ada.email)
+    await end_windows(session)
+    await jobs.resend_verification(work, ada.email)
+
+    assert len(await post.collect()) == 1
+
+
+async def test_a_switched_off_limiter_mails_every_time(
+    database: Database, settings: Settings, session: WriteSession, work: Work, post: Post, ada: User
+) -> None:
+    open_settings = settings.model_copy(
+        update={"rate_limit": settings.rate_limit.model_copy(update={"enabled": False})}
+    )
+    generous = Work(database, work.mailer, work.keys, open_settings)
+    mails = 0
+    for _ in range(3):
+        await jobs.forgot_password(generous, ada.email)
+        mails += len(await post.collect())
+
+    assert mails == 3
+    assert await session.scalar(text("SELECT count(*) FROM rate_limits")) == 0
+
+
+SESSION = text("""
+    INSERT INTO sessions (id, user_id, nonce, pepper_id, scope, idle_expires_at, absolute_expires_at, revoked_at,
+                          revoke_reason, device_family)
+    VALUES (gen_random_uuid(), :user_id, '', 0, '', now() + CAST(:idle AS interval), now() + CAST(:absolute AS interval),
+            now() + CAST(:revoked AS interval), CASE WHEN :is_revoked THEN 'user' END, :name)
+""")
+
+
+@pytest.mark.parametrize(
+    ("name", "absolute", "revoked", "stays"),
+    [
+        ("live", 1, None, True),
+        ("ended of itself lately", -29, None, True),
+        ("ended of itself long ago", -31, None, False),
+        ("revoked lately", 1, -29, True),
+        ("revoked long ago", 1, -31, False),
+    ],
+)
+async def test_sessions_are_kept_for_thirty_days_after_their_end(
+    session: WriteSession, work: Work, ada: User, name: str, absolute: int, revoked: int | None, stays: bool
+) -> None:
+    values = {
+        "user_id": ada.id,
+        "name": name,
+        "idle": timedelta(days=1),
+        "absolute": timedelta(days=absolute),
+        "revoked": revoked and timedelta(days=revoked),
+        "is_revoked": revoked is not None,
+    }
+    await session.execute(SESSION, values)
+    await session.commit()
+
+    await jobs.purge(work)
+
+    kept = (await session.scalars(text("SELECT device_family FROM sessions"))).all()
+    assert kept == ([name] if stays else [])
+
+
+async def test_revocations_and_counters_that_are_over_are_deleted(session: WriteSession, work: Work) -> None:
+    for age in ("1 minute", "-1 minute"):
+        parameters = {"age": age}
+        await session.execute(
+            text("INSERT INTO revocations (kind, expires_at) VALUES (3, now() + CAST(CAST(:age AS text) AS interval))"),
+            parameters,
+        )
+        await session.execute(
+            text("INSERT INTO rate_limits VALUES (:age, 1, now() + CAST(CAST(:age AS text) AS interval))"), parameters
+        )
+    await session.commit()
+
+    await jobs.purge(work)
+
+    assert await session.scalar(text("SELECT count(*) FROM revocations")) == 1
+    assert (await session.scalars(text("SELECT key FROM rate_limits"))).all() == ["1 minute"]

@@ -1,0 +1,328 @@
+"""Moving an account to another address: asked with the password, confirmed at the new address, told to the old."""
+
+from typing import Any
+
+import pytest
+from httpx2 import AsyncClient, Response
+from sqlalchemy import text
+
+from app.core.database import Database, WriteSession
+from app.core.security import PasswordHasher
+from app.main import create_app
+from app.users.models import User
+from tests.aftermath import assert_problem, events, existing, jobs, snapshot
+from tests.auth.post import (
+    AUTH,
+    ME,
+    NEW_PASSWORD,
+    Post,
+    answer,
+    bearer,
+    end_windows,
+    link_in,
+    log_in,
+    pair_of,
+    refresh,
+)
+from tests.conftest import LoggedIn, make_settings, running
+from tests.factories import PASSWORD, make_user
+
+PATH = f"{ME}/email"
+CONFIRM = f"{AUTH}/email/confirm"
+NEW = "lovelace@example.org"
+
+type Pair = dict[str, Any]
+
+
+@pytest.fixture
+async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
+    """An account with a password."""
+    account = await make_user(session, hasher, email="ada@example.com", full_name="Ada")
+    await session.commit()
+    return account
+
+
+@pytest.fixture
+async def pair(client: AsyncClient, ada: User) -> Pair:
+    """Ada's login."""
+    return await pair_of(client, ada.email)
+
+
+async def ask(client: AsyncClient, pair: Pair, new_email: str = NEW, password: str = PASSWORD) -> Response:
+    return await client.post(PATH, json={"new_email": new_email, "password": password}, headers=bearer(pair))
+
+
+async def confirm(client: AsyncClient, secret: str) -> Response:
+    return await client.post(CONFIRM, json={"token": secret})
+
+
+async def test_the_new_address_confirms_and_the_old_one_is_told(client: AsyncClient, post: Post, pair: Pair) -> None:
+    asked = await ask(client, pair, "Lovelace@EXAMPLE.org")
+    first = {mail.to: mail for mail in await post.collect()}
+    confirmed = await confirm(client, link_in(first["Lovelace@example.org"]).partition("#token=")[2])
+
+    assert (asked.status_code, asked.json()) == (202, {"detail": "If this can be done, a mail is on its way."})
+    assert first["Lovelace@example.org"].subject == "Confirm your new address for Bedplate"
+    assert first["ada@example.com"].subject == "Your account at Bedplate is to move"
+    assert "token" not in first["ada@example.com"].text
+    assert (confirmed.status_code, confirmed.content) == (204, b"")
+    assert await post.subjects() == [("ada@example.com", "Your account at Bedplate has moved")]
+
+
+async def test_nothing_moves_before_it_is_confirmed(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    before = await existing(session, ada.id)
+
+    await ask(client, pair)
+    await post.collect()
+
+    assert await existing(session, ada.id) == before
+    assert (await log_in(client, NEW)).status_code == 400
+
+
+async def test_the_new_address_logs_in_and_the_old_does_not(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair, "Lovelace@EXAMPLE.org")
+
+    await confirm(client, await post.link())
+
+    assert (await log_in(client, NEW)).status_code == 200
+    assert (await log_in(client, "ada@example.com")).status_code == 400
+    row = await existing(session, ada.id)
+    assert (row.email, row.email_key) == ("Lovelace@example.org", NEW)
+    assert row.email_verified_at > ada.email_verified_at
+    assert row.version == ada.version + 1
+
+
+async def test_the_sessions_of_others_end_and_the_one_that_asked_goes_on(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair, user: LoggedIn
+) -> None:
+    other = await pair_of(client, ada.email)
+    await ask(client, pair)
+
+    await confirm(client, await post.link())
+
+    assert (await client.get(ME, headers=bearer(pair))).json()["email"] == NEW
+    assert (await client.get(ME, headers=bearer(other))).status_code == 401
+    assert (await refresh(client, other)).status_code == 400
+    assert (await refresh(client, pair)).status_code == 200
+    assert (await client.get(ME, headers=user.headers)).status_code == 200
+    statement = text("SELECT revoke_reason FROM sessions WHERE user_id = :id AND revoked_at IS NOT NULL")
+    assert (await session.scalars(statement, {"id": ada.id})).all() == ["email_changed"]
+
+
+async def test_it_may_be_confirmed_after_the_session_that_asked_has_ended(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair)
+    await client.post(f"{AUTH}/revoke", data={"token": pair["refresh_token"]})
+
+    response = await confirm(client, await post.link())
+
+    assert response.status_code == 204
+    assert (await existing(session, ada.id)).email == NEW
+
+
+async def test_the_log_knows_who_asked_and_what_came_of_it(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair)
+    await confirm(client, await post.link())
+
+    asked, moved = await events(session, "auth.email%")
+    assert (asked.event, asked.actor_id, asked.subject_id) == ("auth.email_change_requested", ada.id, ada.id)
+    assert (moved.event, moved.actor_id, moved.subject_id) == ("auth.email_changed", None, ada.id)
+    assert NEW not in str((asked.detail, moved.detail))
+
+
+async def test_a_link_works_once(client: AsyncClient, post: Post, pair: Pair) -> None:
+    await ask(client, pair)
+    secret = await post.link()
+
+    first, second = await confirm(client, secret), await confirm(client, secret)
+
+    assert first.status_code == 204
+    assert_problem(second, 400, "invalid_token")
+
+
+@pytest.mark.parametrize(("age", "status"), [("23 hours 59 minutes", 204), ("24 hours", 400)])
+async def test_a_link_works_for_a_day(
+    client: AsyncClient, session: WriteSession, post: Post, pair: Pair, age: str, status: int
+) -> None:
+    await ask(client, pair)
+    secret = await post.link()
+    statement = text("UPDATE account_links SET expires_at = expires_at - CAST(:age AS text)::interval")
+    await session.execute(statement, {"age": age})
+    await session.commit()
+
+    assert (await confirm(client, secret)).status_code == status
+
+
+async def test_of_two_pending_changes_the_last_wins(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair, "first@example.org")
+    first = await post.link()
+    await ask(client, pair, "second@example.org")
+    second = await post.link()
+
+    answers = [await confirm(client, secret) for secret in (first, second)]
+
+    assert [response.status_code for response in answers] == [400, 204]
+    assert (await existing(session, ada.id)).email == "second@example.org"
+
+
+async def test_an_address_taken_meanwhile_is_refused_like_a_forged_link(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair)
+    secret = await post.link()
+    await make_user(session, email=NEW.upper())
+    await session.commit()
+
+    late, forged = await confirm(client, secret), await confirm(client, secret[:-4] + "AAAA")
+
+    assert_problem(late, 400, "invalid_token")
+    assert answer(late) == answer(forged)
+    assert (await existing(session, ada.id)).email == "ada@example.com"
+    assert (await client.get(ME, headers=bearer(pair))).status_code == 200
+    assert await post.collect() == []
+
+
+async def test_an_address_freed_again_can_still_be_moved_to(
+    client: AsyncClient, session: WriteSession, post: Post, pair: Pair
+) -> None:
+    other = await make_user(session, email=NEW)
+    await session.commit()
+    await ask(client, pair)
+    secret = await post.link()
+    taken = await confirm(client, secret)
+    await session.execute(text("DELETE FROM users WHERE id = :id"), {"id": other.id})
+    await session.commit()
+
+    assert [taken.status_code, (await confirm(client, secret)).status_code] == [400, 204]
+
+
+@pytest.mark.parametrize("new_email", ["ada@example.com", "ADA@Example.com", "other@example.com", "free@example.com"])
+async def test_asking_tells_nothing_about_an_address(
+    client: AsyncClient, session: WriteSession, pair: Pair, new_email: str
+) -> None:
+    await make_user(session, email="other@example.com", email_verified_at=None)
+    await session.commit()
+
+    asked, reference = await ask(client, pair, new_email), await ask(client, pair, "nobody@example.com")
+
+    assert asked.status_code == 202
+    assert answer(asked) == answer(reference)
+
+
+async def test_another_spelling_of_one_s_own_address_is_a_change(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair, "ADA@example.com")
+
+    response = await confirm(client, await post.link())
+
+    assert response.status_code == 204
+    assert (await existing(session, ada.id)).email == "ADA@example.com"
+
+
+async def test_a_wrong_password_asks_for_nothing(client: AsyncClient, session: WriteSession, pair: Pair) -> None:
+    before = (await snapshot(session))["account_links"]
+
+    response = await ask(client, pair, password="not the password, surely")
+
+    assert_problem(response, 403, "wrong_password")
+    assert (await snapshot(session))["account_links"] == before
+    assert await jobs(session) == []
+
+
+@pytest.mark.parametrize("state", ["is_active = false", "hashed_password = NULL"])
+async def test_a_link_of_a_disabled_account_is_refused(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair, state: str
+) -> None:
+    await ask(client, pair)
+    secret = await post.link()
+    await session.execute(text(f"UPDATE users SET {state} WHERE id = :id"), {"id": ada.id})  # noqa: S608  # The table above.
+    await session.commit()
+
+    response = await confirm(client, secret)
+
+    assert response.status_code == (400 if "is_active" in state else 204)
+
+
+async def test_links_that_went_to_the_old_address_die(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
+) -> None:
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    old = await post.link()
+    await ask(client, pair)
+    await confirm(client, await post.link())
+
+    late = await client.post(f"{AUTH}/password/reset", json={"token": old, "new_password": NEW_PASSWORD})
+
+    assert_problem(late, 400, "invalid_token")
+    assert (await snapshot(session))["account_links"] == []
+
+
+async def test_after_the_move_mail_goes_to_the_new_address(
+    client: AsyncClient, session: WriteSession, post: Post, pair: Pair
+) -> None:
+    await ask(client, pair)
+    await confirm(client, await post.link())
+    await post.collect()
+    await end_windows(session)
+
+    await client.post(f"{AUTH}/password/forgot", json={"email": "ada@example.com"})
+    await client.post(f"{AUTH}/password/forgot", json={"email": "LOVELACE@example.org"})
+
+    assert [mail.to for mail in await post.collect()] == [NEW]
+
+
+async def test_a_mail_to_a_new_address_is_counted_like_every_other(
+    client: AsyncClient, session: WriteSession, post: Post, pair: Pair
+) -> None:
+    answers = [(await ask(client, pair)).status_code for _ in range(2)]
+    await end_windows(session, "mail-minute:%")
+    answers.append((await ask(client, pair)).status_code)
+
+    assert answers == [202, 429, 202]
+    assert [mail.to for mail in await post.collect() if "#token" in mail.text] == [NEW]
+
+
+async def test_nobody_sends_mail_to_many_addresses_by_moving(client: AsyncClient, post: Post, pair: Pair) -> None:
+    answers = [await ask(client, pair, f"victim{number}@example.org") for number in range(6)]
+
+    assert [response.status_code for response in answers] == [202] * 5 + [429]
+    assert_problem(answers[-1], 429, "rate_limited")
+    assert "victim5@example.org" not in [mail.to for mail in await post.collect()]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"password": PASSWORD}, "#/new_email"),
+        ({"new_email": NEW}, "#/password"),
+        ({"new_email": [NEW, "eve@evil.co"], "password": PASSWORD}, "#/new_email"),
+        ({"new_email": "no address", "password": PASSWORD}, "#/new_email"),
+        ({"new_email": NEW, "password": PASSWORD, "email": NEW}, "#/email"),
+    ],
+)
+async def test_what_is_no_change_is_invalid(client: AsyncClient, user: LoggedIn, body: Any, pointer: str) -> None:
+    assert_problem(await client.post(PATH, json=body, headers=user.headers), 422, "validation_error", pointer)
+
+
+async def test_the_link_leads_to_the_configured_address(database_url: str, database: Database, ada: User) -> None:
+    settings = make_settings(database_url, server={"public_url": "https://id.example.com"})
+    async with running(create_app(settings, database)) as client:
+        pair = await pair_of(client, ada.email)
+        await client.post(
+            PATH,
+            json={"new_email": NEW, "password": PASSWORD},
+            headers={**bearer(pair), "Host": "evil.example", "X-Forwarded-Host": "evil.example"},
+        )
+    (mail,) = [mail for mail in await Post(database, settings).collect() if mail.to == NEW]
+
+    assert link_in(mail).startswith("https://id.example.com/account/confirm-email#token=lt1.")

@@ -1,0 +1,433 @@
+"""How often what may be tried: over HTTP, and over several server processes where it must be exact."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx2 import ASGITransport, AsyncClient, Response
+from sqlalchemy import text
+
+from app.core.database import Database, WriteSession
+from app.core.security import PasswordHasher
+from app.main import create_app
+from app.users.models import User
+from tests.aftermath import assert_problem, events, jobs
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, answer, bearer, end_windows, log_in, pair_of, refresh
+from tests.conftest import make_settings, running
+from tests.factories import PASSWORD, make_user
+from tests.servers import real_server
+
+WRONG = "not the password, surely"
+HERE = "127.0.0.1"
+THERE = "192.0.2.7"
+
+
+@pytest.fixture
+async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
+    """An account with a password."""
+    account = await make_user(session, hasher, email="ada@example.com")
+    await session.commit()
+    return account
+
+
+@asynccontextmanager
+async def from_address(client: AsyncClient, address: str) -> AsyncIterator[AsyncClient]:
+    """Speak to the same application from another address."""
+    transport: Any = client._transport  # The application with its state, which the client keeps to itself.
+    app: FastAPI = transport.app
+    async with AsyncClient(transport=ASGITransport(app, client=(address, 1)), base_url="http://test") as other:
+        yield other
+
+
+@asynccontextmanager
+async def behind_a_proxy(database_url: str, database: Database) -> AsyncIterator[AsyncClient]:
+    """Run the application where it trusts the address that requests come from."""
+    settings = make_settings(database_url, server={"trusted_proxies": ["127.0.0.1/32", "10.0.0.0/8"]})
+    async with running(create_app(settings, database)) as client:
+        yield client
+
+
+async def fail(client: AsyncClient, email: str, times: int, **headers: str) -> list[int]:
+    """Log in with a wrong password, and give the statuses."""
+    return [(await log_in(client, email, WRONG, **headers)).status_code for _ in range(times)]
+
+
+async def test_after_ten_wrong_passwords_the_right_one_waits_too(client: AsyncClient, ada: User) -> None:
+    statuses = await fail(client, ada.email, 10)
+
+    wrong, right = [await log_in(client, ada.email, word) for word in (WRONG, PASSWORD)]
+
+    assert statuses == [400] * 10
+    assert_problem(right, 429, "rate_limited")
+    assert right.json()["error"] == "temporarily_unavailable"
+    assert right.json()["error_description"] == right.json()["detail"]
+    assert 895 <= int(right.headers["Retry-After"]) <= 900
+    assert answer(wrong) == answer(right)
+
+
+async def test_whether_there_is_such_an_account_cannot_be_seen(client: AsyncClient, ada: User) -> None:
+    for email in (ada.email, "nobody@example.com"):
+        await fail(client, email, 10)
+
+    answers = [answer(await log_in(client, email)) for email in (ada.email, "nobody@example.com")]
+
+    assert answers[0][0] == 429
+    assert answers[0] == answers[1]
+
+
+async def test_successful_logins_do_not_count(client: AsyncClient, ada: User) -> None:
+    await fail(client, ada.email, 9)
+
+    statuses = [(await log_in(client, ada.email)).status_code for _ in range(12)]
+
+    assert statuses == [200] * 12
+    assert await fail(client, ada.email, 2) == [400, 429]
+
+
+async def test_a_success_forgives_nothing_but_itself(client: AsyncClient, ada: User) -> None:
+    await fail(client, ada.email, 9)
+    await log_in(client, ada.email)
+
+    assert await fail(client, ada.email, 2) == [400, 429]
+
+
+async def test_a_quarter_of_an_hour_later_it_works_again(client: AsyncClient, session: WriteSession, ada: User) -> None:
+    await fail(client, ada.email, 11)
+    await end_windows(session, "login-account-address:%")
+
+    assert (await log_in(client, ada.email)).status_code == 200
+
+
+SPELLINGS = [
+    "ada@b\u00fccher.example",
+    "ADA@XN--BCHER-KVA.example",
+    "Ada@B\u00dcCHER.Example",
+    "ada@bu\u0308cher.example",
+]
+
+
+async def test_spellings_of_one_address_are_counted_as_one(client: AsyncClient) -> None:
+    statuses = [(await log_in(client, SPELLINGS[number % 4], WRONG)).status_code for number in range(12)]
+
+    assert statuses == [400] * 10 + [429] * 2
+
+
+async def test_what_is_no_address_is_counted_as_it_is(client: AsyncClient) -> None:
+    assert await fail(client, "no address at all", 11) == [400] * 10 + [429]
+    assert await fail(client, "another one", 1) == [400]
+
+
+async def test_another_account_and_another_address_are_not_concerned(client: AsyncClient, ada: User) -> None:
+    await fail(client, ada.email, 11)
+
+    async with from_address(client, THERE) as elsewhere:
+        assert (await log_in(elsewhere, ada.email)).status_code == 200
+    assert await fail(client, "eve@example.com", 1) == [400]
+
+
+async def test_an_owner_with_a_live_session_goes_on(client: AsyncClient, ada: User) -> None:
+    pair = await pair_of(client, ada.email)
+    await fail(client, ada.email, 11)
+
+    following = await refresh(client, pair)
+
+    assert following.status_code == 200
+    assert (await client.get(ME, headers=bearer(following.json()))).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP", "CF-Connecting-IP"])
+async def test_a_spoofed_header_gives_no_other_address(client: AsyncClient, ada: User, header: str) -> None:
+    lies = [{header: f"192.0.2.{number}" if header != "Forwarded" else f"for=192.0.2.{number}"} for number in range(11)]
+
+    statuses = [(await log_in(client, ada.email, WRONG, **lie)).status_code for lie in lies]
+
+    assert statuses == [400] * 10 + [429]
+
+
+async def test_behind_a_trusted_proxy_the_header_tells_clients_apart(
+    database_url: str, database: Database, ada: User
+) -> None:
+    async with behind_a_proxy(database_url, database) as client:
+        first = await fail(client, ada.email, 11, **{"X-Forwarded-For": f"{THERE}, 10.0.0.2"})
+        other = await log_in(client, ada.email, **{"X-Forwarded-For": "192.0.2.8, 10.0.0.2"})
+
+    assert first == [400] * 10 + [429]
+    assert other.status_code == 200
+
+
+async def test_behind_a_trusted_proxy_what_the_client_wrote_is_not_read(
+    database_url: str, database: Database, ada: User
+) -> None:
+    async with behind_a_proxy(database_url, database) as client:
+        statuses = [
+            (await log_in(client, ada.email, WRONG, **{"X-Forwarded-For": f"9.9.9.{number}, {THERE}"})).status_code
+            for number in range(11)
+        ]
+
+    assert statuses == [400] * 10 + [429]
+
+
+async def test_a_whole_ipv6_network_is_one_address(database_url: str, database: Database, ada: User) -> None:
+    async with behind_a_proxy(database_url, database) as client:
+        statuses = [
+            (await log_in(client, ada.email, WRONG, **{"X-Forwarded-For": f"2001:db8:1:2::{number}"})).status_code
+            for number in range(11)
+        ]
+        other = await log_in(client, ada.email, **{"X-Forwarded-For": "2001:db8:1:3::1"})
+
+    assert statuses == [400] * 10 + [429]
+    assert other.status_code == 200
+
+
+async def set_hits(session: WriteSession, name: str, hits: int) -> None:
+    statement = text("UPDATE rate_limits SET hits = :hits WHERE key LIKE :key")
+    await session.execute(statement, {"hits": hits, "key": f"{name}:%"})
+    await session.commit()
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "wait"),
+    [("login-account-address", 10, 900), ("login-account", 100, 86400), ("login-address", 100, 900)],
+)
+async def test_each_limit_of_the_login_has_its_amount_and_its_time(
+    client: AsyncClient, session: WriteSession, ada: User, name: str, amount: int, wait: int
+) -> None:
+    await fail(client, ada.email, 1)
+    await set_hits(session, name, amount - 1)
+
+    last = await log_in(client, ada.email, WRONG)
+    surplus = await log_in(client, ada.email, WRONG)
+
+    assert (last.status_code, surplus.status_code) == (400, 429)
+    assert wait - 5 <= int(surplus.headers["Retry-After"]) <= wait
+
+
+async def test_an_account_is_counted_over_all_addresses(client: AsyncClient, session: WriteSession, ada: User) -> None:
+    await fail(client, ada.email, 1)
+    await set_hits(session, "login-account", 100)
+
+    async with from_address(client, THERE) as elsewhere:
+        assert (await log_in(elsewhere, ada.email)).status_code == 429
+        assert await fail(elsewhere, "eve@example.com", 1) == [400]
+
+
+async def test_an_address_is_counted_over_all_accounts(client: AsyncClient, session: WriteSession, ada: User) -> None:
+    await fail(client, "eve@example.com", 1)
+    await set_hits(session, "login-address", 100)
+
+    assert (await log_in(client, ada.email)).status_code == 429
+    async with from_address(client, THERE) as elsewhere:
+        assert (await log_in(elsewhere, ada.email)).status_code == 200
+
+
+async def test_one_address_cannot_lock_an_account_for_all_others(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    await fail(client, ada.email, 15)
+
+    everywhere = await session.scalar(text("SELECT hits FROM rate_limits WHERE key LIKE 'login-account:%'"))
+    assert everywhere == 10
+
+
+@pytest.mark.parametrize(
+    "state", ["is_active = false", "hashed_password = NULL", "email_verified_at = NULL", "is_active = true"]
+)
+async def test_every_kind_of_account_is_counted_alike(
+    client: AsyncClient, session: WriteSession, ada: User, state: str
+) -> None:
+    await session.execute(text(f"UPDATE users SET {state}"))  # noqa: S608  # The table above.
+    await session.commit()
+
+    assert await fail(client, ada.email, 11) == [400] * 10 + [429]
+
+
+async def test_the_right_password_of_an_unverified_account_counts(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    await session.execute(text("UPDATE users SET email_verified_at = NULL"))
+    await session.commit()
+
+    statuses = [(await log_in(client, ada.email)).status_code for _ in range(11)]
+
+    assert statuses == [403] * 10 + [429]
+    reasons = {event.detail["reason"] for event in await events(session, "auth.login_failed")}
+    assert reasons == {"email_not_verified"}
+
+
+async def test_a_refused_attempt_costs_no_hash_and_no_entry_in_the_log(
+    client: AsyncClient, session: WriteSession, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fail(client, ada.email, 10)
+    before = len(await events(session, "%"))
+
+    def never(*_arguments: object) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr("app.core.security.bcrypt.checkpw", never)
+
+    assert await fail(client, ada.email, 1) == [429]
+    assert len(await events(session, "%")) == before
+
+
+async def test_attempts_that_were_never_made_do_not_count(clone_url: str) -> None:
+    settings = make_settings(clone_url, auth={"hash_threads": 1, "hash_queue": 0, "bcrypt_cost": 9})
+    async with running(create_app(settings)) as client:
+        answers = await asyncio.gather(*(log_in(client, "ada@example.com", WRONG) for _ in range(8)))
+
+    database = Database(settings.database)
+    async with database.read_sessions() as session:
+        counted = (await session.scalars(text("SELECT hits FROM rate_limits"))).all()
+    await database.dispose()
+    statuses = Counter(response.status_code for response in answers)
+    assert statuses.keys() == {400, 503}
+    assert set(counted) == {statuses[400]}
+
+
+async def test_switched_off_nothing_is_counted(
+    database_url: str, database: Database, session: WriteSession, ada: User
+) -> None:
+    settings = make_settings(database_url, rate_limit={"enabled": False})
+    async with running(create_app(settings, database)) as client:
+        statuses = await fail(client, ada.email, 12)
+
+    assert statuses == [400] * 12
+    assert await session.scalar(text("SELECT count(*) FROM rate_limits")) == 0
+
+
+async def test_nothing_personal_is_stored(client: AsyncClient, session: WriteSession, ada: User) -> None:
+    await fail(client, ada.email, 1)
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+
+    stored = str((await session.execute(text("SELECT * FROM rate_limits"))).all())
+    for personal in ("ada", "example", HERE, str(ada.id), ada.id.hex):
+        assert personal not in stored
+
+
+Ask = Callable[[AsyncClient, dict[str, Any]], Awaitable[Response]]
+
+
+def put_password(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
+    body = {"current_password": WRONG, "new_password": NEW_PASSWORD}
+    return client.put(f"{ME}/password", json=body, headers=bearer(pair))
+
+
+def post_email(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
+    body = {"new_email": "new@example.com", "password": WRONG}
+    return client.post(f"{ME}/email", json=body, headers=bearer(pair))
+
+
+def reauthenticate(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/reauthenticate", json={"password": WRONG}, headers=bearer(pair))
+
+
+@pytest.mark.parametrize("ask", [put_password, post_email, reauthenticate])
+async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient, ada: User, ask: Ask) -> None:
+    pair = await pair_of(client, ada.email)
+
+    statuses = [(await ask(client, pair)).status_code for _ in range(11)]
+    right = await client.post(f"{AUTH}/reauthenticate", json={"password": PASSWORD}, headers=bearer(pair))
+
+    assert statuses == [403] * 10 + [429]
+    assert right.status_code == 429
+    assert (await client.get(ME, headers=bearer(pair))).status_code == 200
+    assert (await refresh(client, pair)).status_code == 200
+
+
+async def test_passwords_given_again_rightly_do_not_count(client: AsyncClient, ada: User) -> None:
+    pair = await pair_of(client, ada.email)
+    path, body, headers = f"{AUTH}/reauthenticate", {"password": PASSWORD}, bearer(pair)
+
+    statuses = [(await client.post(path, json=body, headers=headers)).status_code for _ in range(12)]
+
+    assert statuses == [200] * 12
+
+
+def verify(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/verify-email", json={"token": "lt1." + "A" * 66})
+
+
+def confirm(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/email/confirm", json={"token": "junk"})
+
+
+def reset(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/password/reset", json={"token": "junk", "new_password": NEW_PASSWORD})
+
+
+def refresh_junk(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return refresh(client, {"refresh_token": "junk"})
+
+
+@pytest.mark.parametrize("ask", [verify, confirm, reset, refresh_junk])
+async def test_guessed_links_and_tokens_count_against_the_address(
+    client: AsyncClient, session: WriteSession, ada: User, ask: Ask
+) -> None:
+    pair = await pair_of(client, ada.email)
+    first = await ask(client, pair)
+    await set_hits(session, "token-misuse-address", 99)
+
+    last, surplus = await ask(client, pair), await ask(client, pair)
+
+    assert [first.status_code, last.status_code, surplus.status_code] == [400, 400, 429]
+    assert 895 <= int(surplus.headers["Retry-After"]) <= 900
+    # Who holds a real one is not concerned.
+    assert (await refresh(client, pair)).status_code == 200
+    async with from_address(client, THERE) as elsewhere:
+        assert (await ask(elsewhere, pair)).status_code == 400
+
+
+def register(client: AsyncClient, email: str) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/register", json={"email": email, "password": PASSWORD})
+
+
+def resend(client: AsyncClient, email: str) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/verify-email/resend", json={"email": email})
+
+
+def forgot(client: AsyncClient, email: str) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/password/forgot", json={"email": email})
+
+
+@pytest.mark.parametrize("ask", [register, resend, forgot])
+async def test_who_asks_for_mail_is_counted_by_address(
+    client: AsyncClient, session: WriteSession, ask: Callable[[AsyncClient, str], Awaitable[Response]]
+) -> None:
+    await ask(client, "ada@example.com")
+    await set_hits(session, "mail-request-address", 29)
+
+    last, surplus = [await ask(client, f"{name}@example.com") for name in ("eve", "mallory")]
+
+    assert last.status_code == 202
+    assert_problem(surplus, 429, "rate_limited")
+    assert len(await jobs(session)) == 2
+    async with from_address(client, THERE) as elsewhere:
+        assert (await ask(elsewhere, "mallory@example.com")).status_code == 202
+
+
+async def test_two_hundred_at_once_over_two_processes_are_counted_exactly(clone_url: str) -> None:
+    # All of them at once are more than the pools hold on a busy machine, and here nobody may be sent away for that.
+    patience = {"APP_DATABASE__POOL_WAIT": "60s"}
+    async with (
+        real_server(clone_url, **patience) as one,
+        real_server(clone_url, **patience) as other,
+        AsyncClient(timeout=60) as client,
+    ):
+        answers = await asyncio.gather(*(log_in_at(client, server.base_url) for server in [one, other] * 100))
+
+    database = Database(make_settings(clone_url).database)
+    async with database.read_sessions() as session:
+        tried = await events(session, "auth.login_failed")
+        counted = (await session.scalars(text("SELECT hits FROM rate_limits"))).all()
+    await database.dispose()
+    assert Counter(response.status_code for response in answers) == {400: 10, 429: 190}
+    assert len(tried) == 10
+    assert set(counted) == {10}
+
+
+async def log_in_at(client: AsyncClient, base_url: str) -> Response:
+    form = {"grant_type": "password", "username": "ada@example.com", "password": WRONG}
+    return await client.post(f"{base_url}{AUTH}/token", data=form)

@@ -1,0 +1,179 @@
+"""What the owner is told, what the log holds, and what the owner may read of it."""
+
+import json
+from typing import Any
+
+import pytest
+from httpx2 import AsyncClient
+from sqlalchemy import text
+
+from app.core.database import WriteSession
+from app.core.security import PasswordHasher
+from app.users.models import User
+from tests.aftermath import assert_problem, events
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of, refresh
+from tests.conftest import LoggedIn
+from tests.factories import PASSWORD, make_user
+
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/20100101 Firefox/142.0"
+NEWER_FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:143.0.1) Gecko/20100101 Firefox/143.0.1"
+SAFARI = "Mozilla/5.0 (iPhone; CPU iPhone OS 19_1 like Mac OS X) AppleWebKit/605.1.15 Version/19.1 Mobile Safari/604.1"
+
+
+@pytest.fixture
+async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
+    """An account with a password."""
+    account = await make_user(session, hasher, email="ada@example.com", full_name="Ada Lovelace")
+    await session.commit()
+    return account
+
+
+@pytest.mark.parametrize(
+    ("agents", "notices"),
+    [
+        pytest.param([FIREFOX], 0, id="the first login"),
+        pytest.param([FIREFOX, FIREFOX], 0, id="the same browser"),
+        pytest.param([FIREFOX, NEWER_FIREFOX], 0, id="the same browser, updated"),
+        pytest.param([FIREFOX, SAFARI], 1, id="another device"),
+        pytest.param([FIREFOX, SAFARI, FIREFOX, SAFARI], 1, id="both, again"),
+        pytest.param([FIREFOX, ""], 1, id="one that says nothing"),
+        pytest.param([FIREFOX, SAFARI, "curl/8.1"], 2, id="three"),
+    ],
+)
+async def test_a_login_from_a_new_kind_of_device_is_told(
+    client: AsyncClient, post: Post, ada: User, agents: list[str], notices: int
+) -> None:
+    for agent in agents:
+        assert (await log_in(client, ada.email, **{"User-Agent": agent})).status_code == 200
+
+    assert await post.subjects() == [("ada@example.com", "A new login to your account at Bedplate")] * notices
+
+
+async def test_a_failed_login_from_a_new_device_is_not_told(client: AsyncClient, post: Post, ada: User) -> None:
+    await log_in(client, ada.email, **{"User-Agent": FIREFOX})
+    await log_in(client, ada.email, "not the password, surely", **{"User-Agent": SAFARI})
+
+    assert await post.collect() == []
+
+
+async def test_the_notice_goes_to_the_address_the_account_has_when_it_is_sent(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    for agent in (FIREFOX, SAFARI):
+        await log_in(client, ada.email, **{"User-Agent": agent})
+    await session.execute(text("UPDATE users SET email = 'moved@example.com', email_key = 'moved@example.com'"))
+    await session.commit()
+
+    assert [mail.to for mail in await post.collect()] == ["moved@example.com"]
+
+
+async def test_no_notice_goes_out_about_an_account_that_is_gone(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    for agent in (FIREFOX, SAFARI):
+        await log_in(client, ada.email, **{"User-Agent": agent})
+    await session.execute(text("DELETE FROM users"))
+    await session.commit()
+
+    assert await post.collect() == []
+
+
+async def test_a_stolen_token_is_told_once(client: AsyncClient, session: WriteSession, post: Post, ada: User) -> None:
+    pair = await pair_of(client, ada.email)
+    await refresh(client, pair)
+    await session.execute(text("UPDATE sessions SET rotated_at = rotated_at - interval '31 s'"))
+    await session.commit()
+
+    for _ in range(3):
+        assert_problem(await refresh(client, pair), 400, "invalid_grant")
+
+    assert await post.subjects() == [("ada@example.com", "A login of yours at Bedplate has been ended")]
+
+
+@pytest.mark.parametrize(
+    ("state", "password", "reason"),
+    [
+        ("id = id", "not the password, surely", "wrong_password"),
+        ("is_active = false", PASSWORD, "disabled"),
+        ("is_active = false", "not the password, surely", "disabled"),
+        ("hashed_password = NULL", PASSWORD, "no_password"),
+        ("email_verified_at = NULL", PASSWORD, "email_not_verified"),
+        ("email_verified_at = NULL", "not the password, surely", "wrong_password"),
+    ],
+)
+async def test_the_log_knows_why_a_login_failed(
+    client: AsyncClient, session: WriteSession, ada: User, state: str, password: str, reason: str
+) -> None:
+    await session.execute(text(f"UPDATE users SET {state}"))  # noqa: S608  # The table above.
+    await session.commit()
+
+    response = await log_in(client, ada.email, password)
+
+    (event,) = await events(session, "%")
+    assert (event.event, event.subject_id, event.actor_id) == ("auth.login_failed", ada.id, None)
+    assert event.detail == {"reason": reason}
+    assert event.request_id == response.headers["x-request-id"]
+    assert str(event.ip_prefix) == "127.0.0.0/24"
+
+
+async def test_the_log_knows_of_a_login_to_an_unknown_address_and_not_to_which(
+    client: AsyncClient, session: WriteSession
+) -> None:
+    await log_in(client, "nobody@example.com")
+
+    (event,) = await events(session, "%")
+    assert (event.event, event.subject_id, event.detail) == ("auth.login_failed", None, {"reason": "unknown_account"})
+    assert "nobody" not in str(event)
+
+
+async def test_the_export_holds_account_sessions_and_log_and_no_secret(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User, user: LoggedIn
+) -> None:
+    await log_in(client, ada.email, **{"User-Agent": SAFARI})
+    pair = await pair_of(client, ada.email)
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    link = await post.link()
+    await client.delete(f"{ME}/sessions", headers=bearer(pair))
+
+    response = await client.get(f"{ME}/export", headers=bearer(pair))
+
+    document: dict[str, Any] = response.json()
+    assert response.status_code == 200
+    assert document.keys() == {"user", "sessions", "audit_events"}
+    assert document["user"]["email"] == "ada@example.com"
+    assert [(one["revoke_reason"], one["ip_prefix"]) for one in document["sessions"]] == [
+        ("user", "127.0.0.0/24"),
+        (None, "127.0.0.0/24"),
+    ]
+    assert document["sessions"][0]["user_agent"] == SAFARI
+    assert {event["event"] for event in document["audit_events"]} == {
+        "auth.login_succeeded",
+        "auth.password_reset_requested",
+        "auth.other_sessions_ended",
+    }
+    row = (await session.execute(text("SELECT * FROM users WHERE id = :id"), {"id": ada.id})).one()
+    nonces = (await session.scalars(text("SELECT nonce FROM sessions UNION SELECT nonce FROM account_links"))).all()
+    exported = response.text
+    for secret in (row.hashed_password, PASSWORD, link, pair["refresh_token"], pair["access_token"], "nonce", "hashed"):
+        assert secret not in exported
+    assert not any(nonce.hex() in exported for nonce in nonces)
+    assert user.user_id not in exported
+    assert json.dumps(document).count("127.0.0.1") == 0
+
+
+async def test_nobody_exports_without_a_token(client: AsyncClient) -> None:
+    assert_problem(await client.get(f"{ME}/export"), 401, "unauthorized")
+
+
+async def test_nothing_mailed_or_logged_holds_a_password(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    pair = await pair_of(client, ada.email)
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    await client.put(f"{ME}/password", json=body, headers=bearer(pair))
+    mails = await post.collect()
+
+    said = str([mail.text for mail in mails]) + str(await events(session, "%"))
+    stored = str((await session.execute(text("SELECT * FROM procrastinate_jobs"))).all())
+    for password in (PASSWORD, NEW_PASSWORD):
+        assert password not in said + stored

@@ -1,0 +1,194 @@
+"""Changing one's password: what it takes, what it ends, what goes on."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from httpx2 import AsyncClient, Response
+from sqlalchemy import text
+
+from app.core.database import Database, WriteSession
+from app.core.security import PasswordHasher
+from app.main import create_app
+from app.users.models import User
+from tests.aftermath import assert_problem, events, existing, jobs
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of, refresh
+from tests.conftest import LoggedIn, make_settings, running
+from tests.factories import PASSWORD, make_user
+
+PATH = f"{ME}/password"
+
+
+@pytest.fixture
+async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
+    """An account with a password."""
+    account = await make_user(session, hasher, email="ada@example.com", full_name="Ada Lovelace")
+    await session.commit()
+    return account
+
+
+async def change(
+    client: AsyncClient, pair: dict[str, Any], current: str = PASSWORD, new: str = NEW_PASSWORD
+) -> Response:
+    return await client.put(PATH, json={"current_password": current, "new_password": new}, headers=bearer(pair))
+
+
+async def test_the_new_password_logs_in_and_the_old_does_not(client: AsyncClient, ada: User) -> None:
+    response = await change(client, await pair_of(client, ada.email))
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
+    assert (await log_in(client, ada.email, PASSWORD)).status_code == 400
+
+
+async def test_the_other_sessions_end_and_this_one_goes_on_by_refresh(client: AsyncClient, ada: User) -> None:
+    this, other = [await pair_of(client, ada.email) for _ in range(2)]
+
+    await change(client, this)
+
+    assert (await client.get(ME, headers=bearer(this))).status_code == 401
+    assert (await client.get(ME, headers=bearer(other))).status_code == 401
+    assert (await refresh(client, other)).status_code == 400
+    following = await refresh(client, this)
+    assert following.status_code == 200
+    assert (await client.get(ME, headers=bearer(following.json()))).status_code == 200
+
+
+async def test_the_sessions_of_others_live(client: AsyncClient, ada: User, user: LoggedIn) -> None:
+    await change(client, await pair_of(client, ada.email))
+
+    assert (await client.get(ME, headers=user.headers)).status_code == 200
+
+
+async def test_the_owner_is_told_and_the_log_knows(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    pair = await pair_of(client, ada.email)
+    await pair_of(client, ada.email)
+
+    response = await change(client, pair)
+
+    assert await post.subjects() == [("ada@example.com", "Your password for Bedplate has been changed")]
+    (event,) = await events(session, "auth.password_changed")
+    assert (event.actor_id, event.subject_id) == (ada.id, ada.id)
+    assert event.session_id is not None
+    assert event.request_id == response.headers["x-request-id"]
+    reasons = (await session.scalars(text("SELECT revoke_reason FROM sessions ORDER BY created_at, id"))).all()
+    assert reasons == [None, "password_changed"]
+
+
+async def test_a_wrong_current_password_changes_nothing(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    this, other = [await pair_of(client, ada.email) for _ in range(2)]
+    before = await existing(session, ada.id)
+
+    response = await change(client, this, current="not the password, surely")
+
+    assert_problem(response, 403, "wrong_password")
+    assert await existing(session, ada.id) == before
+    assert (await client.get(ME, headers=bearer(other))).status_code == 200
+    assert await post.collect() == []
+    (event,) = await events(session, "auth.password%")
+    assert (event.event, event.actor_id) == ("auth.password_confirmation_failed", ada.id)
+
+
+@pytest.mark.parametrize(
+    ("password", "code"),
+    [
+        ("too short", "password_too_short"),
+        ("x7 " * 86, "password_too_long"),
+        ("abcabcabcabcabcabc", "password_too_common"),
+        ("Ada Lovelace ada", "password_contextual"),
+        ("ada@example.com!", "password_contextual"),
+    ],
+)
+async def test_a_weak_password_is_refused(
+    client: AsyncClient, session: WriteSession, ada: User, password: str, code: str
+) -> None:
+    pair = await pair_of(client, ada.email)
+    before = await existing(session, ada.id)
+
+    response = await change(client, pair, new=password)
+
+    assert_problem(response, 422, "validation_error", "#/new_password")
+    assert [error["code"] for error in response.json()["errors"]] == [code]
+    assert await existing(session, ada.id) == before
+
+
+async def test_a_weak_password_says_nothing_about_the_current_one(client: AsyncClient, ada: User) -> None:
+    response = await change(client, await pair_of(client, ada.email), current="not the password, surely", new="short")
+
+    assert_problem(response, 403, "wrong_password")
+
+
+async def test_links_that_are_on_their_way_die(client: AsyncClient, post: Post, ada: User) -> None:
+    pair = await pair_of(client, ada.email)
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    reset = await post.link()
+    body = {"new_email": "eve@example.com", "password": PASSWORD}
+    await client.post(f"{ME}/email", json=body, headers=bearer(pair))
+    confirmation = await post.link()
+
+    await change(client, pair)
+
+    late = await client.post(f"{AUTH}/password/reset", json={"token": reset, "new_password": "x" + NEW_PASSWORD})
+    moved = await client.post(f"{AUTH}/email/confirm", json={"token": confirmation})
+    assert_problem(late, 400, "invalid_token")
+    assert_problem(moved, 400, "invalid_token")
+    assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
+
+
+async def test_nobody_changes_a_password_without_a_token(client: AsyncClient, session: WriteSession) -> None:
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+
+    assert_problem(await client.put(PATH, json=body), 401, "unauthorized")
+    assert await jobs(session) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"new_password": NEW_PASSWORD}, "#/current_password"),
+        ({"current_password": PASSWORD}, "#/new_password"),
+        ({"current_password": "", "new_password": NEW_PASSWORD}, "#/current_password"),
+        ({"current_password": "x" * 257, "new_password": NEW_PASSWORD}, "#/current_password"),
+        ({"current_password": PASSWORD, "new_password": "bell\7 in the middle"}, "#/new_password"),
+        ({"current_password": PASSWORD, "new_password": NEW_PASSWORD, "user_id": 1}, "#/user_id"),
+    ],
+)
+async def test_what_is_no_change_is_invalid(client: AsyncClient, user: LoggedIn, body: Any, pointer: str) -> None:
+    assert_problem(await client.put(PATH, json=body, headers=user.headers), 422, "validation_error", pointer)
+
+
+async def test_an_account_without_a_password_has_none_to_confirm(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    pair = await pair_of(client, ada.email)
+    await session.execute(text("UPDATE users SET hashed_password = NULL WHERE id = :id"), {"id": ada.id})
+    await session.commit()
+
+    assert_problem(await change(client, pair), 403, "wrong_password")
+
+
+async def test_of_two_changes_at_once_one_wins_and_the_other_is_told_that_the_password_is_wrong(clone_url: str) -> None:
+    settings = make_settings(clone_url)
+    database = Database(settings.database)
+    hasher = PasswordHasher(settings.auth)
+    async with database.sessions() as session:
+        await make_user(session, hasher, email="ada@example.com")
+        await session.commit()
+    hasher.close()
+    words = [f"{NEW_PASSWORD} number {number}" for number in range(4)]
+    async with running(create_app(settings)) as client:
+        pair = await pair_of(client, "ada@example.com")
+
+        answers = await asyncio.gather(*(change(client, pair, new=word) for word in words))
+        logins = [await log_in(client, "ada@example.com", word) for word in words]
+
+    await database.dispose()
+    statuses = [response.status_code for response in answers]
+    # Whoever comes after the winner's commit is refused by their own token, which is of the time before.
+    assert statuses.count(204) == 1
+    assert set(statuses) <= {204, 401, 403}
+    assert [login.status_code == 200 for login in logins] == [status == 204 for status in statuses]

@@ -1,0 +1,286 @@
+"""Login sessions over several real server processes: many clients at once, a thief, accounts that end meanwhile.
+
+`make test` runs a small measure of each. All of it, as it is promised:
+
+    RACE_WORKERS=4 RACE_CLIENTS=10000 RACE_ROUNDS=500 python -m pytest -n0 tests/races/test_sessions.py
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from app.auth.revocation import FENCE
+from tests.conftest import cloned
+from tests.proxy import Proxy, proxied
+from tests.races.workers import REVOKE, Answer, Fleet, Worker, fleet, user_of
+
+WORKERS = int(os.environ.get("RACE_WORKERS", "2"))
+CLIENTS = int(os.environ.get("RACE_CLIENTS", "100"))
+ROUNDS = int(os.environ.get("RACE_ROUNDS", "30"))
+AT_ONCE = 24
+REVOKED = "revoked_at = now(), revoke_reason = 'admin'"
+# By notification; the poll would take up to a second more.
+BY_NOTIFICATION = 0.9
+
+
+@pytest.fixture(scope="module")
+async def race_url(template_url: str) -> AsyncIterator[str]:
+    """A database for all races."""
+    async with cloned(template_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def proxy(race_url: str) -> AsyncIterator[Proxy]:
+    """What stands between the first worker's listener and the database."""
+    async with proxied(race_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+async def workers(race_url: str, proxy: Proxy) -> AsyncIterator[Fleet]:
+    """The server processes."""
+    environments = [{"APP_DATABASE__DIRECT_URL": proxy.url}, *[{} for _ in range(WORKERS - 1)]]
+    async with fleet(race_url, *environments) as fleet_:
+        yield fleet_
+
+
+async def all_of(count: int, act: Callable[[int], Awaitable[None]]) -> None:
+    """Do it that often, a bounded number at once."""
+    allowed = asyncio.Semaphore(AT_ONCE)
+
+    async def bounded(number: int) -> None:
+        async with allowed:
+            await act(number)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(count):
+            group.create_task(bounded(number))
+
+
+async def some_time(most: float = 0.01) -> None:
+    await asyncio.sleep(random.uniform(0, most))  # noqa: S311  # An interleaving.
+
+
+async def dies(worker: Worker, access_token: str, *, within: float) -> float:
+    """Ask until a token is refused, and give the seconds that took."""
+    started = time.monotonic()
+    async with asyncio.timeout(within):
+        while await worker.accepts(access_token):  # noqa: ASYNC110  # It is another process that changes.
+            await asyncio.sleep(0.001)
+    return time.monotonic() - started
+
+
+async def test_a_hundred_refreshes_of_one_token_at_once_give_one_successor(workers: Fleet) -> None:
+    (email,) = await workers.accounts(1)
+    first = await workers.log_in(email)
+
+    answers = await asyncio.gather(*(workers.workers[n % WORKERS].refresh(first["refresh_token"]) for n in range(100)))
+
+    assert {answer.status for answer in answers} == {200}
+    (successor,) = {answer.body["refresh_token"] for answer in answers}
+    row = await workers.session_row(first["access_token"])
+    assert row
+    assert (row["generation"], row["replays"], row["revoked_at"]) == (1, 99, None)
+    assert all([await worker.accepts(answers[0].body["access_token"]) for worker in workers.workers])
+    assert (await workers.any.refresh(successor)).status == 200
+
+
+class Browser:
+    """Three tabs that share what they store, and a network that loses every fourth answer."""
+
+    def __init__(self, workers: Fleet, pair: dict[str, Any]) -> None:
+        self._workers = workers
+        self.stored = pair
+
+    async def tab(self) -> None:
+        """Refresh as a tab does: with what is stored when it notices; an answer that is lost is asked for again."""
+        token = self.stored["refresh_token"]
+        await some_time()
+        while True:
+            answer = await self._workers.any.refresh(token)
+            assert answer.status == 200, answer
+            if random.random() >= 0.25:  # noqa: S311  # A network.
+                self.stored = answer.body
+                return
+
+
+async def test_three_tabs_and_lost_answers_log_nobody_out(workers: Fleet) -> None:
+    # Not more than 20 browsers an account: the 26th would end the first one's session.
+    emails = await workers.accounts(-(-CLIENTS // 20))
+    rounds = 1 if CLIENTS < 1000 else 3
+
+    async def browse(number: int) -> None:
+        browser = Browser(workers, await workers.log_in(emails[number // 20]))
+        for _ in range(rounds):
+            await asyncio.gather(*(browser.tab() for _ in range(3)))
+        row = await workers.session_row(browser.stored["access_token"])
+        assert row
+        assert (row["generation"], row["revoked_at"]) == (rounds, None)
+
+    await all_of(CLIENTS, browse)
+
+
+@pytest.mark.parametrize("alternations", [1, 2, 5])
+@pytest.mark.parametrize("thief_first", [True, False])
+async def test_a_thief_who_alternates_with_the_owner_is_found_out(
+    workers: Fleet, alternations: int, *, thief_first: bool
+) -> None:
+    (email,) = await workers.accounts(1)
+    stolen = await workers.log_in(email)
+    other = await workers.log_in(email)
+    held = {"owner": stolen["refresh_token"], "thief": stolen["refresh_token"]}
+    turns = ["thief", "owner"] if thief_first else ["owner", "thief"]
+    seen = [stolen["access_token"]]
+    answers: list[Answer] = []
+
+    for _ in range(alternations):
+        # Within the window both get the same token; that is not yet a sign of anything.
+        for who in turns:
+            answer = await workers.any.refresh(held[who])
+            assert answer.status == 200
+            held[who] = answer.body["refresh_token"]
+            seen.append(answer.body["access_token"])
+    for who in turns:
+        # As if the window had passed between one and the other.
+        await workers.change("rotated_at = rotated_at - interval '31 s'", stolen["access_token"])
+        answers.append(await workers.any.refresh(held[who]))
+
+    assert [answer.status for answer in answers] == [200, 400]
+    assert held["owner"] == held["thief"]
+    assert (await workers.any.refresh(answers[0].body["refresh_token"])).status == 400
+    for worker in workers.workers:
+        for access_token in [*seen, answers[0].body["access_token"]]:
+            await dies(worker, access_token, within=BY_NOTIFICATION)
+        assert await worker.accepts(other["access_token"])
+    assert (await workers.any.refresh(other["refresh_token"])).status == 200
+
+
+# Accounts and sessions that end while they are used
+
+
+async def disable(workers: Fleet, admin: str, pair: dict[str, Any]) -> None:
+    path = f"/api/v1/users/{user_of(pair['access_token'])}"
+    answer = await workers.any.request("PATCH", path, token=admin, body={"is_active": False})
+    assert answer.status == 200, answer
+
+
+async def delete(workers: Fleet, admin: str, pair: dict[str, Any]) -> None:
+    answer = await workers.any.request("DELETE", f"/api/v1/users/{user_of(pair['access_token'])}", token=admin)
+    assert answer.status == 204, answer
+
+
+async def log_out(workers: Fleet, _admin: str, pair: dict[str, Any]) -> None:
+    token = random.choice([pair["refresh_token"], pair["access_token"]])  # noqa: S311  # Either must do.
+    answer = await workers.any.request("POST", REVOKE, form={"token": token})
+    assert answer.status == 200, answer
+
+
+async def refresh(workers: Fleet, _email: str, pair: dict[str, Any]) -> Answer:
+    return await workers.any.refresh(pair["refresh_token"])
+
+
+async def log_in(workers: Fleet, email: str, _pair: dict[str, Any]) -> Answer:
+    return await workers.any.log_in(email)
+
+
+@pytest.mark.parametrize(
+    ("end", "use"),
+    [
+        pytest.param(disable, refresh, id="disable and refresh"),
+        pytest.param(disable, log_in, id="disable and log in"),
+        pytest.param(delete, refresh, id="delete and refresh"),
+        pytest.param(log_out, refresh, id="log out and refresh"),
+    ],
+)
+async def test_nothing_is_alive_after_an_end_however_it_meets_a_use(
+    workers: Fleet, end: Callable[..., Awaitable[None]], use: Callable[..., Awaitable[Answer]]
+) -> None:
+    admin = (await workers.log_in((await workers.accounts(1, role="admin"))[0]))["access_token"]
+    emails = await workers.accounts(ROUNDS)
+    outcomes: set[int] = set()
+
+    async def meet(number: int) -> None:
+        pair = await workers.log_in(emails[number])
+
+        async def later(act: Callable[..., Awaitable[Any]], who: str) -> Any:
+            await some_time()
+            return await act(workers, who, pair)
+
+        _, used = await asyncio.gather(later(end, admin), later(use, emails[number]))
+        outcomes.add(used.status)
+        pairs = [pair, used.body] if used.status == 200 else [pair]
+        for one in pairs:
+            await dies(workers.any, one["access_token"], within=BY_NOTIFICATION)
+            assert (await workers.any.refresh(one["refresh_token"])).status == 400
+
+    await all_of(ROUNDS, meet)
+
+    # Without both the races would have shown nothing.
+    assert outcomes == {200, 400}
+
+
+# What the promise of three seconds is for
+
+
+async def sever(workers: Fleet, _proxy: Proxy) -> None:
+    await workers.watcher.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'bedplate-revocations' AND datname = current_database()"
+    )
+
+
+async def stall(_workers: Fleet, proxy: Proxy) -> None:
+    proxy.stall()
+
+
+async def test_revocations_are_known_to_every_process_at_once(workers: Fleet) -> None:
+    (email,) = await workers.accounts(1)
+    for _ in range(5):
+        pair = await workers.log_in(email)
+        assert all([await worker.accepts(pair["access_token"]) for worker in workers.workers])
+
+        await log_out(workers, "", pair)
+
+        await asyncio.gather(
+            *(dies(worker, pair["access_token"], within=BY_NOTIFICATION) for worker in workers.workers)
+        )
+
+
+@pytest.mark.parametrize("failure", [sever, stall])
+async def test_revocations_are_known_within_the_fence_when_the_listener_fails(
+    workers: Fleet, proxy: Proxy, failure: Callable[[Fleet, Proxy], Awaitable[None]]
+) -> None:
+    (email,) = await workers.accounts(1)
+    revoked, good = await workers.log_in(email), await workers.log_in(email)
+    await failure(workers, proxy)
+
+    await workers.change(REVOKED, revoked["access_token"])
+    await asyncio.gather(*(dies(worker, revoked["access_token"], within=FENCE) for worker in workers.workers))
+
+    assert all([await worker.accepts(good["access_token"]) for worker in workers.workers])
+    proxy.resume()
+
+
+async def test_a_process_that_was_paused_accepts_nothing_revoked_meanwhile(workers: Fleet) -> None:
+    (email,) = await workers.accounts(1)
+    revoked, good = await workers.log_in(email), await workers.log_in(email)
+    paused = workers.workers[-1]
+    assert await paused.accepts(revoked["access_token"])
+    paused.server.process.send_signal(signal.SIGSTOP)
+    try:
+        await workers.change(REVOKED, revoked["access_token"])
+        await asyncio.sleep(FENCE)
+        first = [asyncio.create_task(paused.accepts(revoked["access_token"])) for _ in range(5)]
+        await asyncio.sleep(0.1)
+    finally:
+        paused.server.process.send_signal(signal.SIGCONT)
+
+    assert await asyncio.gather(*first) == [False] * 5
+    assert await paused.accepts(good["access_token"])
