@@ -15,6 +15,7 @@ EVENTS = "/api/v1/audit-events"
 ADA = UUID("0192f0c1-a2b3-7c4d-8e5f-000000000001")
 EVE = UUID("0192f0c1-a2b3-7c4d-8e5f-000000000002")
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+MOST_PAGES = 50
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ async def days(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[int]:
     """Give the days of all pages."""
     found: list[int] = []
     cursor: dict[str, str] = {}
-    while True:
+    for _ in range(MOST_PAGES):
         response = await client.get(
             EVENTS, params={"before": "2026-02-01T00:00:00Z"} | query | cursor, headers=admin.headers
         )
@@ -54,6 +55,7 @@ async def days(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[int]:
         if response.json()["next_cursor"] is None:
             return found
         cursor = {"cursor": response.json()["next_cursor"]}
+    raise AssertionError("the log has no end")
 
 
 async def test_an_event_shows_who_did_what_to_whom_from_where(
@@ -135,38 +137,35 @@ async def test_the_log_goes_on_past_events_that_were_purged_meanwhile(
     assert [item["detail"]["day"] for item in rest.json()["items"]] == [2, 1]
 
 
-@pytest.mark.parametrize(
-    ("query", "name"),
-    [
-        *(
-            (f"{name}={value}", name)
-            for name in ("actor_id", "subject_id")
-            for value in ("", "abc", "1", "null", "%00")
-        ),
-        ("actor_id=0192F0C1-A2B3-7C4D-8E5F-000000000001", "actor_id"),
-        ("actor_id=%7B0192f0c1-a2b3-7c4d-8e5f-000000000001%7D", "actor_id"),
-        *(
-            (f"event={value}", "event")
-            for value in ("", "a", "a.b.c", "A.B", "a.b%0A", "a.%25", "a." + "b" * 70, "%C3%A9.a")
-        ),
-        *(
-            (f"{name}={value}", name)
-            for name in ("after", "before")
-            for value in ("", "2026-01-01", "1", "0001-01-01T00:00:00%2B01:00")
-        ),
-        *((f"sort={value}", "sort") for value in ("", "event", "--occurred_at", "id", "occurred_at,id")),
-        *((f"limit={value}", "limit") for value in ("0", "101", "-1", "1.5", "")),
-        *((f"{name}=1", name) for name in ("offset", "q", "session_id", "request_id", "ip_prefix", "detail")),
-        ("event=a.b&event=a.b", "event"),
-        ("actor_id=0192f0c1-a2b3-7c4d-8e5f-000000000001&actor_id=0192f0c1-a2b3-7c4d-8e5f-000000000002", "actor_id"),
-    ],
-)
-async def test_a_parameter_of_the_log_that_is_not_as_declared_is_refused(
-    client: AsyncClient, admin: LoggedIn, query: str, name: str
-) -> None:
-    response = await client.get(f"{EVENTS}?{query}", headers=admin.headers)
+REFUSED: list[tuple[str, str]] = [
+    *((f"{name}={value}", name) for name in ("actor_id", "subject_id") for value in ("", "abc", "1", "null", "%00")),
+    ("actor_id=0192F0C1-A2B3-7C4D-8E5F-000000000001", "actor_id"),
+    ("actor_id=%7B0192f0c1-a2b3-7c4d-8e5f-000000000001%7D", "actor_id"),
+    *(
+        (f"event={value}", "event")
+        for value in ("", "a", "a.b.c", "A.B", "a.b%0A", "a.%25", "a." + "b" * 70, "%C3%A9.a")
+    ),
+    *(
+        (f"{name}={value}", name)
+        for name in ("after", "before")
+        for value in ("", "2026-01-01", "1", "0001-01-01T00:00:00%2B01:00")
+    ),
+    *((f"sort={value}", "sort") for value in ("", "event", "--occurred_at", "id", "occurred_at,id")),
+    *((f"limit={value}", "limit") for value in ("0", "101", "-1", "1.5", "")),
+    *((f"{name}=1", name) for name in ("offset", "q", "session_id", "request_id", "ip_prefix", "detail")),
+    ("event=a.b&event=a.b", "event"),
+    ("actor_id=0192f0c1-a2b3-7c4d-8e5f-000000000001&actor_id=0192f0c1-a2b3-7c4d-8e5f-000000000002", "actor_id"),
+]
 
-    assert_problem(response, 422, "validation_error", f"#/query/{name}")
+
+@pytest.mark.parametrize("name", sorted({name for _, name in REFUSED}))
+async def test_a_parameter_of_the_log_that_is_not_as_declared_is_refused(
+    client: AsyncClient, admin: LoggedIn, name: str
+) -> None:
+    for query in [query for query, refused in REFUSED if refused == name]:
+        response = await client.get(f"{EVENTS}?{query}", headers=admin.headers)
+
+        assert_problem(response, 422, "validation_error", f"#/query/{name}")
 
 
 @pytest.mark.usefixtures("log")

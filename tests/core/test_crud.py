@@ -4,7 +4,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.core import crud
@@ -71,6 +71,13 @@ async def test_inserting_a_taken_value_gives_none_and_leaves_the_transaction_usa
 async def test_a_value_refused_by_another_constraint_is_no_conflict(session: WriteSession) -> None:
     with pytest.raises(IntegrityError, match="ck_users_role"):
         await crud.insert_or_none(session, User, {**VALUES, "role": "emperor"}, unique=[User.email_key])
+
+
+async def test_a_conflict_of_another_unique_value_is_no_answer_either(session: WriteSession) -> None:
+    user = await make_user(session)
+
+    with pytest.raises(IntegrityError, match="pk_users"):
+        await crud.insert_or_none(session, User, {**VALUES, "id": user.id}, unique=[User.email_key])
 
 
 async def test_inserting_does_not_commit(database: Database) -> None:
@@ -147,6 +154,15 @@ async def test_a_change_for_a_version_that_has_moved_on_is_not_made(session: Wri
 
 async def test_changing_what_is_gone_gives_none(session: WriteSession) -> None:
     assert await crud.change(session, User, uuid4(), {"full_name": "x"}) is None
+
+
+async def test_a_copy_loaded_earlier_shows_all_of_the_row_after_a_change(session: WriteSession) -> None:
+    user = await make_user(session)
+    await session.execute(text("UPDATE users SET role = 'admin', version = 7"))
+
+    await crud.change(session, User, user.id, {"full_name": "x"})
+
+    assert (user.role, user.version, user.full_name) == ("admin", 8, "x")
 
 
 async def test_changing_one_row_leaves_the_others(session: WriteSession) -> None:

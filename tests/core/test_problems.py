@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from app.core.access import public
 from app.core.database import DatabaseUnavailableError
 from app.core.errors import AppError, ConflictError, FieldError, InvalidInputError, RateLimitedError, UnavailableError
 from app.core.fields import PathIdentifier, Payload
-from app.core.problems import pointer
+from app.core.problems import pointer, problem_response
 from tests.core.applications import application, serving, with_state
 from tests.core.recording import Recording
 
@@ -474,6 +475,16 @@ async def test_any_path_survives_into_the_problem(path: str) -> None:
     assert body["body"].isascii()
     assert b"\r" not in body["body"]
     assert b"X-Evil: 1" not in body["body"]
+
+
+def test_a_problem_is_ascii_whatever_its_words_are() -> None:
+    class OddError(ConflictError):
+        detail = "\ud800 ü"
+
+    body = bytes(problem_response({"path": "/"}, OddError()).body)
+
+    assert body.isascii()
+    assert json.loads(body)["detail"] == "\ud800 ü"
 
 
 # The database

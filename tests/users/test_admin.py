@@ -204,19 +204,17 @@ NO_ADDRESSES = [
 ]
 
 
-@pytest.mark.parametrize("address", NO_ADDRESSES, ids=lambda address: ascii(address[:20]))
-async def test_what_is_no_address_is_refused(
-    client: AsyncClient, session: WriteSession, admin: LoggedIn, address: str
-) -> None:
+async def test_what_is_no_address_is_refused(client: AsyncClient, session: WriteSession, admin: LoggedIn) -> None:
     before = await snapshot(session)
 
-    response = await create(client, admin, email=address)
+    for address in NO_ADDRESSES:
+        response = await create(client, admin, email=address)
 
-    assert_problem(response, 422, "validation_error", "#/email")
+        assert_problem(response, 422, "validation_error", "#/email")
     assert await snapshot(session) == before
 
 
-REFUSED_BODIES: list[tuple[object, str]] = [
+REFUSED_BODIES: list[tuple[dict[str, Any], str]] = [
     ({}, "#/email"),
     ({"email": None}, "#/email"),
     ({"email": 1}, "#/email"),
@@ -267,15 +265,16 @@ REFUSED_BODIES: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "pointer"), REFUSED_BODIES, ids=lambda value: ascii(value)[:60])
+@pytest.mark.parametrize("pointer", sorted({pointer for _, pointer in REFUSED_BODIES}))
 async def test_a_new_account_with_a_refused_member_is_not_created(
-    client: AsyncClient, session: WriteSession, admin: LoggedIn, body: dict[str, Any], pointer: str
+    client: AsyncClient, session: WriteSession, admin: LoggedIn, pointer: str
 ) -> None:
     before = await snapshot(session)
 
-    response = await create(client, admin, **body)
+    for body in [body for body, refused in REFUSED_BODIES if refused == pointer]:
+        response = await create(client, admin, **body)
 
-    assert_problem(response, 422, "validation_error", pointer)
+        assert_problem(response, 422, "validation_error", pointer)
     assert await snapshot(session) == before
 
 
@@ -295,19 +294,16 @@ async def test_a_new_account_that_is_no_object_is_refused(
 NUMBERS = {"1.0": 422, "1e0": 422, "-0": 422, "01": 400, "+1": 400, "0x10": 400, "1_000": 400, "12345678901234567": 422}
 
 
-@pytest.mark.parametrize(("number", "status"), NUMBERS.items())
 @pytest.mark.parametrize("member", ["email", "full_name", "role"])
-async def test_a_number_is_no_text(
-    client: AsyncClient, session: WriteSession, admin: LoggedIn, member: str, number: str, status: int
-) -> None:
+async def test_a_number_is_no_text(client: AsyncClient, session: WriteSession, admin: LoggedIn, member: str) -> None:
     before = await snapshot(session)
-    body = f'{{"email": "ada@example.com", "{member}": {number}}}'.replace(
-        '"email": "ada@example.com", "email"', '"email"'
-    )
+    address = "" if member == "email" else '"email": "ada@example.com", '
 
-    response = await client.post(USERS, content=body, headers=admin.headers | {"Content-Type": "application/json"})
+    for number, status in NUMBERS.items():
+        headers = admin.headers | {"Content-Type": "application/json"}
+        response = await client.post(USERS, content=f'{{{address}"{member}": {number}}}', headers=headers)
 
-    assert response.status_code == status
+        assert response.status_code == status, number
     assert await snapshot(session) == before
 
 
@@ -398,16 +394,16 @@ NO_IDS = [
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-@pytest.mark.parametrize("user_id", NO_IDS, ids=lambda user_id: ascii(user_id[:20]))
 async def test_an_id_that_is_none_is_answered_like_one_that_does_not_exist(
-    client: AsyncClient, admin: LoggedIn, method: str, user_id: str
+    client: AsyncClient, admin: LoggedIn, method: str
 ) -> None:
     body: dict[str, Any] | None = {} if method == "PATCH" else None
 
-    response = await client.request(method, url(user_id), headers=admin.headers, json=body)
+    for user_id in NO_IDS:
+        response = await client.request(method, url(user_id), headers=admin.headers, json=body)
 
-    assert response.status_code == 404
-    assert response.json()["type"] == "/problems/not-found"
+        assert response.status_code == 404, user_id
+        assert response.json()["type"] == "/problems/not-found"
 
 
 async def test_the_canonical_id_of_an_account_is_its_only_one(
@@ -547,17 +543,18 @@ STALE_TAGS = [b'"2"', b'"0"', b'W/"1"', b"1", b'"11"', b'"x"', b"", b'"1', b'"' 
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-@pytest.mark.parametrize("condition", STALE_TAGS, ids=lambda condition: ascii(condition[:20]))
 async def test_a_change_of_what_has_changed_is_refused(
-    client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, method: str, condition: bytes
+    client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, method: str
 ) -> None:
     before = await snapshot(session)
     body = {"full_name": "Grace"} if method == "PATCH" else None
-    headers = [(b"If-Match", condition), *((name.encode(), value.encode()) for name, value in admin.headers.items())]
+    authorization = [(name.encode(), value.encode()) for name, value in admin.headers.items()]
 
-    response = await client.request(method, url(other), headers=headers, json=body)
+    for condition in STALE_TAGS:
+        headers = [*authorization, (b"If-Match", condition)]
+        response = await client.request(method, url(other), headers=headers, json=body)
 
-    assert_problem(response, 412, "precondition_failed")
+        assert_problem(response, 412, "precondition_failed")
     assert await snapshot(session) == before
 
 

@@ -19,6 +19,7 @@ from tests.factories import make_user
 USERS = "/api/v1/users"
 DAY = timedelta(days=1)
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+MOST_PAGES = 50
 
 type Get = Callable[..., Any]
 
@@ -38,7 +39,7 @@ async def listed(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[str
     """Give the addresses of all pages, without the administrator who asks."""
     emails: list[str] = []
     cursor: dict[str, str] = {}
-    while True:
+    for _ in range(MOST_PAGES):
         response = await client.get(USERS, params=query | cursor, headers=admin.headers)
         assert response.status_code == 200, response.text
         page = response.json()
@@ -46,6 +47,7 @@ async def listed(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[str
         if page["next_cursor"] is None:
             return emails
         cursor = {"cursor": page["next_cursor"]}
+    raise AssertionError("the list has no end")
 
 
 async def test_the_list_shows_accounts_as_they_are_shown_alone(client: AsyncClient, admin: LoggedIn) -> None:
@@ -101,7 +103,7 @@ async def test_the_link_header_leads_through_the_same_list(client: AsyncClient, 
     assert response.json()["items"] == []
     emails = []
     response = await client.get(USERS, params=query | {"created_before": "2026-01-31T00:00:00Z"}, headers=admin.headers)
-    while True:
+    for _ in range(MOST_PAGES):
         emails += [item["email"][0] for item in response.json()["items"]]
         if "link" not in response.headers:
             break
@@ -139,15 +141,15 @@ FILTERS: list[tuple[dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("query", "expected"), FILTERS)
-@pytest.mark.parametrize("sort", ["created_at", "-created_at", "email", "-email"])
 @pytest.mark.usefixtures("people")
-async def test_a_filter_selects_and_the_sort_still_holds(
-    client: AsyncClient, admin: LoggedIn, query: dict[str, str], expected: str, sort: str
+async def test_a_filter_selects_and_every_sort_still_holds(
+    client: AsyncClient, admin: LoggedIn, query: dict[str, str], expected: str
 ) -> None:
-    emails = await listed(client, admin, limit=2, sort=sort, **query)
+    for sort in ("created_at", "-created_at", "email", "-email"):
+        emails = await listed(client, admin, limit=2, sort=sort, **query)
 
-    letters = [email[0] for email in emails]
-    assert letters == (list(expected) if sort in {"created_at", "-email"} else list(reversed(expected)))
+        letters = "".join(email[0] for email in emails)
+        assert letters == (expected if sort in {"created_at", "-email"} else expected[::-1])
 
 
 NAMES = [
@@ -267,17 +269,16 @@ REFUSED: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("query", "name"), REFUSED, ids=lambda value: ascii(value)[:40])
-async def test_a_parameter_that_is_not_as_declared_is_refused(
-    client: AsyncClient, admin: LoggedIn, query: str, name: str
-) -> None:
-    response = await client.get(f"{USERS}?{query}", headers=admin.headers)
+@pytest.mark.parametrize("name", sorted({name for _, name in REFUSED}))
+async def test_a_parameter_that_is_not_as_declared_is_refused(client: AsyncClient, admin: LoggedIn, name: str) -> None:
+    for query in [query for query, refused in REFUSED if refused == name]:
+        response = await client.get(f"{USERS}?{query}", headers=admin.headers)
 
-    assert response.status_code == 422, response.text
-    assert response.json()["code"] == "validation_error"
-    (pointer,) = {error["pointer"] for error in response.json()["errors"]}
-    assert pointer.startswith("#/query/")
-    assert name[:4] in pointer
+        assert response.status_code == 422, (query, response.text)
+        assert response.json()["code"] == "validation_error"
+        (pointer,) = {error["pointer"] for error in response.json()["errors"]}
+        assert pointer.startswith("#/query/")
+        assert name[:4] in pointer
 
 
 async def test_many_unknown_parameters_are_named_up_to_a_limit(client: AsyncClient, admin: LoggedIn) -> None:
@@ -296,12 +297,12 @@ BAD_CURSORS = [
 ]
 
 
-@pytest.mark.parametrize("cursor", BAD_CURSORS, ids=lambda cursor: ascii(cursor[:20]))
-async def test_a_cursor_that_was_never_made_is_refused(client: AsyncClient, admin: LoggedIn, cursor: str) -> None:
-    response = await client.get(USERS, params={"cursor": cursor}, headers=admin.headers)
+async def test_a_cursor_that_was_never_made_is_refused(client: AsyncClient, admin: LoggedIn) -> None:
+    for cursor in BAD_CURSORS:
+        response = await client.get(USERS, params={"cursor": cursor}, headers=admin.headers)
 
-    assert_problem(response, 400, "invalid_cursor")
-    assert response.json()["type"] == "/problems/invalid-cursor"
+        assert_problem(response, 400, "invalid_cursor")
+        assert response.json()["type"] == "/problems/invalid-cursor"
 
 
 async def first_cursor(client: AsyncClient, admin: LoggedIn, path: str = USERS, **query: Any) -> str:
@@ -433,7 +434,7 @@ async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_other
     seen: list[int] = []
     cursor: dict[str, str] = {}
     changes = iter(between)
-    while True:
+    for _ in range(MOST_PAGES):
         response = await client.get(USERS, params=query | cursor, headers=admin.headers)
         page = response.json()
         seen += [int(item["email"][1:3]) for item in page["items"]]

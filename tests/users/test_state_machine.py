@@ -109,9 +109,13 @@ def _predict_creation(state: State, body: dict[str, Any], response: Response) ->
     keys = {identity(account.email) for account in state.values()}
     if identity(body["email"]) in keys:
         return (409, "email_taken"), state, 0
-    account = Account(response.json().get("email", ""), body["full_name"], body["role"], is_active=True)
-    same = identity(account.email or "x@example.com") == identity(body["email"])
-    return (201, account if same else None), state | {response.json().get("id", ""): account}, 1
+    if response.status_code != 201:
+        return (201,), state, 1
+    shown = response.json()
+    # The spelling that is stored, and the id, are the server's to choose.
+    same = identity(shown["email"]) == identity(body["email"])
+    account = Account(shown["email"], body["full_name"], body["role"], is_active=True)
+    return (201, account if same else None), state | {shown["id"]: account}, 1
 
 
 def _predict_change(state: State, request: Request, user_id: str) -> tuple[Answer, State, int]:
