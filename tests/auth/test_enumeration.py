@@ -1,0 +1,77 @@
+"""Whether there is an account can neither be read nor timed; `measure_enumeration` measures what this file samples."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import pytest
+from httpx2 import AsyncClient
+from sqlalchemy import event
+
+from app.core.database import Database, WriteSession
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.auth.measure_enumeration import (
+    KINDS,
+    NOBODY,
+    OPERATIONS,
+    TRUSTED_PROXIES,
+    add_accounts,
+    ask,
+    email_of,
+    judge,
+    sample,
+)
+from tests.conftest import make_settings, running
+
+_SAVEPOINT = re.compile(r"sa_savepoint_\d+")
+SAMPLES = 30
+# Chance alone exceeds this once in some ten thousand runs; a hash or a statement left out gives nearly 1.
+BOUND = 0.85
+
+
+@pytest.fixture
+async def asked(
+    database_url: str, database: Database, session: WriteSession, hasher: PasswordHasher
+) -> AsyncIterator[AsyncClient]:
+    """A client of an application with accounts of every kind, behind a proxy that names other clients each time."""
+    await add_accounts(session, hasher, of_each=2)
+    await session.commit()
+    settings = make_settings(database_url, server={"trusted_proxies": TRUSTED_PROXIES})
+    async with running(create_app(settings, database)) as client:
+        yield client
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """Note every statement that reaches the database."""
+    seen: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        # Numbered through the test's one connection.
+        seen.append(_SAVEPOINT.sub("savepoint", statement))
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_every_address_costs_the_same_statements(
+    asked: AsyncClient, worker_database: Database, operation: str
+) -> None:
+    costs = {}
+    for kind in (*KINDS, NOBODY):
+        with statements(worker_database) as seen:
+            await ask(asked, operation, email_of(kind, 0))
+        costs[kind] = seen
+
+    assert len(costs[NOBODY]) > 1
+    assert all(costs[kind] == costs[NOBODY] for kind in KINDS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_no_address_costs_another_time(asked: AsyncClient, operation: str) -> None:
+    findings = judge(operation, await sample(asked, operation, SAMPLES, of_each=2, warm_up=3))
+
+    assert max(finding.area for finding in findings) < BOUND, "\n".join(map(str, findings))
