@@ -44,8 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         url = server.__enter__()  # Left in pytest_unconfigure.
         config.stash[_SERVER] = server
         config.stash[_TEMPLATE] = asyncio.run(_make_template(url))
-    except (EmbeddedPostgresError, runner.MigrationError) as error:
-        pytest.exit(str(error), returncode=1)
+    except (EmbeddedPostgresError, runner.MigrationError, OSError, asyncpg.PostgresError) as error:
+        pytest.exit(f"The database for the tests cannot be made: {error}", returncode=1)
 
 
 def pytest_configure_node(node: Any) -> None:
