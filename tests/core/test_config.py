@@ -70,16 +70,18 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
         APP_SERVER__CORS_ORIGINS="https://app.example.com,*",
         APP_LOG__LEVEL="debug",
         APP_AUTH__BCRYPT_COST="9",
+        APP_RATE_LIMIT__ENABLED="false",
     )
 
     assert [problem.split(":")[0] for problem in problems()] == [
         "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
+        "APP_AUTH__BCRYPT_COST",
+        "APP_RATE_LIMIT__ENABLED",
         "APP_SERVER__PUBLIC_URL",
+        "APP_SERVER__CORS_ORIGINS",
         "DATABASE_URL",
         "DATABASE_URL",
         "APP_LOG__LEVEL",
-        "APP_SERVER__CORS_ORIGINS",
-        "APP_AUTH__BCRYPT_COST",
         "APP_MAIL__URL",
     ]
 
@@ -98,6 +100,7 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
         ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not for production"),
         ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: name the origins"),
         ({"APP_AUTH__BCRYPT_COST": "9"}, "APP_AUTH__BCRYPT_COST: must be 10 or more"),
+        ({"APP_RATE_LIMIT__ENABLED": "false"}, "APP_RATE_LIMIT__ENABLED: must stay on"),
         ({"APP_MAIL__URL": ""}, "APP_MAIL__URL: must be smtp:// or smtps://"),
         ({"APP_MAIL__URL": "file:///var/mail"}, "APP_MAIL__URL: must be smtp:// or smtps://"),
         ({"APP_MAIL__FROM_ADDRESS": ""}, "APP_MAIL__FROM_ADDRESS: is missing"),

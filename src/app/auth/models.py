@@ -5,8 +5,9 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, override
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, SmallInteger, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, func, text
 from sqlalchemy.dialects.postgresql import CIDR
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
@@ -23,6 +24,10 @@ class XID8(UserDefinedType[int]):
     @override
     def get_col_spec(self, **_options: object) -> str:
         return "xid8"
+
+
+# What compares the models with the database has to recognise the type when it sees it there.
+ischema_names["xid8"] = XID8
 
 
 class LoginSession(Base):
@@ -69,7 +74,7 @@ class Revocation(Base):
     __table_args__ = (CheckConstraint("kind IN (1, 2, 3)", name="kind"), Index(None, "xid"), Index(None, "expires_at"))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    kind: Mapped[int] = mapped_column(SmallInteger)
+    kind: Mapped[int]
     subject: Mapped[UUID | None]
     min_version: Mapped[int | None]
     key_id: Mapped[str | None]

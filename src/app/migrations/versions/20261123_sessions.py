@@ -14,7 +14,7 @@ _REASONS = (
 )
 # An access token lives 15 minutes at most; a revocation is kept a little longer than any token it concerns.
 _PUBLISH = """
-CREATE FUNCTION publish_revocation(kind smallint, subject uuid, min_version bigint, key_id text)
+CREATE FUNCTION publish_revocation(kind bigint, subject uuid, min_version bigint, key_id text)
 RETURNS void LANGUAGE sql AS $$
     INSERT INTO revocations (kind, subject, min_version, key_id, expires_at)
     VALUES (kind, subject, min_version, key_id, now() + interval '17 minutes');
@@ -24,7 +24,7 @@ $$
 _SESSION_ENDED = """
 CREATE FUNCTION publish_session_end() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM publish_revocation(1::smallint, NEW.id, NULL, NULL);
+    PERFORM publish_revocation(1, NEW.id, NULL, NULL);
     RETURN NULL;
 END
 $$
@@ -38,11 +38,11 @@ _USER_CHANGED = """
 CREATE FUNCTION publish_user_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
-        PERFORM publish_revocation(2::smallint, OLD.id, 9223372036854775807, NULL);
+        PERFORM publish_revocation(2, OLD.id, 9223372036854775807, NULL);
         RETURN NULL;
     END IF;
     IF NEW.authz_version > OLD.authz_version THEN
-        PERFORM publish_revocation(2::smallint, NEW.id, NEW.authz_version, NULL);
+        PERFORM publish_revocation(2, NEW.id, NEW.authz_version, NULL);
     END IF;
     IF OLD.is_active AND NOT NEW.is_active THEN
         UPDATE sessions SET revoked_at = now(), revoke_reason = 'disabled'
@@ -88,7 +88,7 @@ def upgrade() -> None:
     op.create_table(
         "revocations",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("kind", sa.SmallInteger(), nullable=False),
+        sa.Column("kind", sa.BigInteger(), nullable=False),
         sa.Column("subject", sa.Uuid()),
         sa.Column("min_version", sa.BigInteger()),
         sa.Column("key_id", sa.Text()),
@@ -121,4 +121,4 @@ def downgrade() -> None:
     op.drop_table("sessions")
     op.execute("DROP FUNCTION publish_session_end()")
     op.drop_table("revocations")
-    op.execute("DROP FUNCTION publish_revocation(smallint, uuid, bigint, text)")
+    op.execute("DROP FUNCTION publish_revocation(bigint, uuid, bigint, text)")
