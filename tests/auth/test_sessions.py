@@ -933,6 +933,25 @@ async def test_a_session_ended_while_the_password_was_checked_stays_ended(
     assert not await events(session, "auth.reauthenticated")
 
 
+@pytest.mark.parametrize("change", ["is_active = false", "authz_version = authz_version + 1"])
+async def test_a_login_whose_account_changes_while_the_password_is_checked_is_refused(
+    client: AsyncClient, session: WriteSession, email: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    verify = PasswordHasher.verify
+
+    async def slow(hasher: PasswordHasher, password: str, stored: str | None) -> Any:
+        await session.execute(text(f"UPDATE users SET {change} WHERE email = :email"), {"email": email})  # noqa: S608  # Our own words.
+        await session.commit()
+        return await verify(hasher, password, stored)
+
+    monkeypatch.setattr(PasswordHasher, "verify", slow)
+
+    response = await client.post(TOKEN, data={"grant_type": "password", "username": email, "password": PASSWORD})
+
+    assert_oauth_error(response, 400, "invalid_grant")
+    assert await session.scalar(text("SELECT count(*) FROM sessions")) == 0
+
+
 # Peppers
 
 

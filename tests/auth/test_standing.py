@@ -210,6 +210,19 @@ async def test_what_changes_credentials_or_accounts_asks_the_database_whatever_i
         assert (await start(client, email)).body["scope"]
 
 
+async def test_an_account_that_is_read_anyway_is_looked_at_whatever_is_in_memory(
+    shared_url: str, hasher: PasswordHasher
+) -> None:
+    async with service(shared_url, "memory") as (client, database):
+        tokens = await start(client, await add_account(database, hasher))
+        await run(database, "ALTER TABLE users DISABLE TRIGGER users_change_is_published")
+        await run(database, ENDS["disabled"], user_id=UUID(tokens.claims["sub"]))
+        await run(database, "ALTER TABLE users ENABLE TRIGGER users_change_is_published")
+
+        assert await answers(client, tokens) == 200
+        assert not await is_accepted(client, tokens)
+
+
 @MODES
 async def test_without_state_and_database_nothing_is_decided(access_check: str) -> None:
     settings = make_settings("postgresql://nobody@127.0.0.1:1/nothing", auth={"access_check": access_check})
