@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ def apply(listing: Listing, root: Path) -> None:
     if listing.path is None:
         return
     if listing.path == RUN:
-        subprocess.run(["sh", "-euc", listing.text], cwd=root, check=True)
+        commands = listing.text.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+        subprocess.run(["sh", "-euc", commands], cwd=root, check=True)
         return
     path = root / listing.path
     if listing.language == "diff":
