@@ -10,11 +10,12 @@ from bedplate_client import AuthenticatedClient, Client
 from bedplate_client.api.auth import create_token
 from bedplate_client.api.users import create_user, delete_user, list_users, read_me, read_user, update_user
 from bedplate_client.models import (
-    AccessTokenRead,
     ListUsersSort,
     PasswordGrant,
     Problem,
+    RefreshGrant,
     Role,
+    TokenPair,
     UserCreate,
     UserPage,
     UserRead,
@@ -23,11 +24,16 @@ from bedplate_client.models import (
 
 
 def log_in(base_url: str, email: str, password: str) -> AuthenticatedClient:
-    grant = PasswordGrant(grant_type="password", username=email, password=password)
+    """Log in, and refresh at once: both grants are one operation."""
+    grant: PasswordGrant | RefreshGrant = PasswordGrant(grant_type="password", username=email, password=password)
     with Client(base_url=base_url) as client:
-        answer = create_token.sync(client=client, body=grant)
-    assert isinstance(answer, AccessTokenRead)
-    return AuthenticatedClient(base_url=base_url, token=answer.access_token, raise_on_unexpected_status=True)
+        first = create_token.sync(client=client, body=grant)
+        assert isinstance(first, TokenPair)
+        grant = RefreshGrant(grant_type="refresh_token", refresh_token=first.refresh_token)
+        second = create_token.sync(client=client, body=grant)
+        assert isinstance(second, TokenPair)
+    assert second.refresh_token != first.refresh_token
+    return AuthenticatedClient(base_url=base_url, token=second.access_token, raise_on_unexpected_status=True)
 
 
 def created(client: AuthenticatedClient, email: str) -> UserRead:
