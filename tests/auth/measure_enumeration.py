@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, override
 
 from httpx2 import AsyncClient
 
@@ -63,6 +63,7 @@ class Finding:
     upper: float
     difference: float
 
+    @override
     def __str__(self) -> str:
         return f"{self.operation:10}{self.kind:14}{self.area:.3f}   {self.upper:.3f}   {1e6 * self.difference:+8.0f} µs"
 

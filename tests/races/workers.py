@@ -63,7 +63,7 @@ class Worker:
             content, kind = json.dumps(body).encode(), "application/json"
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}"]
         lines += [f"Content-Type: {kind}"] * bool(kind) + [f"Authorization: Bearer {token}"] * (token is not None)
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        reader, writer = await self._take()
         writer.write("\r\n".join([*lines, "\r\n"]).encode() + content)
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length:")[2].split("\r\n")[0] or 0)
@@ -71,7 +71,13 @@ class Worker:
         self._idle.append((reader, writer))
         return Answer(int(head.split(" ")[1]), json.loads(raw) if raw else {})
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            # The server closes what has been idle for long.
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
         address = urlsplit(self.server.base_url)
         return await asyncio.open_connection(address.hostname, address.port)
 
