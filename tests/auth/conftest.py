@@ -1,21 +1,45 @@
 """What the tests of logins and tokens share."""
 
-import pytest
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-from app.core.config import Settings
+import pytest
+from httpx2 import AsyncClient
+
 from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.main import create_app
 from tests.auth.forge import Forge, signing_jwk
-from tests.auth.post import Post
-from tests.conftest import KEY_SET, LoggedIn
+from tests.conftest import KEY_SET, LoggedIn, cloned, log_in, make_settings, running
+from tests.factories import make_user
+
+
+def forge_for(headers: dict[str, str]) -> Forge:
+    return Forge(headers["Authorization"].removeprefix("Bearer "), signing_jwk(KEY_SET))
 
 
 @pytest.fixture
 def forge(user: LoggedIn) -> Forge:
     """A forge that starts from the valid token of `user`, and holds the application's own key."""
-    return Forge(user.headers["Authorization"].removeprefix("Bearer "), signing_jwk(KEY_SET))
+    return forge_for(user.headers)
 
 
-@pytest.fixture
-def post(database: Database, settings: Settings) -> Post:
-    """What the application mails."""
-    return Post(database, settings)
+@dataclass(frozen=True)
+class Target:
+    """An application, and a forge that starts from a valid token of it."""
+
+    client: AsyncClient
+    forge: Forge
+
+
+@pytest.fixture(scope="module")
+async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Target]:
+    """What a whole module attacks: every attack fails, so nothing needs undoing between two of them."""
+    async with cloned(template_url) as url:
+        settings = make_settings(url)
+        database = Database(settings.database)
+        async with database.begin() as session:
+            account = await make_user(session, hasher)
+        async with running(create_app(settings, database)) as client:
+            yield Target(client, forge_for(await log_in(client, account.email)))
+        await database.dispose()

@@ -18,6 +18,7 @@ from app.core.database import Database, WriteSession
 from app.core.security import BcryptSha256Hasher, PasswordHasher
 from app.main import create_app
 from app.users.models import User
+from tests.auth.conftest import Target
 from tests.auth.forge import read_part
 from tests.conftest import LoggedIn, make_settings, running
 from tests.factories import PASSWORD, make_user
@@ -424,8 +425,8 @@ GOOD = "grant_type=password&username=ada%40example.com&password=correct+horse+ba
         pytest.param('{"grant_type": "password"}', "invalid_request", id="JSON called a form"),
     ],
 )
-async def test_a_malformed_form_is_refused(client: AsyncClient, body: str, error: str) -> None:
-    response = await client.post(TOKEN, content=body.encode(errors="surrogateescape"), headers=FORM)
+async def test_a_malformed_form_is_refused(target: Target, body: str, error: str) -> None:
+    response = await target.client.post(TOKEN, content=body.encode(errors="surrogateescape"), headers=FORM)
 
     assert_oauth_error(response, 400, error)
 
@@ -455,8 +456,8 @@ async def test_a_refusal_never_repeats_what_was_sent(client: AsyncClient) -> Non
         pytest.param("application/x-www-form-urlencoded; charset=utf-16", GOOD.encode("utf-16"), id="another charset"),
     ],
 )
-async def test_only_forms_are_read(client: AsyncClient, content_type: str, body: bytes) -> None:
-    response = await client.post(TOKEN, content=body, headers={"Content-Type": content_type})
+async def test_only_forms_are_read(target: Target, content_type: str, body: bytes) -> None:
+    response = await target.client.post(TOKEN, content=body, headers={"Content-Type": content_type})
 
     assert_oauth_error(response, 415, "invalid_request")
 
@@ -474,8 +475,8 @@ async def test_a_compressed_form_is_not_read(client: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "FOO"])
-async def test_a_login_is_a_post(client: AsyncClient, method: str) -> None:
-    response = await client.request(method, TOKEN)
+async def test_a_login_is_a_post(target: Target, method: str) -> None:
+    response = await target.client.request(method, TOKEN)
 
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"

@@ -23,6 +23,7 @@ from app.auth.tokens import MAX_LIFETIME, AccessTokens
 from app.core.database import Database
 from app.core.keys import generate_key_set, parse_key_ring
 from app.main import create_app
+from tests.auth.conftest import Target
 from tests.auth.forge import MISSING, Forge, decode, encode, private_key, read_part, sign, signing_jwk
 from tests.conftest import KEY_SET, LoggedIn, make_settings, running
 
@@ -370,23 +371,23 @@ FORMS: dict[str, Forgery] = {
 
 
 @pytest.mark.parametrize("forgery", HEADERS.values(), ids=HEADERS.keys())
-async def test_a_forged_header_is_refused(client: AsyncClient, forge: Forge, forgery: Forgery) -> None:
-    response = await send(client, forgery(forge))
+async def test_a_forged_header_is_refused(target: Target, forgery: Forgery) -> None:
+    response = await send(target.client, forgery(target.forge))
 
     assert_refused(response)
 
 
 @pytest.mark.parametrize("forgery", CLAIMS.values(), ids=CLAIMS.keys())
-async def test_a_signed_token_with_wrong_claims_is_refused(client: AsyncClient, forge: Forge, forgery: Forgery) -> None:
-    response = await send(client, forgery(forge))
+async def test_a_signed_token_with_wrong_claims_is_refused(target: Target, forgery: Forgery) -> None:
+    response = await send(target.client, forgery(target.forge))
 
     assert_refused(response)
 
 
 @pytest.mark.parametrize("forgery", FORMS.values(), ids=FORMS.keys())
-async def test_what_is_not_a_compact_token_is_refused(client: AsyncClient, forge: Forge, forgery: Forgery) -> None:
-    token = forgery(forge)
-    response = await client.get(ME, headers=[(b"Authorization", b"Bearer " + token.encode())])
+async def test_what_is_not_a_compact_token_is_refused(target: Target, forgery: Forgery) -> None:
+    token = forgery(target.forge)
+    response = await target.client.get(ME, headers=[(b"Authorization", b"Bearer " + token.encode())])
 
     assert_refused(response)
 
@@ -406,8 +407,8 @@ async def test_what_is_not_a_compact_token_is_refused(client: AsyncClient, forge
         pytest.param(lambda forge: forge.signed(forge.header, dict(reversed(forge.claims.items()))), id="reordered"),
     ],
 )
-async def test_a_token_made_by_the_rules_is_accepted(client: AsyncClient, forge: Forge, forgery: Forgery) -> None:
-    response = await send(client, forgery(forge))
+async def test_a_token_made_by_the_rules_is_accepted(target: Target, forgery: Forgery) -> None:
+    response = await send(target.client, forgery(target.forge))
 
     assert response.status_code == 200
 
