@@ -274,7 +274,9 @@ async def test_a_refused_attempt_costs_no_hash_and_no_entry_in_the_log(
 
 
 async def test_attempts_that_were_never_made_do_not_count(clone_url: str) -> None:
-    settings = make_settings(clone_url, auth={"hash_threads": 1, "hash_queue": 0, "bcrypt_cost": 9})
+    settings = make_settings(
+        clone_url, auth={"hash_threads": 1, "hash_queue": 0, "bcrypt_cost": 9}, database={"pool_wait": "60s"}
+    )
     async with running(create_app(settings)) as client:
         answers = await asyncio.gather(*(log_in(client, "ada@example.com", WRONG) for _ in range(8)))
 

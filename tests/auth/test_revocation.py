@@ -147,15 +147,17 @@ async def test_a_lost_notification_is_made_up_for_by_the_poll(shared_url: str, c
         await becomes(lambda: knows(listener, session_id), within=BY_POLL)
 
 
+@pytest.mark.parametrize("held_back", [False, True])
 async def test_transactions_that_end_in_another_order_than_they_began_lose_nothing(
-    shared_url: str, connection: asyncpg.Connection
+    shared_url: str, connection: asyncpg.Connection, *, held_back: bool
 ) -> None:
     early, late, last = uuid4(), uuid4(), uuid4()
     async with listening(shared_url) as listener, connected(shared_url) as slow, connected(shared_url) as long:
-        # One that only holds everybody's horizon back, and one that writes first and commits last.
+        # One that holds everybody's horizon back, or does not, and one that writes first and commits last.
         holding, slowly = long.transaction(), slow.transaction()
         await holding.start()
-        await long.execute("SELECT pg_current_xact_id()")
+        if held_back:
+            await long.execute("SELECT pg_current_xact_id()")
         await slowly.start()
         await slow.execute(UNNOTIFIED, early)
 
@@ -277,8 +279,9 @@ async def test_a_flood_of_forged_notifications_costs_few_polls_and_hides_nothing
     session_id = uuid4()
     async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
         before, started = proxy.sent.count(b"pg_snapshot_xmin"), time.monotonic()
-        for _ in range(20):
-            await connection.execute("SELECT pg_notify('revocations', 'junk ' || n) FROM generate_series(1, 500) AS n")
+        await connection.execute("SELECT pg_notify('revocations', 'junk ' || n) FROM generate_series(1, 5000) AS n")
+        for number in range(300):
+            await connection.execute(f"NOTIFY revocations, 'junk {number}'")
         await connection.execute(NOTIFIED, session_id)
         await becomes(lambda: knows(listener, session_id), within=FENCE)
         lasted = time.monotonic() - started
@@ -340,6 +343,30 @@ async def test_a_connection_gone_silent_while_it_begins_is_given_up(shared_url: 
         await listener.stop()
 
     assert tried == 1
+
+
+async def test_a_process_that_stood_still_does_not_trust_what_it_knew(
+    shared_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "FENCE", 0.2)
+    async with listening(shared_url) as listener:
+        assert listener.is_current
+
+        time.sleep(0.25)  # noqa: ASYNC251  # Nothing of this process runs meanwhile.
+
+        assert not listener.is_current
+
+
+async def test_an_answer_that_took_long_tells_only_of_when_it_was_asked_for(shared_url: str) -> None:
+    async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
+        proxy.silent_at = b"pg_snapshot_xmin"
+        await becomes(lambda: not proxy.flows, within=BY_POLL)
+        await asyncio.sleep(0.3)
+        old = listener.age or 0.0
+        proxy.resume()
+        await becomes(lambda: (listener.age or 0.0) < old, within=BY_NOTIFICATION)
+
+        assert 0.3 <= (listener.age or 0.0) < old
 
 
 async def test_where_notifications_do_not_arrive_the_poll_does_it_alone(

@@ -248,7 +248,7 @@ async def test_what_is_no_address_is_refused(client: AsyncClient, email: Any) ->
 
 
 async def test_of_twenty_who_follow_a_link_at_once_one_is_told_it_was_theirs(clone_url: str) -> None:
-    settings = make_settings(clone_url)
+    settings = make_settings(clone_url, database={"pool_wait": "60s"})
     database = Database(settings.database)
     post = Post(database, settings)
     async with running(create_app(settings)) as client:

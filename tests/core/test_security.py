@@ -196,6 +196,48 @@ async def test_an_account_without_a_usable_hash_costs_the_same_work(
     assert costs == [b"$2b$04$", b"$2b$04$"]
 
 
+def bcrypt_hash(kind: str, rounds: int) -> str:
+    if kind == "plain":
+        return bcrypt.hashpw(b"correct horse", bcrypt.gensalt(rounds)).decode()
+    return BcryptSha256Hasher(rounds).hash("correct horse")
+
+
+@pytest.mark.parametrize("kind", ["plain", "prehashed"])
+@pytest.mark.parametrize(("rounds", "made_up_for"), [(4, [4, 5, 6]), (6, [6]), (7, []), (8, [])])
+async def test_a_refusal_by_a_cheaper_hash_costs_the_decoy_s_work(
+    monkeypatch: pytest.MonkeyPatch, kind: str, rounds: int, made_up_for: list[int]
+) -> None:
+    costs: list[int] = []
+    hashpw = bcrypt.hashpw
+    stored = bcrypt_hash(kind, rounds)
+
+    def counted(password: bytes, salt: bytes) -> bytes:
+        costs.append(int(salt[4:6]))
+        return hashpw(password, salt)
+
+    monkeypatch.setattr("app.core.security.bcrypt.hashpw", counted)
+    with hashing(bcrypt_cost=7) as hasher:
+        verification = await hasher.verify("wrong horse", stored)
+
+    assert not verification.is_valid
+    assert costs == made_up_for
+    if rounds <= 7:
+        assert 2**rounds + sum(2**cost for cost in costs) == 2**7
+
+
+async def test_a_cheaper_hash_is_not_made_up_for_where_the_decoy_is_none_of_bcrypt_s(
+    monkeypatch: pytest.MonkeyPatch, argon2_hasher: PasswordHasher
+) -> None:
+    stored = bcrypt_hash("plain", 4)
+
+    def never(*_arguments: object) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr("app.core.security.bcrypt.hashpw", never)
+
+    assert not (await argon2_hasher.verify("wrong horse", stored)).is_valid
+
+
 async def test_an_unknown_account_costs_one_argon2id_where_that_is_the_scheme(
     monkeypatch: pytest.MonkeyPatch, argon2_hasher: PasswordHasher
 ) -> None:

@@ -31,15 +31,9 @@ async def register(work: Work, email: str, full_name: str | None, hashed_passwor
         if user is not None:
             # Counted, and mailed in any case: without it the account is of no use, and there is one a registration.
             await _mail_link(session, work, user.id, "verify_email")
-        elif may_mail:
-            await _tell_owner(session, work, email)
-
-
-async def _tell_owner(session: WriteSession, work: Work, email: str) -> None:
-    known = await users_service.find_credentials(session, email)
-    if known is not None:
-        await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", known.id)
-        await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=known.id)
+        elif may_mail and (known := await users_service.find_credentials(session, email)):
+            await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", known.id)
+            await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=known.id)
 
 
 async def resend_verification(work: Work, email: str) -> None:

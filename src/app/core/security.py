@@ -123,13 +123,15 @@ class PasswordHasher:
         return await self._run(lambda: self._verify(_composed(password), stored))
 
     def _verify(self, password: str, stored: str | None) -> Verification:
+        compared = stored or self._decoy
         try:
-            is_valid, new_hash = self._hashes.verify_and_update(password, stored or self._decoy)
+            is_valid, new_hash = self._hashes.verify_and_update(password, compared)
         except UnknownHashError:
-            is_valid, new_hash = self._hashes.verify_and_update(password, self._decoy)
+            compared = self._decoy
+            is_valid, new_hash = self._hashes.verify_and_update(password, compared)
         if is_valid and stored:
             return Verification(is_valid, new_hash)
-        self._make_up_for(stored or self._decoy)
+        self._make_up_for(compared)
         return Verification(is_valid=False)
 
     def _make_up_for(self, cheaper: str) -> None:
