@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import pytest
 from httpx2 import AsyncClient
 
+from app.core.config import Settings
 from app.core.database import Database
 from app.core.security import PasswordHasher
 from app.main import create_app
 from tests.auth.forge import Forge, signing_jwk
+from tests.auth.post import Post
 from tests.conftest import KEY_SET, LoggedIn, cloned, log_in, make_settings, running
 from tests.factories import make_user
 
@@ -22,6 +24,12 @@ def forge_for(headers: dict[str, str]) -> Forge:
 def forge(user: LoggedIn) -> Forge:
     """A forge that starts from the valid token of `user`, and holds the application's own key."""
     return forge_for(user.headers)
+
+
+@pytest.fixture
+def post(database: Database, settings: Settings) -> Post:
+    """What the application mails."""
+    return Post(database, settings)
 
 
 @dataclass(frozen=True)
