@@ -468,6 +468,23 @@ async def test_an_account_that_is_gone_takes_its_sessions_along(
     assert await notices(session) == []
 
 
+async def test_a_disabled_account_cannot_refresh_even_a_session_that_was_left_alive(
+    client: AsyncClient, session: WriteSession, email: str
+) -> None:
+    tokens = await start(client, email)
+    for statement in (
+        "ALTER TABLE users DISABLE TRIGGER users_change_is_published",
+        "UPDATE users SET is_active = false",
+        "ALTER TABLE users ENABLE TRIGGER users_change_is_published",
+    ):
+        await session.execute(text(statement))
+    await session.commit()
+
+    assert not await is_accepted(client, tokens)
+    assert not await can_refresh(client, tokens)
+    assert (await row(session, tokens.session_id)).generation == 0
+
+
 async def test_refreshing_an_ended_session_is_recorded_only_until_the_limit(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
@@ -1026,6 +1043,30 @@ async def test_a_refresh_that_cannot_get_at_its_session_is_told_to_come_back_and
         assert_oauth_error(response, 503, "temporarily_unavailable")
         assert int(response.headers["Retry-After"]) >= 1
         assert await can_refresh(client, tokens)
+    await database.dispose()
+
+
+_WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+
+
+async def test_a_login_waits_for_a_change_of_its_account_and_sees_it(clone_url: str, hasher: PasswordHasher) -> None:
+    settings = make_settings(clone_url)
+    database = Database(settings.database)
+    async with database.begin() as session:
+        account = await make_user(session, hasher)
+    form = {"grant_type": "password", "username": account.email, "password": PASSWORD}
+
+    async with running(create_app(settings, database)) as client, database.read_sessions() as watching:
+        async with database.begin() as disabling:
+            await disabling.execute(text("UPDATE users SET is_active = false"))
+            login = asyncio.create_task(client.post(TOKEN, data=form))
+            async with asyncio.timeout(5):
+                while not login.done() and not await watching.scalar(_WAITING):  # noqa: ASYNC110  # In the database.
+                    await asyncio.sleep(0.005)
+        response = await login
+
+        assert_oauth_error(response, 400, "invalid_grant")
+        assert await watching.scalar(text("SELECT count(*) FROM sessions")) == 0
     await database.dispose()
 
 

@@ -127,7 +127,7 @@ async def test_three_tabs_and_lost_answers_log_nobody_out(workers: Fleet) -> Non
     await all_of(CLIENTS, browse)
 
 
-@pytest.mark.parametrize("alternations", [1, 2, 5])
+@pytest.mark.parametrize("alternations", [1, 4])
 @pytest.mark.parametrize("thief_first", [True, False])
 async def test_a_thief_who_alternates_with_the_owner_is_found_out(
     workers: Fleet, alternations: int, *, thief_first: bool
