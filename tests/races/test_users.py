@@ -140,6 +140,32 @@ async def test_an_account_that_is_deleted_and_changed_at_once_is_gone(site: Site
     assert await site.transactions_left_open() == 0
 
 
+@pytest.mark.parametrize("way", ["demote", "disable", "delete"])
+async def test_an_account_that_becomes_the_only_administrator_while_it_is_deposed_stays_one(
+    site: Site, way: str
+) -> None:
+    admin = await site.account(role="admin")
+    user = await site.account()
+    candidate = UUID(user.user_id)
+    # No administrator but the one who asks, whose token is older than this.
+    await site.watcher.execute("UPDATE users SET role = 'user' WHERE id = $1", UUID(admin.user_id))
+    promotion = site.watcher.transaction()
+    await promotion.start()
+    await site.watcher.execute("UPDATE users SET role = 'admin' WHERE id = $1", candidate)
+
+    deposing = asyncio.create_task(depose(site, admin, user, way))
+    async with asyncio.timeout(5):
+        while not await site.fetch("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110  # Locks tell nobody.
+            await asyncio.sleep(0.01)
+    await promotion.commit()
+    response = await deposing
+
+    assert response.status_code == 409
+    assert response.json()["code"] == "last_admin"
+    (row,) = await site.fetch("SELECT role, is_active FROM users WHERE id = $1", candidate)
+    assert (row["role"], row["is_active"]) == ("admin", True)
+
+
 async def test_an_account_is_deleted_once(site: Site) -> None:
     admin = await site.account(role="admin")
     user = await site.account()

@@ -102,7 +102,7 @@ async def test_creating_an_account_enqueues_the_mail_with_the_link_to_set_a_pass
     ((link_id, user_id),) = [(link.id, link.user_id) for link in (await snapshot(session))["account_links"]]
     (job,) = await jobs(session)
     assert str(user_id) == response.json()["id"]
-    assert job.task_name == "users.jobs:mail_set_password_link"
+    assert job.task_name == "users.jobs:mail_link"
     assert job.args["arguments"] == {"link_id": str(link_id)}
 
 
@@ -633,6 +633,17 @@ async def test_the_last_active_administrator_stays_one(
     response = await patch(client, admin, admin, **body)
 
     assert_problem(response, 409, "last_admin")
+    assert await snapshot(session) == before
+
+
+async def test_a_stale_change_of_the_last_administrator_is_refused_as_stale(
+    client: AsyncClient, session: WriteSession, admin: LoggedIn
+) -> None:
+    before = await snapshot(session)
+
+    response = await client.delete(url(admin), headers=admin.headers | {"If-Match": '"7"'})
+
+    assert_problem(response, 412, "precondition_failed")
     assert await snapshot(session) == before
 
 

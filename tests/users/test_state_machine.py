@@ -120,15 +120,15 @@ def _predict_creation(state: State, body: dict[str, Any], response: Response) ->
 
 def _predict_change(state: State, request: Request, user_id: str) -> tuple[Answer, State, int]:
     body = request.body or {}
-    deposes = request.method == "DELETE" or body.get("role") == "user" or body.get("is_active") is False
-    admins = [key for key, account in state.items() if account.role == "admin" and account.is_active]
-    if deposes and admins == [user_id]:
-        return (409, "last_admin"), state, 0
     if user_id not in state:
         return (404, "user_not_found"), state, 0
     account = state[user_id]
     if request.version not in {None, account.version}:
         return (412, "precondition_failed"), state, 0
+    deposes = request.method == "DELETE" or body.get("role") == "user" or body.get("is_active") is False
+    admins = [key for key, other in state.items() if other.role == "admin" and other.is_active]
+    if deposes and admins == [user_id]:
+        return (409, "last_admin"), state, 0
     if request.method == "DELETE":
         return (204,), {key: other for key, other in state.items() if key != user_id}, 1
     changed = [name for name, value in body.items() if getattr(account, name) != value]

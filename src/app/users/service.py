@@ -216,9 +216,8 @@ async def update(
     session: WriteSession, actor: Actor, user_id: UUID, payload: UserUpdate, *, versions: frozenset[int] | None
 ) -> User:
     """Change an account that is still at one of `versions`; a change of rights ends the tokens issued before it."""
-    if payload.role is Role.USER or payload.is_active is False:
-        await _keep_an_admin_besides(session, user_id)
-    user = await _lock(session, user_id, versions)
+    deposes = payload.role is Role.USER or payload.is_active is False
+    user = await _lock_to_depose(session, user_id, versions) if deposes else await _lock(session, user_id, versions)
     changes = {
         name: value for name, value in payload.model_dump(exclude_unset=True).items() if value != getattr(user, name)
     }
@@ -230,13 +229,8 @@ async def update(
     if changes.keys() & {"role", "is_active"}:
         values["authz_version"] = User.authz_version + 1
     await _record_changes(session, actor, user, changes)
-    return await _changed(session, user_id, values)
-
-
-async def _changed(session: WriteSession, user_id: UUID, values: dict[str, Any]) -> User:
-    user = await crud.change(session, user_id, values)
-    if user is None:
-        raise UserNotFoundError
+    # The row is locked, so it is there, and `user` shows what it becomes.
+    await crud.change(session, user_id, values)
     return user
 
 
@@ -253,15 +247,18 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
 
 async def delete(session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None) -> None:
     """Delete an account that is still at one of `versions`; the log of what happened to it stays."""
-    await _keep_an_admin_besides(session, user_id)
-    await _lock(session, user_id, versions)
+    await _lock_to_depose(session, user_id, versions)
     await crud.remove(session, user_id)
     await audit.record(session, actor, "users.deleted", subject_id=user_id)
 
 
-async def _keep_an_admin_besides(session: WriteSession, user_id: UUID) -> None:
-    if await crud.lock_active_admins(session) == [user_id]:
+async def _lock_to_depose(session: WriteSession, user_id: UUID, versions: frozenset[int] | None) -> User:
+    # First the administrators, who then stay what they are, and only then this account: it may have become one meanwhile.
+    others = set(await crud.lock_active_admins(session)) - {user_id}
+    user = await _lock(session, user_id, versions)
+    if user.role == Role.ADMIN and user.is_active and not others:
         raise LastAdminError
+    return user
 
 
 async def _lock(session: WriteSession, user_id: UUID, versions: frozenset[int] | None) -> User:
