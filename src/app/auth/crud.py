@@ -256,7 +256,9 @@ async def page(
 async def list_all(session: ReadSession, user_id: UUID) -> Sequence[Row[*tuple[Any, ...]]]:
     """Read every session kept of an account, for its export."""
     columns = (*_LISTED, LoginSession.revoked_at, LoginSession.revoke_reason)
-    statement = select(*columns).where(LoginSession.user_id == user_id).order_by(LoginSession.created_at, LoginSession.id)
+    statement = (
+        select(*columns).where(LoginSession.user_id == user_id).order_by(LoginSession.created_at, LoginSession.id)
+    )
     return (await session.execute(statement)).all()
 
 
