@@ -103,6 +103,12 @@ async def test_a_link_that_is_used_or_expired_is_dead(
     assert (found is not None) is lives
 
 
+async def test_a_link_is_spent_once(session: WriteSession, keys: KeyRing, owner: User) -> None:
+    link = await make_link(session, keys, owner)
+
+    assert [await links.use(session, link) for _ in range(2)] == [True, False]
+
+
 async def test_the_secret_is_derived_from_pepper_purpose_id_and_nonce(
     session: WriteSession, keys: KeyRing, owner: User
 ) -> None:
