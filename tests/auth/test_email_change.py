@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from app.core.database import Database, WriteSession
 from app.core.security import PasswordHasher
 from app.main import create_app
+from app.users import crud
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, jobs, snapshot
 from tests.auth.post import (
@@ -189,6 +191,11 @@ async def test_an_address_taken_meanwhile_is_refused_like_a_forged_link(
     assert (await existing(session, ada.id)).email == "ada@example.com"
     assert (await client.get(ME, headers=bearer(pair))).status_code == 200
     assert await post.collect() == []
+
+
+async def test_what_the_database_refuses_for_another_reason_is_an_error(session: WriteSession, ada: User) -> None:
+    with pytest.raises(IntegrityError, match="ck_users_role"):
+        await crud.change_unless_taken(session, ada.id, {"role": "king"})
 
 
 async def test_an_address_freed_again_can_still_be_moved_to(

@@ -12,7 +12,7 @@ from app.core.security import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, jobs
-from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of, refresh
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, PATIENT, Post, bearer, log_in, pair_of, refresh
 from tests.conftest import LoggedIn, make_settings, running
 from tests.factories import PASSWORD, make_user
 
@@ -172,7 +172,7 @@ async def test_an_account_without_a_password_has_none_to_confirm(
 
 
 async def test_of_two_changes_at_once_one_wins_and_the_other_is_told_that_the_password_is_wrong(clone_url: str) -> None:
-    settings = make_settings(clone_url)
+    settings = make_settings(clone_url, database=PATIENT)
     database = Database(settings.database)
     hasher = PasswordHasher(settings.auth)
     async with database.sessions() as session:

@@ -16,6 +16,7 @@ from tests.auth.post import (
     AUTH,
     ME,
     NEW_PASSWORD,
+    PATIENT,
     Post,
     answer,
     bearer,
@@ -352,7 +353,7 @@ async def test_only_an_administrator_sends_links_for_others(
 
 
 async def test_of_twenty_resets_with_one_link_exactly_one_wins(clone_url: str) -> None:
-    settings = make_settings(clone_url, auth={"hash_queue": 50}, database={"pool_wait": "60s"})
+    settings = make_settings(clone_url, auth={"hash_queue": 50}, database=PATIENT)
     database = Database(settings.database)
     post = Post(database, settings)
     words = [f"{NEW_PASSWORD} number {number}" for number in range(20)]

@@ -13,7 +13,7 @@ from app.core.security import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import Rows, assert_problem, events, jobs, snapshot
-from tests.auth.post import AUTH, Post, answer, end_windows, link_in, log_in, secret_in
+from tests.auth.post import AUTH, PATIENT, Post, answer, end_windows, link_in, log_in, secret_in
 from tests.conftest import make_settings, running
 from tests.factories import PASSWORD, make_user
 
@@ -319,10 +319,7 @@ async def test_a_known_address_gets_one_notice_a_minute(
 
 
 async def test_fifty_registrations_of_one_address_at_once_make_one_account(clone_url: str) -> None:
-    # So many at once are more than the pool holds on a busy machine.
-    settings = make_settings(
-        clone_url, auth={"hash_queue": 50}, rate_limit={"enabled": False}, database={"pool_wait": "60s"}
-    )
+    settings = make_settings(clone_url, auth={"hash_queue": 50}, rate_limit={"enabled": False}, database=PATIENT)
     database = Database(settings.database)
     async with running(create_app(settings)) as client:
         answers = await asyncio.gather(

@@ -12,7 +12,7 @@ from app.core.security import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing
-from tests.auth.post import AUTH, Post, answer, end_windows, log_in
+from tests.auth.post import AUTH, PATIENT, Post, answer, end_windows, log_in
 from tests.conftest import LoggedIn, make_settings, running
 from tests.factories import PASSWORD, make_user
 
@@ -248,7 +248,7 @@ async def test_what_is_no_address_is_refused(client: AsyncClient, email: Any) ->
 
 
 async def test_of_twenty_who_follow_a_link_at_once_one_is_told_it_was_theirs(clone_url: str) -> None:
-    settings = make_settings(clone_url, database={"pool_wait": "60s"})
+    settings = make_settings(clone_url, database=PATIENT)
     database = Database(settings.database)
     post = Post(database, settings)
     async with running(create_app(settings)) as client:
