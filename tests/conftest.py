@@ -136,7 +136,11 @@ async def worker_database(settings: Settings) -> AsyncIterator[Database]:
 class JoinedDatabase(Database):
     """A database whose sessions share one connection: what they commit is real for each other and rolled back at the end."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self) -> None:
+        """Wait for `join`: the application is made once a worker, and each test has a connection of its own."""
+
+    def join(self, connection: AsyncConnection) -> None:
+        """Open the sessions to come on this connection."""
         options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
         self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
         self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
@@ -146,12 +150,19 @@ class JoinedDatabase(Database):
         """Leave the connection to the fixture that opened it."""
 
 
+@pytest.fixture(scope="session")
+def joined_database() -> JoinedDatabase:
+    """What every test's application and sessions go through, one test after the other."""
+    return JoinedDatabase()
+
+
 @pytest.fixture
-async def database(worker_database: Database) -> AsyncIterator[Database]:
+async def database(worker_database: Database, joined_database: JoinedDatabase) -> AsyncIterator[Database]:
     """The database of one test: all commits end in one rollback."""
     async with worker_database.engine.connect() as connection:
         transaction = await connection.begin()
-        yield JoinedDatabase(connection)
+        joined_database.join(connection)
+        yield joined_database
         await transaction.rollback()
 
 
@@ -182,10 +193,16 @@ async def running(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
             yield client
 
 
+@pytest.fixture(scope="session")
+def joined_app(settings: Settings, joined_database: JoinedDatabase) -> FastAPI:
+    """The application, made once: its lifespan begins and ends with each test."""
+    return create_app(settings, joined_database)
+
+
 @pytest.fixture
-async def client(settings: Settings, database: Database) -> AsyncIterator[AsyncClient]:
+async def client(joined_app: FastAPI, database: Database) -> AsyncIterator[AsyncClient]:  # noqa: ARG001  # The application's.
     """A client of the application on the test's own database."""
-    async with running(create_app(settings, database)) as client:
+    async with running(joined_app) as client:
         yield client
 
 
