@@ -22,8 +22,8 @@ database: setup ## Start only the database of make run, for psql and the app com
 	@$(PYTHON_IN_VENV) -m app.dev database
 
 .PHONY: test
-test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
-	@$(PYTHON_IN_VENV) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
+test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest, COVERAGE=1 measures what they cover
+	@$(PYTHON_IN_VENV) -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
 
 .PHONY: guide
 guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
