@@ -29,6 +29,10 @@ test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest, COVERAG
 guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## Send generated requests to every operation; ARGS="--examples 5 --at-least 0" sends fewer
+	@$(PYTHON_IN_VENV) -m tests.fuzz $(ARGS)
+
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
 

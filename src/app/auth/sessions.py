@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row
+from sqlalchemy import CTE, Row
 from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
@@ -50,11 +50,19 @@ _ALARMS = Tally(
 
 
 async def start(
-    session: WriteSession, kit: Toolkit, actor: Actor, user: LockedUser, requested_scope: str | None
-) -> tuple[TokenPair, UUID]:
-    """Begin a login session for an account that the caller holds locked and knows to be active; give its id too."""
+    session: WriteSession,
+    kit: Toolkit,
+    actor: Actor,
+    user: LockedUser,
+    requested_scope: str | None,
+    *,
+    along: Sequence[CTE] = (),
+) -> TokenPair:
+    """Begin a login session for an account that the caller holds locked and knows to be active.
+
+    One statement ends what is too many, records the login, does what comes `along`, and inserts the session.
+    """
     settings = kit.settings.auth
-    await crud.evict(session, user.id, keep=settings.sessions_per_user - 1)
     session_id, nonce, pepper_id = uuid7(), os.urandom(_NONCE_BYTES), kit.keys.active_pepper
     scope = " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else ""
     values = {
@@ -67,7 +75,15 @@ async def start(
         "user_agent": _shortened(actor.user_agent),
         "device_family": _VERSION.sub("", _shortened(actor.user_agent) or ""),
     }
-    made = await crud.create(session, values, idle=settings.refresh_idle_ttl, absolute=settings.refresh_absolute_ttl)
+    owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
+    made = await crud.create(
+        session,
+        values,
+        idle=settings.refresh_idle_ttl,
+        absolute=settings.refresh_absolute_ttl,
+        keep=settings.sessions_per_user,
+        along=(audit.entry(owner, "auth.login_succeeded", subject_id=user.id), *along),
+    )
     if not made.is_first and not made.is_known_device:
         await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
     state = SessionState(
@@ -83,7 +99,7 @@ async def start(
         role=user.role,
         authz_version=user.authz_version,
     )
-    return issue(kit, state), state.id
+    return issue(kit, state)
 
 
 def _shortened(user_agent: str | None) -> str | None:
