@@ -18,17 +18,26 @@ from app.auth.errors import (
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
+from app.core.metrics import Tally
 from app.core.rate_limits import Counted
 from app.core.security import HashingBusyError, Verification
 from app.users import service as users_service
 from app.users.service import Account, Credentials
 
+_LOGINS = Tally("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
+_FAILURES = Tally("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
+_REFRESHES = Tally(
+    "token_refreshes", "Uses of refresh tokens, by what came of them.", outcome=("succeeded", "invalid_grant")
+)
+
 
 async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
     """Give a pair of tokens for a password, or for a refresh token."""
     if isinstance(payload, PasswordGrant):
-        return await log_in(kit, actor, payload)
-    return await _refresh(kit, actor, payload)
+        with _LOGINS.outcome():
+            return await log_in(kit, actor, payload)
+    with _REFRESHES.outcome():
+        return await _refresh(kit, actor, payload)
 
 
 async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPair:
@@ -101,6 +110,7 @@ def _reason(credentials: Credentials | None) -> str:
 
 async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials | None, reason: str) -> None:
     """Write down the real reason, in a transaction of its own: the request is about to fail."""
+    _FAILURES.count(reason)
     async with kit.database.begin() as session:
         subject_id = credentials.id if credentials else None
         await audit.record(session, actor, "auth.login_failed", subject_id=subject_id, reason=reason)

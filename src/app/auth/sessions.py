@@ -32,6 +32,7 @@ from app.auth.schemas import TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
+from app.core.metrics import Tally
 from app.jobs import queue
 from app.users import jobs
 from app.users.roles import GRANTS, Role
@@ -41,6 +42,11 @@ _NONCE_BYTES = 32
 _MAX_REPLAYS = 200
 _MAX_USER_AGENT = 256
 _VERSION = re.compile(r"[0-9][0-9._]*")
+_ALARMS = Tally(
+    "refresh_token_alarms",
+    "Login sessions ended because a genuine refresh token came that should not exist any more, or not yet.",
+    event=("auth.refresh_reuse_detected", "auth.refresh_from_the_future"),
+)
 
 
 async def start(
@@ -196,6 +202,7 @@ async def _end_stolen(session: WriteSession, actor: Actor, state: SessionState, 
     await audit.record(session, thief, event, subject_id=state.user_id)
     await queue.enqueue(session, jobs.mail_user_notice, "session_stolen", state.user_id)
     await session.commit()  # The end of the session has to outlive the error that tells of it.
+    _ALARMS.count(event)
 
 
 async def renew(session: WriteSession, kit: Toolkit, actor: Actor) -> TokenPair:

@@ -384,6 +384,21 @@ class RateLimitSettings(_Group):
     )
 
 
+class TelemetrySettings(_Group):
+    """What the program tells of itself beyond its log."""
+
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port for `/metrics`, never that of the API; 0 takes any free one. Unset: metrics are not exposed.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address to expose metrics on. They name operations and volumes: open it to the scraper alone.",
+    )
+
+
 class LogSettings(_Group):
     """What is written to standard output."""
 
@@ -433,6 +448,7 @@ class Settings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     rate_limit: RateLimitSettings = RateLimitSettings()
     log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @override
     @classmethod

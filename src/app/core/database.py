@@ -1,6 +1,6 @@
 """PostgreSQL: the two engines, the two kinds of session, the declarative base and its column types."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any, override
@@ -13,11 +13,13 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from uuid_utils.compat import uuid7
 
 from app.core.config import DatabaseSettings
 from app.core.errors import UnavailableError
+from app.core.metrics import Reading
+from app.core.statements import watch
 
 MINIMUM_VERSION = 15
 
@@ -81,6 +83,20 @@ class WriteSession(ReadSession):
     sync_session_class = Session
 
 
+class _Pool(AsyncAdaptedQueuePool):
+    """A pool that knows how many wait."""
+
+    waiting = 0
+
+    @override
+    def _do_get(self) -> ConnectionPoolEntry:
+        self.waiting += 1
+        try:
+            return super()._do_get()
+        finally:
+            self.waiting -= 1
+
+
 class Database:
     """The way to PostgreSQL, made when the application starts and disposed of when it stops."""
 
@@ -103,6 +119,15 @@ class Database:
         await self.engine.dispose()
         await self.read_engine.dispose()
 
+    def readings(self) -> Iterator[Reading]:
+        """Show how the pools are used."""
+        for name, engine in (("write", self.engine), ("read", self.read_engine)):
+            pool: Any = engine.pool
+            labels = {"pool": name}
+            yield Reading("database_pool_size", "Connections that the pool may have.", pool.size(), labels)
+            yield Reading("database_pool_in_use", "Connections taken from the pool.", pool.checkedout(), labels)
+            yield Reading("database_pool_waiting", "Tasks that wait for a connection.", pool.waiting, labels)
+
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[WriteSession]:
         """Open a unit of work that commits at the end, for the edges that are not HTTP."""
@@ -116,6 +141,7 @@ def _create_engine(
 ) -> AsyncEngine:
     engine = create_async_engine(
         settings.sqlalchemy_url(),
+        poolclass=_Pool,
         pool_size=settings.pool_size,
         # An overflow pool opens and closes connections under load; a fixed one queues fairly.
         max_overflow=0,
@@ -143,6 +169,7 @@ def _create_engine(
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    watch(engine.sync_engine)
     return engine
 
 

@@ -14,7 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError
+from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
+from app.core.statements import count_statements
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
@@ -30,6 +32,26 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _HSTS = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"}
+
+# Any word may stand for a method; those nobody knows are one.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLASSES = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
+_IN_FLIGHT = Level("http_requests_in_flight", "Requests that are being answered.")
+_DURATION = Distribution(
+    "http_request_duration_seconds",
+    "How long requests took, to the end of the response.",
+    *("method", "route", "status"),
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+_STATEMENTS = Distribution(
+    "http_request_statements", "Statements that a request executed.", "method", "route", buckets=(0, 1, 2, 4, 8, 16, 32)
+)
+_DATABASE = Distribution(
+    "http_request_database_seconds",
+    "How long a request waited for its statements.",
+    *("method", "route"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
+)
 
 access_log: structlog.stdlib.BoundLogger = structlog.get_logger("app.access")
 log = logging.getLogger(__name__)
@@ -81,6 +103,8 @@ class _Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         started = perf_counter()
+        _IN_FLIGHT.value += 1
+        self._statements = count_statements()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
         if self._method == "HEAD":
@@ -98,7 +122,10 @@ class _Exchange:
             log.exception("unhandled error")
             await self._fail(InternalError())
         finally:
-            self._write_access_line(perf_counter() - started)
+            _IN_FLIGHT.value -= 1
+            duration, route = perf_counter() - started, _template(self._scope)
+            self._measure(duration, route)
+            self._write_access_line(duration, route)
 
     def _refuse_early(self) -> None:
         query: bytes = self._scope["query_string"]
@@ -133,11 +160,17 @@ class _Exchange:
         if self._status is None:
             await problem_response(self._scope, error)(self._scope, self._receive, self._send_completed)
 
-    def _write_access_line(self, duration: float) -> None:
+    def _measure(self, duration: float, route: str) -> None:
+        method = self._method if self._method in _METHODS else "(other)"
+        _DURATION.observe(duration, method, route, _CLASSES[(self._status or _CLIENT_CLOSED_REQUEST) // 100])
+        _STATEMENTS.observe(self._statements.count, method, route)
+        _DATABASE.observe(self._statements.seconds, method, route)
+
+    def _write_access_line(self, duration: float, route: str) -> None:
         access_log.info(
             "request",
             method=self._method,
-            route=_template(self._scope),
+            route=route,
             status=self._status or _CLIENT_CLOSED_REQUEST,
             duration_ms=round(duration * 1000, 2),
             **({"user_id": str(user_id)} if (user_id := self._scope.get("user_id")) else {}),

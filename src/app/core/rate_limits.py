@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
+from app.core.metrics import Tally
 
 # What is exhausted already is seen without a lock and without a write: a flood of refused attempts holds up nobody. Whoever
 # is not told so by the first look counts, waiting for those who came before. Sorted, so that all lock in one order.
@@ -37,6 +38,10 @@ WITH given AS (
 SELECT key, hits, extract(epoch FROM expires_at - now()) FROM (TABLE counted UNION ALL TABLE exhausted) AS outcome
 """)
 _PURGE = text("DELETE FROM rate_limits WHERE expires_at < now()")
+
+_ATTEMPTS = Tally(
+    "rate_limit_attempts", "What was counted against a limit, and what was refused by it.", limit=(), outcome=()
+)
 
 
 class RateLimit(Base):
@@ -88,9 +93,12 @@ class RateLimiter:
             "periods": [limit.period for limit in limits.values()],
         }
         rows = (await session.execute(_COUNT, parameters)).all()
-        waits = [float(remaining) for key, hits, remaining in rows if hits > limits[key].amount]
-        if waits:
-            raise RateLimitedError(retry_after=max(1, ceil(max(waits))))
+        refusals = {limits[key].name: float(remaining) for key, hits, remaining in rows if hits > limits[key].amount}
+        for limit, _ in counted:
+            if not refusals or limit.name in refusals:
+                _ATTEMPTS.count(limit.name, "refused" if refusals else "counted")
+        if refusals:
+            raise RateLimitedError(retry_after=max(1, ceil(max(refusals.values()))))
 
     async def forgive(self, *counted: Counted) -> None:
         """Take an attempt back that turned out to be rightful."""
