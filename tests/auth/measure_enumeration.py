@@ -26,7 +26,7 @@ from app.core.database import Database, WriteSession
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
 from tests.auth.post import AUTH
-from tests.conftest import ROOT, make_template, cloned, make_settings
+from tests.conftest import ROOT, cloned, make_settings, make_template
 from tests.factories import PASSWORD, make_user
 from tests.servers import real_server
 
