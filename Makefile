@@ -63,6 +63,10 @@ generated: setup ## Check that generated documentation is up to date
 bench: setup ## Measure the application against a hand-written limit; ARGS="--only livez" takes one case, ROWS=20000 a smaller table
 	@$(PYTHON_IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
+.PHONY: mutation
+mutation: setup ## Break the code of logins and tokens bit by bit and see that tests notice; SAMPLE=20 takes so many of a module
+	@$(PYTHON_IN_VENV) -m tests.mutate --sample $(or $(SAMPLE),0) $(ARGS)
+
 .PHONY: docs
 docs: setup ## Write the generated documentation again
 	@$(PYTHON_IN_VENV) -m app.dev docs

@@ -69,12 +69,14 @@ def _schemathesis(base_url: str, url: str, role: str, report: Path, options: arg
         *("--seed", str(options.seed), "--max-examples", str(options.examples), "--report-json-path", str(report)),
     ]
     environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
         "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
         "FUZZ_URL": base_url,
         "FUZZ_DATABASE_URL": url.replace("+asyncpg", ""),
         "FUZZ_ROLE": role,
     }
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    # Where it leaves its notes: what one run has found must not change the next.
+    return subprocess.run(command, cwd=report.parent, env=environment, check=False).returncode
 
 
 def _is_unharmed(server: Server) -> bool:

@@ -182,9 +182,10 @@ def _composed(password: str) -> str:
 
 
 def _lower_priority() -> None:
-    # On Linux niceness is per thread: hashing yields to whatever answers requests.
+    # On Linux niceness is per thread: hashing yields to whatever answers requests, also in a process that is nice itself.
+    thread = threading.get_native_id()
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _decoy(rounds: int) -> str:
