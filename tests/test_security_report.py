@@ -33,11 +33,12 @@ COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 CONNECTING = {
     "auth/revocation.py": "PostgreSQL: the listener of revocations.",
     "core/database.py": "PostgreSQL: the two pools.",
+    "core/exposition.py": "Listens, and asks the other workers over sockets in a directory of its own.",
+    "core/listening.py": "Listens; connects to nothing.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
     "migrations/env.py": "PostgreSQL: Alembic's own command line.",
     "migrations/runner.py": "PostgreSQL: migrations.",
-    "server.py": "Listens; connects to nothing.",
 }
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}
