@@ -39,6 +39,7 @@ CONNECTING = {
     "mail/transports.py": "The configured mail server.",
     "migrations/env.py": "PostgreSQL: Alembic's own command line.",
     "migrations/runner.py": "PostgreSQL: migrations.",
+    "server.py": "Listens; connects to nothing.",
 }
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}
