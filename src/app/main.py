@@ -64,7 +64,10 @@ def create_app(
         )
     # Added last, so it is outermost: even a refused preflight gets an id, headers and an access line.
     app.add_middleware(
-        RequestMiddleware, max_body_size=settings.server.max_body_size, hsts=settings.environment != "local"
+        RequestMiddleware,
+        max_body_size=settings.server.max_body_size,
+        hsts=settings.environment != "local",
+        log_settings=settings.log,
     )
     add_error_handlers(app)
     for router in ROUTERS:
@@ -83,7 +86,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
         keys = load_key_ring(settings.auth)
-        database = given or Database(settings.database)
+        database = given or Database(settings.database, slow_query=settings.log.slow_query)
         hasher = PasswordHasher(settings.auth)
         listener = RevocationListener(settings.database) if settings.auth.access_check == "memory" else None
         if listener:

@@ -67,7 +67,7 @@ def work(settings: Settings) -> None:
 
 
 async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None) -> None:
-    database = Database(settings.database)
+    database = Database(settings.database, slow_query=settings.log.slow_query)
     worker = _make(settings, database, keys)
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, worker.stop)

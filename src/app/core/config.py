@@ -406,6 +406,22 @@ class LogSettings(_Group):
     format: Literal["json", "console"] | None = Field(
         default=None, description="Unset: readable lines in local, one JSON object a line elsewhere."
     )
+    slow_request: Duration = Field(
+        default=timedelta(seconds=1),
+        description="A request that takes longer has `slow` in its line, which is then a warning.",
+    )
+    slow_query: Duration = Field(
+        default=timedelta(milliseconds=500),
+        description="A statement that takes longer is a warning with its text, without the values.",
+    )
+    sampled_routes: tuple[str, ...] = Field(
+        default=("/livez", "/readyz"),
+        description='Routes that are asked all the time, as JSON: `["/livez"]`. Of what goes well there, only some lines are '
+        "written.",
+    )
+    sample_every: int = Field(
+        default=100, ge=1, description="Of such requests one in this many is written; 1 writes every one."
+    )
 
 
 class _PlainEnvironment(PydanticBaseSettingsSource):

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, override
 from uuid import UUID
 
@@ -100,7 +100,7 @@ class _Pool(AsyncAdaptedQueuePool):
 class Database:
     """The way to PostgreSQL, made when the application starts and disposed of when it stops."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, *, slow_query: timedelta | None = None) -> None:
         self.engine = _create_engine(settings)
         self.read_engine = _create_engine(
             settings,
@@ -109,6 +109,8 @@ class Database:
             # Nothing to undo after single statements: giving the connection back costs no round trip.
             pool_reset_on_return=None,
         )
+        for engine in (self.engine, self.read_engine):
+            watch(engine.sync_engine, slow=slow_query.total_seconds() if slow_query else None)
         self.sessions = async_sessionmaker(self.engine, class_=WriteSession, expire_on_commit=False)
         self.read_sessions = async_sessionmaker(
             self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
@@ -169,7 +171,6 @@ def _create_engine(
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    watch(engine.sync_engine)
     return engine
 
 
