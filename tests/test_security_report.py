@@ -23,8 +23,7 @@ from app.main import create_app
 from tests.conftest import ROOT, make_settings
 
 SOURCE = ROOT / "src" / "app"
-FILES = sorted(SOURCE.rglob("*.py"))
-PRODUCTION = [file for file in FILES if file.relative_to(SOURCE).parts[0] != "dev"]
+PRODUCTION = [file for file in sorted(SOURCE.rglob("*.py")) if file.relative_to(SOURCE).parts[0] != "dev"]
 REQUIREMENTS = requirements_of(read("asvs.toml"))
 DATA = read("data.toml")
 # Chapter: how many requirements ASVS 5.0 has in it.
@@ -33,23 +32,25 @@ COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 CONNECTING = {
     "auth/revocation.py": "PostgreSQL: the listener of revocations.",
     "core/database.py": "PostgreSQL: the two pools.",
-    "core/exposition.py": "Listens, and asks the other workers over sockets in a directory of its own.",
+    "core/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
     "core/listening.py": "Listens; connects to nothing.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
     "migrations/env.py": "PostgreSQL: Alembic's own command line.",
     "migrations/runner.py": "PostgreSQL: migrations.",
-    "server.py": "Hands the listening socket on.",
+    "server.py": "Listens; connects to nothing.",
 }
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}
 _FACTORIES = {"create_async_engine", "create_engine", "open_connection", "create_connection"}
 
 
-def trees(files: list[Path]) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every node of these files, with the file it stands in."""
-    for file in files:
-        yield from ((str(file.relative_to(SOURCE)), node) for node in ast.walk(ast.parse(file.read_text())))
+@cache
+def nodes() -> list[tuple[str, ast.AST]]:
+    """Give every node of the code that runs in production, with the file it stands in."""
+    return [
+        (str(file.relative_to(SOURCE)), node) for file in PRODUCTION for node in ast.walk(ast.parse(file.read_text()))
+    ]
 
 
 @cache
@@ -121,7 +122,7 @@ def test_every_audit_event_is_in_the_document() -> None:
     }
     named = {
         node.value
-        for _, node in trees(PRODUCTION)
+        for _, node in nodes()
         if isinstance(node, ast.Constant) and re.fullmatch(r"(auth|users)\.[a-z_]+", str(node.value))
     }
 
@@ -150,7 +151,7 @@ def test_every_pathway_in_the_document_exists() -> None:
 
 def test_only_the_named_modules_open_connections() -> None:
     found = set()
-    for file, node in trees(PRODUCTION):
+    for file, node in nodes():
         imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         called = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
@@ -163,7 +164,7 @@ def test_only_the_named_modules_open_connections() -> None:
 def test_no_pattern_is_built_from_input() -> None:
     built = {
         f"{file} {function.name}"
-        for file, function in trees(PRODUCTION)
+        for file, function in nodes()
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.Call)
@@ -178,12 +179,12 @@ def test_no_pattern_is_built_from_input() -> None:
 def test_secrets_come_from_the_operating_system() -> None:
     used = {
         (file, node.attr)
-        for file, node in trees(PRODUCTION)
+        for file, node in nodes()
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random"
     }
     imported = {
         file
-        for file, node in trees(PRODUCTION)
+        for file, node in nodes()
         if isinstance(node, ast.ImportFrom)
         and node.module in {"random", "uuid"}
         and {alias.name for alias in node.names} - {"UUID"}
