@@ -1,7 +1,7 @@
 """The application as a list of contents: settings in, app out."""
 
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
@@ -20,6 +20,7 @@ from app.auth.toolkit import Toolkit
 from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.dependencies import ReadinessCheck
 from app.core.documentation import DocumentedAPI, add_documentation
 from app.core.exposition import Exposition
 from app.core.keys import KeyRing, load_key_ring
@@ -41,16 +42,20 @@ ROUTERS = (
 
 
 def create_app(
-    settings: Settings, database: Database | None = None, *, exposition: Exposition | None = None
+    settings: Settings,
+    database: Database | None = None,
+    *,
+    exposition: Exposition | None = None,
+    readiness: Sequence[ReadinessCheck] = (),
 ) -> FastAPI:
-    """Build the application. A `database` passed in stays the caller's to dispose of."""
+    """Build the application. A `database` passed in stays the caller's to dispose of; `readiness` adds to what is checked."""
     app = DocumentedAPI(
         title="Bedplate",
         version="1",
         description="Accounts, login sessions and whatever is built on them.",
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, database, exposition),
+        lifespan=_lifespan(settings, database, exposition, readiness),
         generate_unique_id_function=_operation_id,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -81,7 +86,7 @@ def create_app(
 
 
 def _lifespan(
-    settings: Settings, given: Database | None, exposition: Exposition | None
+    settings: Settings, given: Database | None, exposition: Exposition | None, readiness: Sequence[ReadinessCheck]
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
@@ -105,7 +110,7 @@ def _lifespan(
                     "keys": keys,
                     "database": database,
                     "cursors": CursorSigner(keys.derive("cursor")),
-                    "readiness": (listener.unready,) if listener else (),
+                    "readiness": (*readiness, *((listener.unready,) if listener else ())),
                     "auth": _toolkit(settings, database, keys, hasher),
                     "standing": StandingCheck(database, listener),
                 }
