@@ -45,7 +45,7 @@ def serve(
 ) -> None:
     """Serve the API until SIGINT or SIGTERM."""
     if workers is not None:
-        # The environment is where settings come from, and a process that is renewed reads it again.
+        # An option is a setting like any other, and told like one when it is wrong.
         os.environ["APP_SERVER__WORKERS"] = str(workers)
     server.serve(load_settings())
 

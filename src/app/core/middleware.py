@@ -21,6 +21,7 @@ from app.core.errors import AppError, InternalError, MalformedRequestError, Payl
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
+from app.core.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
@@ -128,6 +129,9 @@ class _Exchange:
         self._statements = count_statements()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        if "fastapi.telemetry" in self._scope and (trace_id := current_trace_id()):
+            self._scope["trace_id"] = trace_id
+            structlog.contextvars.bind_contextvars(trace_id=trace_id)
         if self._method == "HEAD":
             # Whatever answers GET answers HEAD; the body is dropped on the way out.
             self._scope["method"] = "GET"
