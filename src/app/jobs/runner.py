@@ -13,7 +13,7 @@ import structlog
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.core.metrics import Distribution, Tally
 from app.jobs import service
 from app.jobs.errors import PermanentError, TemporaryError

@@ -13,7 +13,7 @@ from time import monotonic
 import procrastinate
 from sqlalchemy import text
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.jobs import service
 from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
 from app.jobs.queue import AnyJob, Work, name_of
