@@ -29,6 +29,8 @@ from app.core.problems import add_error_handlers, problem_pages
 from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
 from app.health import router as health
+from app.health.service import SchemaWatch
+from app.migrations import revisions
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
@@ -105,6 +107,7 @@ def _lifespan(
                     "keys": keys,
                     "database": database,
                     "cursors": CursorSigner(keys.derive("cursor")),
+                    "schema": _schema(settings).unready,
                     "readiness": (listener.unready,) if listener else (),
                     "auth": _toolkit(settings, database, keys, hasher),
                     "standing": StandingCheck(database, listener),
@@ -117,6 +120,12 @@ def _lifespan(
                 await database.dispose()
 
     return lifespan
+
+
+def _schema(settings: Settings) -> SchemaWatch:
+    return SchemaWatch(
+        head=revisions.head(), known=revisions.known(), accepts_newer=settings.database.accept_newer_schema
+    )
 
 
 def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: PasswordHasher) -> Toolkit:

@@ -18,6 +18,8 @@ class CoreState(TypedDict):
     cursors: CursorSigner
     # Each says what this process still waits for before it may be sent traffic, or None.
     readiness: Sequence[Callable[[], str | None]]
+    # Says why this program cannot work on a schema of that revision, or None.
+    schema: Callable[[str | None], str | None]
 
 
 class CoreRequest(Request[CoreState]):
