@@ -12,8 +12,9 @@ from sqlalchemy.exc import DBAPIError
 
 from app import server, worker
 from app.core.config import Settings, load_settings
-from app.core.database import Database, DatabaseUnavailableError, WriteSession
+from app.core.database import Database, WriteSession
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
+from app.core.failures import DatabaseUnavailableError
 from app.core.keys import generate_key_set
 from app.core.listening import PortInUseError
 from app.core.security import PasswordHasher

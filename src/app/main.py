@@ -34,6 +34,8 @@ from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
 from app.core.tracing import Tracing, tracing_from_environment
 from app.health import router as health
+from app.health.service import SchemaWatch
+from app.migrations import revisions
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
@@ -122,6 +124,7 @@ def _lifespan(
                     "keys": keys,
                     "database": database,
                     "cursors": CursorSigner(keys.derive("cursor")),
+                    "schema": _schema(settings).unready,
                     "readiness": (*readiness, *((listener.unready,) if listener else ())),
                     "auth": _toolkit(settings, database, keys, hasher),
                     "standing": StandingCheck(database, listener),
@@ -136,6 +139,12 @@ def _lifespan(
                 await asyncio.to_thread(tracing.shutdown)
 
     return lifespan
+
+
+def _schema(settings: Settings) -> SchemaWatch:
+    return SchemaWatch(
+        head=revisions.head(), known=revisions.known(), accepts_newer=settings.database.accept_newer_schema
+    )
 
 
 def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: PasswordHasher) -> Toolkit:

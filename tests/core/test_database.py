@@ -14,9 +14,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.core import routing
 from app.core.access import public
-from app.core.database import Database, DatabaseUnavailableError, ReadSession, WriteSession, is_transient, sqlstate
+from app.core.database import Database, ReadSession, WriteSession
 from app.core.dependencies import ReadSessionDep, SessionDep, SettingsDep
 from app.core.errors import ConflictError
+from app.core.failures import DatabaseUnavailableError, is_transient, sqlstate
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.core.applications import application, serving

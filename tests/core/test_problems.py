@@ -14,8 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.core import errors, routing
 from app.core.access import public
-from app.core.database import DatabaseUnavailableError
 from app.core.errors import AppError, ConflictError, FieldError, InvalidInputError, RateLimitedError, UnavailableError
+from app.core.failures import DatabaseUnavailableError
 from app.core.fields import PathIdentifier, Payload
 from app.core.problems import pointer, problem_response
 from tests.core.applications import application, serving, with_state

@@ -9,14 +9,16 @@ is older than `FENCE`, or the connection is away, the database is asked for each
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from app.core.config import DatabaseSettings
+from app.core.connections import REFUSALS, each_host
 from app.core.metrics import Reading
 
 CHANNEL = "revocations"
@@ -213,16 +215,26 @@ async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connec
     url = settings.direct_sqlalchemy_url()
     # Read as the engines read it: the driver's own reader takes `ssl` for a setting of the server.
     _, options = url.get_dialect()().create_connect_args(url)
-    connection = await asyncpg.connect(
-        **options,
-        timeout=settings.connect_timeout.total_seconds(),
-        # For LISTEN, too: a socket that has gone silent must not keep us from trying another.
-        command_timeout=_POLL_TIMEOUT,
-        statement_cache_size=0,
-        server_settings={"application_name": f"{settings.application_name}-revocations"},
-    )
+    connection = await _connect(settings, options)
     try:
         yield connection
     finally:
         # Closing politely would wait for a peer that may be gone.
         connection.terminate()
+
+
+async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> asyncpg.Connection:
+    refusal: Exception = OSError()
+    for place in each_host(options):
+        try:
+            return await asyncpg.connect(
+                **place,
+                timeout=settings.connect_timeout.total_seconds(),
+                # For LISTEN, too: a socket that has gone silent must not keep us from trying another.
+                command_timeout=_POLL_TIMEOUT,
+                statement_cache_size=0,
+                server_settings={"application_name": f"{settings.application_name}-revocations"},
+            )
+        except REFUSALS as error:
+            refusal = error
+    raise refusal

@@ -20,6 +20,8 @@ class CoreState(TypedDict):
     database: Database
     cursors: CursorSigner
     readiness: Sequence[ReadinessCheck]
+    # Says why this program cannot work on a schema of that revision, or None.
+    schema: Callable[[str | None], str | None]
 
 
 class CoreRequest(Request[CoreState]):

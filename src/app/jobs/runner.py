@@ -14,7 +14,7 @@ from opentelemetry.trace import Tracer
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.core.metrics import Distribution, Tally
 from app.core.tracing import UNTRACED, continued
 from app.jobs import service
