@@ -21,7 +21,7 @@ from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
@@ -86,7 +86,7 @@ def _lifespan(
         if listener:
             listener.start()
         try:
-            async with worker.in_process(settings, database, keys):
+            async with following(keys), worker.in_process(settings, database, keys):
                 # What has been loaded stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()

@@ -9,7 +9,7 @@ from app.audit import jobs as audit
 from app.auth import jobs as auth
 from app.core.config import Settings
 from app.core.database import Database
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.telemetry import configure
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
@@ -55,7 +55,8 @@ async def _work(settings: Settings, keys: KeyRing) -> None:
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
     try:
-        await worker.run()
+        async with following(keys):
+            await worker.run()
     finally:
         await database.dispose()
 

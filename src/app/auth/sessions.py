@@ -109,8 +109,8 @@ def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None)
         auth_time=int(state.auth_time.timestamp()),
         session_ends=ends.timestamp(),
     )
-    # A pepper that this process does not know (any more): the same generation made with another is as good.
-    pepper_id = state.pepper_id if state.pepper_id in kit.keys.peppers else kit.keys.active_pepper
+    # A pepper that is removed: the same generation made with another is as good.
+    pepper_id = state.pepper_id if kit.keys.pepper(state.pepper_id) else kit.keys.active_pepper
     return TokenPair(
         access_token=access_token,
         expires_in=expires_in,
