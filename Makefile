@@ -22,12 +22,16 @@ database: setup ## Start only the database of make run, for psql and the app com
 	@$(PYTHON_IN_VENV) -m app.dev database
 
 .PHONY: test
-test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
-	@$(PYTHON_IN_VENV) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
+test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest, COVERAGE=1 measures what they cover
+	@$(PYTHON_IN_VENV) -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
 
 .PHONY: guide
 guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## Send generated requests to every operation; ARGS="--examples 5 --at-least 0" sends fewer
+	@$(PYTHON_IN_VENV) -m tests.fuzz $(ARGS)
 
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
@@ -56,8 +60,12 @@ generated: setup ## Check that generated documentation is up to date
 	@$(PYTHON_IN_VENV) -m app.dev docs --check
 
 .PHONY: bench
-bench: setup ## Measure what the operations on accounts cost, on a million of them; ROWS=20000 takes fewer
-	@$(PYTHON_IN_VENV) -m benchmarks.users $(ROWS)
+bench: setup ## Measure the application against a hand-written limit; ARGS="--only livez" takes one case, ROWS=20000 a smaller table
+	@$(PYTHON_IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+.PHONY: mutation
+mutation: setup ## Break the code of logins and tokens bit by bit and see that tests notice; SAMPLE=20 takes so many of a module
+	@$(PYTHON_IN_VENV) -m tests.mutate --sample $(or $(SAMPLE),0) $(ARGS)
 
 .PHONY: docs
 docs: setup ## Write the generated documentation again

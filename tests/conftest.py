@@ -1,6 +1,7 @@
 """The test kit: one server a run, one database a worker, one rolled-back connection a test."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parent.parent
 _SERVER = pytest.StashKey[Any]()
 _TEMPLATE = pytest.StashKey[str]()
 KEY_SET = generate_key_set()
+# Mutation testing makes one template for a thousand runs, and says where it is.
+TEMPLATE_VARIABLE = "TEST_TEMPLATE_URL"
 
 type Login = Callable[..., Awaitable[dict[str, str]]]
 type Clone = Callable[[], Awaitable[str]]
@@ -39,11 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the server and make the template, once: in the controller, or in the only process there is."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    if template := os.environ.get(TEMPLATE_VARIABLE):
+        config.stash[_TEMPLATE] = template
+        return
     server = server_for_tests(ROOT)
     try:
         url = server.__enter__()  # Left in pytest_unconfigure.
         config.stash[_SERVER] = server
-        config.stash[_TEMPLATE] = asyncio.run(_make_template(url))
+        config.stash[_TEMPLATE] = asyncio.run(make_template(url))
     except (EmbeddedPostgresError, runner.MigrationError, OSError, asyncpg.PostgresError) as error:
         pytest.exit(f"The database for the tests cannot be made: {error}", returncode=1)
 
@@ -61,7 +67,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         server.__exit__(None, None, None)
 
 
-async def _make_template(server_url: str) -> str:
+async def make_template(server_url: str) -> str:
     url = await _create_database(server_url, name=f"template_{uuid4().hex[:12]}")
     await runner.upgrade(DatabaseSettings(url=SecretStr(url)))
     return url
@@ -136,7 +142,11 @@ async def worker_database(settings: Settings) -> AsyncIterator[Database]:
 class JoinedDatabase(Database):
     """A database whose sessions share one connection: what they commit is real for each other and rolled back at the end."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self) -> None:
+        """Wait for `join`: the application is made once a worker, and each test has a connection of its own."""
+
+    def join(self, connection: AsyncConnection) -> None:
+        """Open the sessions to come on this connection."""
         options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
         self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
         self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
@@ -146,12 +156,19 @@ class JoinedDatabase(Database):
         """Leave the connection to the fixture that opened it."""
 
 
+@pytest.fixture(scope="session")
+def joined_database() -> JoinedDatabase:
+    """What every test's application and sessions go through, one test after the other."""
+    return JoinedDatabase()
+
+
 @pytest.fixture
-async def database(worker_database: Database) -> AsyncIterator[Database]:
+async def database(worker_database: Database, joined_database: JoinedDatabase) -> AsyncIterator[Database]:
     """The database of one test: all commits end in one rollback."""
     async with worker_database.engine.connect() as connection:
         transaction = await connection.begin()
-        yield JoinedDatabase(connection)
+        joined_database.join(connection)
+        yield joined_database
         await transaction.rollback()
 
 
@@ -182,10 +199,16 @@ async def running(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
             yield client
 
 
+@pytest.fixture(scope="session")
+def joined_app(settings: Settings, joined_database: JoinedDatabase) -> FastAPI:
+    """The application, made once: its lifespan begins and ends with each test."""
+    return create_app(settings, joined_database)
+
+
 @pytest.fixture
-async def client(settings: Settings, database: Database) -> AsyncIterator[AsyncClient]:
+async def client(joined_app: FastAPI, database: Database) -> AsyncIterator[AsyncClient]:  # noqa: ARG001  # The application's.
     """A client of the application on the test's own database."""
-    async with running(create_app(settings, database)) as client:
+    async with running(joined_app) as client:
         yield client
 
 

@@ -297,19 +297,19 @@ def test_generated_keys_need_a_folder(app: Command, tmp_path: Path) -> None:
     assert_failed(app("keys", "generate", str(file)), f"{file}: No such file or directory")
 
 
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_process_does_not_start_without_its_keys(app: Command, command: str) -> None:
+    result = app(command, APP_AUTH__SIGNING_KEYS="{}")
+
+    assert_failed(result, "APP_AUTH__SIGNING_KEYS: this is not a private key set as `app keys generate` makes it")
+
+
 def test_unusable_settings_are_all_named(app: Command) -> None:
     code, _, complaint = app("serve", APP_ENVIRONMENT="production", PORT="many", APP_AUTH__ISUER="x")
 
     assert code == 1
     assert complaint.startswith("app: The settings cannot be used:\n  - ")
     assert all(name in complaint for name in ("PORT", "APP_AUTH__ISUER", "APP_SERVER__PUBLIC_URL"))
-
-
-def test_serving_starts_with_the_keys(app: Command) -> None:
-    result = app("serve", APP_AUTH__SIGNING_KEYS="{}")
-
-    assert result[0] == 1
-    assert result[2] == ("app: APP_AUTH__SIGNING_KEYS: this is not a private key set as `app keys generate` makes it\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["migrate", "--help"], ["users", "create-admin", "--help"]])

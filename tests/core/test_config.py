@@ -298,6 +298,15 @@ def test_a_timeout_that_postgresql_would_misunderstand_is_refused(environment: E
     assert problem.startswith("APP_DATABASE__STATEMENT_TIMEOUT")
 
 
+def test_a_setting_that_is_null_is_not_set(environment: Environment) -> None:
+    environment(**SAFE, APP_DATABASE='{"direct_url": null}')
+
+    settings = load_settings()
+
+    assert settings.database.direct_url is None
+    assert settings.database.direct_sqlalchemy_url() == settings.database.sqlalchemy_url()
+
+
 def test_a_number_too_large_for_a_duration_is_refused(environment: Environment) -> None:
     environment(**SAFE, APP_DATABASE='{"pool_recycle": 1e300}')
 

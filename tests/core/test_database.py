@@ -1,10 +1,7 @@
 import asyncio
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +18,7 @@ from app.core.database import Database, DatabaseUnavailableError, ReadSession, W
 from app.core.dependencies import ReadSessionDep, SessionDep, SettingsDep
 from app.core.errors import ConflictError
 from app.users.models import User
-from tests.conftest import ROOT, make_settings
+from tests.conftest import make_settings
 from tests.core.applications import application, serving
 from tests.core.wire import tapped
 from tests.factories import make_user
@@ -190,25 +187,17 @@ async def test_a_request_that_reads_nothing_takes_no_connection() -> None:
         assert (await client.get("/nothing")).status_code == 200
 
 
-def test_the_type_checker_keeps_read_sessions_from_writers(tmp_path: Path) -> None:
-    snippet = tmp_path / "snippet.py"
-    snippet.write_text(
-        "from app.core.database import ReadSession, WriteSession\n"
-        "async def read(session: ReadSession) -> None: ...\n"
-        "async def write(session: WriteSession) -> None: ...\n"
-        "async def call(reading: ReadSession, writing: WriteSession) -> None:\n"
-        "    await read(reading)\n"
-        "    await read(writing)\n"
-        "    await write(writing)\n"
-        "    await write(reading)\n"
-    )
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--no-pretty", str(snippet)]
+async def _the_type_checker_keeps_read_sessions_from_writers(reading: ReadSession, writing: WriteSession) -> None:
+    """Say what `make types` proves: it fails on an ignore that is not needed, and on an error that is not ignored."""
 
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    async def read(_session: ReadSession) -> None: ...
 
-    errors = [line for line in run.stdout.splitlines() if ": error: " in line]
-    assert len(errors) == 1, run.stdout + run.stderr
-    assert 'snippet.py:8: error: Argument 1 to "write" has incompatible type "ReadSession"' in errors[0]
+    async def write(_session: WriteSession) -> None: ...
+
+    await read(reading)
+    await read(writing)
+    await write(writing)
+    await write(reading)  # type: ignore[arg-type]  # The point.
 
 
 async def test_a_read_session_with_nothing_to_write_flushes_and_commits(worker_database: Database) -> None:

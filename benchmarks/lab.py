@@ -1,0 +1,150 @@
+"""The databases and servers of one run, each made when the first case asks for it."""
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID, uuid4
+
+import asyncpg
+from sqlalchemy import make_url
+
+from app.core.config import Settings
+from app.core.keys import KeyRing, generate_key_set, load_key_ring
+from benchmarks import limit, seed
+from benchmarks.seed import Caller
+from benchmarks.servers import Command, Cores, Server
+
+PUBLIC_URL = "https://benchmark.example.com"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A filled database, and the settings an application on it has."""
+
+    settings: Settings
+    keys: KeyRing
+    key_set: str
+    rows: int
+
+    @property
+    def url(self) -> str:
+        """Where the database is."""
+        return self.settings.database.url.get_secret_value()
+
+    def callers(self, numbers: range) -> list[Caller]:
+        """Log these accounts in."""
+        return seed.log_in(self.settings, self.keys, numbers)
+
+    def environment(self) -> dict[str, str]:
+        """Give the settings as variables: those of production, as far as one machine can have them."""
+        return {
+            "DATABASE_URL": self.url,
+            "APP_DATABASE__REQUIRE_TLS": "false",
+            "APP_SERVER__PUBLIC_URL": PUBLIC_URL,
+            "APP_AUTH__SIGNING_KEYS": self.key_set,
+            "APP_MAIL__ALLOW_UNDELIVERED": "true",
+            # Left out, the line would be left out of the measurement.
+            "APP_LOG__SAMPLE_EVERY": "1",
+        }
+
+
+class Lab:
+    """Everything a case may use; what was made ends with it."""
+
+    def __init__(self, server_url: str, cores: Cores, *, users: int, rows: int, against: Path | None) -> None:
+        self.cores = cores
+        self.against = against
+        self.users = users
+        self._rows = rows
+        self._server_url = server_url
+        self._secret = secrets.token_hex(32)
+        self._stack = ExitStack()
+        self._sites: dict[int, Site] = {}
+        self._servers: dict[str, Server] = {}
+        self._numbers = count()
+
+    def __enter__(self) -> Self:
+        self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def site(self) -> Site:
+        """The database that most cases run on."""
+        return self._site(self.users)
+
+    @property
+    def large_site(self) -> Site:
+        """The database on which a bad plan would show."""
+        return self._site(self._rows)
+
+    def _site(self, rows: int) -> Site:
+        if rows not in self._sites:
+            self._sites[rows] = self._stack.enter_context(_filled(self._server_url, rows))
+        return self._sites[rows]
+
+    def server(self, kind: str) -> Server:
+        """Give the running server of a kind."""
+        if kind not in self._servers:
+            self._servers[kind] = self._stack.enter_context(self.start(kind))
+        return self._servers[kind]
+
+    def start(self, kind: str) -> Server:
+        """Start another server of a kind: `limit`, `application`, `before`, or `large` for the large database."""
+        log = self._directory / f"{kind}-{next(self._numbers)}.log"
+        return Server(self._command(kind), self.cores.server, log)
+
+    def _command(self, kind: str) -> Command:
+        if kind == "limit":
+            environment = {"DATABASE_URL": seed.plain(self.site.url), "LIMIT_SECRET": self._secret}
+            options = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
+            return Command(("-m", "uvicorn", "benchmarks.limit:app", *options, "--port", "{port}"), environment)
+        site = self.large_site if kind == "large" else self.site
+        environment = site.environment()
+        if kind == "before":
+            # Found before the installed package: another checkout's code, with the same dependencies.
+            environment["PYTHONPATH"] = f"{self.against}/src"
+        return Command(("-m", "app", "serve"), environment)
+
+    def limit_tokens(self, numbers: range) -> list[str]:
+        """Give these accounts what the limit takes for an access token."""
+        return [limit.token_for(UUID(int=number), self._secret) for number in numbers]
+
+
+@contextmanager
+def _filled(server_url: str, rows: int) -> Iterator[Site]:
+    name = f"benchmark_{uuid4().hex[:12]}"
+    asyncio.run(_administer(server_url, f'CREATE DATABASE "{name}"'))
+    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    key_set = generate_key_set()
+    settings = Settings.model_validate(
+        {
+            "database": {"url": url},
+            "server": {"public_url": PUBLIC_URL},
+            "auth": {"signing_keys": key_set},
+        }
+    )
+    try:
+        asyncio.run(seed.make_database(settings, rows))
+        yield Site(settings, load_key_ring(settings.auth), key_set, rows)
+    finally:
+        asyncio.run(_administer(server_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+async def _administer(server_url: str, statement: str) -> None:
+    connection = await asyncpg.connect(seed.plain(server_url))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

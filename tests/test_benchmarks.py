@@ -1,0 +1,95 @@
+"""The measuring itself: that it starts what it measures, checks what it counts, and keeps what it finds."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cases import CPU, FAILED, RATE, Case, Goal
+from benchmarks.load import LoadError, Plan, Sending, refuse_to_start_without_tools
+from benchmarks.report import failures, table
+from tests.conftest import ROOT
+
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, which makes the load, is not installed")
+
+
+async def measure(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run the driver, and give its exit code, what it printed and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks", *arguments),
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, complaints = await process.communicate()
+    return process.returncode or 0, output.decode(), complaints.decode()
+
+
+@needs_wrk
+async def test_a_short_run_measures_both_contenders_and_keeps_the_figures(template_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    short = ("--rounds", "1", "--seconds", "1", "--warm-up", "0", "--users", "100", "--json", str(file))
+
+    code, output, complaints = await measure(*short, "--only", "me-16", "refresh", DATABASE_URL=template_url)
+
+    assert code == 0, complaints
+    kept = json.loads(file.read_text())
+    (me,), (refresh,) = kept["me-16"]["rounds"], kept["refresh"]["rounds"]
+    assert me.keys() == {"limit", "application"}
+    assert all(figures[RATE] > 0 and figures[CPU] > 0 and figures[FAILED] == 0 for figures in me.values())
+    assert refresh["application"][RATE] > 0
+    assert "application / limit" in output
+
+
+@needs_wrk
+@pytest.mark.parametrize(
+    ("status", "body", "is_right"),
+    [(200, "yes, as planned", True), (200, "something else", False), (503, "yes, as planned", False)],
+)
+async def test_every_answer_is_checked(status: int, body: str, is_right: bool) -> None:  # Parametrized.
+    answer = f"HTTP/1.1 {status} Status\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        sending = Sending(port, Plan("/", "as planned"), connections=2, seconds=1)
+        load = await asyncio.to_thread(sending.result)
+
+    assert load.requests > 0
+    assert load.failed == (0 if is_right else pytest.approx(load.requests, abs=2))
+
+
+def test_without_wrk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As on a machine that has all the rest.
+    (tmp_path / "taskset").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(LoadError, match="apt-get install wrk"):
+        refuse_to_start_without_tools()
+
+
+def test_ratios_are_taken_within_a_round_and_goals_are_judged_by_their_median() -> None:
+    case = Case("one", "One", lambda _lab: {}, (Goal(RATE, 0.6, 0.9), Goal(RATE, 70, is_ratio=False)))
+    drifting = [(100.0, 80.0), (200.0, 160.0), (50.0, 40.0)]
+    rounds = [{"limit": {RATE: limit}, "application": {RATE: ours}} for limit, ours in drifting]
+
+    text = table({"one": {"title": "One", "rounds": rounds}}, [case])
+
+    assert "| application / limit | 0.80 (0.80 to 0.80) |" in text
+    assert "0.80; at least 0.6, aim 0.9: reached" in text
+    assert "80.00; at least 70: reached" in text
+
+
+def test_a_wrong_answer_in_any_round_is_counted() -> None:
+    rounds = [{"limit": {FAILED: 0.0}, "application": {FAILED: 2.0}}, {"limit": {FAILED: 1.0}, "application": {}}]
+
+    assert failures({"one": {"title": "One", "rounds": rounds}}) == 3
