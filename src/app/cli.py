@@ -1,4 +1,4 @@
-"""`app serve | worker | migrate | jobs … | users … | keys …`: each builds settings, calls one service, commits."""
+"""`app serve | worker | migrate | jobs … | users … | sessions … | keys …`: each builds settings and calls one service."""
 
 import asyncio
 import os
@@ -12,6 +12,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from app import server, worker
+from app.auth.cutoff import end_every_session
 from app.core import rotation
 from app.core.config import Settings, load_settings
 from app.core.database import Database, DatabaseUnavailableError, WriteSession
@@ -28,10 +29,12 @@ from app.users.links import LIFETIMES as LINK_LIFETIMES
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 users = typer.Typer(no_args_is_help=True, help="Accounts.")
 keys = typer.Typer(no_args_is_help=True, help="Signing keys.")
+sessions = typer.Typer(no_args_is_help=True, help="Login sessions.")
 jobs = typer.Typer(no_args_is_help=True, help="Jobs that failed.")
 cli.add_typer(users, name="users")
 cli.add_typer(jobs, name="jobs")
 cli.add_typer(keys, name="keys")
+cli.add_typer(sessions, name="sessions")
 
 
 @cli.callback()
@@ -128,12 +131,31 @@ def retry_jobs(
 
 
 async def _in_transaction[T](settings: Settings, call: Callable[[WriteSession], Awaitable[T]]) -> T:
-    database = Database(settings.database)
-    try:
+    async def within(database: Database) -> T:
         async with database.begin() as session:
             return await call(session)
+
+    return await _with_database(settings, within)
+
+
+async def _with_database[T](settings: Settings, call: Callable[[Database], Awaitable[T]]) -> T:
+    database = Database(settings.database)
+    try:
+        return await call(database)
     finally:
         await database.dispose()
+
+
+@sessions.command("revoke-all")
+def revoke_all_sessions(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Log everybody out, at once and everywhere: no token issued before works, and a new login does."""
+    settings = load_settings()
+    if not yes:
+        typer.confirm("Everybody has to log in again. Go on?", abort=True)
+    ended = asyncio.run(_with_database(settings, end_every_session))
+    typer.echo(f"Ended {ended} login session{'' if ended == 1 else 's'}.")
 
 
 @keys.command("generate")

@@ -63,7 +63,8 @@ async def start(
     One statement ends what is too many, records the login, does what comes `along`, and inserts the session.
     """
     settings = kit.settings.auth
-    session_id, nonce, pepper_id = uuid7(), os.urandom(_NONCE_BYTES), kit.keys.active_pepper
+    session_id = crud.beyond(user.cutoff, uuid7())
+    nonce, pepper_id = os.urandom(_NONCE_BYTES), kit.keys.active_pepper
     scope = " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else ""
     values = {
         "id": session_id,
