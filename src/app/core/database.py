@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 from sqlalchemy import BigInteger, DateTime, MetaData, Text, event, func, text
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -27,6 +27,7 @@ MINIMUM_VERSION = 15
 # lock timeouts, deadlock and serialization, a primary that has become read-only.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_CLASSES = ("08", "53", "57", "58")
+FOREIGN_KEY_VIOLATION = "23503"
 _TRANSIENT_STATES = frozenset({"25006", "25P03", "25P04", "40001", "40P01", "55P03"})
 
 # These stay plain assignments: SQLAlchemy reads Annotated directly, a `type` alias would need a registry entry.
@@ -171,6 +172,7 @@ def _create_engine(
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "handle_error", _name_silence)
     return engine
 
 
@@ -199,6 +201,12 @@ def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
         raise DisconnectionError
 
 
+def _name_silence(context: ExceptionContext) -> Exception | None:
+    """Tell the driver's limit, and a socket that breaks, from the same errors of others: as they come they name nobody."""
+    is_silence = isinstance(context.original_exception, TimeoutError | ConnectionError)
+    return DatabaseUnavailableError() if is_silence else None
+
+
 def sqlstate(error: DBAPIError) -> str | None:
     """Give the five-letter PostgreSQL code of a failed statement."""
     return getattr(error.orig, "sqlstate", None)
@@ -212,7 +220,7 @@ def constraint_name(error: DBAPIError) -> str | None:
 
 def is_transient(error: Exception) -> bool:
     """Say whether trying again later may help: then the client is told 503, not 500."""
-    if isinstance(error, PoolTimeoutError | TimeoutError | ConnectionError | DatabaseUnavailableError):
+    if isinstance(error, PoolTimeoutError | DatabaseUnavailableError):
         return True
     if not isinstance(error, DBAPIError):
         return False

@@ -18,11 +18,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.core.access import public
-from app.core.database import DatabaseUnavailableError, is_transient
+from app.core.database import FOREIGN_KEY_VIOLATION, DatabaseUnavailableError, is_transient, sqlstate
 from app.core.errors import (
     AppError,
     FieldError,
     ForbiddenError,
+    GoneMeanwhileError,
     InternalError,
     InvalidInputError,
     MalformedRequestError,
@@ -190,6 +191,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, _from_validation(error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, DBAPIError) and sqlstate(error) == FOREIGN_KEY_VIOLATION:
+            return problem_response(request.scope, GoneMeanwhileError())
         if not is_transient(error):
             raise error
         _note(error)
@@ -198,7 +201,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
-    for kind in (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError):
+    for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
 
 
