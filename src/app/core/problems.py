@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.core.access import public
-from app.core.database import FOREIGN_KEY_VIOLATION, DatabaseUnavailableError, is_transient, sqlstate
+from app.core.database import FOREIGN_KEY_VIOLATION, DatabaseUnavailableError, constraint_name, is_transient, sqlstate
 from app.core.errors import (
     AppError,
     FieldError,
@@ -192,6 +192,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_database_error(request: Request, error: Exception) -> Response:
         if isinstance(error, DBAPIError) and sqlstate(error) == FOREIGN_KEY_VIOLATION:
+            # Were it no race but a defect, this is where it shows.
+            log.warning("what a row refers to is gone: %s", constraint_name(error))
             return problem_response(request.scope, GoneMeanwhileError())
         if not is_transient(error):
             raise error
