@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from httpx2 import AsyncClient
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.core.metrics import counted
+from app.core.metrics import _registry, counted
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Scrape:
 
     @property
     def labels(self) -> dict[str, set[str]]:
-        """The labels that the samples of each name have."""
-        found: dict[str, set[str]] = {}
+        """The labels that the samples of each name have, or will have when there are some."""
+        found = _declared_labels()
         for family in text_string_to_metric_families(self.text):
             for sample in family.samples:
                 found.setdefault(sample.name, set()).update(sample.labels)
@@ -43,6 +44,16 @@ class Scrape:
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
                     yield sample
+
+
+def _declared_labels() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for collector, names in _registry._collector_to_names.items():
+        if isinstance(collector, MetricWrapperBase):
+            kind_of = {"bucket": {"le"}} if collector._type == "histogram" else {}
+            for name in names:
+                found[name] = {*collector._labelnames, "worker"} | kind_of.get(name.rpartition("_")[2], set())
+    return found
 
 
 def counted_so_far(name: str, **labels: str) -> float:

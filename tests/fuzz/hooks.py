@@ -54,6 +54,9 @@ def filter_failure(_context: object, failure: object, _case: object, response: A
 class Login:
     """Logs in as an account of the role, and as a new one when that has been deleted, demoted or logged out meanwhile."""
 
+    # Whether the last request may have ended the token.
+    is_unsure = True
+
     def __init__(self) -> None:
         self._database = psycopg.connect(os.environ["FUZZ_DATABASE_URL"], autocommit=True)
         self._hash = BcryptSha256Hasher(_COST).hash(PASSWORD)
@@ -63,8 +66,9 @@ class Login:
 
     def get(self, _case: object, _context: object) -> str:
         """Give a token that is accepted at this moment."""
-        if time.monotonic() - self._since > _FRESH or not self._is_accepted():
+        if time.monotonic() - self._since > _FRESH or (Login.is_unsure and not self._is_accepted()):
             self._token, self._since = self._log_in(), time.monotonic()
+        Login.is_unsure = False
         return self._token
 
     def set(self, case: Any, token: str, _context: object) -> None:
@@ -83,3 +87,9 @@ class Login:
         answer.raise_for_status()
         token: str = answer.json()["access_token"]
         return token
+
+
+@schemathesis.hook
+def after_call(_context: object, case: Any, _response: object) -> None:
+    """Note that reading ends no token."""
+    Login.is_unsure |= case.method != "GET"

@@ -66,7 +66,7 @@ async def test_how_a_run_ends_is_counted(
 
     def so_far() -> dict[str, float]:
         runs = {
-            one: counted_so_far("job_runs_total", job=name_of(job), outcome=one)
+            one: counted_so_far("job_runs_total", task=name_of(job), outcome=one)
             for one in ("done", "retried", "failed")
         }
         return {outcome: count for outcome, count in runs.items() if count}
@@ -87,13 +87,13 @@ async def test_jobs_that_nobody_knows_are_counted_as_one(clone: Database, make_w
     async def known(work: Work) -> None: ...
 
     await enqueue_committed(clone, strange)
-    before = counted_so_far("job_runs_total", job="(unknown)", outcome="retried")
+    before = counted_so_far("job_runs_total", task="(unknown)", outcome="retried")
     async with make_worker(known).running():
         async with asyncio.timeout(20):
-            while counted_so_far("job_runs_total", job="(unknown)", outcome="retried") == before:  # noqa: ASYNC110  # It sends no event.
+            while counted_so_far("job_runs_total", task="(unknown)", outcome="retried") == before:  # noqa: ASYNC110  # It sends no event.
                 await asyncio.sleep(0.01)
 
-    assert counted_so_far("job_runs_total", job=name_of(strange)) == 0
+    assert counted_so_far("job_runs_total", task=name_of(strange)) == 0
 
 
 async def test_a_job_enqueued_while_the_worker_waits_is_not_polled_for(

@@ -23,9 +23,9 @@ from app.jobs.queue import AnyJob, Policy, Work, from_json, name_of, parameters,
 # What a newer version enqueued waits a quarter of an hour for a worker of that version.
 _UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
 
-_RUNS = Tally("job_runs", "Runs of jobs, by how they ended.", job=(), outcome=())
+_RUNS = Tally("job_runs", "Runs of jobs, by how they ended.", task=(), outcome=())
 _DURATION = Distribution(
-    "job_duration_seconds", "How long jobs ran.", "job", buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
+    "job_duration_seconds", "How long jobs ran.", "task", buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 )
 
 log = logging.getLogger(__name__)
