@@ -25,6 +25,10 @@ database: setup ## Start only the database of make run, for psql and the app com
 test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest
 	@$(PYTHON_IN_VENV) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
 
+.PHONY: fuzz
+fuzz: setup ## Send every operation tens of thousands of generated requests; FUZZ=quick sends a thousand
+	@$(PYTHON_IN_VENV) -m tests.fuzz
+
 .PHONY: guide
 guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
