@@ -25,13 +25,13 @@ database: setup ## Start only the database of make run, for psql and the app com
 test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest, COVERAGE=1 measures what they cover
 	@$(PYTHON_IN_VENV) -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## Send every operation tens of thousands of generated requests; FUZZ=quick sends a thousand
+	@$(PYTHON_IN_VENV) -m tests.fuzz
+
 .PHONY: guide
 guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
-
-.PHONY: fuzz
-fuzz: setup ## Send generated requests to every operation; ARGS="--examples 5 --at-least 0" sends fewer
-	@$(PYTHON_IN_VENV) -m tests.fuzz $(ARGS)
 
 .PHONY: faults
 faults: setup ## Kill, hang, restart and demote PostgreSQL under load, for some minutes; ARGS="-k demoted" hands arguments to pytest

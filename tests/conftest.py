@@ -73,6 +73,16 @@ async def make_template(server_url: str) -> str:
     return url
 
 
+@asynccontextmanager
+async def template(server_url: str) -> AsyncIterator[str]:
+    """Give a migrated, empty database to clone others from."""
+    url = await make_template(server_url)
+    try:
+        yield url
+    finally:
+        await _drop(url)
+
+
 async def _create_database(server_url: str, *, name: str, template: str | None = None) -> str:
     source = f' TEMPLATE "{template}"' if template else ""
     await _administer(server_url, f'CREATE DATABASE "{name}"{source}')

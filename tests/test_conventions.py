@@ -2,15 +2,19 @@
 
 import ast
 import importlib
+import itertools
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAliasType, get_args, get_origin
 
 import pytest
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import AfterValidator, BaseModel, SecretStr
 
 import app as package
 from app import models
@@ -18,6 +22,8 @@ from app.core import routing
 from app.core.access import PUBLIC_KEY, undeclared_operations
 from app.core.config import variables
 from app.core.errors import AppError
+from app.core.fields import OpaqueSecret, Payload, Printable, PrintableSecret
+from app.core.pages import PageQuery
 from app.main import create_app
 from tests.conftest import ROOT, make_settings
 
@@ -55,8 +61,13 @@ PUBLIC = {
     "POST /api/v1/auth/verify-email",
     "POST /api/v1/auth/verify-email/resend",
 }
+# Text in a request that says neither which characters it may hold nor how long it is, and why that does no harm.
 UNENDING = {
     "cursor": "Its decoder says 400 to what it has not written, whatever the length: 422 would be another answer.",
+}
+LOOKED_UP = {
+    "GET /problems/{name} name": "Looked up among the names there are; anything else is not found.",
+    "GET /account/{name} name": "As above.",
 }
 VAGUE = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 
@@ -218,10 +229,16 @@ def faults(where: str, schema: Any) -> Iterator[str]:
         yield f"{where} has no end: give the string a max_length"
     if schema.get("type") == "array" and "maxItems" not in schema:
         yield f"{where} has no end: give the array a max_length"
+    if schema.get("type") in {"integer", "number"} and not {"minimum", "maximum"} <= _bounds(schema):
+        yield f"{where} has no bounds: give the number ge (or gt) and le (or lt)"
     for name, value in schema.get("properties", {}).items():
         yield from faults(f"{where}.{name}", value)
-    for name in ("anyOf", "oneOf", "allOf", "items"):
+    for name in ("anyOf", "oneOf", "allOf", "items", "prefixItems"):
         yield from faults(where, schema.get(name))
+
+
+def _bounds(schema: dict[str, Any]) -> set[str]:
+    return {{"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}.get(name, name) for name in schema}
 
 
 def test_whatever_comes_in_is_closed_and_has_an_end(application: FastAPI) -> None:
@@ -230,6 +247,88 @@ def test_whatever_comes_in_is_closed_and_has_an_end(application: FastAPI) -> Non
 
     assert schemas
     assert not found, "; ".join(found)
+
+
+def declared_inputs(where: str, dependant: Dependant) -> Iterator[tuple[str, Any]]:
+    """Yield what an operation and all it depends on take from a request: where it stands, and its type."""
+    given = (dependant.path_params, dependant.query_params, dependant.header_params, dependant.cookie_params)
+    for field in (*itertools.chain(*given), *dependant.body_params):
+        yield f"{where} {field.alias}", Annotated[field.field_info.annotation, field.field_info]
+    for dependency in dependant.dependencies:
+        yield from declared_inputs(where, dependency)
+
+
+def texts(where: str, kind: Any, rules: Sequence[Any] = ()) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield every text inside a type, at any depth: where it stands, and the rules it is declared with."""
+    if isinstance(kind, TypeAliasType):
+        yield from texts(where, kind.__value__, rules)
+    elif get_origin(kind) is Annotated:
+        inner, *more = get_args(kind)
+        yield from texts(
+            where, inner, [*rules, *more, *(rule for one in more for rule in getattr(one, "metadata", ()))]
+        )
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield from texts(f"{where}.{name}", field.annotation, field.metadata)
+    elif isinstance(kind, type) and issubclass(kind, str | SecretStr) and not issubclass(kind, Enum):
+        yield where, rules
+    else:
+        for argument in get_args(kind):
+            yield from texts(where, argument, rules)
+
+
+def is_ruled(rules: Sequence[Any]) -> bool:
+    """Say whether the characters of a text are ruled: by one of our types, by a pattern, or because it has none."""
+    ours = any(rule in {Printable, PrintableSecret, OpaqueSecret} for rule in rules if isinstance(rule, AfterValidator))
+    return ours or any(getattr(rule, "pattern", None) or getattr(rule, "max_length", None) == 0 for rule in rules)
+
+
+def test_every_text_that_comes_in_says_which_characters_it_may_hold(application: FastAPI) -> None:
+    found = {
+        where: is_ruled(rules)
+        for name, _, route in operations(application)
+        for place_, kind in declared_inputs(name, route.dependant)
+        for where, rules in texts(place_, kind)
+    }
+    exempt = {where for where in found if where in LOOKED_UP or where.rpartition(".")[2] in UNENDING}
+
+    assert any(found.values())
+    loose = {where for where, ruled in found.items() if not ruled} - exempt
+    assert not loose, (
+        f"{loose} may hold anything: NUL, controls, half a character; use ShortText, or add Printable (PrintableSecret for what is "
+        "kept, OpaqueSecret for what is only compared) from app.core.fields"
+    )
+    assert LOOKED_UP.keys() <= found.keys(), "take what is gone out of LOOKED_UP"
+
+
+def test_every_body_that_comes_in_is_a_payload(application: FastAPI) -> None:
+    found = {
+        (name, kind)
+        for name, _, route in operations(application)
+        for _, declared in declared_inputs(name, route.dependant)
+        for kind in models_in(declared)
+    }
+
+    assert found
+    lax = [
+        f"{name} {kind.__name__}"
+        for name, kind in found
+        if not issubclass(kind, Payload | PageQuery) or kind.model_config.get("extra") != "forbid"
+    ]
+    assert not lax, f"{lax} take unknown members or coerce types: derive them from Payload, or PageQuery"
+
+
+def models_in(kind: Any) -> Iterator[type[BaseModel]]:
+    """Yield every model inside a type, at any depth."""
+    if isinstance(kind, TypeAliasType):
+        yield from models_in(kind.__value__)
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+        for field in kind.model_fields.values():
+            yield from models_in(field.annotation)
+    else:
+        for argument in get_args(kind):
+            yield from models_in(argument)
 
 
 def test_a_path_parameter_is_described_by_its_type(application: FastAPI) -> None:

@@ -32,6 +32,7 @@ COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 CONNECTING = {
     "auth/revocation.py": "PostgreSQL: the listener of revocations.",
     "core/connections.py": "PostgreSQL: the two pools.",
+    "core/database.py": "Asks for those two.",
     "core/failures.py": "Names the driver's errors; connects to nothing.",
     "core/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
     "core/listening.py": "Listens; connects to nothing.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, override
 
 import pytest
 from asyncpg import ForeignKeyViolationError
-from fastapi import Depends, HTTPException, Response
+from fastapi import BackgroundTasks, Depends, HTTPException, Response
 from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
 from pydantic import BaseModel, Field, SecretStr
@@ -36,6 +36,16 @@ class EscapedError(ConflictError):
     problem = "escaped"
     code = "<code>"
     detail = "Tags like <script>alert('&')</script> are text."
+
+
+class UnspeakableError(Exception):
+    @override
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+class UnhandledError(Exception):
+    """Its handler fails."""
 
 
 class Secret(Payload):
@@ -157,6 +167,27 @@ async def bug_in_the_middle_of_the_answer() -> Response:
         raise ZeroDivisionError
 
     return StreamingResponse(chunks())
+
+
+@router.get("/bug/background", openapi_extra=public)
+async def bug_in_what_follows_the_answer(background: BackgroundTasks) -> str:
+    background.add_task(failing_dependency)
+    return "sent"
+
+
+@router.get("/bug/unspeakable", openapi_extra=public)
+async def bug_that_cannot_be_written_down() -> None:
+    raise UnspeakableError
+
+
+@router.get("/bug/surrogate", openapi_extra=public)
+async def bug_that_has_no_bytes() -> None:
+    raise ValueError("CANARY \ud800 \x00")
+
+
+@router.get("/bug/handler", openapi_extra=public)
+async def bug_in_the_handler_of_a_failure() -> None:
+    raise UnhandledError
 
 
 @oauth.post("/oauth", openapi_extra=public)
@@ -525,7 +556,9 @@ async def test_a_row_that_vanishes_between_looking_and_writing_is_a_conflict() -
 # Defects
 
 
-@pytest.mark.parametrize("place", ["endpoint", "dependency", "exit", "response", "serialisation", "silence"])
+@pytest.mark.parametrize(
+    "place", ["endpoint", "dependency", "exit", "response", "serialisation", "silence", "unspeakable", "surrogate"]
+)
 async def test_a_defect_is_a_bare_500_and_one_line_with_the_traceback(recording: Recording, place: str) -> None:
     lines = recording()
     async with serving(router) as client:
@@ -558,6 +591,21 @@ async def test_a_defect_in_a_middleware_is_a_bare_500_too(recording: Recording) 
     assert len([line for line in lines() if "exception" in line]) == 1
 
 
+async def test_a_defect_in_the_handler_of_a_failure_is_a_bare_500_too(recording: Recording) -> None:
+    async def broken(_request: object, _error: Exception) -> Response:
+        raise ZeroDivisionError("CANARY")
+
+    failing = application(router)
+    failing.add_exception_handler(UnhandledError, broken)
+    lines = recording()
+    async with serving(failing) as client:
+        response = await client.get("/bug/handler")
+
+    problem(response, 500, "internal_error")
+    assert "CANARY" not in response.text
+    assert len([line for line in lines() if "exception" in line]) == 1
+
+
 async def test_a_failure_raised_by_a_middleware_is_answered_as_what_it_is() -> None:
     async with serving(router, layers=[raising(RateLimitedError(retry_after=3))]) as client:
         response = await client.get("/bug/endpoint")
@@ -567,7 +615,8 @@ async def test_a_failure_raised_by_a_middleware_is_answered_as_what_it_is() -> N
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "is_complete"), [("/bug/late", b'"sent"', True), ("/bug/stream", b"first", False)]
+    ("path", "body", "is_complete"),
+    [("/bug/late", b'"sent"', True), ("/bug/background", b'"sent"', True), ("/bug/stream", b"first", False)],
 )
 async def test_a_defect_after_the_answer_has_begun_changes_nothing_of_it(
     recording: Recording, path: str, body: bytes, is_complete: bool

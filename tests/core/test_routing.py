@@ -15,6 +15,7 @@ from app.core.errors import AppError, ConflictError, MalformedRequestError, NotF
 from app.core.fields import Payload, ShortText
 from app.core.problems import problem_responses
 from app.core.routing import MAX_DEPTH, parse_json
+from tests.aftermath import assert_problem
 from tests.core.applications import application, serving
 
 JSON = {"Content-Type": "application/json"}
@@ -403,6 +404,36 @@ async def test_an_operation_with_a_body_takes_no_parameters_either(things: Async
 
 
 # What is declared of an operation
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        "application/json",
+        "Application/JSON;q=0.5",
+        "application/*",
+        "text/html, */*;q=0.1",
+        "nonsense",
+        "",
+        ";;q=0",
+    ],
+)
+async def test_whoever_takes_json_gets_it(things: AsyncClient, accept: str) -> None:
+    response = await things.get("/things", headers={"Accept": accept})
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/html", "application/xml;q=1", "application/json;q=0, */*", "*/*;q=0.000", "x/" + "y" * 10_000, "a/b;q=NaN"],
+)
+async def test_whoever_takes_no_json_is_told(things: AsyncClient, accept: str) -> None:
+    response = await things.get("/things", headers={"Accept": accept})
+
+    assert_problem(response, 406, "not_acceptable")
 
 
 @pytest.fixture(scope="module")

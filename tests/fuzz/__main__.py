@@ -1,95 +1,77 @@
-"""`python -m tests.fuzz`: schemathesis against a real server, on every operation, with every check.
+"""`make fuzz`: schemathesis against a real server, once as an administrator and once as an ordinary user.
 
-The server and its PostgreSQL are started for the run and thrown away after it. All phases run (examples, coverage,
-fuzzing, stateful), with data that fits the OpenAPI document and data that does not, as an administrator and as a user.
-The same seed gives the same cases. No failure is known and forgiven; what `hooks.py` lets pass is what no schema can say.
+FUZZ=quick sends few cases; FUZZ_EXAMPLES is how many each operation gets at most in each phase, FUZZ_SEED where the chance
+begins, FUZZ_AS who asks.
 """
 
-import argparse
 import asyncio
-import json
 import os
-import subprocess
 import sys
-import tempfile
-from collections import Counter
-from http import HTTPStatus
+from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import SecretStr
+from app.core.config import AuthSettings
+from app.core.security import PasswordHasher
+from app.dev.embedded_postgres import server_for_tests
+from tests.conftest import ROOT, cloned, make_settings, template
+from tests.factories import PASSWORD
+from tests.servers import real_server
 
-from app.core.config import DatabaseSettings
-from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
-from app.migrations import runner
-from app.users.roles import Role
-from tests.servers import Server, real_server
-
-ROOT = Path(__file__).parents[2]
-ROLES = [role.value for role in Role]
-# Generated callers come from one address, faster than any person.
-LIMITLESS = {"APP_RATE_LIMIT__ENABLED": "false", "APP_AUTH__HASH_QUEUE": "10000"}
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--examples", type=int, default=400, help="most cases of each operation in a phase")
-    parser.add_argument("--at-least", type=int, default=20_000, help="fail when fewer cases than this were generated")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same cases")
-    parser.add_argument("--roles", choices=ROLES, nargs="+", default=ROLES, help="who calls; everybody, unless said")
-    return parser.parse_args()
+HERE = Path(__file__).parent
+SETTINGS = {
+    "APP_RATE_LIMIT__ENABLED": "false",
+    # The document itself is served, whatever the environment.
+    "APP_SERVER__DOCS": "true",
+    "APP_LOG__LEVEL": "error",
+}
 
 
-def main() -> int:
-    """Run it once for each role, and give the exit code."""
-    options = _options()
-    with tempfile.TemporaryDirectory() as directory, Cluster(Path(directory), durable=False) as cluster:
-        passed, generated = True, 0
-        for role in options.roles:
-            cluster.make_database(role)
-            report = Path(directory) / f"{role}.json"
-            passed &= asyncio.run(_fuzz(cluster.url(role), role, report, options))
-            generated += json.loads(report.read_text())["test_cases"]["generated"]
-    print(f"{generated:,} cases generated, as {' and '.join(options.roles)}")
-    if generated < options.at_least:
-        print(f"That is fewer than {options.at_least:,}: raise --examples.", file=sys.stderr)
-    return 0 if passed and generated >= options.at_least else 1
+async def _fuzz(server_url: str, environment: Mapping[str, str]) -> int:
+    roles = environment.get("FUZZ_AS", "admin user").split()
+    async with template(server_url) as empty:
+        return max(await asyncio.gather(*(_fuzz_as(role, empty, environment) for role in roles)))
 
 
-async def _fuzz(url: str, role: str, report: Path, options: argparse.Namespace) -> bool:
-    await runner.upgrade(DatabaseSettings(url=SecretStr(url)))
-    async with real_server(url, **LIMITLESS) as server:
-        print(f"As {role}", flush=True)
-        code = await asyncio.to_thread(_schemathesis, server.base_url, url, role, report, options)
-        return code == 0 and _is_unharmed(server)
+async def _fuzz_as(role: str, empty: str, environment: Mapping[str, str]) -> int:
+    async with cloned(empty) as url, real_server(url, **SETTINGS) as server:
+        code, said = await _run(server.base_url, url, role, environment)
+        # Whatever the checks make of an answer: a traceback in the log is a defect.
+        defects = [record.get("exception", str(record)) for record in server.records("unhandled error")]
+    sys.stdout.write("\n".join([f"As {role}:", said, *defects, ""]))
+    return code or bool(defects)
 
 
-def _schemathesis(base_url: str, url: str, role: str, report: Path, options: argparse.Namespace) -> int:
-    command = [
-        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{base_url}/openapi.json", "--no-color"),
-        *("--seed", str(options.seed), "--max-examples", str(options.examples), "--report-json-path", str(report)),
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
-        "FUZZ_URL": base_url,
-        "FUZZ_DATABASE_URL": url.replace("+asyncpg", ""),
+async def _run(base_url: str, database_url: str, role: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    account = {
+        "FUZZ_DATABASE": database_url.replace("+asyncpg", ""),
         "FUZZ_ROLE": role,
+        "FUZZ_HASH": await _hash(database_url),
+        "FUZZ_PASSWORD": PASSWORD,
+        "FUZZ_URL": base_url,
+        "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
     }
-    # Where it leaves its notes: what one run has found must not change the next.
-    return subprocess.run(command, cwd=report.parent, env=environment, check=False).returncode
+    examples = environment.get("FUZZ_EXAMPLES") or ("5" if environment.get("FUZZ") == "quick" else "400")
+    process = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(HERE / "schemathesis.toml"), "run"),
+        *(f"{base_url}/openapi.json", "--max-examples", examples, "--seed", environment.get("FUZZ_SEED", "20261126")),
+        env=dict(environment) | account,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    return process.returncode or 0, said.decode()
 
 
-def _is_unharmed(server: Server) -> bool:
-    """Say whether the server never failed, whatever the checks thought of its answers; print what it answered."""
-    statuses = Counter(int(record["status"]) for record in server.records("request"))
-    print("answers by status:", dict(sorted(statuses.items())))
-    for record in server.records("unhandled error"):
-        print(record["exception"], file=sys.stderr)
-    return max(statuses) < HTTPStatus.INTERNAL_SERVER_ERROR
+async def _hash(database_url: str) -> str:
+    settings: AuthSettings = make_settings(database_url).auth
+    hasher = PasswordHasher(settings)
+    try:
+        return await hasher.hash(PASSWORD)
+    finally:
+        hasher.close()
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EmbeddedPostgresError as error:
-        sys.exit(f"fuzz: {error}")
+    with server_for_tests(ROOT) as server_url:
+        code = asyncio.run(_fuzz(server_url, os.environ))
+    sys.exit(code)

@@ -5,32 +5,26 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
 from app.audit.schemas import AuditEventRead
-from app.core.fields import Answer, Payload, Printable, ShortText, refuse_unprintable
+from app.core.fields import Answer, OpaqueSecret, Payload, Printable, PrintableSecret, ShortText
 from app.users.schemas import Email, UserRead
 
 MAX_PASSWORD_LENGTH = 256
 
 
-def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
-    """Return the secret, or refuse it when it holds a character no person types."""
-    refuse_unprintable(secret.get_secret_value())
-    return secret
-
-
 Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
-Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH)]
+Hint = Annotated[str, StringConstraints(max_length=255), Printable]
+Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH), OpaqueSecret]
+Token = Annotated[SecretStr, Field(min_length=1, max_length=4096), OpaqueSecret]
 
 
 class _Grant(Payload):
     scope: Scope | None = Field(
         default=None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
     )
-    client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(
-        default=None, description="Ignored: there is one first-party client."
-    )
+    client_id: Hint | None = Field(default=None, description="Ignored: there is one first-party client.")
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
 
@@ -48,7 +42,7 @@ class RefreshGrant(_Grant):
     """RFC 6749, 6."""
 
     grant_type: Literal["refresh_token"] = Field(description="Go on with a login session.")
-    refresh_token: SecretStr = Field(min_length=1, max_length=4096, description="The refresh token; it works once.")
+    refresh_token: Token = Field(description="The refresh token; it works once.")
 
 
 class TokenPair(Answer):
@@ -65,11 +59,9 @@ class TokenPair(Answer):
 class RevocationRequest(Payload):
     """RFC 7009, 2.1."""
 
-    token: SecretStr = Field(min_length=1, max_length=4096, description="Any token of the login session.")
-    token_type_hint: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        default=None, description="Ignored: a token says itself what it is."
-    )
-    client_id: Annotated[str, StringConstraints(max_length=255)] | None = Field(default=None, description="Ignored.")
+    token: Token = Field(description="Any token of the login session.")
+    token_type_hint: Hint | None = Field(default=None, description="Ignored: a token says itself what it is.")
+    client_id: Hint | None = Field(default=None, description="Ignored.")
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
 
@@ -80,8 +72,8 @@ class Reauthentication(Payload):
 
 
 # Room for what is refused with a code of its own; the rules are in `core/passwords.py`.
-FreshPassword = Annotated[SecretStr, AfterValidator(refuse_unprintable_secret), Field(min_length=1, max_length=1024)]
-LinkSecret = Annotated[SecretStr, Field(min_length=1, max_length=512)]
+FreshPassword = Annotated[SecretStr, Field(min_length=1, max_length=1024), PrintableSecret]
+LinkSecret = Annotated[SecretStr, Field(min_length=1, max_length=512), OpaqueSecret]
 
 
 class Registration(Payload):

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, override
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from app.core.access import PUBLIC_KEY
 from app.core.errors import NotFoundError
 from app.core.problems import Problem
+from app.core.routing import FORM
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -76,6 +78,8 @@ class DocumentedAPI(FastAPI):
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     _mend(operation)
+                    for form in _forms(operation, schemas):
+                        form["properties"] = {name: _not_null(member) for name, member in form["properties"].items()}
             self.openapi_schema = schema
         return self.openapi_schema
 
@@ -88,8 +92,16 @@ def _mend(operation: dict[str, Any]) -> None:
             operation["responses"]["304"] = {"description": "The client's copy is current."}
 
 
+def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the schemas of the forms that an operation reads."""
+    body = operation.get("requestBody", {}).get("content", {}).get(FORM, {}).get("schema", {})
+    for schema in (body, *body.get("oneOf", ())):
+        if "$ref" in schema:
+            yield schemas[schema["$ref"].rpartition("/")[2]]
+
+
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Take null out of a parameter's schema: a parameter is given or left out, and no text in an address is null."""
+    """Take null out of a parameter's schema: it is given or left out, and no text in an address or a form is null."""
     choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     if len(choices) != 1:
         return schema

@@ -6,9 +6,11 @@ from typing import Annotated
 from fastapi import Header, Response
 from pydantic import StringConstraints
 
+from app.core.fields import Printable
+
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 
-type _Condition = Annotated[str, StringConstraints(max_length=1024)] | None
+type _Condition = Annotated[str, StringConstraints(max_length=1024), Printable] | None
 type IfMatch = Annotated[_Condition, Header(alias="If-Match", description="Only if the ETag is still one of these.")]
 type IfNoneMatch = Annotated[
     _Condition, Header(alias="If-None-Match", description="Only if the ETag is none of these; otherwise 304.")

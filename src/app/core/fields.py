@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     Strict,
     StringConstraints,
 )
@@ -29,6 +30,21 @@ def refuse_unprintable(text: str) -> str:
     if _REPLACEMENT in text or any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in text):
         raise PydanticCustomError("unprintable", "This holds a control or an unassigned character.", {"ours": True})
     return text
+
+
+def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
+    """Return the secret, or refuse it when it holds a character no person types."""
+    refuse_unprintable(secret.get_secret_value())
+    return secret
+
+
+def refuse_unencodable(secret: SecretStr) -> SecretStr:
+    """Return the secret, or refuse it when it holds a lone surrogate, which has no bytes to hash or compare."""
+    try:
+        secret.get_secret_value().encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("string_unicode", "This must be valid Unicode.", {"ours": True}) from error
+    return secret
 
 
 def refuse_blank(text: str) -> str:
@@ -50,7 +66,11 @@ class Answer(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
+# After the length: what is too long anyway is not looked through.
 Printable = AfterValidator(refuse_unprintable)
+PrintableSecret = AfterValidator(refuse_unprintable_secret)
+# What is only compared, and never kept: one that is wrong gets the answer of its operation, whatever is in it.
+OpaqueSecret = AfterValidator(refuse_unencodable)
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), Printable, AfterValidator(refuse_blank)]
 """A line for people: a name, a title."""
 

@@ -1,0 +1,49 @@
+"""One application that all attacks are made on: every one fails, so nothing needs undoing between two of them.
+
+What needs a socket (framing, limits of the server, slow clients) is tested where the server is. What happens when good
+requests meet is in tests/races; how often something may be tried, in tests/auth/test_limits.py; what an answer must not tell, in
+tests/auth/test_enumeration.py; forged access tokens, in tests/auth/test_tokens.py. There are no API keys, no second factors, no
+token introspection, no logins by other services and no tokens in cookies to attack.
+"""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.conftest import cloned, make_settings
+from tests.core.conftest import recording, restored_logging  # noqa: F401  # Fixtures.
+from tests.factories import make_user
+from tests.hostile.attack import Target
+from tests.volume import plain
+
+EMAILS = {"user": "user@example.com", "admin": "admin@example.com"}
+
+
+@pytest.fixture(scope="session")
+async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Target]:
+    """Limits are off: they would answer for what is behind them."""
+    async with cloned(template_url) as url:
+        settings = make_settings(url, rate_limit={"enabled": False})
+        database = Database(settings.database)
+        async with database.begin() as session:
+            users = {role: await make_user(session, hasher, role=role, email=email) for role, email in EMAILS.items()}
+        app = create_app(settings, database)
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+                await app({**scope, "state": dict(state or {})}, receive, send)
+
+            watcher = await asyncpg.connect(plain(url))
+            attacked = Target(
+                with_state, watcher, {}, {role: str(user.id) for role, user in users.items()}, app.openapi()
+            )
+            for role, email in EMAILS.items():
+                attacked.tokens[role] = await attacked.log_in(email)
+            yield attacked
+            await watcher.close()
+        await database.dispose()

@@ -1,0 +1,272 @@
+"""Addresses, passwords, tokens and links that cannot be what they claim to be."""
+
+import json
+from time import process_time
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.core.recording import Recording
+from tests.hostile.attack import (
+    API,
+    CANARY,
+    FORGOT,
+    FORM,
+    JSON,
+    ME,
+    PASSWORD,
+    REGISTER,
+    RESET,
+    REVOKE,
+    TOKEN,
+    USERS,
+    Attack,
+    Target,
+    strike,
+)
+
+VERIFY = f"{API}/auth/verify-email"
+RESEND = f"{API}/auth/verify-email/resend"
+CONFIRM = f"{API}/auth/email/confirm"
+REAUTHENTICATE = f"{API}/auth/reauthenticate"
+OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+
+
+def of_body(
+    name: str, target: str, body: object, *codes: str, method: str = "POST", who: str = "nobody",
+    status: int = 422, problem: str = "validation-error",
+) -> Attack:  # fmt: skip
+    raw = json.dumps(body).encode()
+    return Attack(
+        name.encode("unicode_escape").decode()[:70], status, problem, target, method, raw, who=who, codes=codes or None
+    )
+
+
+NO_ADDRESSES = [
+    "", " ", "a", "@", "a@", "@b", "a@b", "a@b..c", "a@.b.co", "a@b.co.", "a@-b.co", "a@b-.co", "a b@c.co", "a@b c.co", ".a@b.co",
+    "a.@b.co", "a..b@c.co", "a@b@c.co", "a@b.c_o", "\u200b@b.co",
+    "a" * 65 + "@b.co", "\u00e9" * 33 + "@b.co", "a@" + "b" * 64 + ".co", "a@" + "b." * 126 + "co", "a" * 250 + "@b.co",
+    "a" * 10_000 + "@b.co", "a@" + "b." * 5000 + "co",
+    "a@x.co,b@evil.co", "a@x.co;b@evil.co", "a@x.co b@evil.co", "a@x.co\nBcc: e@evil.co", "a@x.co\r\n", "\ta@x.co", " a@x.co", "a@x.co ",
+    "<a@x.co>", "A <a@x.co>", "mailto:a@x.co", '"a b"@x.co', "a(comment)@x.co", "a@x.co%0aBcc:e@evil.co",
+    "a@[127.0.0.1]", "a@127.0.0.1", "a@[IPv6:::1]", "a@localhost", "a@x.local", "a@x.test.", "a@x.invalid", "a@\u0430..com",
+    "a@xn--.co", "a@xn--a.co", "a@\u2024.co", "a@x\uff0e\uff0eco", "a@" + "\u0390" * 10_000 + ".co", "a@" + "\u00fc" * 200 + ".co",
+]  # fmt: skip
+ADDRESSES = [
+    *(of_body(f"register {address}", REGISTER, {"email": address, "password": PASSWORD}) for address in NO_ADDRESSES),
+    *(
+        of_body(f"{target.rpartition('/')[2]} {json.dumps(value)}", target, body | {name: value}, method="POST", who=who)
+        for target, name, body, who in (
+            (FORGOT, "email", {}, "nobody"),
+            (RESEND, "email", {}, "nobody"),
+            (USERS, "email", {}, "admin"),
+            (f"{ME}/email", "new_email", {"password": PASSWORD}, "user"),
+        )
+        for value in (["v@x.co", "e@evil.co"], {"email": "v@x.co"}, None, 1, "", "v@x.co,e@evil.co", "v@x.co\u0000", f"{CANARY}@localhost")
+    ),
+]  # fmt: skip
+
+
+def registration(password: str, code: str, **more: str) -> Attack:
+    email = f"lovelace.{CANARY}@example.com"
+    return of_body(f"password {password}", REGISTER, {"email": email, "password": password, **more}, code)
+
+
+PASSWORDS = [
+    registration(f"{CANARY} x x"[:14], "password_too_short"),
+    registration("e\u0308" * 7 + "z", "password_too_short"),
+    registration("q7 " * 85 + "zz", "password_too_long"),
+    registration(f"{CANARY} " * 80, "password_too_long"),
+    registration("x" * 1025, "too_long"),
+    registration("", "too_short"),
+    registration(" " * 15, "password_too_common"),
+    registration("aaaaaaaaaaaaaaaa", "password_too_common"),
+    registration("123456789012345", "password_too_common"),
+    registration("abababababababab", "password_too_common"),
+    registration(f"lovelace.{CANARY}@example.com", "password_contextual"),
+    registration(f"Ada Lovelace {CANARY}", "password_contextual", full_name="Ada Lovelace"),
+    registration("bedplate bedplate!", "password_contextual"),
+    registration(f"{CANARY} with\ttab in it", "unprintable"),
+]
+MEMBERS = [
+    *(
+        of_body(f"{target.rpartition('/')[2]} {name} {json.dumps(value)}", target, body | {name: value}, method=method, who=who)
+        for target, name, body, who, method in (
+            (REAUTHENTICATE, "password", {}, "user", "POST"),
+            (f"{ME}/password", "current_password", {"new_password": PASSWORD}, "user", "PUT"),
+            (f"{ME}/password", "new_password", {"current_password": PASSWORD}, "user", "PUT"),
+            (f"{ME}/email", "password", {"new_email": "v@example.com"}, "user", "POST"),
+            (RESET, "token", {"new_password": PASSWORD}, "nobody", "POST"),
+            (RESET, "new_password", {"token": CANARY}, "nobody", "POST"),
+            (VERIFY, "token", {}, "nobody", "POST"),
+            (CONFIRM, "token", {}, "nobody", "POST"),
+        )
+        for value in ("", None, 1, True, [CANARY], {CANARY: CANARY}, "x" * 1025, f"{CANARY}\ud800")
+    ),
+    *(
+        of_body(f"new_password {value}", f"{ME}/password", {"new_password": value, "current_password": "x"}, "unprintable",
+                method="PUT", who="user")
+        for value in (f"{CANARY}\u0000", f"{CANARY}\ud800"[:10] + "\x7f", f"\n{CANARY}")
+    ),
+    *(
+        of_body(f"{method} {target.rpartition('/')[2]} {body}", target, body, method=method, who=who)
+        for target, method, who in ((ME, "PATCH", "user"), (f"{USERS}/{OTHER_UUID}", "PATCH", "admin"))
+        for body in (
+            {"full_name": ""}, {"full_name": " "}, {"full_name": 1}, {"full_name": "\u0000"}, {"full_name": "x" * 129}, {"id": CANARY},
+            {"email": "v@example.com"}, {"hashed_password": CANARY}, {"version": 1}, {"authz_version": 9}, {"created_at": None},
+        )
+    ),
+    *(
+        of_body(f"own {name}", ME, {name: value}, "extra_forbidden", method="PATCH", who="user")
+        for name, value in {"role": "admin", "is_active": True, "email_verified_at": None, "scopes": ["users:write"]}.items()
+    ),
+    *(
+        of_body(f"{name} {json.dumps(value)}", f"{USERS}/{OTHER_UUID}", {name: value}, method="PATCH", who="admin")
+        for name, value in (
+            ("role", "root"), ("role", "ADMIN"), ("role", None), ("role", ["admin"]), ("role", 1), ("role", CANARY),
+            ("is_active", "true"), ("is_active", 1), ("is_active", None), ("is_active", []),
+        )
+    ),
+]  # fmt: skip
+
+
+def of_link(name: str, secret: str) -> list[Attack]:
+    refused = {"status": 400, "problem": "invalid-token"}
+    return [
+        of_body(f"verify {name}", VERIFY, {"token": secret}, "invalid_token", **refused),  # type: ignore[arg-type]
+        of_body(f"confirm {name}", CONFIRM, {"token": secret}, "invalid_token", **refused),  # type: ignore[arg-type]
+        of_body(f"reset {name}", RESET, {"token": secret, "new_password": PASSWORD}, "invalid_token", **refused),  # type: ignore[arg-type]
+    ]
+
+
+LINKS = [
+    attack
+    for name, secret in (
+        ("one character", "x"),
+        ("a canary", CANARY),
+        ("only the prefix", "lt1."),
+        ("the right length", f"lt1.{CANARY}".ljust(70, "A")),
+        ("another version", f"lt2.{CANARY}".ljust(70, "A")),
+        ("a refresh token", f"rt1.{CANARY}".ljust(70, "A")),
+        ("a JWT", "eyJhbGciOiJub25lIn0.e30."),
+        ("padding", "lt1." + "A" * 65 + "="),
+        ("another alphabet", "lt1." + "+/" * 33),
+        ("beyond ASCII", "lt1.\u00e9" + "A" * 65),
+        ("512 characters", "x" * 512),
+        ("an id that does not exist", "lt1." + "A" * 66),
+    )
+    for attack in of_link(name, secret)
+]
+
+
+def form(
+    name: str, body: bytes | dict[str, str], code: str = "invalid_request", error: str = "", target: str = TOKEN
+) -> Attack:
+    raw = body if isinstance(body, bytes) else urlencode(body).encode()
+    problem = "invalid-grant" if code == "invalid_grant" else "malformed-request"
+    return Attack(
+        name[:60], 400, problem, target, body=raw, headers=(FORM,), codes=(code,), oauth=error or code,
+        # Who tried is written down, the address excepted.
+        writes=frozenset({"audit_events"} if code == "invalid_grant" and b"grant_type=password" in raw else ()),
+    )  # fmt: skip
+
+
+GOOD = f"grant_type=password&username={CANARY}%40example.com&password={CANARY}+horse".encode()
+NUL, HIGH = b"%00", b"%ED%A0%80"
+# What is no UTF-8, or no form at all, is refused before the parameters are looked at.
+SYNTAX = ("malformed_request", "invalid_request")
+LOGINS = [
+    *(form(f"grant_type {value}", {"grant_type": value}, "unsupported_grant_type") for value in (
+        "authorization_code", "client_credentials", "PASSWORD", "password ", "\0", CANARY, "urn:ietf:params:oauth:grant-type:device_code",
+    )),
+    form("nothing", b""),
+    form("separators", b"&" * 1000),
+    form("equals signs", b"=" * 100),
+    form("JSON called a form", b'{"grant_type": "password"}'),
+    form("5,000 members", b"&".join(b"a%d=1" % number for number in range(5000)), *SYNTAX),
+    form("grant_type missing", GOOD.partition(b"&")[2]),
+    form("grant_type empty", GOOD.replace(b"=password&", b"=&")),
+    *(form(f"{name} twice", GOOD + b"&" + name.encode() + b"=password") for name in ("grant_type", "username", "password")),
+    *(form(f"{name} missing", b"&".join(part for part in GOOD.split(b"&") if not part.startswith(name.encode()))) for name in (
+        "username", "password",
+    )),
+    *(form(f"{name} empty", b"&".join(
+        part.partition(b"=")[0] + b"=" if part.startswith(name.encode()) else part for part in GOOD.split(b"&")
+    )) for name in ("username", "password")),
+    form("username an array", GOOD.replace(b"username=", b"username[]=")),
+    form("an unknown member", GOOD + b"&is_superuser=true"),
+    *(form(f"username with {raw!r}", GOOD.replace(b"username=", b"username=" + raw)) for raw in (
+        NUL, b"%0a", b"%EF%BF%BE", b"%7F", b"a" * 400,
+    )),
+    *(form(f"password with {raw!r}", GOOD + raw) for raw in (b"x" * 257, b"x" * 500_000)),
+    *(form(f"password with {raw!r}", GOOD + raw, "invalid_grant") for raw in (NUL, b"%C2%85", b"%0a")),
+    *(form(f"scope {raw!r}", GOOD + b"&scope=" + raw) for raw in (NUL, b"%22", b"%5C", b"%C3%A9", b"a" * 513)),
+    *(form(f"client_id {raw!r}", GOOD + b"&client_id=" + raw) for raw in (NUL, b"x" * 256, b"%0a")),
+    *(form(f"{raw!r} in {name}", GOOD.replace(name.encode() + b"=", name.encode() + b"=" + raw), *SYNTAX)
+      for name in ("grant_type", "username", "password") for raw in (HIGH, b"%FF", b"\xff", b"%C0%AF")),
+    form("an unknown account", GOOD, "invalid_grant"),
+    form("no address at all", GOOD.replace(b"%40", b""), "invalid_grant"),
+    form("a quote", GOOD.replace(b"%40", b"%27%20or%201=1--%40"), "invalid_grant"),
+    form("a wildcard", GOOD.replace(b"canary7hq2%40", b"%25%40"), "invalid_grant"),
+    form("a known account", GOOD.replace(CANARY.encode() + b"%40", b"user%40"), "invalid_grant"),
+]  # fmt: skip
+REFRESHES = [
+    *(form(f"refresh {token[:40]!r}", {"grant_type": "refresh_token", "refresh_token": token}, "invalid_grant") for token in (
+        "x", CANARY, "rt1.", "rt1." + "A" * 60, "rt1." + "A" * 86, f"rt2.{CANARY}" + "A" * 60, "A" * 4096, "eyJhbGciOiJub25lIn0.e30.",
+        f"lt1.{CANARY}".ljust(70, "A"), "rt1.\u00e9" + "A" * 60, "rt1." + "=" * 60, "x\0", "\x1b[0m",
+    )),
+    *(form(f"refresh {token[:40]!r}", {"grant_type": "refresh_token", "refresh_token": token}) for token in ("", "A" * 4097)),
+    form("refresh a surrogate", b"grant_type=refresh_token&refresh_token=" + HIGH, *SYNTAX),
+    form("refresh twice", b"grant_type=refresh_token&refresh_token=a&refresh_token=b"),
+    form("refresh with a password", b"grant_type=refresh_token&refresh_token=a&password=" + CANARY.encode()),
+    *(form(f"revoke {raw!r}", raw, target=REVOKE) for raw in (
+        b"", b"token=", b"token=a&token=b", b"tokens=a", b"token=" + b"x" * 4097,
+        b"token=a&token_type_hint=" + b"x" * 256, b"token=a&foo=1", b"token=a&token_type_hint=%00",
+    )),
+    *(form(f"revoke {raw!r}", b"token=" + raw, *SYNTAX, target=REVOKE) for raw in (b"%FF", HIGH, b"\xff")),
+]  # fmt: skip
+FORBIDDEN = [
+    Attack(
+        f"a user at {method} {target.rpartition('/')[2]}",
+        403,
+        "forbidden",
+        target,
+        method,
+        body,
+        (JSON,),
+        "user",
+        ("insufficient_scope",),
+    )
+    for method, target, body in (
+        ("GET", USERS, b""),
+        ("POST", USERS, b'{"email": "v@example.com"}'),
+        ("GET", f"{USERS}/{OTHER_UUID}", b""),
+        ("PATCH", f"{USERS}/{OTHER_UUID}", b'{"role": "admin"}'),
+        ("DELETE", f"{USERS}/{OTHER_UUID}", b""),
+        ("DELETE", f"{USERS}/{OTHER_UUID}/sessions", b""),
+        ("POST", f"{USERS}/{OTHER_UUID}/password-reset", b""),
+        ("GET", f"{API}/audit-events", b""),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "attacks", [ADDRESSES, PASSWORDS, MEMBERS, LINKS, LOGINS, REFRESHES, FORBIDDEN],
+    ids=["addresses", "passwords", "members", "links", "logins", "tokens", "scopes"],
+)  # fmt: skip
+async def test_what_cannot_be_what_it_claims_is_refused(
+    target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]
+) -> None:
+    await strike(target, recording, subtests, attacks)
+
+
+@pytest.mark.parametrize("letters", ["\u0390", "\u00fc", "\u0130", "\ufdfa", "a\u0301"])
+async def test_no_long_domain_takes_long_to_refuse(target: Target, letters: str) -> None:
+    body = json.dumps({"email": f"a@{letters * (10_000 // len(letters))}.co"}).encode()
+    started = process_time()
+
+    reply = await target.send(Attack("long", 422, "validation-error", FORGOT, body=body))
+
+    assert reply.status == 422
+    # Linear takes a millisecond, quadratic takes seconds.
+    assert process_time() - started < 1

@@ -1,0 +1,198 @@
+"""What every operation of the OpenAPI document refuses, those included that are yet to be written."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.core.recording import Recording
+from tests.hostile.attack import CANARY, FORM, JSON, Attack, Header, Target, strike
+
+OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+MALFORMED = {
+    "empty": b"",
+    "truncated": b'{"',
+    "NaN": b'{"x": NaN}',
+    "a member twice": b'{"x": 1, "x": 2}',
+    "too deep": b"[" * 100_000,
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "no UTF-8": b'{"x": "\xff"}',
+}
+NO_OBJECTS: list[Any] = [None, True, 1, CANARY, [], [{}]]
+FOREIGN: dict[str, list[Header]] = {
+    "no type": [],
+    "text": [("Content-Type", "text/plain")],
+    "multipart": [("Content-Type", "multipart/form-data; boundary=x")],
+    "two types": [JSON, FORM],
+    "compressed": [("Content-Encoding", "gzip")],
+}
+UNPRINTABLE = ("\0", "\x1b", "\x7f", "\x85", "\ue000", "\uffff", "\ud800")
+
+
+class Operation:
+    """One operation of the document, addressed as somebody who may call it."""
+
+    def __init__(self, contract: Mapping[str, Any], path: str, method: str, declared: Mapping[str, Any]) -> None:
+        self._contract = contract
+        self.name = f"{method.upper()} {path}"
+        self.method = method.upper()
+        self.address = path.replace("{user_id}", OTHER_UUID).replace("{session_id}", OTHER_UUID)
+        self.who = "admin" if "security" in declared else "nobody"
+        content = declared.get("requestBody", {}).get("content", {})
+        self.media_type = next(iter(content), None)
+        self._schema = content[self.media_type]["schema"] if self.media_type else {}
+        self.speaks_oauth = "/auth/token" in path or path.endswith("/auth/revoke")
+        self.has_form = self.media_type == FORM[1]
+
+    def attack(self, name: str, status: int, problem: str, query: str = "", **more: Any) -> Attack:
+        options = {"headers": (("Content-Type", self.media_type),) if self.media_type else (), "who": self.who, **more}
+        oauth = "invalid_request" if self.speaks_oauth else None
+        return Attack(
+            f"{self.name}: {name}", status, problem, f"{self.address}{query}", self.method, oauth=oauth, **options
+        )
+
+    def texts(self) -> Iterator[str]:
+        """Name the members of the body that are text for people, or are stored: the others are only compared."""
+        if self.media_type == JSON[1]:
+            for name, member in self._resolved(self._schema)["properties"].items():
+                kinds = [member, *member.get("anyOf", ())]
+                if any(kind.get("type") == "string" and kind.get("format") != "password" for kind in kinds):
+                    yield name
+
+    def secrets(self) -> Iterator[str]:
+        """Name the members of the body that are secrets."""
+        if self.media_type == JSON[1]:
+            for name, member in self._resolved(self._schema)["properties"].items():
+                if member.get("format") == "password":
+                    yield name
+
+    def _resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "$ref" not in schema:
+            return schema
+        resolved: Mapping[str, Any] = self._contract["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return resolved
+
+
+@pytest.fixture
+def operations(target: Target) -> list[Operation]:
+    return [
+        Operation(target.contract, path, method, declared)
+        for path, item in target.contract["paths"].items()
+        for method, declared in item.items()
+    ]
+
+
+async def test_every_operation_refuses_parameters_it_does_not_declare(
+    target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
+) -> None:
+    attacks = []
+    for one in operations:
+        status, problem = (400, "malformed-request") if one.speaks_oauth else (422, "validation-error")
+        body = {"body": b"{}"} if one.media_type == JSON[1] else {}
+        attacks += [
+            one.attack("an unknown parameter", status, problem, f"?foo={CANARY}", **body),
+            *(
+                one.attack(
+                    f"{name} in the address", 400, "malformed-request", f"?{name}={CANARY}", codes=("secret_in_url",)
+                )
+                for name in ("token", "password", "access_token")
+            ),
+        ]
+
+    await strike(target, recording, subtests, attacks)
+
+
+async def test_every_operation_reads_only_its_own_kind_of_body(
+    target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
+) -> None:
+    attacks = []
+    for one in operations:
+        if one.media_type:
+            # What comes uncompressed under the right type is refused compressed.
+            own = ("Content-Type", one.media_type)
+            kinds = FOREIGN | {"another kind": [JSON if one.has_form else FORM]}
+            attacks += [
+                one.attack(
+                    name, 415, "unsupported-media-type", headers=(*given, *([own] if name == "compressed" else []))
+                )
+                for name, given in kinds.items()
+            ]
+            attacks.append(
+                one.attack(
+                    "too large", 413, "payload-too-large", body=b"x" * 1_048_577, answers={"connection": "close"}
+                )
+            )
+
+    assert attacks
+    await strike(target, recording, subtests, attacks)
+
+
+async def test_every_operation_with_json_refuses_what_is_no_json_or_not_its_own(
+    target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
+) -> None:
+    attacks = []
+    for one in operations:
+        if one.media_type == JSON[1]:
+            attacks += [one.attack(name, 400, "malformed-request", body=body) for name, body in MALFORMED.items()]
+            attacks += [
+                one.attack(f"the document {value}", 422, "validation-error", body=json.dumps(value).encode())
+                for value in NO_OBJECTS
+            ]
+            attacks.append(one.attack("an unknown member", 422, "validation-error", body=b'{"foo": "canary7hq2"}'))
+
+    assert attacks
+    await strike(target, recording, subtests, attacks)
+
+
+async def test_every_operation_with_a_form_refuses_what_is_no_form(
+    target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
+) -> None:
+    bodies = [b"", b"foo=canary7hq2", b"&&&", b"\xff", b"%FF=1", b"x=%ED%A0%80", b"a=1&a=2", b"{}", b"=" * 10_000]
+    attacks = [
+        one.attack(f"the form {body[:20]!r}", 400, "malformed-request", body=body)
+        for one in operations
+        if one.has_form
+        for body in bodies
+    ]
+
+    assert attacks
+    await strike(target, recording, subtests, attacks)
+
+
+async def test_every_text_of_every_body_is_printable_and_has_an_end(
+    target: Target, subtests: pytest.Subtests, operations: list[Operation]
+) -> None:
+    checked = 0
+    for one in operations:
+        unprintable = [(name, f"{CANARY}{character}") for name in one.texts() for character in UNPRINTABLE]
+        unending = [(name, CANARY * 1000) for name in (*one.texts(), *one.secrets())]
+        for name, text in (*unprintable, *unending, *((name, f"{CANARY}\ud800") for name in one.secrets())):
+            with subtests.test(f"{one.name} {name} {text[:20]!a}"):
+                body = json.dumps({name: text}).encode()
+                reply = await target.send(one.attack(name, 422, "validation-error", body=body))
+
+                assert reply.status == 422, reply
+                assert f"#/{name}" in {error["pointer"] for error in reply.document["errors"]}
+                assert CANARY not in reply.body.decode()
+                checked += 1
+    assert checked
+
+
+async def test_nobody_gets_into_a_guarded_operation(
+    target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
+) -> None:
+    guarded = [one for one in operations if one.who == "admin"]
+    attacks = [
+        one.attack(name, 401, "unauthorized", who="nobody", headers=(*own, *given), body=b"{}")
+        for one in guarded
+        for own in [(("Content-Type", one.media_type),) if one.media_type else ()]
+        for name, given in (
+            ("no token", ()),
+            ("a junk token", (("Authorization", f"Bearer {CANARY}"),)),
+            ("another scheme", (("Authorization", f"Basic {CANARY}"),)),
+        )
+    ]
+
+    assert attacks
+    await strike(target, recording, subtests, attacks)

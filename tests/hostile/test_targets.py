@@ -1,0 +1,173 @@
+"""Addresses and methods that lead nowhere."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.core.recording import Recording
+from tests.hostile.attack import ME, REVOKE, TOKEN, USERS, Attack, Target, strike
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FOO", "get")
+OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+
+
+def nowhere(target: str | bytes) -> Attack:
+    name = target if isinstance(target, str) else target.decode("latin-1")
+    return Attack(name[:60].encode("unicode_escape").decode(), 404, "not-found", target, "GET", headers=(), who="admin")
+
+
+NOWHERE = [
+    nowhere(target)
+    for target in (
+        "/",
+        "//",
+        "/api",
+        "/api/v1",
+        "/api/v1/",
+        "/api/v2/users/me",
+        "/api/v1//users/me",
+        "//api/v1/users/me",
+        "/api/v1/./users/me",
+        "/api/v1/../api/v1/users/me",
+        "/api/v1/users/me/",
+        "/API/V1/USERS/ME",
+        "/api/v1/users/me;x=1",
+        "/api/v1/users/me%2f",
+        "/api/v1/users%2fme/",
+        "/api/v1/users/me%00",
+        "/api/v1/users/me%0d%0aX-Evil:1",
+        "/api/v1/users/me%20",
+        "/api/v1/users/me.json",
+        "/api/v1/users/me#x",
+        "/api/v1/users/%6de%ff",
+        "/..%2f..%2fetc/passwd",
+        "/docs/..%2f..%2fapp/core/config.py",
+        "/docs/../openapi.json",
+        "/account/..%2f..%2fetc",
+        "/account/%00",
+        "/problems/..%2f",
+        "/problems/%3Cscript%3E",
+        "/.well-known/jwks.json/",
+        "/.env",
+        "/.git/config",
+        "/api/v1/" + "x/" * 5000,
+        "/" + "%2e%2e/" * 1000,
+        "/\ud7ff".encode(),
+        b"/api/v1/users/\xff",
+        b"/%ED%A0%80",
+        b"/%C0%AF",
+    )
+]
+IDS = [
+    nowhere(f"{USERS}/{text}")
+    for text in (
+        "abc",
+        "0",
+        "-1",
+        "1.0",
+        str(2**31),
+        str(2**63),
+        "1" + "0" * 300,
+        "%D9%A1%D9%A2%D9%A3",
+        "null",
+        "undefined",
+        "NaN",
+        "%00",
+        "%27%20or%201=1--",
+        "%3Cscript%3E",
+        "..%2fadmin",
+        "../admin",
+        "*",
+        "%25",
+        "x" * 10_000,
+        "%ED%A0%80",
+        "%FF",
+        OTHER_UUID.upper(),
+        OTHER_UUID.replace("-", ""),
+        f"%7B{OTHER_UUID}%7D",
+        f"urn:uuid:{OTHER_UUID}",
+        f"{OTHER_UUID}%0a",
+        f"%20{OTHER_UUID}",
+        OTHER_UUID,
+        "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+    )
+]
+
+
+@pytest.mark.parametrize("attacks", [NOWHERE, IDS], ids=["addresses", "ids"])
+async def test_an_address_that_leads_nowhere_is_not_found(
+    target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]
+) -> None:
+    await strike(target, recording, subtests, attacks)
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+async def test_an_id_that_cannot_exist_is_answered_like_one_that_does_not(target: Target, method: str) -> None:
+    body = json.dumps({"full_name": "x"}).encode() if method == "PATCH" else b""
+    headers = (("Content-Type", "application/json"),)
+    real = Attack("unknown", 404, "not-found", f"{USERS}/{OTHER_UUID}", method, body, headers, "admin")
+    unreal = replace(real, target=f"{USERS}/abc")
+
+    replies = [await target.send(attack) for attack in (real, unreal)]
+
+    documents = [{**reply.document, "instance": "", "code": "", "detail": ""} for reply in replies]
+    assert documents[0] == documents[1]
+    assert documents[0]["status"] == 404
+
+
+async def test_another_s_login_session_is_answered_like_one_that_does_not_exist(target: Target) -> None:
+    (row,) = await target.watcher.fetch("SELECT id FROM sessions WHERE user_id = $1 LIMIT 1", target.ids["admin"])
+    foreign = Attack("foreign", 404, "not-found", f"{ME}/sessions/{row['id']}", "DELETE", headers=(), who="user")
+    unknown = replace(foreign, target=f"{ME}/sessions/{OTHER_UUID}")
+
+    replies = [await target.send(attack) for attack in (foreign, unknown)]
+
+    documents = [{**reply.document, "instance": ""} for reply in replies]
+    assert documents[0] == documents[1]
+    assert documents[0]["code"] == "session_not_found"
+    assert await target.watcher.fetchval("SELECT revoked_at FROM sessions WHERE id = $1", row["id"]) is None
+
+
+def undeclared(contract: Mapping[str, Any]) -> Iterator[Attack]:
+    for path, item in contract["paths"].items():
+        declared = {name.upper() for name in item}
+        # `me` is also an id: what answers there answers here.
+        allowed = declared | {"DELETE", "GET", "PATCH"} if path == ME else declared
+        address = path.replace("{user_id}", OTHER_UUID).replace("{session_id}", OTHER_UUID)
+        for method in (name for name in METHODS if name not in allowed):
+            yield Attack(
+                f"{method} {path}",
+                405,
+                "method-not-allowed",
+                address,
+                method,
+                b"{}",
+                oauth="invalid_request" if path in {TOKEN, REVOKE} else None,
+                answers={"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))},
+            )
+
+
+async def test_every_address_refuses_a_method_it_does_not_declare(
+    target: Target, recording: Recording, subtests: pytest.Subtests
+) -> None:
+    await strike(target, recording, subtests, undeclared(target.contract))
+
+
+@pytest.mark.parametrize("header", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
+async def test_no_header_makes_another_method_of_a_request(target: Target, header: str) -> None:
+    attack = Attack("override", 200, "", ME, "GET", headers=((header, "DELETE"),), who="user")
+
+    reply = await target.send(attack)
+
+    assert (reply.status, reply.document["id"]) == (200, target.ids["user"])
+
+
+async def test_a_body_where_none_is_wanted_is_not_read(target: Target) -> None:
+    attack = Attack("body", 200, "", ME, "GET", b"\xff{[" * 1000, headers=(("Content-Type", "x"),), who="user")
+
+    for method in ("GET", "HEAD"):
+        assert (await target.send(replace(attack, method=method))).status == 200
