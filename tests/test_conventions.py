@@ -34,6 +34,7 @@ COMMITTERS = {
 }
 DEFERRED_IMPORTS = {
     "core/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
+    "core/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",
 }
 OTHER_ROUTERS = {
     "core/routing.py": "Where routers are made.",

@@ -18,6 +18,7 @@ from app.core.failures import DatabaseUnavailableError
 from app.core.keys import generate_key_set
 from app.core.listening import PortInUseError
 from app.core.security import PasswordHasher
+from app.core.supervisor import WorkerError
 from app.jobs import service as jobs_service
 from app.migrations import runner
 from app.users import service as users_service
@@ -38,8 +39,15 @@ def bedplate() -> None:
 
 
 @cli.command()
-def serve() -> None:
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=128, help="Processes that share the port; SIGHUP renews them one by one.")
+    ] = None,
+) -> None:
     """Serve the API until SIGINT or SIGTERM."""
+    if workers is not None:
+        # An option is a setting like any other, and told like one when it is wrong.
+        os.environ["APP_SERVER__WORKERS"] = str(workers)
     server.serve(load_settings())
 
 
@@ -166,7 +174,7 @@ def main() -> None:
         )
     except OSError as error:
         _stop(f"{error.filename or 'system'}: {os.strerror(error.errno or 0)}")
-    except (ConfigurationError, runner.MigrationError, PortInUseError) as error:
+    except (ConfigurationError, runner.MigrationError, PortInUseError, WorkerError) as error:
         _stop(str(error))
 
 

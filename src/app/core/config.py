@@ -122,9 +122,17 @@ class ServerSettings(_Group):
         default=(),
         description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed.',
     )
+    workers: int = Field(
+        default=1, ge=1, le=128, description="Processes that share the port; `app serve --workers` wins over it."
+    )
+    drain_delay: Pause | None = Field(
+        default=None,
+        description="How long SIGTERM leaves the server open: `/readyz` fails and each answer ends its connection, so that whoever "
+        "directs traffic here can notice. Unset: 5s in production, none elsewhere.",
+    )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
-        description="How long running requests may take to finish once the server is told to stop.",
+        description="How long running requests may take to finish once nothing new is accepted; then they get 503.",
     )
 
 
@@ -523,6 +531,12 @@ class Settings(BaseSettings):
     def runs_jobs_in_process(self) -> bool:
         """Whether the web process is also a worker."""
         return self.environment == "local" if self.jobs.in_process is None else self.jobs.in_process
+
+    @property
+    def drain_delay(self) -> timedelta:
+        """How long the server stays open once it is told to end."""
+        default = timedelta(seconds=5 if self.is_production else 0)
+        return default if self.server.drain_delay is None else self.server.drain_delay
 
     @property
     def public_url(self) -> str:

@@ -96,6 +96,7 @@ class Problem(BaseModel):
     instance: str = Field(description="The path that was asked for.")
     request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
     code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
+    trace_id: Omittable[str] = Field(default=None, description="Where requests are traced: the trace of this one.")
     errors: Omittable[list[FieldProblem]] = Field(default=None, description="The refused values, with 422 only.")
     error: Omittable[str] = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
     error_description: Omittable[str] = Field(
@@ -159,6 +160,8 @@ def problem_response(scope: Any, error: AppError) -> Response:
         "request_id": scope.get("request_id", ""),
         "code": error.code,
     }
+    if "trace_id" in scope:
+        document["trace_id"] = scope["trace_id"]
     if isinstance(error, InvalidInputError):
         document["errors"] = [
             {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:_MAX_ERRORS]
