@@ -26,7 +26,7 @@ from app.core.database import Database
 from app.core.dependencies import ReadinessCheck
 from app.core.documentation import DocumentedAPI, add_documentation
 from app.core.exposition import Exposition
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
@@ -113,6 +113,7 @@ def _lifespan(
         instruments = [hasher.readings, *([listener.readings] if listener else [])]
         try:
             async with (
+                following(keys),
                 worker.in_process(settings, database, keys, tracing),
                 worker.exposing(exposition, database, instruments),
             ):

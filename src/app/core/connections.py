@@ -131,7 +131,14 @@ def _create_engine(
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     event.listen(engine.sync_engine, "handle_error", _spare_the_others)
+    event.listen(engine.sync_engine, "handle_error", _name_silence)
     return engine
+
+
+def _name_silence(context: ExceptionContext) -> Exception | None:
+    """Tell the driver's limit, and a socket that breaks, from the same errors of others: as they come they name nobody."""
+    is_silence = isinstance(context.original_exception, TimeoutError | ConnectionError)
+    return DatabaseUnavailableError() if is_silence else None
 
 
 def _common(settings: DatabaseSettings) -> dict[str, str]:

@@ -7,6 +7,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.core.errors import UnavailableError
 
 READ_ONLY = "25006"
+FOREIGN_KEY_VIOLATION = "23503"
 # Failures of the moment, not of the request: connection, resources, operator intervention, statement and
 # lock timeouts, deadlock and serialization, a primary that has become read-only.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -38,7 +39,7 @@ def constraint_name(error: DBAPIError) -> str | None:
 
 def is_transient(error: Exception) -> bool:
     """Say whether trying again later may help: then the client is told 503, not 500."""
-    if isinstance(error, PoolTimeoutError | TimeoutError | ConnectionError | DatabaseUnavailableError):
+    if isinstance(error, PoolTimeoutError | DatabaseUnavailableError):
         return True
     if not isinstance(error, DBAPIError):
         return False

@@ -24,6 +24,7 @@ from app.core.errors import (
     AppError,
     FieldError,
     ForbiddenError,
+    GoneMeanwhileError,
     InternalError,
     InvalidInputError,
     MalformedRequestError,
@@ -34,7 +35,13 @@ from app.core.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from app.core.failures import DatabaseUnavailableError, is_transient
+from app.core.failures import (
+    FOREIGN_KEY_VIOLATION,
+    DatabaseUnavailableError,
+    constraint_name,
+    is_transient,
+    sqlstate,
+)
 from app.core.fields import Omittable
 
 log = logging.getLogger(__name__)
@@ -197,6 +204,10 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, _from_validation(error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, DBAPIError) and sqlstate(error) == FOREIGN_KEY_VIOLATION:
+            # Were it no race but a defect, this is where it shows.
+            log.warning("what a row refers to is gone: %s", constraint_name(error))
+            return problem_response(request.scope, GoneMeanwhileError())
         if not is_transient(error):
             raise error
         note.write(error)
@@ -205,7 +216,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
-    for kind in (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError):
+    for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
 
 

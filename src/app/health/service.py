@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.core.database import Database
-from app.core.failures import is_transient
+from app.core.failures import DatabaseUnavailableError, is_transient
 from app.health.errors import NotReadyError
 
 _TIMEOUT = 2.0
@@ -65,7 +65,7 @@ async def _in_time[T](question: Coroutine[Any, Any, T]) -> T:
     if not task.done():
         # It ends on its own time: giving up a connection that has gone silent takes as long again.
         task.cancel()
-        raise TimeoutError
+        raise DatabaseUnavailableError
     return task.result()
 
 
