@@ -36,7 +36,7 @@ CONNECTING = {
     "core/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
     "core/failures.py": "Knows the driver's errors; connects to nothing.",
     "core/listening.py": "Listens; connects to nothing.",
-    "core/supervisor.py": "Hands the listening socket to its processes; connects to nothing.",
+    "core/supervisor.py": "Talks to its own processes over pairs of sockets; connects to nothing.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
     "migrations/env.py": "PostgreSQL: Alembic's own command line.",
