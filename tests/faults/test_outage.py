@@ -17,7 +17,7 @@ from tests.faults.site import discrepancies, site_on
 
 KILLS = int(os.environ.get("FAULTS_KILLS", "50" if IS_FULL else "1"))
 # Acknowledged between one kill and the next.
-WRITES = int(os.environ.get("FAULTS_WRITES", "1000" if IS_FULL else "50"))
+WRITES = int(os.environ.get("FAULTS_WRITES", "1000" if IS_FULL else "20"))
 PROCESSES = int(os.environ.get("FAULTS_PROCESSES", "2" if IS_FULL else "1"))
 CLIENTS = int(os.environ.get("FAULTS_CLIENTS", "8"))
 _HEALED = 5.0

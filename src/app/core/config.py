@@ -145,7 +145,7 @@ class DatabaseSettings(_Group):
     direct_url: SecretStr | None = Field(
         default=None,
         description="The same database without a transaction pooler in between, for what needs a session of its own: the "
-        "listener of revocations, workers and migrations. Unset: the URL above.",
+        "listener of revocations, workers and, behind a pooler, migrations. Unset: the URL above.",
     )
     transaction_pooler: bool = Field(
         default=False,

@@ -104,7 +104,7 @@ async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]
 
 def _create_engine(settings: DatabaseSettings) -> AsyncEngine:
     return create_async_engine(
-        settings.direct_sqlalchemy_url(),
+        settings.direct_sqlalchemy_url() if settings.transaction_pooler else settings.sqlalchemy_url(),
         poolclass=NullPool,
         hide_parameters=True,
         connect_args={
