@@ -31,9 +31,11 @@ COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 # Who may open a connection, and to what.
 CONNECTING = {
     "auth/revocation.py": "PostgreSQL: the listener of revocations.",
-    "core/database.py": "PostgreSQL: the two pools.",
+    "core/connections.py": "PostgreSQL: the two pools.",
+    "core/failures.py": "Names the driver's errors; connects to nothing.",
     "core/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
     "core/listening.py": "Listens; connects to nothing.",
+    "core/supervisor.py": "Talks to its own worker processes; connects to nothing.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
     "migrations/env.py": "PostgreSQL: Alembic's own command line.",
@@ -190,9 +192,8 @@ def test_secrets_come_from_the_operating_system() -> None:
         and {alias.name for alias in node.names} - {"UUID"}
     }
 
-    assert used == {("auth/revocation.py", "uniform"), ("jobs/queue.py", "uniform")}, (
-        "a pause may be random; a secret comes from os.urandom"
-    )
+    pauses = {"auth/revocation.py", "core/attempts.py", "jobs/queue.py", "migrations/runner.py"}
+    assert used == {(file, "uniform") for file in pauses}, "a pause may be random; a secret comes from os.urandom"
     assert imported == set()
 
 

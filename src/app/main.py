@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -23,9 +23,10 @@ from app.auth.toolkit import Toolkit
 from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.dependencies import ReadinessCheck
 from app.core.documentation import DocumentedAPI, add_documentation
 from app.core.exposition import Exposition
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
@@ -33,6 +34,8 @@ from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
 from app.core.tracing import Tracing, tracing_from_environment
 from app.health import router as health
+from app.health.service import SchemaWatch
+from app.migrations import revisions
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
@@ -50,8 +53,9 @@ def create_app(
     *,
     exposition: Exposition | None = None,
     tracing: Tracing | None = None,
+    readiness: Sequence[ReadinessCheck] = (),
 ) -> FastAPI:
-    """Build the application. A `database` passed in stays the caller's to dispose of."""
+    """Build the application. A `database` passed in stays the caller's to dispose of; `readiness` adds to what is checked."""
     tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
         title="Bedplate",
@@ -59,7 +63,7 @@ def create_app(
         description="Accounts, login sessions and whatever is built on them.",
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, database, exposition, tracing),
+        lifespan=_lifespan(settings, database, exposition, tracing, readiness),
         generate_unique_id_function=_operation_id,
         telemetry=_telemetry(tracing),
     )
@@ -90,7 +94,11 @@ def create_app(
 
 
 def _lifespan(
-    settings: Settings, given: Database | None, exposition: Exposition | None, tracing: Tracing | None
+    settings: Settings,
+    given: Database | None,
+    exposition: Exposition | None,
+    tracing: Tracing | None,
+    readiness: Sequence[ReadinessCheck],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
@@ -105,6 +113,7 @@ def _lifespan(
         instruments = [hasher.readings, *([listener.readings] if listener else [])]
         try:
             async with (
+                following(keys),
                 worker.in_process(settings, database, keys, tracing),
                 worker.exposing(exposition, database, instruments),
             ):
@@ -116,7 +125,8 @@ def _lifespan(
                     "keys": keys,
                     "database": database,
                     "cursors": CursorSigner(keys.derive("cursor")),
-                    "readiness": (listener.unready,) if listener else (),
+                    "schema": _schema(settings).unready,
+                    "readiness": (*readiness, *((listener.unready,) if listener else ())),
                     "auth": _toolkit(settings, database, keys, hasher),
                     "standing": StandingCheck(database, listener),
                 }
@@ -130,6 +140,12 @@ def _lifespan(
                 await asyncio.to_thread(tracing.shutdown)
 
     return lifespan
+
+
+def _schema(settings: Settings) -> SchemaWatch:
+    return SchemaWatch(
+        head=revisions.head(), known=revisions.known(), accepts_newer=settings.database.accept_newer_schema
+    )
 
 
 def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: PasswordHasher) -> Toolkit:

@@ -10,7 +10,7 @@ from app.auth import jobs as auth
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.exposition import Exposition, exposition
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.metrics import Instrument, Reading
 from app.core.telemetry import configure
 from app.core.tracing import UNTRACED, Tracing, tracing_from_environment
@@ -77,7 +77,7 @@ async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, t
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
     try:
-        async with exposing(exposed, database):
+        async with following(keys), exposing(exposed, database):
             await worker.run()
     finally:
         await database.dispose()

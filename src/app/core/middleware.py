@@ -1,5 +1,6 @@
 """What every request needs, as one pure ASGI layer: id, limits, headers, the access line, the last resort."""
 
+import asyncio
 import logging
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from app.core.config import LogSettings
-from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError
+from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError, UnavailableError
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
@@ -68,6 +69,13 @@ class SecretInUrlError(MalformedRequestError):
     detail = (
         "Secrets do not belong in the address; send them in the body or the Authorization header, and replace this one."
     )
+
+
+class ShuttingDownError(UnavailableError):
+    """This process ends before the request is done."""
+
+    code = "shutting_down"
+    detail = "This server is shutting down; try again shortly."
 
 
 class RequestMiddleware:
@@ -134,6 +142,9 @@ class _Exchange:
             self._status = self._status or _CLIENT_CLOSED_REQUEST
         except AppError as error:
             await self._fail(error)
+        except asyncio.CancelledError:
+            # Only the server gives up a request, once its grace at the end is over; what it has done is rolled back by now.
+            await self._fail(ShuttingDownError())
         except Exception:
             # The one place where a defect becomes an answer. The traceback is in this line and nowhere else.
             log.exception("unhandled error")

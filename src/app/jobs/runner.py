@@ -14,7 +14,7 @@ from opentelemetry.trace import Tracer
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.core.metrics import Distribution, Tally
 from app.core.tracing import UNTRACED, continued
 from app.jobs import service
@@ -131,6 +131,7 @@ class JobRunner:
 
 
 def _details(error: Exception) -> dict[str, Any]:
-    if isinstance(error, TemporaryError | PermanentError) or is_transient(error):
+    # Of a server that is silent or gone, whichever it is, there is nothing to trace.
+    if isinstance(error, TemporaryError | PermanentError | TimeoutError | ConnectionError) or is_transient(error):
         return {"extra": {"error": f"{type(error).__name__}: {error}"}}
     return {"exc_info": error}

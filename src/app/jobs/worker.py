@@ -14,7 +14,7 @@ import procrastinate
 from opentelemetry.trace import Tracer
 from sqlalchemy import text
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.core.tracing import UNTRACED
 from app.jobs import service
 from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
