@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import observability
 from benchmarks.cases import CPU, FAILED, RATE, Case, Goal
 from benchmarks.load import LoadError, Plan, Sending, refuse_to_start_without_tools
 from benchmarks.report import failures, table
@@ -93,3 +94,13 @@ def test_a_wrong_answer_in_any_round_is_counted() -> None:
     rounds = [{"limit": {FAILED: 0.0}, "application": {FAILED: 2.0}}, {"limit": {FAILED: 1.0}, "application": {}}]
 
     assert failures({"one": {"title": "One", "rounds": rounds}}) == 3
+
+
+async def test_each_part_of_being_seen_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = await observability._measure(rounds=1, requests=2)
+
+    table = observability._table(measured)
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in measured]
+    assert all(turn > 0 for turns in measured.values() for turn in turns)
+    # Two lines for each of the two turns of the five that have a line.
+    assert capsys.readouterr().out.count("/things/{thing_id}") == 2 * 2 * 5

@@ -200,7 +200,11 @@ def unchanged_logging() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unchanged_logging", "clone")
-def test_sigterm_ends_the_worker_in_order(queue_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("exporter", ["none", "console"])
+def test_sigterm_ends_the_worker_in_order(
+    queue_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, exporter: str
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
     default = signal.getsignal(signal.SIGTERM)
 
     def end() -> None:
@@ -211,7 +215,9 @@ def test_sigterm_ends_the_worker_in_order(queue_url: str, capsys: pytest.Capture
 
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
-    worker.work(make_settings(queue_url, jobs=QUICK))
+    worker.work(make_settings(queue_url, jobs=QUICK, telemetry={"metrics_port": 0}))
     thread.join()
 
-    assert "worker stopped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "worker stopped" in said
+    assert "metrics are exposed" in said

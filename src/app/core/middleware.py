@@ -21,6 +21,7 @@ from app.core.errors import AppError, InternalError, MalformedRequestError, Payl
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
+from app.core.telemetry import access_log
 from app.core.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
@@ -58,7 +59,6 @@ _DATABASE = Distribution(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
 )
 
-access_log: structlog.stdlib.BoundLogger = structlog.get_logger("app.access")
 log = logging.getLogger(__name__)
 
 
