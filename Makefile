@@ -29,6 +29,10 @@ test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest, COVERAG
 guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check and make test there
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## Send generated requests to every operation; ARGS="--examples 5 --at-least 0" sends fewer
+	@$(PYTHON_IN_VENV) -m tests.fuzz $(ARGS)
+
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
 
@@ -58,6 +62,10 @@ generated: setup ## Check that generated documentation is up to date
 .PHONY: bench
 bench: setup ## Measure the application against a hand-written limit; ARGS="--only livez" takes one case, ROWS=20000 a smaller table
 	@$(PYTHON_IN_VENV) -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(ARGS)
+
+.PHONY: mutation
+mutation: setup ## Break the code of logins and tokens bit by bit and see that tests notice; SAMPLE=20 takes so many of a module
+	@$(PYTHON_IN_VENV) -m tests.mutate --sample $(or $(SAMPLE),0) $(ARGS)
 
 .PHONY: docs
 docs: setup ## Write the generated documentation again

@@ -50,6 +50,8 @@ class Site:
             "APP_SERVER__PUBLIC_URL": PUBLIC_URL,
             "APP_AUTH__SIGNING_KEYS": self.key_set,
             "APP_MAIL__ALLOW_UNDELIVERED": "true",
+            # Left out, the line would be left out of the measurement.
+            "APP_LOG__SAMPLE_EVERY": "1",
         }
 
 

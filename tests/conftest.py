@@ -1,6 +1,7 @@
 """The test kit: one server a run, one database a worker, one rolled-back connection a test."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ROOT = Path(__file__).parent.parent
 _SERVER = pytest.StashKey[Any]()
 _TEMPLATE = pytest.StashKey[str]()
 KEY_SET = generate_key_set()
+# Mutation testing makes one template for a thousand runs, and says where it is.
+TEMPLATE_VARIABLE = "TEST_TEMPLATE_URL"
 
 type Login = Callable[..., Awaitable[dict[str, str]]]
 type Clone = Callable[[], Awaitable[str]]
@@ -39,11 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the server and make the template, once: in the controller, or in the only process there is."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    if template := os.environ.get(TEMPLATE_VARIABLE):
+        config.stash[_TEMPLATE] = template
+        return
     server = server_for_tests(ROOT)
     try:
         url = server.__enter__()  # Left in pytest_unconfigure.
         config.stash[_SERVER] = server
-        config.stash[_TEMPLATE] = asyncio.run(_make_template(url))
+        config.stash[_TEMPLATE] = asyncio.run(make_template(url))
     except (EmbeddedPostgresError, runner.MigrationError, OSError, asyncpg.PostgresError) as error:
         pytest.exit(f"The database for the tests cannot be made: {error}", returncode=1)
 
@@ -61,7 +67,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         server.__exit__(None, None, None)
 
 
-async def _make_template(server_url: str) -> str:
+async def make_template(server_url: str) -> str:
     url = await _create_database(server_url, name=f"template_{uuid4().hex[:12]}")
     await runner.upgrade(DatabaseSettings(url=SecretStr(url)))
     return url

@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 
 from app import server
 from app.core.errors import ConfigurationError
-from app.server import PortInUseError, listen
+from app.core.listening import PortInUseError, listen
 from tests.conftest import KEY_SET, make_settings
 from tests.servers import Server, real_server
 
@@ -152,7 +152,7 @@ def test_an_application_that_does_not_start_is_a_failure(
         raise RuntimeError(message)
         yield
 
-    monkeypatch.setattr(server, "create_app", lambda _: FastAPI(lifespan=lifespan))
+    monkeypatch.setattr(server, "create_app", lambda _, **__: FastAPI(lifespan=lifespan))
 
     with pytest.raises(SystemExit) as ended:
         server.serve(make_settings(database_url, server={"port": 0}))

@@ -15,6 +15,7 @@ from app.core.config import Settings, load_settings
 from app.core.database import Database, DatabaseUnavailableError, WriteSession
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
 from app.core.keys import generate_key_set
+from app.core.listening import PortInUseError
 from app.core.security import PasswordHasher
 from app.jobs import service as jobs_service
 from app.migrations import runner
@@ -164,7 +165,7 @@ def main() -> None:
         )
     except OSError as error:
         _stop(f"{error.filename or 'system'}: {os.strerror(error.errno or 0)}")
-    except (ConfigurationError, runner.MigrationError, server.PortInUseError) as error:
+    except (ConfigurationError, runner.MigrationError, PortInUseError) as error:
         _stop(str(error))
 
 

@@ -21,6 +21,7 @@ from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
+from app.core.exposition import Exposition
 from app.core.keys import KeyRing, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
@@ -40,7 +41,9 @@ ROUTERS = (
 )
 
 
-def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, database: Database | None = None, *, exposition: Exposition | None = None
+) -> FastAPI:
     """Build the application. A `database` passed in stays the caller's to dispose of."""
     app = DocumentedAPI(
         title="Bedplate",
@@ -48,7 +51,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         description="Accounts, login sessions and whatever is built on them.",
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, database),
+        lifespan=_lifespan(settings, database, exposition),
         generate_unique_id_function=_operation_id,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -62,7 +65,10 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         )
     # Added last, so it is outermost: even a refused preflight gets an id, headers and an access line.
     app.add_middleware(
-        RequestMiddleware, max_body_size=settings.server.max_body_size, hsts=settings.environment != "local"
+        RequestMiddleware,
+        max_body_size=settings.server.max_body_size,
+        hsts=settings.environment != "local",
+        log_settings=settings.log,
     )
     add_error_handlers(app)
     app.include_router(health.router)
@@ -77,18 +83,22 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
 
 
 def _lifespan(
-    settings: Settings, given: Database | None
+    settings: Settings, given: Database | None, exposition: Exposition | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
         keys = load_key_ring(settings.auth)
-        database = given or Database(settings.database)
+        database = given or Database(settings.database, slow_query=settings.log.slow_query)
         hasher = PasswordHasher(settings.auth)
         listener = RevocationListener(settings.database) if settings.auth.access_check == "memory" else None
         if listener:
             listener.start()
+        instruments = [hasher.readings, *([listener.readings] if listener else [])]
         try:
-            async with worker.in_process(settings, database, keys):
+            async with (
+                worker.in_process(settings, database, keys),
+                worker.exposing(exposition, database, instruments),
+            ):
                 # What has been loaded stays: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()

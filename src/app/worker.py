@@ -2,15 +2,18 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from app.audit import jobs as audit
 from app.auth import jobs as auth
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.exposition import Exposition, exposition
 from app.core.keys import KeyRing, load_key_ring
+from app.core.metrics import Instrument, Reading
 from app.core.telemetry import configure
+from app.jobs import service as jobs_service
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import make_mailer
@@ -43,19 +46,34 @@ async def in_process(settings: Settings, database: Database, keys: KeyRing) -> A
         yield
 
 
+def exposing(
+    exposed: Exposition | None, database: Database, instruments: Iterable[Instrument] = ()
+) -> AbstractAsyncContextManager[None]:
+    """Answer scrapes meanwhile, with what the queue shows as well."""
+
+    async def look_at_queue() -> Iterable[Reading]:
+        async with database.read_sessions() as session:
+            return await jobs_service.readings(session)
+
+    return exposed.serving([database.readings, *instruments], [look_at_queue]) if exposed else nullcontext()
+
+
 def work(settings: Settings) -> None:
     """Run jobs until SIGINT or SIGTERM."""
     configure(settings.log, readable=settings.environment == "local")
-    asyncio.run(_work(settings, load_key_ring(settings.auth)))
+    keys = load_key_ring(settings.auth)
+    with exposition(settings.telemetry) as exposed:
+        asyncio.run(_work(settings, keys, exposed))
 
 
-async def _work(settings: Settings, keys: KeyRing) -> None:
-    database = Database(settings.database)
+async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None) -> None:
+    database = Database(settings.database, slow_query=settings.log.slow_query)
     worker = _make(settings, database, keys)
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
     try:
-        await worker.run()
+        async with exposing(exposed, database):
+            await worker.run()
     finally:
         await database.dispose()
 

@@ -26,7 +26,7 @@ from app.core.database import Database, WriteSession
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
 from tests.auth.post import AUTH
-from tests.conftest import ROOT, _make_template, cloned, make_settings
+from tests.conftest import ROOT, cloned, make_settings, make_template
 from tests.factories import PASSWORD, make_user
 from tests.servers import real_server
 
@@ -138,7 +138,7 @@ def _area(slower: Sequence[float], faster: Sequence[float]) -> float:
 async def measure(server_url: str, samples: int, cost: int) -> list[Finding]:
     """Measure every operation against a server process of its own."""
     findings = []
-    async with cloned(await _make_template(server_url)) as url:
+    async with cloned(await make_template(server_url)) as url:
         settings = make_settings(url, auth={"bcrypt_cost": cost})
         database, hasher = Database(settings.database), PasswordHasher(settings.auth)
         async with database.begin() as session:

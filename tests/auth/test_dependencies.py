@@ -14,6 +14,7 @@ from app.core.database import Database, WriteSession
 from app.core.security import PasswordHasher
 from app.main import create_app
 from app.users.models import User
+from app.users.roles import SCOPES
 from tests.auth.test_tokens import CHALLENGE, ME, assert_refused
 from tests.conftest import LoggedIn, log_in, running
 from tests.factories import make_user
@@ -228,3 +229,10 @@ async def test_an_operation_documents_what_its_guard_answers(guarded_app: FastAP
     }
     assert examples == {"401": {"unauthorized", "invalid_token"}, "403": {"insufficient_scope"}}
     assert operation["security"] == [{"login": ["users:write", "users:read"]}]
+
+
+async def test_the_document_says_where_and_how_to_log_in(guarded_app: FastAPI) -> None:
+    scheme = guarded_app.openapi()["components"]["securitySchemes"]["login"]
+
+    assert scheme["type"] == "oauth2"
+    assert scheme["flows"] == {"password": {"scopes": SCOPES, "tokenUrl": "/api/v1/auth/token"}}

@@ -307,6 +307,19 @@ async def test_nobody_sends_mail_to_many_addresses_by_moving(client: AsyncClient
     assert "victim5@example.org" not in [mail.to for mail in await post.collect()]
 
 
+async def test_how_often_one_account_asks_to_move_is_no_matter_of_another(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher, pair: Pair
+) -> None:
+    other = await make_user(session, hasher)
+    await session.commit()
+    for number in range(6):
+        await ask(client, pair, f"new{number}@example.org")
+
+    response = await ask(client, await pair_of(client, other.email), "elsewhere@example.org")
+
+    assert response.status_code == 202
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [

@@ -337,6 +337,17 @@ async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient
     assert (await refresh(client, pair)).status_code == 200
 
 
+async def test_wrong_passwords_of_a_thief_elsewhere_do_not_stop_the_owner(client: AsyncClient, ada: User) -> None:
+    stolen, own = await pair_of(client, ada.email), await pair_of(client, ada.email)
+
+    async with from_address(client, THERE) as elsewhere:
+        statuses = [(await reauthenticate(elsewhere, stolen)).status_code for _ in range(11)]
+    right = await client.post(f"{AUTH}/reauthenticate", json={"password": PASSWORD}, headers=bearer(own))
+
+    assert statuses == [403] * 10 + [429]
+    assert right.status_code == 200
+
+
 async def test_passwords_given_again_rightly_do_not_count(client: AsyncClient, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     path, body, headers = f"{AUTH}/reauthenticate", {"password": PASSWORD}, bearer(pair)

@@ -813,6 +813,15 @@ async def test_any_token_of_a_session_logs_it_out(
     assert (await row(session, first.session_id)).revoke_reason == "logout"
 
 
+@pytest.mark.parametrize("token", ["their own", "nobody's"])
+async def test_logging_out_clears_what_the_browser_has(client: AsyncClient, email: str, token: str) -> None:
+    tokens = await start(client, email)
+
+    response = await client.post(REVOKE, data={"token": tokens.refresh if token == "their own" else token})
+
+    assert response.headers["clear-site-data"] == '"cache", "storage"'
+
+
 async def test_logging_out_with_an_unknown_token_changes_nothing_and_is_no_error(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:

@@ -403,6 +403,7 @@ async def test_what_is_not_a_compact_token_is_refused(target: Target, forgery: F
         pytest.param(lambda forge: forge.with_claims(iat=now() + 3), id="issued by a clock three seconds ahead"),
         pytest.param(lambda forge: forge.with_claims(exp=forge.claims["iat"] + MAX_LIFETIME), id="fifteen minutes"),
         pytest.param(lambda forge: forge.with_claims(auth_time=now() - 86_400), id="logged in yesterday"),
+        pytest.param(claim("auth_time", 1_577_836_800), id="logged in when the dates begin"),
         pytest.param(claim("jti", "\u20ac"), id="a claim beyond ASCII"),
         pytest.param(lambda forge: forge.signed(forge.header, dict(reversed(forge.claims.items()))), id="reordered"),
     ],
@@ -627,6 +628,13 @@ def test_a_worker_remembers_a_bounded_number_of_tokens(monkeypatch: pytest.Monke
 
     assert seen == [0, 1, 2, 3] * 2
     assert len(tokens._verified) == 2
+
+
+def test_a_token_is_verified_once_and_then_remembered() -> None:
+    tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
+    token = issued(tokens, 1)
+
+    assert tokens.read(token) is tokens.read(token)
 
 
 @pytest.mark.parametrize(("left", "lifetime"), [(3600, 600), (600.9, 600), (90, 90), (0.5, 1), (-5, 1)])

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from httpx2 import ASGITransport, AsyncClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core.config import LogSettings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
 from app.core.keyset import CursorSigner
@@ -19,13 +20,18 @@ CURSOR_KEY = b"a key for cursors of these tests"
 
 
 def application(
-    router: APIRouter, *, hsts: bool = True, max_body_size: int = 4096, layers: Sequence[Any] = ()
+    router: APIRouter,
+    *,
+    hsts: bool = True,
+    max_body_size: int = 4096,
+    layers: Sequence[Any] = (),
+    log_settings: LogSettings | None = None,
 ) -> DocumentedAPI:
     """Build an application of this router; `layers` are ASGI middleware between the outermost and the rest."""
     app = DocumentedAPI(title="Test", openapi_url=None, redirect_slashes=False)
     for layer in layers:
         app.add_middleware(layer)
-    app.add_middleware(RequestMiddleware, max_body_size=max_body_size, hsts=hsts)
+    app.add_middleware(RequestMiddleware, max_body_size=max_body_size, hsts=hsts, log_settings=log_settings)
     add_error_handlers(app)
     app.include_router(router)
     app.include_router(problem_pages())

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from httpx2 import AsyncClient
 
 from app.core import routing
 from app.core.access import public
+from app.core.config import LogSettings
 from app.core.errors import NotFoundError
 from app.core.fields import Payload
 from app.core.middleware import RequestMiddleware
@@ -48,6 +50,7 @@ router = routing.router()
 async def read_thing(thing_id: str, request: Request) -> dict[str, str]:
     if thing_id == "mine":
         request.scope["user_id"] = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+        request.scope["session_id"] = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b6"
     return {"id": thing_id}
 
 
@@ -64,6 +67,11 @@ async def miss() -> None:
 @router.get("/bug", openapi_extra=public)
 async def bug() -> None:
     raise ZeroDivisionError
+
+
+@router.get("/slow", openapi_extra=public)
+async def be_slow() -> None:
+    await asyncio.sleep(0.06)
 
 
 @router.get("/noting", openapi_extra=public)
@@ -235,6 +243,8 @@ async def test_a_request_is_one_line_with_the_template_and_never_the_path(
         "route",
         "status",
         "duration_ms",
+        "statements",
+        "database_ms",
         "request_id",
         "level",
         "logger",
@@ -248,6 +258,7 @@ async def test_a_request_is_one_line_with_the_template_and_never_the_path(
     )
     assert line["request_id"] == "abcd1234"
     assert 0 <= line["duration_ms"] < 5000
+    assert (line["statements"], line["database_ms"]) == (0, 0)
 
 
 async def test_the_access_line_names_who_was_recognised(app: AsyncClient, recording: Recording) -> None:
@@ -258,7 +269,54 @@ async def test_the_access_line_names_who_was_recognised(app: AsyncClient, record
 
     known, unknown = lines()
     assert known["user_id"] == "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
-    assert "user_id" not in unknown
+    assert known["session_id"] == "0192f0c1-a2b3-7c4d-8e5f-60718293a4b6"
+    assert not {"user_id", "session_id"} & unknown.keys()
+
+
+async def test_a_slow_request_is_a_warning_that_says_so(recording: Recording) -> None:
+    lines = recording()
+    async with serving(router, log_settings=LogSettings.model_validate({"slow_request": "50ms"})) as client:
+        await client.get("/things/1")
+        await client.get("/slow")
+
+    quick, slow = lines()
+    assert (quick["level"], quick.get("slow")) == ("info", None)
+    assert (slow["level"], slow["slow"], slow["event"], slow["route"]) == ("warning", True, "request", "/slow")
+    assert slow["duration_ms"] > 50
+
+
+SAMPLED = {"sampled_routes": ["/things/{thing_id}", "/missing", "/slow"], "sample_every": 3, "slow_request": "50ms"}
+
+
+async def test_of_what_is_asked_all_the_time_one_line_in_so_many_is_written(recording: Recording) -> None:
+    lines = recording()
+    async with serving(router, log_settings=LogSettings.model_validate(SAMPLED)) as client:
+        for number in range(1, 8):
+            await client.get("/things/1", headers={"X-Request-ID": f"request-{number}"})
+        await client.get("/cacheable", headers={"X-Request-ID": "another-route"})
+
+    written = [line["request_id"] for line in lines()]
+    assert written == ["request-1", "request-4", "request-7", "another-route"]
+
+
+@pytest.mark.parametrize("path", ["/missing", "/slow"])
+async def test_what_fails_or_is_slow_is_always_written(recording: Recording, path: str) -> None:
+    lines = recording()
+    async with serving(router, log_settings=LogSettings.model_validate(SAMPLED)) as client:
+        for _ in range(4):
+            await client.get(path)
+
+    assert len(lines()) == 4
+
+
+async def test_every_line_can_be_asked_for(recording: Recording) -> None:
+    lines = recording()
+    settings = LogSettings.model_validate({**SAMPLED, "sample_every": 1})
+    async with serving(router, log_settings=settings) as client:
+        for _ in range(3):
+            await client.get("/things/1")
+
+    assert len(lines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,16 @@ def test_a_common_password_is_refused_in_any_case(password: str) -> None:
     assert refused(password, min_length=8) == "password_too_common"
 
 
+@pytest.mark.parametrize("password", ["sunshineprincess", "Passwordiloveyou", "superman123456789", "letmeinstarwars1"])
+def test_two_common_passwords_joined_are_refused(password: str) -> None:
+    assert refused(password) == "password_too_common"
+
+
+@pytest.mark.parametrize("password", ["sunshine princess", "sunshinevprincess", "qsunshineprincess"])
+def test_what_is_more_than_two_common_passwords_is_accepted(password: str) -> None:
+    assert refused(password) is None
+
+
 @pytest.mark.parametrize(
     "password", ["123456789012345", "987654321098765", "abcdefghijklmno", "ZYXWVUTSRQPONML", "qwertyuiopasdfghj"]
 )

@@ -429,13 +429,13 @@ def test_a_summary_that_was_given_stays(document: Any) -> None:
 
 
 def test_an_operation_without_a_body_declares_the_errors_that_any_can_have(document: Any) -> None:
-    assert set(document["paths"]["/things"]["get"]["responses"]) == {"200", "400", "404", "422", "500", "503"}
+    assert set(document["paths"]["/things"]["get"]["responses"]) == {"200", "400", "404", "406", "422", "500", "503"}
 
 
 def test_an_operation_with_a_body_declares_the_errors_of_bodies_too(document: Any) -> None:
     responses = document["paths"]["/things"]["post"]["responses"]
 
-    assert set(responses) == {"200", "400", "413", "415", "422", "500", "503"}
+    assert set(responses) == {"200", "400", "406", "413", "415", "422", "500", "503"}
 
 
 def test_errors_that_share_a_status_are_merged(document: Any) -> None:

@@ -14,8 +14,9 @@ from sqlalchemy import text
 from app.core.database import Database
 from app.dev.ports import free_port
 from app.jobs.errors import PermanentError, TemporaryError
-from app.jobs.queue import AnyJob, Policy, Work, enqueue, policy
+from app.jobs.queue import AnyJob, Policy, Work, enqueue, name_of, policy
 from app.jobs.worker import JobWorker, Periodic
+from tests.core.scrape import counted_so_far
 from tests.jobs.conftest import MakeWorker, Records, eventually, make_work, quick_settings, rows, statuses
 
 AT_ONCE = Policy(max_attempts=3, first_delay=timedelta(milliseconds=1))
@@ -47,6 +48,52 @@ async def test_a_job_runs_with_its_arguments_and_what_it_may_use(clone: Database
         await until(clone, "succeeded")
 
     assert seen == [*arguments, 1]
+
+
+@pytest.mark.parametrize(
+    ("fails", "outcomes"),
+    [((), {"done": 1}), ((TemporaryError,), {"retried": 1, "done": 1}), ((PermanentError,), {"failed": 1})],
+)
+async def test_how_a_run_ends_is_counted(
+    clone: Database, make_worker: MakeWorker, fails: tuple[type[Exception], ...], outcomes: dict[str, int]
+) -> None:
+    errors = list(fails)
+
+    @policy(AT_ONCE)
+    async def job(work: Work) -> None:
+        if errors:
+            raise errors.pop()("for this test")
+
+    def so_far() -> dict[str, float]:
+        runs = {
+            one: counted_so_far("job_runs_total", task=name_of(job), outcome=one)
+            for one in ("done", "retried", "failed")
+        }
+        return {outcome: count for outcome, count in runs.items() if count}
+
+    before = so_far()
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "failed" if PermanentError in fails else "succeeded")
+
+    assert {
+        outcome: count - before.get(outcome, 0) for outcome, count in so_far().items() if count != before.get(outcome)
+    } == outcomes
+
+
+async def test_jobs_that_nobody_knows_are_counted_as_one(clone: Database, make_worker: MakeWorker) -> None:
+    async def strange(work: Work) -> None: ...
+
+    async def known(work: Work) -> None: ...
+
+    await enqueue_committed(clone, strange)
+    before = counted_so_far("job_runs_total", task="(unknown)", outcome="retried")
+    async with make_worker(known).running():
+        async with asyncio.timeout(20):
+            while counted_so_far("job_runs_total", task="(unknown)", outcome="retried") == before:  # noqa: ASYNC110  # It sends no event.
+                await asyncio.sleep(0.01)
+
+    assert counted_so_far("job_runs_total", task=name_of(strange)) == 0
 
 
 async def test_a_job_enqueued_while_the_worker_waits_is_not_polled_for(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+from contextlib import nullcontext
 from pathlib import Path
 from typing import override
 
@@ -12,7 +13,8 @@ from aiosmtpd.smtp import SMTP
 from app.core.config import MailSettings
 from app.mail.mailer import Mailer, make_mailer
 from app.mail.transports import MailDelayedError, MailRefusedError
-from tests.mail.conftest import Postbox, mail_settings, send, serving
+from tests.core.scrape import counted_so_far
+from tests.mail.conftest import ACCEPTED, Postbox, mail_settings, send, serving
 
 
 async def test_a_mail_arrives_as_text_and_html(mailer: Mailer, postbox: Postbox) -> None:
@@ -109,6 +111,21 @@ async def test_a_message_that_is_refused_for_now_is_for_later(mailer: Mailer, po
 
     with pytest.raises(MailDelayedError, match=r"451 4.3.0 disk full"):
         await send(mailer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"), [(ACCEPTED, "delivered"), ("451 later", "delayed"), ("554 never", "refused")]
+)
+async def test_what_becomes_of_a_mail_is_counted(mailer: Mailer, postbox: Postbox, answer: str, outcome: str) -> None:
+    labels = {"template": "set_password", "outcome": outcome}
+    before = counted_so_far("mails_total", template="set_password"), counted_so_far("mails_total", **labels)
+    postbox.answers.append(answer)
+
+    with nullcontext() if outcome == "delivered" else pytest.raises(Exception, match=answer[:3]):
+        await send(mailer)
+
+    after = counted_so_far("mails_total", template="set_password"), counted_so_far("mails_total", **labels)
+    assert after == (before[0] + 1, before[1] + 1)
 
 
 async def test_a_sender_that_is_refused_waits_for_the_operator(mailer: Mailer, postbox: Postbox) -> None:

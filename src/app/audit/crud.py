@@ -5,7 +5,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func, insert, select
+from sqlalchemy import CTE, ColumnElement, Row, func, insert, select
+from uuid_utils.compat import uuid7
 
 from app.audit.models import AuditEvent
 from app.core import crud
@@ -29,6 +30,12 @@ _LIST = select(*_COLUMNS)
 async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
     """Add an event."""
     await session.execute(insert(AuditEvent).values(**values))
+
+
+def entry(values: Mapping[str, Any]) -> CTE:
+    """Make the addition of an event that goes along with another statement."""
+    # Defaults of Python's are made for the statement that is executed, not for one that goes along.
+    return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
 
 
 async def page(

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import CTE, ColumnElement, Row, Update, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.orm import aliased
 
 from app.auth.models import LoginSession, Revocation
@@ -112,8 +112,19 @@ async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
     return None if row is None else LockedUser._make(row)
 
 
-async def create(session: WriteSession, values: Mapping[str, Any], *, idle: timedelta, absolute: timedelta) -> Created:
-    """Insert a session that ends by the database's clock, and say whether its device has been seen before."""
+async def create(
+    session: WriteSession,
+    values: Mapping[str, Any],
+    *,
+    idle: timedelta,
+    absolute: timedelta,
+    keep: int,
+    along: Sequence[CTE] = (),
+) -> Created:
+    """Insert a session that ends by the database's clock, and say whether its device has been seen before.
+
+    Of the account's live sessions the `keep` seen last stay, the new one included; `along` is done in the same statement.
+    """
     ends = {"idle_expires_at": func.now() + min(idle, absolute), "absolute_expires_at": func.now() + absolute}
     earlier = aliased(LoginSession)
     of_user = exists().where(earlier.user_id == values["user_id"])
@@ -128,19 +139,19 @@ async def create(session: WriteSession, values: Mapping[str, Any], *, idle: time
             (~of_user).label("is_first"),
             of_user.where(earlier.device_family == values["device_family"]).label("is_known_device"),
         )
+        .add_cte(_eviction(values["user_id"], keep - 1), *along)
     )
     return Created._make((await session.execute(statement)).one())
 
 
-async def evict(session: WriteSession, user_id: UUID, *, keep: int) -> Sequence[UUID]:
-    """End the live sessions of an account beyond the `keep` seen last."""
+def _eviction(user_id: UUID, keep: int) -> CTE:
     surplus = (
         select(LoginSession.id)
         .where(LoginSession.user_id == user_id, _IS_LIVE)
         .order_by(LoginSession.last_seen_at.desc(), LoginSession.id.desc())
         .offset(keep)
     )
-    return await _revoke(session, LoginSession.id.in_(surplus), "evicted")
+    return _revoking(LoginSession.id.in_(surplus), "evicted").cte("evicted")
 
 
 async def rotate(
@@ -228,14 +239,16 @@ async def revoke_all(session: WriteSession, user_id: UUID, reason: str, *, but: 
 
 
 async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: str) -> Sequence[UUID]:
-    statement = (
+    statement = _revoking(condition, reason).returning(LoginSession.id).execution_options(synchronize_session=False)
+    return (await session.scalars(statement)).all()
+
+
+def _revoking(condition: ColumnElement[bool], reason: str) -> Update:
+    return (
         update(LoginSession)
         .where(condition, LoginSession.revoked_at.is_(None))
         .values(revoked_at=func.now(), revoke_reason=reason)
-        .returning(LoginSession.id)
-        .execution_options(synchronize_session=False)
     )
-    return (await session.scalars(statement)).all()
 
 
 async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:

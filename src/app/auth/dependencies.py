@@ -77,7 +77,7 @@ class AccessTokenGuard(OAuth2, Guard):
         state = request.state
         claims = state["auth"].access_tokens.read(_bearer_token(request))
         await state["standing"].refuse_revoked(claims, ask=self._ask)
-        request.scope["user_id"] = claims.user_id
+        request.scope["user_id"], request.scope["session_id"] = claims.user_id, claims.session_id
         if not claims.scopes.issuperset(needed.scopes):
             raise InsufficientScopeError(needed.scopes)
         return Principal(

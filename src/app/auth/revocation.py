@@ -9,7 +9,7 @@ is older than `FENCE`, or the connection is away, the database is asked for each
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from uuid import UUID
@@ -17,6 +17,7 @@ from uuid import UUID
 import asyncpg
 
 from app.core.config import DatabaseSettings
+from app.core.metrics import Reading
 
 CHANNEL = "revocations"
 FENCE = 3.0
@@ -38,6 +39,7 @@ FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin) AS snapshot
 LEFT JOIN revocations ON revocations.expires_at > now() AND revocations.xid >= $1::text::xid8
 """
 _EVERYTHING = "0"
+_MODES = ("listening", "polling", "fallback")
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,18 @@ class RevocationListener:
     def age(self) -> float | None:
         """Seconds since the state was last known to be complete."""
         return None if self._last_ok is None else monotonic() - self._last_ok
+
+    def readings(self) -> Iterator[Reading]:
+        """Show how the state is kept current, how old it is and how large."""
+        for mode in _MODES:
+            meaning = (
+                "1 for the way in which revocations are learned; in fallback the database is asked for each request."
+            )
+            yield Reading("revocation_mode", meaning, mode == self.mode, {"mode": mode})
+        yield Reading("revocation_entries", "Revocations that tokens still alive might need.", len(self._set))
+        # There is no age of what has never been known.
+        if (age := self.age) is not None:
+            yield Reading("revocation_age_seconds", "Time since the state was last known to be complete.", age)
 
     @property
     def is_current(self) -> bool:

@@ -140,12 +140,18 @@ async def create_token(
 
 @tokens.post("/revoke", openapi_extra=public, responses=problem_responses(InvalidRequestError, InvalidClientError))
 async def revoke_token(
-    request: AuthRequest, visitor: Visitor, session: SessionDep, payload: Annotated[RevocationRequest, Form()]
+    request: AuthRequest,
+    response: Response,
+    visitor: Visitor,
+    session: SessionDep,
+    payload: Annotated[RevocationRequest, Form()],
 ) -> None:
     """Log out: end the login session that any of its tokens names (RFC 7009).
 
     A token that names none is no error: it is worthless either way.
     """
+    # Whatever a page of this origin has kept of the session; a token in the storage of another origin is its page's own to delete.
+    response.headers["Clear-Site-Data"] = '"cache", "storage"'
     await service.revoke(session, request.state["auth"], visitor, payload.token.get_secret_value())
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import crud, limits, sessions
+from app.auth.crud import LockedUser
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidGrantError,
@@ -17,17 +18,26 @@ from app.auth.errors import (
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
+from app.core.metrics import Tally
 from app.core.rate_limits import Counted
 from app.core.security import HashingBusyError, Verification
 from app.users import service as users_service
 from app.users.service import Account, Credentials
 
+_LOGINS = Tally("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
+_FAILURES = Tally("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
+_REFRESHES = Tally(
+    "token_refreshes", "Uses of refresh tokens, by what came of them.", outcome=("succeeded", "invalid_grant")
+)
+
 
 async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
     """Give a pair of tokens for a password, or for a refresh token."""
     if isinstance(payload, PasswordGrant):
-        return await log_in(kit, actor, payload)
-    return await _refresh(kit, actor, payload)
+        with _LOGINS.outcome():
+            return await log_in(kit, actor, payload)
+    with _REFRESHES.outcome():
+        return await _refresh(kit, actor, payload)
 
 
 async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPair:
@@ -65,11 +75,12 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
-    await kit.limiter.forgive(*counted)
     async with kit.database.begin() as session:
         if verification.new_hash is not None:
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
-        return await _start(session, kit, actor, credentials, payload.scope)
+        user = await _hold(session, credentials)
+        forgiven = kit.limiter.forgiveness(*counted)
+        return await sessions.start(session, kit, actor, user, payload.scope, along=(forgiven,))
 
 
 async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, stored: str | None) -> Verification:
@@ -81,17 +92,12 @@ async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, sto
         raise
 
 
-async def _start(
-    session: WriteSession, kit: Toolkit, actor: Actor, credentials: Credentials, scope: str | None
-) -> TokenPair:
+async def _hold(session: WriteSession, credentials: Credentials) -> LockedUser:
     # Held and read again: the account may have been disabled, or its password changed, while we hashed.
     user = await crud.lock_user(session, credentials.id)
     if user is None or not user.is_active or user.authz_version != credentials.authz_version:
         raise InvalidGrantError
-    pair, session_id = await sessions.start(session, kit, actor, user, scope)
-    owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
-    await audit.record(session, owner, "auth.login_succeeded", subject_id=user.id)
-    return pair
+    return user
 
 
 def _reason(credentials: Credentials | None) -> str:
@@ -104,6 +110,7 @@ def _reason(credentials: Credentials | None) -> str:
 
 async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials | None, reason: str) -> None:
     """Write down the real reason, in a transaction of its own: the request is about to fail."""
+    _FAILURES.count(reason)
     async with kit.database.begin() as session:
         subject_id = credentials.id if credentials else None
         await audit.record(session, actor, "auth.login_failed", subject_id=subject_id, reason=reason)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row
+from sqlalchemy import CTE, Row
 from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
@@ -32,6 +32,7 @@ from app.auth.schemas import TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
+from app.core.metrics import Tally
 from app.jobs import queue
 from app.users import jobs
 from app.users.roles import GRANTS, Role
@@ -41,14 +42,27 @@ _NONCE_BYTES = 32
 _MAX_REPLAYS = 200
 _MAX_USER_AGENT = 256
 _VERSION = re.compile(r"[0-9][0-9._]*")
+_ALARMS = Tally(
+    "refresh_token_alarms",
+    "Login sessions ended because a genuine refresh token came that should not exist any more, or not yet.",
+    event=("auth.refresh_reuse_detected", "auth.refresh_from_the_future"),
+)
 
 
 async def start(
-    session: WriteSession, kit: Toolkit, actor: Actor, user: LockedUser, requested_scope: str | None
-) -> tuple[TokenPair, UUID]:
-    """Begin a login session for an account that the caller holds locked and knows to be active; give its id too."""
+    session: WriteSession,
+    kit: Toolkit,
+    actor: Actor,
+    user: LockedUser,
+    requested_scope: str | None,
+    *,
+    along: Sequence[CTE] = (),
+) -> TokenPair:
+    """Begin a login session for an account that the caller holds locked and knows to be active.
+
+    One statement ends what is too many, records the login, does what comes `along`, and inserts the session.
+    """
     settings = kit.settings.auth
-    await crud.evict(session, user.id, keep=settings.sessions_per_user - 1)
     session_id, nonce, pepper_id = uuid7(), os.urandom(_NONCE_BYTES), kit.keys.active_pepper
     scope = " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else ""
     values = {
@@ -61,7 +75,15 @@ async def start(
         "user_agent": _shortened(actor.user_agent),
         "device_family": _VERSION.sub("", _shortened(actor.user_agent) or ""),
     }
-    made = await crud.create(session, values, idle=settings.refresh_idle_ttl, absolute=settings.refresh_absolute_ttl)
+    owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
+    made = await crud.create(
+        session,
+        values,
+        idle=settings.refresh_idle_ttl,
+        absolute=settings.refresh_absolute_ttl,
+        keep=settings.sessions_per_user,
+        along=(audit.entry(owner, "auth.login_succeeded", subject_id=user.id), *along),
+    )
     if not made.is_first and not made.is_known_device:
         await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
     state = SessionState(
@@ -77,7 +99,7 @@ async def start(
         role=user.role,
         authz_version=user.authz_version,
     )
-    return issue(kit, state), state.id
+    return issue(kit, state)
 
 
 def _shortened(user_agent: str | None) -> str | None:
@@ -180,6 +202,7 @@ async def _end_stolen(session: WriteSession, actor: Actor, state: SessionState, 
     await audit.record(session, thief, event, subject_id=state.user_id)
     await queue.enqueue(session, jobs.mail_user_notice, "session_stolen", state.user_id)
     await session.commit()  # The end of the session has to outlive the error that tells of it.
+    _ALARMS.count(event)
 
 
 async def renew(session: WriteSession, kit: Toolkit, actor: Actor) -> TokenPair:

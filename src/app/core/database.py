@@ -1,8 +1,8 @@
 """PostgreSQL: the two engines, the two kinds of session, the declarative base and its column types."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, override
 from uuid import UUID
 
@@ -13,11 +13,13 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from uuid_utils.compat import uuid7
 
 from app.core.config import DatabaseSettings
 from app.core.errors import UnavailableError
+from app.core.metrics import Reading
+from app.core.statements import watch
 
 MINIMUM_VERSION = 15
 
@@ -81,10 +83,24 @@ class WriteSession(ReadSession):
     sync_session_class = Session
 
 
+class _Pool(AsyncAdaptedQueuePool):
+    """A pool that knows how many wait."""
+
+    waiting = 0
+
+    @override
+    def _do_get(self) -> ConnectionPoolEntry:
+        self.waiting += 1
+        try:
+            return super()._do_get()
+        finally:
+            self.waiting -= 1
+
+
 class Database:
     """The way to PostgreSQL, made when the application starts and disposed of when it stops."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, *, slow_query: timedelta | None = None) -> None:
         self.engine = _create_engine(settings)
         self.read_engine = _create_engine(
             settings,
@@ -93,6 +109,8 @@ class Database:
             # Nothing to undo after single statements: giving the connection back costs no round trip.
             pool_reset_on_return=None,
         )
+        for engine in (self.engine, self.read_engine):
+            watch(engine.sync_engine, slow=slow_query.total_seconds() if slow_query else None)
         self.sessions = async_sessionmaker(self.engine, class_=WriteSession, expire_on_commit=False)
         self.read_sessions = async_sessionmaker(
             self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
@@ -102,6 +120,15 @@ class Database:
         """Close every connection."""
         await self.engine.dispose()
         await self.read_engine.dispose()
+
+    def readings(self) -> Iterator[Reading]:
+        """Show how the pools are used."""
+        for name, engine in (("write", self.engine), ("read", self.read_engine)):
+            pool: Any = engine.pool
+            labels = {"pool": name}
+            yield Reading("database_pool_size", "Connections that the pool may have.", pool.size(), labels)
+            yield Reading("database_pool_in_use", "Connections taken from the pool.", pool.checkedout(), labels)
+            yield Reading("database_pool_waiting", "Tasks that wait for a connection.", pool.waiting, labels)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[WriteSession]:
@@ -116,6 +143,7 @@ def _create_engine(
 ) -> AsyncEngine:
     engine = create_async_engine(
         settings.sqlalchemy_url(),
+        poolclass=_Pool,
         pool_size=settings.pool_size,
         # An overflow pool opens and closes connections under load; a fixed one queues fairly.
         max_overflow=0,

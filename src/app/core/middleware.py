@@ -2,7 +2,9 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import MutableMapping
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,8 +15,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
+from app.core.config import LogSettings
 from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError
+from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
+from app.core.statements import Statements, count_statements
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
@@ -30,6 +35,26 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _HSTS = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"}
+
+# Any word may stand for a method; those nobody knows are one.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLASSES = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
+_IN_FLIGHT = Level("http_requests_in_flight", "Requests that are being answered.")
+_DURATION = Distribution(
+    "http_request_duration_seconds",
+    "How long requests took, to the end of the response.",
+    *("method", "route", "status"),
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+_STATEMENTS = Distribution(
+    "http_request_statements", "Statements that a request executed.", "method", "route", buckets=(0, 1, 2, 4, 8, 16, 32)
+)
+_DATABASE = Distribution(
+    "http_request_database_seconds",
+    "How long a request waited for its statements.",
+    *("method", "route"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
+)
 
 access_log: structlog.stdlib.BoundLogger = structlog.get_logger("app.access")
 log = logging.getLogger(__name__)
@@ -47,9 +72,12 @@ class SecretInUrlError(MalformedRequestError):
 class RequestMiddleware:
     """Wraps the whole application; no request passes it by, and no exception gets past it."""
 
-    def __init__(self, app: ASGIApp, *, max_body_size: int, hsts: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_size: int, hsts: bool, log_settings: LogSettings | None = None
+    ) -> None:
         self._app = app
         self._max_body_size = max_body_size
+        self._access_lines = _AccessLines(log_settings or LogSettings())
         self._headers = [(name, value) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +85,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         # A copy: the server goes by its own `method` when it decides whether a body may follow.
-        exchange = _Exchange(dict(scope), receive, send, self._max_body_size, self._headers)
+        exchange = _Exchange(dict(scope), receive, send, self._max_body_size, self._headers, self._access_lines)
         await exchange.run(self._app)
 
 
@@ -65,13 +93,20 @@ class _Exchange:
     """One request and its response."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, max_body_size: int, headers: list[tuple[str, str]]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        max_body_size: int,
+        headers: list[tuple[str, str]],
+        access_lines: "_AccessLines",
     ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._max_body_size = max_body_size
         self._headers = headers
+        self._access_lines = access_lines
         self._received = 0
         self._status: int | None = None
         self._method: str = scope["method"]
@@ -81,6 +116,8 @@ class _Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         started = perf_counter()
+        _IN_FLIGHT.value += 1
+        self._statements = count_statements()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
         if self._method == "HEAD":
@@ -98,7 +135,10 @@ class _Exchange:
             log.exception("unhandled error")
             await self._fail(InternalError())
         finally:
-            self._write_access_line(perf_counter() - started)
+            _IN_FLIGHT.value -= 1
+            duration, route = perf_counter() - started, _template(self._scope)
+            self._measure(duration, route)
+            self._access_lines.write(self._scope, self._method, route, self._final_status, duration, self._statements)
 
     def _refuse_early(self) -> None:
         query: bytes = self._scope["query_string"]
@@ -133,15 +173,52 @@ class _Exchange:
         if self._status is None:
             await problem_response(self._scope, error)(self._scope, self._receive, self._send_completed)
 
-    def _write_access_line(self, duration: float) -> None:
-        access_log.info(
-            "request",
-            method=self._method,
-            route=_template(self._scope),
-            status=self._status or _CLIENT_CLOSED_REQUEST,
-            duration_ms=round(duration * 1000, 2),
-            **({"user_id": str(user_id)} if (user_id := self._scope.get("user_id")) else {}),
-        )
+    @property
+    def _final_status(self) -> int:
+        return self._status or _CLIENT_CLOSED_REQUEST
+
+    def _measure(self, duration: float, route: str) -> None:
+        method = self._method if self._method in _METHODS else "(other)"
+        _DURATION.observe(duration, method, route, _CLASSES[self._final_status // 100])
+        _STATEMENTS.observe(self._statements.count, method, route)
+        _DATABASE.observe(self._statements.seconds, method, route)
+
+
+class _AccessLines:
+    """One line for each request, but for the many that only ask whether the process is well."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        self._slow = settings.slow_request.total_seconds()
+        self._sampled = frozenset(settings.sampled_routes)
+        self._every = settings.sample_every
+        self._asked: Counter[str] = Counter()
+
+    def write(
+        self, scope: Scope, method: str, route: str, status: int, duration: float, statements: Statements
+    ) -> None:
+        is_slow = duration > self._slow
+        if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._leaves_out(route):
+            return
+        facts: dict[str, Any] = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(duration * 1000, 2),
+            "statements": statements.count,
+            "database_ms": round(statements.seconds * 1000, 2),
+        }
+        if "user_id" in scope:
+            facts |= {"user_id": str(scope["user_id"]), "session_id": str(scope["session_id"])}
+        if is_slow:
+            access_log.warning("request", slow=True, **facts)
+        else:
+            access_log.info("request", **facts)
+
+    def _leaves_out(self, route: str) -> bool:
+        # The first of each lot is written: a process that has just begun shows that it is asked.
+        place = self._asked[route] % self._every
+        self._asked[route] += 1
+        return place != 0
 
 
 def _request_id(given: str | None) -> str:

@@ -27,10 +27,18 @@ def _weaknesses(password: str, min_length: int, about: Collection[str]) -> Itera
         yield "password_too_short", f"This must have at least {min_length} characters; a few words make a good one."
     if len(password) > MAX_LENGTH:
         yield "password_too_long", f"This may have at most {MAX_LENGTH} characters."
-    if password.lower() in _common() or _is_monotonous(password):
+    if _is_common(password.lower()) or _is_monotonous(password):
         yield "password_too_common", "Many people use this password, so it is tried first; choose another one."
     if _is_about(password.lower(), about):
         yield "password_contextual", "This is made of your address, your name or the name of this service."
+
+
+def _is_common(password: str) -> bool:
+    """Say whether many people use it, or it joins two that they use: that is how a short one is made long enough."""
+    common = _common()
+    return password in common or any(
+        password[:cut] in common and password[cut:] in common for cut in range(1, len(password))
+    )
 
 
 def _is_monotonous(password: str) -> bool:

@@ -6,15 +6,17 @@ who is stopped at one of them cannot use up the others. Fixed windows: the first
 """
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-from sqlalchemy import Index, text
+from sqlalchemy import CTE, Index, Update, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
+from app.core.metrics import Tally
 
 # What is exhausted already is seen without a lock and without a write: a flood of refused attempts holds up nobody. Whoever
 # is not told so by the first look counts, waiting for those who came before. Sorted, so that all lock in one order.
@@ -35,8 +37,11 @@ WITH given AS (
 )
 SELECT key, hits, extract(epoch FROM expires_at - now()) FROM (TABLE counted UNION ALL TABLE exhausted) AS outcome
 """)
-_FORGIVE = text("UPDATE rate_limits SET hits = hits - 1 WHERE key = ANY(CAST(:keys AS text[])) AND hits > 0")
 _PURGE = text("DELETE FROM rate_limits WHERE expires_at < now()")
+
+_ATTEMPTS = Tally(
+    "rate_limit_attempts", "What was counted against a limit, and what was refused by it.", limit=(), outcome=()
+)
 
 
 class RateLimit(Base):
@@ -88,16 +93,27 @@ class RateLimiter:
             "periods": [limit.period for limit in limits.values()],
         }
         rows = (await session.execute(_COUNT, parameters)).all()
-        waits = [float(remaining) for key, hits, remaining in rows if hits > limits[key].amount]
-        if waits:
-            raise RateLimitedError(retry_after=max(1, ceil(max(waits))))
+        refusals = {limits[key].name: float(remaining) for key, hits, remaining in rows if hits > limits[key].amount}
+        for limit, _ in counted:
+            if not refusals or limit.name in refusals:
+                _ATTEMPTS.count(limit.name, "refused" if refusals else "counted")
+        if refusals:
+            raise RateLimitedError(retry_after=max(1, ceil(max(refusals.values()))))
 
     async def forgive(self, *counted: Counted) -> None:
         """Take an attempt back that turned out to be rightful."""
         if self._enabled:
-            keys = [self._digest(limit, subject) for limit, subject in counted]
             async with self._database.begin() as session:
-                await session.execute(_FORGIVE, {"keys": sorted(keys)})
+                await session.execute(self._forgiving(counted))
+
+    def forgiveness(self, *counted: Counted) -> CTE:
+        """Give what takes an attempt back along with a statement of the caller's: then it costs no round trip."""
+        return self._forgiving(counted).cte("forgiven")
+
+    def _forgiving(self, counted: Sequence[Counted]) -> Update:
+        # Turned off, nothing has been counted, and nothing is found.
+        keys = [self._digest(limit, subject) for limit, subject in counted]
+        return update(RateLimit).where(RateLimit.key.in_(keys), RateLimit.hits > 0).values(hits=RateLimit.hits - 1)
 
     async def purge(self) -> None:
         """Delete windows that are over."""

@@ -17,12 +17,22 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from app.core.access import guards
-from app.core.errors import AppError, FieldError, InvalidInputError, MalformedRequestError, UnsupportedMediaTypeError
+from app.core.errors import (
+    AppError,
+    FieldError,
+    InvalidInputError,
+    MalformedRequestError,
+    NotAcceptableError,
+    UnsupportedMediaTypeError,
+)
 from app.core.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses, pointer, problem_responses
 
 MAX_DEPTH = 32
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
+_ANYTHING = frozenset({"*/*", JSON})
+_JSON_RANGES = (JSON, "application/problem+json", "application/*", "*/*")
+_NOTHING_OF_IT = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
 # Possessive and without need of an end: a body of unended strings takes no longer than any other.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 # An opening bracket is a step down, a closing one a step up; nothing else moves.
@@ -85,8 +95,12 @@ class Route(APIRoute):
         handle = super().get_route_handler()
         allowed = frozenset(_query_names(self.dependant))
         media_type = self._media_type()
+        # Pages for people and probes answer as they please.
+        is_api = self.include_in_schema
 
         async def strict(request: Request) -> Response:
+            if is_api and (accept := request.headers.get("accept", "*/*")) not in _ANYTHING:
+                _refuse_accept(accept)
             if request.scope["query_string"]:
                 _refuse_parameters(request, allowed)
             if media_type is None:
@@ -110,6 +124,7 @@ class Route(APIRoute):
     def _errors(self) -> Iterable[type[AppError]]:
         """Name the errors that any operation of this shape can answer with."""
         yield from COMMON_ERRORS
+        yield NotAcceptableError
         yield MalformedRequestError  # Credentials in the query string are refused everywhere.
         yield InvalidInputError  # So are unknown parameters.
         if self.body_field is not None:
@@ -162,6 +177,18 @@ def _refuse_repeated(names: list[str]) -> None:
     ]
     if errors:
         raise InvalidInputError(*errors)
+
+
+def _refuse_accept(accept: str) -> None:
+    """Refuse a client that takes no JSON (RFC 9110, 12.5.1): what is most specific decides, and nonsense decides nothing."""
+    ranges: dict[str, bool] = {}
+    for part in accept.split(","):
+        media_range, _, parameters = part.partition(";")
+        ranges[media_range.strip().lower()] = _NOTHING_OF_IT.search(parameters) is None
+    if not any("/" in media_range for media_range in ranges):
+        return
+    if not next((ranges[media_range] for media_range in _JSON_RANGES if media_range in ranges), False):
+        raise NotAcceptableError
 
 
 def _refuse_media_type(request: Request, expected: str) -> None:

@@ -6,7 +6,7 @@ import re
 import threading
 import unicodedata
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,11 @@ from pwdlib.hashers.bcrypt import BcryptHasher
 
 from app.core.config import AuthSettings
 from app.core.errors import UnavailableError
+from app.core.metrics import Reading, Tally
 
+_HASHES = Tally(
+    "password_hashes", "Passwords hashed or verified, and those refused by a full queue.", outcome=("begun", "refused")
+)
 _NICENESS = 10
 _ROUNDS = re.compile(r"\$(?:2[abxy]\$|bcrypt-sha256\$v=2,t=2b,r=)([0-9]{1,2})\$")
 _BCRYPT_SHA256 = re.compile(r"\$bcrypt-sha256\$v=2,t=2b,r=(\d{1,2})\$([A-Za-z0-9./]{22})\$([A-Za-z0-9./]{31})")
@@ -100,6 +104,7 @@ class PasswordHasher:
         self._hashes = PasswordHash((*hashers, _TruncatingBcryptHasher()))
         # Nothing to make up for where the decoy is none of bcrypt's.
         self._rounds = 0 if settings.password_hash == "argon2id" else settings.bcrypt_cost
+        self._thread_count = settings.hash_threads
         self._capacity = settings.hash_threads + settings.hash_queue
         self._admitted = 0
         self._threads = ThreadPoolExecutor(settings.hash_threads, "password-hash", initializer=_lower_priority)
@@ -113,6 +118,12 @@ class PasswordHasher:
     def close(self) -> None:
         """Give the threads back; what has not begun is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def readings(self) -> Iterator[Reading]:
+        """Show how many passwords are being hashed and how many wait."""
+        active = min(self._admitted, self._thread_count)
+        yield Reading("password_hash_active", "Passwords that are being hashed.", active)
+        yield Reading("password_hash_waiting", "Passwords that wait for a thread.", self._admitted - active)
 
     async def hash(self, password: str) -> str:
         """Hash a new password by the preferred scheme."""
@@ -146,7 +157,9 @@ class PasswordHasher:
 
     async def _run[T](self, work: Callable[[], T]) -> T:
         if self._admitted >= self._capacity:
+            _HASHES.count("refused")
             raise HashingBusyError
+        _HASHES.count("begun")
         self._admitted += 1
         future = self._threads.submit(work)
         # When the work is done, not when the caller stops waiting: an abandoned hash still occupies its thread.
@@ -169,9 +182,10 @@ def _composed(password: str) -> str:
 
 
 def _lower_priority() -> None:
-    # On Linux niceness is per thread: hashing yields to whatever answers requests.
+    # On Linux niceness is per thread: hashing yields to whatever answers requests, also in a process that is nice itself.
+    thread = threading.get_native_id()
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _decoy(rounds: int) -> str:

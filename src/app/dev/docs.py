@@ -1,7 +1,6 @@
 """Documentation that is written from the code, so that it cannot say something else."""
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,11 +8,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.core.config import Settings, variables
+from app.dev import security
+from app.dev.markdown import cell, setting, table
 
 ROOT = Path(__file__).resolve().parents[3]
 # Defaults that are computed from the machine: the document must not depend on who writes it.
 _COMPUTED = {"APP_AUTH__HASH_THREADS": "one per core"}
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 _HEADING = """# Settings
 
 Every setting is an environment variable. Written by `make docs` from `src/app/core/config.py`; a test compares the two.
@@ -27,16 +27,24 @@ Every setting is an environment variable. Written by `make docs` from `src/app/c
 
 def configuration() -> str:
     """The page about every setting, in the order of the code."""
-    groups: dict[type[BaseModel], list[str]] = {}
+    groups: dict[type[BaseModel], list[tuple[str, ...]]] = {}
     for variable, name, model in variables():
-        rows = groups.setdefault(model, ["| variable | default | what it does |", "|---|---|---|"])
         field = model.model_fields[name]
-        rows.append(f"| `{variable}` | {_default(variable, field)} | {_cell(field.description)} |")
-    sections = ("\n".join([f"## {_title(model)}", "", *rows]) for model, rows in groups.items())
+        row = (f"`{variable}`", _default(variable, field), cell(field.description))
+        groups.setdefault(model, []).append(row)
+    sections = (
+        f"## {_title(model)}\n\n{table('variable | default | what it does', rows)}" for model, rows in groups.items()
+    )
     return "\n\n".join([_HEADING.strip(), *sections]) + "\n"
 
 
-DOCUMENTS: Mapping[Path, Callable[[], str]] = MappingProxyType({Path("docs/configuration.md"): configuration})
+DOCUMENTS: Mapping[Path, Callable[[], str]] = MappingProxyType(
+    {
+        Path("docs/configuration.md"): configuration,
+        Path("docs/security/asvs.md"): security.report,
+        Path("docs/security/facts.md"): security.facts,
+    }
+)
 
 
 def write(root: Path = ROOT) -> None:
@@ -55,7 +63,7 @@ def _says(path: Path, content: str) -> bool:
 
 
 def _title(model: type[BaseModel]) -> str:
-    return "General" if model is Settings else _cell(model.__doc__).removesuffix(".")
+    return "General" if model is Settings else cell(model.__doc__).removesuffix(".")
 
 
 def _default(variable: str, field: FieldInfo) -> str:
@@ -63,19 +71,4 @@ def _default(variable: str, field: FieldInfo) -> str:
         return _COMPUTED[variable]
     if field.is_required():
         return "**required**"
-    default = field.get_default(call_default_factory=False)
-    if default is None or default == ():
-        return ""
-    return f"`{_duration(default) if isinstance(default, timedelta) else str(default).lower()}`"
-
-
-def _duration(value: timedelta) -> str:
-    seconds = value.total_seconds()
-    for size, unit in _UNITS:
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds * 1000:.0f}ms"
-
-
-def _cell(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("|", "\\|")
+    return setting(field.get_default(call_default_factory=False))

@@ -17,11 +17,12 @@ from app.core.config import Settings, load_settings
 from app.core.database import Database
 from app.core.errors import AppError, ConfigurationError
 from app.core.keys import generate_key_set, load_key_ring
+from app.core.listening import PortInUseError, listen
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
 from app.migrations import runner
-from app.server import PortInUseError, listen, serve
+from app.server import serve
 from app.users import service as users_service
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,6 +14,7 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
 from app.core.database import is_transient
+from app.core.metrics import Distribution, Tally
 from app.jobs import service
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.library import delay
@@ -21,6 +22,11 @@ from app.jobs.queue import AnyJob, Policy, Work, from_json, name_of, parameters,
 
 # What a newer version enqueued waits a quarter of an hour for a worker of that version.
 _UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
+
+_RUNS = Tally("job_runs", "Runs of jobs, by how they ended.", task=(), outcome=())
+_DURATION = Distribution(
+    "job_duration_seconds", "How long jobs ran.", "task", buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
+)
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +75,10 @@ class JobRunner:
         except Exception as error:
             await self._report(stored, error)
             raise
-        log.info("job done", extra={"duration_ms": round((perf_counter() - started) * 1000, 2)})
+        duration = perf_counter() - started
+        _RUNS.count(stored.task_name, "done")
+        _DURATION.observe(duration, stored.task_name)
+        log.info("job done", extra={"duration_ms": round(duration * 1000, 2)})
 
     async def _call(self, name: str, work: Work, arguments: Mapping[str, object]) -> None:
         job = self._jobs.get(name)
@@ -90,6 +99,9 @@ class JobRunner:
     async def _report(self, stored: StoredJob, error: Exception) -> None:
         is_last = delay(self.policy_of, stored, error) is None
         is_grave = is_last or isinstance(error, UnknownJobError)
+        # The name of one that is not ours may be anything.
+        name = stored.task_name if stored.task_name in self._jobs else "(unknown)"
+        _RUNS.count(name, "failed" if is_last else "retried")
         text = "job failed for good; see `app jobs failed`" if is_last else "job failed and is tried again"
         log.log(logging.ERROR if is_grave else logging.WARNING, text, **_details(error))
         # The log has it. Without a database there is nowhere else to write it.

@@ -1,6 +1,6 @@
 """The queue as its keepers see it: what failed, what is to run again, what a dead worker left, what is old."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import override
@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from app.core.database import ReadSession, WriteSession
 from app.core.errors import NotFoundError
+from app.core.metrics import Reading
 from app.core.telemetry import redact
 from app.jobs.errors import TemporaryError
 from app.jobs.queue import Policy
@@ -20,6 +21,18 @@ _FAILED = text("""
            (SELECT max(event.at) FROM procrastinate_events event WHERE event.job_id = job.id) AS failed_at
     FROM procrastinate_jobs job LEFT JOIN job_errors error ON error.job_id = job.id
     WHERE job.status = 'failed' ORDER BY job.id
+""")
+# What waits for its time, to be tried again say, is not late.
+_LENGTHS = text("""
+    SELECT count(*) FILTER (WHERE status = 'todo' AND due <= now()) AS waiting,
+           count(*) FILTER (WHERE status = 'todo' AND due > now()) AS scheduled,
+           count(*) FILTER (WHERE status = 'doing') AS running,
+           count(*) FILTER (WHERE status = 'failed') AS failed,
+           coalesce(extract(epoch FROM now() - min(due) FILTER (WHERE status = 'todo' AND due <= now())), 0) AS lateness
+    FROM (
+        SELECT status, coalesce(scheduled_at, (SELECT max(at) FROM procrastinate_events WHERE job_id = job.id), now()) AS due
+        FROM procrastinate_jobs job WHERE status IN ('todo', 'doing', 'failed')
+    ) AS unfinished
 """)
 # Without its queueing lock: two runs of one periodic job may be put back together.
 _RETRY = text("""
@@ -91,6 +104,20 @@ class FailedJob:
 async def list_failed(session: ReadSession) -> list[FailedJob]:
     """Give the dead jobs, oldest first."""
     return [FailedJob(**row) for row in (await session.execute(_FAILED)).mappings()]
+
+
+async def readings(session: ReadSession) -> Iterator[Reading]:
+    """Show how long the queue is, and how late."""
+    lengths = (await session.execute(_LENGTHS)).one()._asdict()
+    lateness = float(lengths.pop("lateness"))
+    meanings = {
+        "waiting": "Jobs that could be run now.",
+        "scheduled": "Jobs whose time has not come, such as those to be tried again.",
+        "running": "Jobs that a worker has in hand.",
+        "failed": "Jobs that have failed for good; `app jobs failed` lists them.",
+    }
+    late = Reading("jobs_lateness_seconds", "How long the job that waits longest could have been run.", lateness)
+    return iter([late, *(Reading(f"jobs_{name}", meanings[name], number) for name, number in lengths.items())])
 
 
 async def retry(session: WriteSession, ids: Sequence[int] | None) -> list[int]:

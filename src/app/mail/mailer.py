@@ -7,10 +7,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
 
 from app.core.config import MailSettings
+from app.core.metrics import Tally
+from app.jobs.errors import PermanentError
 from app.mail.message import Message, parse_address
 from app.mail.transports import Transport, make_transport
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+_MAILS = Tally("mails", "Mails by template, and whether the mail server took them.", template=(), outcome=())
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,12 @@ class Mailer:
             html=html,
             message_id=f"<{message_id}@{self._sender.domain}>",
         )
-        await self.transport.deliver(message)
+        try:
+            await self.transport.deliver(message)
+        except Exception as error:
+            _MAILS.count(template, "refused" if isinstance(error, PermanentError) else "delayed")
+            raise
+        _MAILS.count(template, "delivered")
         log.info("mail handed over", extra={"template": template, "message_id": message.message_id})
 
 

@@ -1,0 +1,70 @@
+"""What a piece of work asks of the database: how many statements, how long it waited for them, and which were slow.
+
+Counted is what is executed; BEGIN and COMMIT are the driver's and are not.
+"""
+
+import logging
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import ExceptionContext
+
+
+@dataclass(slots=True)
+class Statements:
+    """What has come together so far."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+# Of a statement that fills pages the rest says no more.
+_MAX_TEXT = 1000
+
+log = logging.getLogger(__name__)
+
+_current: ContextVar[Statements | None] = ContextVar("statements", default=None)
+
+
+def count_statements() -> Statements:
+    """Count from here on what the current task, and whatever it starts, asks of the database."""
+    statements = Statements()
+    _current.set(statements)
+    return statements
+
+
+def watch(engine: Engine, *, slow: float | None = None) -> None:
+    """Have the statements of an engine counted, and those logged that take longer than `slow` seconds."""
+
+    def begin(
+        _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        context.began_at = perf_counter()
+
+    def end(
+        _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        note(statement, perf_counter() - context.began_at)
+
+    def fail(failure: ExceptionContext) -> None:
+        # Of a connection that could not be made there is no statement.
+        began_at = getattr(failure.execution_context, "began_at", None)
+        if began_at is not None:
+            note(failure.statement or "", perf_counter() - began_at)
+
+    def note(statement: str, duration: float) -> None:
+        statements = _current.get()
+        if statements is not None:
+            statements.count += 1
+            statements.seconds += duration
+        if slow is not None and duration > slow:
+            # Its text as it was prepared: the values are parameters and stand apart.
+            text = " ".join(statement.split())[:_MAX_TEXT]
+            log.warning("slow query", extra={"statement": text, "duration_ms": round(duration * 1000, 2)})
+
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    event.listen(engine, "handle_error", fail)

@@ -1,0 +1,120 @@
+"""The pages about security that are written from data and code: the ASVS report, and what is enforced."""
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.auth import limits
+from app.core.config import variables
+from app.core.rate_limits import Limit
+from app.dev.markdown import duration, setting, table
+from app.users.schemas import MeUpdate, UserCreate, UserRead, UserUpdate
+
+DATA = Path(__file__).resolve().parents[3] / "docs" / "security"
+STATUSES = ("met", "environment", "gap", "not applicable")
+_REPORT = """# OWASP ASVS 5.0: where this service stands
+
+Written by `make docs` from `docs/security/asvs.toml`. Tests see to it that every test named here exists, and that nothing that is
+met goes without one. The chapters 2, 4, 6 to 9, 13, 14 and 16 are complete; of others, the requirements that bind a service without a front
+end. *Environment* is what whoever deploys has to see to; *gap* is what applies and is not there.
+"""
+_FACTS = """# What is enforced, from the code
+
+Written by `make docs` from the code and from `docs/security/data.toml`. [security.md](../security.md) says what it is for.
+"""
+
+
+def report() -> str:
+    """Count and list the requirements of the ASVS, those that are missing first."""
+    requirements = requirements_of(read("asvs.toml"))
+    chapters: Mapping[str, str] = read("asvs.toml")["chapters"]
+    parts = [_REPORT.strip(), _counts(requirements), _gaps(requirements)]
+    for number, title in chapters.items():
+        rows = [_row(name, one) for name, one in requirements.items() if name.partition(".")[0] == number]
+        parts.append(f"## V{number} {title}\n\n" + table("id | L | status | what holds here | proven by", rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def facts() -> str:
+    """List limits, settings that protect, fields, ways to credentials, stored data, secrets and events."""
+    data = read("data.toml")
+    sections = {
+        "Limits": table("limit | at most | in | counts", _limits(data["limits"])),
+        "Settings that protect": table("setting | default | why", _settings(data["settings"])),
+        "Fields of an account, and who reads and writes them": table(
+            "field | owner | administrator, making it | administrator, changing it", _fields()
+        ),
+        "Ways that lead to credentials": table("operation | what it takes and gives", _pairs(data["pathways"])),
+        "Classes of data": table("class | what that means", _pairs(data["classes"])),
+        "Stored data": table("table | column | class", _columns(data["columns"])),
+        "Secrets": table("setting | protects | change it", _secrets(data["secrets"])),
+        "Events of the audit log": table("event | when", _pairs(data["events"])),
+    }
+    return "\n\n".join([_FACTS.strip(), *(f"## {title}\n\n{table}" for title, table in sections.items())]) + "\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    return tomllib.loads((DATA / name).read_text())
+
+
+def requirements_of(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give the requirements by number, in the order of the standard."""
+    numbers = sorted(data.keys() - {"chapters"}, key=lambda number: [int(part) for part in number.split(".")])
+    return {number: data[number] for number in numbers}
+
+
+def _counts(requirements: Mapping[str, Mapping[str, Any]]) -> str:
+    counted = Counter((one["level"], one["status"]) for one in requirements.values())
+    levels = sorted({level for level, _ in counted})
+    rows = [(f"{level}", *(str(counted[level, status]) for status in STATUSES)) for level in levels]
+    return table(f"level | {' | '.join(STATUSES)}", rows)
+
+
+def _gaps(requirements: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = (
+        f"- **{number}** (level {one['level']}): {one['about']}"
+        for number, one in requirements.items()
+        if one["status"] == "gap"
+    )
+    return "\n".join(["## Gaps", "", *lines])
+
+
+def _row(number: str, one: Mapping[str, Any]) -> tuple[str, ...]:
+    tests = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in one.get("tests", ()))
+    return number, str(one["level"]), one["status"], one["about"], tests
+
+
+def _limits(about: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    for limit in vars(limits).values():
+        if isinstance(limit, Limit):
+            yield f"`{limit.name}`", str(limit.amount), duration(limit.period), about[limit.name]
+
+
+def _settings(reasons: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    defaults = {variable: model.model_fields[name].default for variable, name, model in variables()}
+    return ((f"`{variable}`", setting(defaults[variable]), reason) for variable, reason in reasons.items())
+
+
+def _fields() -> Iterator[tuple[str, ...]]:
+    for field in UserRead.model_fields:
+        yield (f"`{field}`", *(_access(field, model) for model in (MeUpdate, UserCreate, UserUpdate)))
+
+
+def _access(field: str, writing: type[BaseModel]) -> str:
+    return "reads, writes" if field in writing.model_fields else "reads"
+
+
+def _columns(tables: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
+    return ((table, f"`{column}`", kind) for table, columns in tables.items() for column, kind in columns.items())
+
+
+def _secrets(secrets: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
+    return ((f"`{variable}`", one["protects"], one["change"]) for variable, one in secrets.items())
+
+
+def _pairs(entries: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    return ((f"`{name}`", about) for name, about in entries.items())

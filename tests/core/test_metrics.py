@@ -1,0 +1,38 @@
+"""What counts, by itself."""
+
+import pytest
+
+from app.core.errors import ConflictError
+from app.core.metrics import Tally, counted
+from tests.core.scrape import counted_so_far
+
+ENDS = Tally("test_ends", "How the blocks of these tests end.", of=(), outcome=())
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(None, "succeeded"), (ConflictError(), "conflict"), (ZeroDivisionError(), "failed")]
+)
+def test_the_end_of_a_block_is_counted_as_what_it_was(error: Exception | None, outcome: str) -> None:
+    before = counted_so_far("test_ends_total", of="block")
+
+    def work() -> None:
+        with ENDS.outcome("block"):
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(type(error)):
+            work()
+    else:
+        work()
+
+    assert counted_so_far("test_ends_total", of="block", outcome=outcome) == 1
+    assert counted_so_far("test_ends_total", of="block") == before + 1
+
+
+def test_what_is_named_beforehand_is_there_before_it_happens() -> None:
+    Tally("test_announced", "Of this test.", who=("a", "b"), what=("x",))
+
+    named = [sample.labels for family in counted() if family.name == "test_announced" for sample in family.samples]
+
+    assert named == [{"who": "a", "what": "x"}, {"who": "b", "what": "x"}]

@@ -1,0 +1,109 @@
+"""Mutation testing: `make mutation` breaks the code that decides who is who, a little at a time, and sees whether a test notices.
+
+mutmut runs pytest once for each mutant, in a fork. One server and one template are made here for all of these runs, and handed
+to them through the environment. Loaded into pytest as a plugin, this module puts first what most likely kills.
+"""
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from mutmut.configuration import config
+from mutmut.mutation.file_mutation import mutate_file_contents
+from mutmut.utils.format_utils import get_mutant_name
+
+from app.dev.embedded_postgres import server_for_tests
+from tests.conftest import ROOT, TEMPLATE_VARIABLE, make_template
+
+THRESHOLD = 0.9
+# What mutmut notes as the end of a mutant: the exit code of pytest, or one of its own.
+_SURVIVED, _NO_TEST = (0,), (5, 33)
+_TIMED_OUT = (24, 36, 152, 255, -24)
+_RESULTS = ROOT / "mutants" / "src"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests named like the broken module; the first that fails ends the run."""
+    module = os.environ.get("MUTANT_UNDER_TEST", "").rpartition(".")[0].rpartition(".")[2]
+    items.sort(key=lambda item: not item.path.stem.startswith(f"test_{module.removesuffix('s')}"))
+
+
+def main(
+    patterns: Annotated[list[str] | None, typer.Argument(help="Names of mutants, such as 'app.auth.tokens.*'.")] = None,
+    *,
+    sample: Annotated[int, typer.Option(help="At most so many of each module, always the same ones; 0: all.")] = 0,
+) -> None:
+    """Run the mutants that have no result yet, and print the score of each module."""
+    os.chdir(ROOT)
+    names = [name for module in _modules() for name in _sampled(_mutants(module), sample)]
+    done = {name for path in _RESULTS.rglob("*.py.meta") for name, end in _ends(path).items() if end is not None}
+    wanted = [name for name in names if name not in done and any(fnmatch(name, one) for one in patterns or ["*"])]
+    if wanted:
+        with server_for_tests(ROOT) as url:
+            environment = {**os.environ, TEMPLATE_VARIABLE: asyncio.run(make_template(url))}
+            program = Path(sys.executable).with_name("mutmut")
+            subprocess.run([program, "run", "--max-children=1", *wanted], env=environment, check=True)
+    raise typer.Exit(report(set(names)))
+
+
+def _modules() -> Iterator[Path]:
+    return (path for path in sorted(Path("src").rglob("*.py")) if config().should_mutate(path))
+
+
+def _mutants(module: Path) -> list[str]:
+    return [
+        get_mutant_name(module, name) for name in mutate_file_contents(str(module), module.read_text()).mutant_names
+    ]
+
+
+def _sampled(names: Sequence[str], most: int) -> Sequence[str]:
+    # The same seed each time, so that two runs compare.
+    return random.Random(0).sample(names, most) if 0 < most < len(names) else names  # noqa: S311  # No secret.
+
+
+def _ends(path: Path) -> dict[str, int | None]:
+    ends: dict[str, int | None] = json.loads(path.read_text())["exit_code_by_key"]
+    return ends
+
+
+def report(names: set[str]) -> int:
+    """Print the score of each module, of these mutants; 1 when too many of them live."""
+    total: Counter[str] = Counter()
+    for path in sorted(_RESULTS.rglob("*.py.meta")):
+        counted = Counter(_verdict(end) for name, end in _ends(path).items() if name in names)
+        if counted:
+            typer.echo(_line(path.relative_to(_RESULTS / "app").as_posix().removesuffix(".meta"), counted))
+            total += counted
+    typer.echo(_line("all", total))
+    return int(_score(total) < THRESHOLD)
+
+
+def _verdict(end: int | None) -> str:
+    if end is None:
+        return "not run"
+    kinds = {"survived": _SURVIVED, "without a test": _NO_TEST, "timed out": _TIMED_OUT}
+    return next((kind for kind, codes in kinds.items() if end in codes), "killed")
+
+
+def _score(counted: Counter[str]) -> float:
+    dead, alive = counted["killed"] + counted["timed out"], counted["survived"] + counted["without a test"]
+    return dead / (dead + alive) if dead + alive else 0.0
+
+
+def _line(name: str, counted: Counter[str]) -> str:
+    kinds = ("killed", "timed out", "survived", "without a test", "not run")
+    return f"{name:24} {_score(counted):7.1%}  " + ", ".join(f"{counted[kind]} {kind}" for kind in kinds)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,112 @@
+"""The account that docs/security.md gives to the running service: enough for everything it does, and for nothing else."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url
+
+from app.audit import jobs as audit_jobs
+from app.auth import jobs as auth_jobs
+from app.core.database import Database
+from app.core.keys import load_key_ring
+from app.core.security import PasswordHasher
+from app.jobs.queue import Work
+from app.mail.mailer import make_mailer
+from app.main import create_app
+from tests.conftest import ROOT, log_in, make_settings, running
+from tests.factories import make_user
+from tests.jobs.conftest import QUICK, eventually, statuses
+from tests.listings import listings
+
+(GRANTS,) = [listing.text for listing in listings(ROOT / "docs" / "security.md") if listing.language == "sql"]
+EMAIL = "ada@example.com"
+NEW_PASSWORD = "five quiet herons at dawn"
+
+
+@pytest.fixture
+async def service_url(clone_url: str) -> AsyncIterator[str]:
+    """A database of the test's own, and the account of the service in it."""
+    role = f"service_{uuid4().hex[:12]}"
+    owner = await asyncpg.connect(clone_url.replace("+asyncpg", ""))
+    try:
+        await owner.execute(GRANTS.replace("bedplate_service", role))
+        yield (
+            make_url(clone_url)
+            .set(username=role, password="from the secret store")
+            .render_as_string(hide_password=False)
+        )
+    finally:
+        await owner.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
+        await owner.close()
+
+
+async def test_the_service_needs_no_more_than_the_documented_rights(
+    service_url: str, hasher: PasswordHasher, tmp_path: Path
+) -> None:
+    settings = make_settings(
+        service_url,
+        auth={"access_check": "memory"},
+        jobs={**QUICK, "in_process": True},
+        mail={"url": tmp_path.as_uri()},
+    )
+    database = Database(settings.database)
+    async with database.begin() as session:
+        await make_user(session, hasher, email=EMAIL, role="admin")
+
+    async with running(create_app(settings)) as client:
+        headers = await log_in(client, EMAIL)
+        answers = [
+            await client.get("/readyz"),
+            await client.post("/api/v1/auth/register", json={"email": "new@example.com", "password": NEW_PASSWORD}),
+            await client.post("/api/v1/auth/password/forgot", json={"email": EMAIL}),
+            await client.post("/api/v1/users", json={"email": "made@example.com"}, headers=headers),
+            await client.patch("/api/v1/users/me", json={"full_name": "Ada"}, headers=headers),
+            await client.get("/api/v1/audit-events", headers=headers),
+            await client.delete("/api/v1/users/me/sessions", headers=headers),
+        ]
+        await eventually(partial(all_are_done, database, tmp_path))
+    purging = Work(database, make_mailer(settings.mail), load_key_ring(settings.auth), settings)
+    await audit_jobs.purge(purging)
+    await auth_jobs.purge(purging)
+
+    assert [answer.status_code for answer in answers] == [200, 202, 202, 201, 200, 200, 204]
+    await database.dispose()
+
+
+async def all_are_done(database: Database, folder: Path) -> bool:
+    """Say whether every job has succeeded and the three mails have gone out."""
+    return set(await statuses(database)) == {"succeeded"} and mails_in(folder) == 3
+
+
+def mails_in(folder: Path) -> int:
+    return len(list(folder.glob("*.eml")))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE mine (id int)",
+        "ALTER TABLE users ADD COLUMN back_door text",
+        "DROP TABLE audit_events",
+        "TRUNCATE audit_events",
+        "UPDATE audit_events SET event = 'nothing'",
+        "DELETE FROM audit_events",
+        "ALTER TABLE audit_events DISABLE TRIGGER ALL",
+        "DROP TRIGGER sessions_end_is_published ON sessions",
+        "UPDATE alembic_version SET version_num = 'none'",
+        "CREATE ROLE another",
+        "COPY users TO PROGRAM 'cat'",
+    ],
+)
+async def test_the_account_of_the_service_cannot_change_what_guards_it(service_url: str, statement: str) -> None:
+    connection = await asyncpg.connect(service_url.replace("+asyncpg", ""))
+    try:
+        await connection.execute("INSERT INTO audit_events (id, event, detail) VALUES (gen_random_uuid(), 'x', '{}')")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    finally:
+        await connection.close()

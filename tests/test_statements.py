@@ -1,0 +1,154 @@
+"""How many statements each operation sends: an accidental one, or one for each row, is found here."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from types import MappingProxyType
+
+import pytest
+from httpx2 import AsyncClient, Response
+from sqlalchemy import event
+
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.conftest import cloned, log_in, make_settings, running
+from tests.factories import PASSWORD, make_user
+from tests.test_access import ACCESS
+
+TOKEN = "/api/v1/auth/token"
+# Executed statements, with everything switched on as in production; BEGIN and COMMIT are the driver's and not counted.
+STATEMENTS = MappingProxyType(
+    {
+        # Count the attempt; read the account; hold it; one that forgives, records, evicts, and begins the session.
+        "POST /api/v1/auth/token": 4,
+        "POST /api/v1/auth/revoke": 0,  # What cannot be a token never gets to the database.
+        "POST /api/v1/auth/register": 2,
+        "POST /api/v1/auth/verify-email": 1,
+        "POST /api/v1/auth/verify-email/resend": 2,
+        "POST /api/v1/auth/password/forgot": 2,
+        "POST /api/v1/auth/password/reset": 1,
+        "POST /api/v1/auth/email/confirm": 1,
+        # Changes of credentials ask the database about the token, and count and take back the attempt around the hash.
+        "POST /api/v1/auth/reauthenticate": 6,
+        "PUT /api/v1/users/me/password": 11,
+        "POST /api/v1/users/me/email": 12,
+        "GET /api/v1/users/me/sessions": 1,
+        "DELETE /api/v1/users/me/sessions": 3,
+        "DELETE /api/v1/users/me/sessions/{session_id}": 2,
+        "DELETE /api/v1/users/{user_id}/sessions": 4,
+        "POST /api/v1/users/{user_id}/password-reset": 7,
+        "GET /api/v1/users/me": 1,
+        "PATCH /api/v1/users/me": 3,
+        "DELETE /api/v1/users/me": 5,
+        "GET /api/v1/users/me/export": 3,
+        "GET /api/v1/users": 1,
+        "POST /api/v1/users": 7,
+        "GET /api/v1/users/{user_id}": 1,
+        "PATCH /api/v1/users/{user_id}": 4,
+        "DELETE /api/v1/users/{user_id}": 5,
+        "GET /api/v1/audit-events": 1,
+        "GET /readyz": 2,
+        **dict.fromkeys(["GET /livez", "GET /.well-known/jwks.json", "GET /problems/{name}", "GET /account/{name}"], 0),
+        **dict.fromkeys(["GET /openapi.json", "GET /docs", "GET /docs/{name}"], 0),
+    }
+)
+# What the operations of another feature, which have no row, may send.
+MOST_OF_A_READ, MOST_OF_A_WRITE = 1, 5
+_callers = count(1)
+
+
+@dataclass
+class Site:
+    """An application in memory mode, as in production, on a database of its own with some sixty accounts."""
+
+    client: AsyncClient
+    database: Database
+    hasher: PasswordHasher
+
+    async def account(self, **values: str) -> str:
+        """Add an account and give its id."""
+        async with self.database.begin() as session:
+            return str((await make_user(session, self.hasher, **values)).id)
+
+    @contextmanager
+    def noted(self) -> Iterator[list[str]]:
+        """Note what is executed until the block ends."""
+        statements: list[str] = []
+
+        def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+            statements.append(statement)
+
+        engines = [engine.sync_engine for engine in (self.database.engine, self.database.read_engine)]
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", note)
+        yield statements
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.fixture(scope="module")
+async def site(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]:
+    """The application, once it knows the revocations: until then it asks the database for each request."""
+    async with cloned(template_url) as url:
+        settings = make_settings(url, auth={"access_check": "memory"})
+        database = Database(settings.database)
+        async with running(create_app(settings, database)) as client:
+            while (await client.get("/readyz")).status_code != 200:  # The listener's task.
+                pass
+            site = Site(client, database, hasher)
+            for number in range(60):
+                await site.account(email=f"other{number}@example.com")
+            await site.account(email="target@example.com")
+            yield site
+        await database.dispose()
+
+
+async def send(site: Site, operation: str, user_id: str, headers: dict[str, str]) -> Response:
+    access = ACCESS[operation]
+    method, _, template = operation.partition(" ")
+    path = template.format(**{"user_id": user_id, **access.path})
+    return await site.client.request(method, path, json=access.json, data=access.form, headers=headers)
+
+
+@pytest.mark.parametrize("operation", ACCESS)
+async def test_an_operation_sends_as_many_statements_as_it_says(site: Site, operation: str) -> None:
+    caller = f"caller{next(_callers)}@example.com"
+    await site.account(email=caller, role="admin")
+    is_public = ACCESS[operation].scopes is None
+    headers = {} if is_public else await log_in(site.client, caller)
+    target = await site.account()
+
+    with site.noted() as statements:
+        response = await send(site, operation, target, headers)
+
+    assert response.is_success or not (ACCESS[operation].is_found and ACCESS[operation].is_known), response.text
+    if operation in STATEMENTS:
+        assert len(statements) == STATEMENTS[operation], statements
+    else:
+        assert len(statements) <= (MOST_OF_A_READ if operation.startswith("GET ") else MOST_OF_A_WRITE), statements
+
+
+async def test_a_refresh_sends_one_statement(site: Site) -> None:
+    form = {"grant_type": "password", "username": "target@example.com", "password": PASSWORD}
+    pair = (await site.client.post(TOKEN, data=form)).json()
+    form = {"grant_type": "refresh_token", "refresh_token": pair["refresh_token"]}
+
+    with site.noted() as statements:
+        response = await site.client.post(TOKEN, data=form)
+
+    assert response.status_code == 200
+    assert len(statements) == 1, statements
+
+
+async def test_a_full_page_costs_as_many_statements_as_an_empty_one(site: Site) -> None:
+    await site.account(email="reader@example.com", role="admin")
+    headers = await log_in(site.client, "reader@example.com")
+    counts = []
+    for query in ("limit=100", "email=nobody@example.com"):
+        with site.noted() as statements:
+            response = await site.client.get(f"/api/v1/users?{query}", headers=headers)
+        counts.append((len(response.json()["items"]) > 50, len(statements)))
+
+    assert counts == [(True, 1), (False, 1)]
