@@ -33,6 +33,10 @@ guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check an
 fuzz: setup ## Send generated requests to every operation; ARGS="--examples 5 --at-least 0" sends fewer
 	@$(PYTHON_IN_VENV) -m tests.fuzz $(ARGS)
 
+.PHONY: faults
+faults: setup ## Kill, hang, restart and demote PostgreSQL under load, for some minutes; ARGS="-k demoted" hands arguments to pytest
+	@FAULTS=full $(PYTHON_IN_VENV) -m pytest -n0 tests/faults $(ARGS)
+
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
 

@@ -1,6 +1,7 @@
-"""A proxy in front of PostgreSQL that goes silent, cuts connections or swallows notifications, as networks and poolers do."""
+"""A proxy in front of PostgreSQL: silent, slow, deaf on one side, cutting, moving, as networks, poolers and fail-overs are."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,12 +19,16 @@ class Proxy:
     swallows_notifications: bool = False
     # Goes silent as soon as a client sends this.
     silent_at: bytes | None = None
+    # Seconds that everything takes each way, less or more by `jitter`.
+    delay: float = 0.0
+    jitter: float = 0.0
     url: str = ""
     sent: bytearray = field(default_factory=bytearray)
     _flowing: asyncio.Event = field(default_factory=asyncio.Event)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _refuses: bool = False
+    _hearing: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def flows(self) -> bool:
@@ -43,6 +48,15 @@ class Proxy:
         """Let everything through again, what was held back first."""
         self.silent_at = None
         self._flowing.set()
+        self._hearing.set()
+
+    def deafen(self) -> None:
+        """Let through what clients say, and hold back every answer: commits happen that nobody learns of."""
+        self._hearing.clear()
+
+    def lead_to(self, target: str) -> None:
+        """Lead new connections to another server, as an address does that moves; those that are open stay where they are."""
+        self.target = target
 
     def cut(self) -> None:
         """End every connection and refuse new ones."""
@@ -62,7 +76,11 @@ class Proxy:
         self._writers.add(writer)
         if not self._refuses:
             target = make_url(self.target)
-            theirs, ours = await asyncio.open_connection(target.host, target.port)
+            try:
+                theirs, ours = await asyncio.open_connection(target.host, target.port)
+            except OSError:
+                writer.transport.abort()
+                return
             self._writers.add(ours)
             await asyncio.gather(self._upwards(reader, ours), self._downwards(theirs, writer))
             ours.close()
@@ -74,7 +92,7 @@ class Proxy:
                 self.sent += data
                 if self.silent_at and self.silent_at in data:
                     self.stall()
-                await self._flowing.wait()
+                await self._pass()
                 writer.write(data)
                 await writer.drain()
         writer.close()
@@ -85,11 +103,17 @@ class Proxy:
                 # A message is a letter, its length with that of the length itself, and the rest.
                 head = await reader.readexactly(5)
                 message = head + await reader.readexactly(int.from_bytes(head[1:]) - 4)
-                await self._flowing.wait()
+                await self._hearing.wait()
+                await self._pass()
                 if not (self.swallows_notifications and head[:1] == _NOTIFICATION):
                     writer.write(message)
                     await writer.drain()
         writer.close()
+
+    async def _pass(self) -> None:
+        await self._flowing.wait()
+        if self.delay:
+            await asyncio.sleep(self.delay + random.uniform(-self.jitter, self.jitter))  # noqa: S311  # A network.
 
     async def close(self) -> None:
         """End whatever is left."""

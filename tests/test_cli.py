@@ -260,6 +260,41 @@ def test_an_administrator_needs_the_right_password_of_the_database(app: Command,
     assert_failed(result, f'cannot reach the database: password authentication failed for user "{user}"')
 
 
+LIVE_SESSION = """
+WITH owner AS (
+    INSERT INTO users (id, email, email_key, authz_version, role)
+    VALUES (gen_random_uuid(), 'ada@example.com', 'ada@example.com', 1, 'user') RETURNING id
+)
+INSERT INTO sessions (id, user_id, nonce, pepper_id, scope, idle_expires_at, absolute_expires_at, device_family)
+SELECT gen_random_uuid(), id, '', 1, '', now() + interval '1 h', now() + interval '1 h', '' FROM owner
+"""
+
+
+@pytest.mark.parametrize(("arguments", "stdin"), [(["--yes"], ""), ([], "y\n")])
+def test_everybody_is_logged_out_once_that_is_confirmed(
+    app: Command, clone_url: str, arguments: list[str], stdin: str
+) -> None:
+    aftermath(clone_url, LIVE_SESSION)
+
+    code, out, _ = app("sessions", "revoke-all", *arguments, url=clone_url, stdin=stdin)
+
+    assert code == 0
+    assert out.endswith("Ended 1 login session.\n")
+    assert aftermath(clone_url, "SELECT revoke_reason FROM sessions") == [{"revoke_reason": "all"}]
+    assert app("sessions", "revoke-all", "--yes", url=clone_url)[1] == "Ended 0 login sessions.\n"
+
+
+@pytest.mark.parametrize("stdin", ["n\n", ""])
+def test_nobody_is_logged_out_without_a_yes(app: Command, clone_url: str, stdin: str) -> None:
+    aftermath(clone_url, LIVE_SESSION)
+
+    code, _, _ = app("sessions", "revoke-all", url=clone_url, stdin=stdin)
+
+    assert code == 1
+    assert aftermath(clone_url, "SELECT revoke_reason FROM sessions") == [{"revoke_reason": None}]
+    assert aftermath(clone_url, "SELECT * FROM session_cutoffs") == []
+
+
 def test_generated_keys_are_readable_by_their_owner_alone(app: Command, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
 

@@ -27,12 +27,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 COMMITTERS = {
     "auth/sessions.py _end_stolen": "The end of the session has to outlive the error that tells of the stolen token.",
     "core/dependencies.py get_session": "The edge of HTTP: one commit for each request that writes.",
+    "core/database.py commit": "The session's own, which remembers that it was done.",
     "core/database.py begin": "The edge of commands and jobs.",
     "migrations/env.py _connect_and_run": "Alembic's own command line.",
     "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
 }
 DEFERRED_IMPORTS = {
     "core/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
+    "core/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",
 }
 OTHER_ROUTERS = {
     "core/routing.py": "Where routers are made.",

@@ -203,7 +203,10 @@ async def test_a_waiting_runner_does_not_keep_a_transaction_open(clone_url: str)
     assert counts.count(0) > len(counts) // 2
 
 
-async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(clone_url: str) -> None:
+async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(
+    clone_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_TABLE_PATIENCE", 0)
     before = await shape(clone_url)
     async with connected(clone_url) as other:
         transaction = other.transaction()
@@ -220,6 +223,35 @@ async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(
     assert set(await shape(clone_url)) <= set(before)
     await upgrade(settings_of(clone_url))
     assert await shape(clone_url) == before
+
+
+async def test_a_migration_lets_others_pass_until_it_gets_its_lock(
+    clone_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "_TABLE_PAUSE", 0.3)
+    settings = settings_of(clone_url, migration_lock_timeout="50ms")
+    await upgrade(settings, "base")
+    await upgrade(settings, "20261123_users")
+    async with connected(clone_url) as other, connected(clone_url) as user:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("LOCK TABLE users IN ACCESS SHARE MODE")
+        waiting = asyncio.ensure_future(upgrade(settings, "base"))
+        passed = 0
+        async with asyncio.timeout(30):
+            while len(caplog.records) < 2:
+                await user.fetchval("SELECT count(*) FROM users")
+                passed += bool(caplog.records)
+                await asyncio.sleep(0.01)
+        await transaction.rollback()
+        await waiting
+
+    assert await revision(clone_url) is None
+    assert {record.getMessage() for record in caplog.records} == {
+        "a migration did not get the lock it needs and is tried again"
+    }
+    # Between one attempt and the next.
+    assert passed >= 5
 
 
 @pytest.fixture

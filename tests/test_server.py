@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,14 +17,21 @@ from typing import Any
 import asyncpg
 import pytest
 import structlog
+import uvicorn
 from fastapi import FastAPI
 from httpx2 import AsyncClient
 from sqlalchemy import make_url
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from app import server
+from app.core.database import Database
 from app.core.errors import ConfigurationError
 from app.core.listening import PortInUseError, listen
+from app.core.security import PasswordHasher
+from app.core.supervisor import DRAIN, QUIT, RETIRE
 from tests.conftest import KEY_SET, make_settings
+from tests.factories import PASSWORD, make_user
 from tests.servers import Server, real_server
 
 
@@ -140,6 +148,105 @@ def test_serving_ends_without_an_error_when_told(
     assert answers == [200]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
+
+
+@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.parametrize(
+    ("told", "statuses"),
+    [
+        pytest.param(DRAIN, (503, "close"), id="drain"),
+        pytest.param(RETIRE, (503, "close"), id="retire"),
+        pytest.param(QUIT, None, id="quit"),
+        pytest.param(b"", None, id="the supervisor has ended"),
+    ],
+)
+def test_a_worker_obeys_its_supervisor(clone_url: str, told: bytes, statuses: tuple[int, str] | None) -> None:
+    ours, theirs = socket.socketpair()
+    answers: list[tuple[int, str | None]] = []
+
+    def on_ready() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=5)
+        connection.connect()
+        # Ctrl-C reaches the whole group, and is the supervisor's business.
+        os.kill(os.getpid(), signal.SIGINT)
+        if told:
+            ours.sendall(told)
+        ours.shutdown(socket.SHUT_WR)
+        if statuses:
+            time.sleep(0.2)
+            connection.request("GET", "/readyz")
+            response = connection.getresponse()
+            answers.append((response.status, response.getheader("connection")))
+        connection.close()
+
+    with ours, theirs, listen("127.0.0.1", 0) as listener:
+        settings = make_settings(clone_url, server={"drain_delay": "1s"})
+        server._Server(settings, None, on_ready, theirs).run(sockets=[listener])
+
+    assert answers == ([statuses] if statuses else [])
+
+
+async def test_a_connection_is_not_closed_under_a_request_that_has_just_arrived() -> None:
+    async def application(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    config = uvicorn.Config(application, http=server._Connection, log_config=None)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: server._Connection(config, state, {}), "127.0.0.1", 0)
+    async with listener:
+        client = socket.create_connection(listener.sockets[0].getsockname())
+        client.setblocking(False)  # noqa: FBT003  # The one argument it has.
+        while not state.connections:  # noqa: ASYNC110  # The listener's.
+            await asyncio.sleep(0)
+        (connection,) = state.connections
+
+        # Sent, and not yet read: the event loop has had no turn.
+        client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.shutdown()
+        answer = await loop.sock_recv(client, 4096)
+        connection.shutdown()
+
+        assert answer.startswith(b"HTTP/1.1 204")
+        assert await loop.sock_recv(client, 4096) == b""
+        client.close()
+
+
+@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_a_request_that_outlasts_the_grace_is_told_and_rolled_back(
+    clone_url: str, hasher: PasswordHasher, arguments: tuple[str, ...]
+) -> None:
+    patient = {"APP_DATABASE__LOCK_TIMEOUT": "60s", "APP_DATABASE__STATEMENT_TIMEOUT": "60s"}
+    plain = make_url(clone_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    database = Database(make_settings(clone_url).database)
+    async with database.begin() as session:
+        user = await make_user(session, hasher)
+    await database.dispose()
+    async with (
+        real_server(clone_url, *arguments, APP_SERVER__SHUTDOWN_GRACE="1s", **patient) as running,
+        AsyncClient(base_url=running.base_url, timeout=30) as client,
+    ):
+        holder = await asyncpg.connect(plain)
+        await holder.execute("BEGIN")
+        await holder.execute("SELECT FROM users WHERE id = $1 FOR UPDATE", user.id)
+        form = {"grant_type": "password", "username": user.email, "password": PASSWORD}
+        waiting = asyncio.create_task(client.post("/api/v1/auth/token", data=form))
+        while not await holder.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            pass
+
+        running.process.send_signal(signal.SIGTERM)
+        response = await waiting
+        code = await asyncio.wait_for(running.process.wait(), 20)
+        await holder.execute("ROLLBACK")
+
+        assert response.status_code == 503
+        assert (response.json()["code"], response.headers["retry-after"]) == ("shutting_down", "1")
+        assert code == 0
+        assert await holder.fetchval("SELECT count(*) FROM sessions") == 0
+        await holder.close()
 
 
 @pytest.mark.usefixtures("_logging_restored")

@@ -1,34 +1,42 @@
-"""`app serve | worker | migrate | jobs … | users … | keys …`: each builds settings, calls one service, commits."""
+"""`app serve | worker | migrate | jobs … | users … | sessions … | keys …`: each builds settings and calls one service."""
 
 import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
 from app import server, worker
+from app.auth.cutoff import end_every_session
+from app.core import rotation
 from app.core.config import Settings, load_settings
-from app.core.database import Database, DatabaseUnavailableError, WriteSession
+from app.core.database import Database, WriteSession
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
+from app.core.failures import DatabaseUnavailableError
 from app.core.keys import generate_key_set
 from app.core.listening import PortInUseError
 from app.core.security import PasswordHasher
+from app.core.supervisor import WorkerError
 from app.jobs import service as jobs_service
 from app.migrations import runner
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError
+from app.users.links import LIFETIMES as LINK_LIFETIMES
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 users = typer.Typer(no_args_is_help=True, help="Accounts.")
 keys = typer.Typer(no_args_is_help=True, help="Signing keys.")
+sessions = typer.Typer(no_args_is_help=True, help="Login sessions.")
 jobs = typer.Typer(no_args_is_help=True, help="Jobs that failed.")
 cli.add_typer(users, name="users")
 cli.add_typer(jobs, name="jobs")
 cli.add_typer(keys, name="keys")
+cli.add_typer(sessions, name="sessions")
 
 
 @cli.callback()
@@ -37,8 +45,15 @@ def bedplate() -> None:
 
 
 @cli.command()
-def serve() -> None:
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=128, help="Processes that share the port; SIGHUP renews them one by one.")
+    ] = None,
+) -> None:
     """Serve the API until SIGINT or SIGTERM."""
+    if workers is not None:
+        # An option is a setting like any other, and told like one when it is wrong.
+        os.environ["APP_SERVER__WORKERS"] = str(workers)
     server.serve(load_settings())
 
 
@@ -125,24 +140,89 @@ def retry_jobs(
 
 
 async def _in_transaction[T](settings: Settings, call: Callable[[WriteSession], Awaitable[T]]) -> T:
-    database = Database(settings.database)
-    try:
+    async def within(database: Database) -> T:
         async with database.begin() as session:
             return await call(session)
+
+    return await _with_database(settings, within)
+
+
+async def _with_database[T](settings: Settings, call: Callable[[Database], Awaitable[T]]) -> T:
+    database = Database(settings.database)
+    try:
+        return await call(database)
     finally:
         await database.dispose()
+
+
+@sessions.command("revoke-all")
+def revoke_all_sessions(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Log everybody out, at once and everywhere: no token issued before works, and a new login does."""
+    settings = load_settings()
+    if not yes:
+        typer.confirm("Everybody has to log in again. Go on?", abort=True)
+    ended = asyncio.run(_with_database(settings, end_every_session))
+    typer.echo(f"Ended {ended} login session{'' if ended == 1 else 's'}.")
 
 
 @keys.command("generate")
 def generate_keys(
     file: Annotated[Path, typer.Argument(help="File to make; it must not exist. Keep it secret and backed up.")],
+    algorithm: Annotated[Literal["ES256", "EdDSA"], typer.Option(help="What access tokens are signed with.")] = "ES256",
 ) -> None:
-    """Make the private key set that access tokens are signed with."""
+    """Make a private key set: a key that access tokens are signed with, and a pepper for all other tokens."""
     # O_EXCL: keys are never overwritten, and nobody else can read them, not even for a moment.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as output:
-        output.write(generate_key_set())
+        output.write(generate_key_set(algorithm))
     typer.echo(f"Wrote {file}; set APP_AUTH__SIGNING_KEYS_FILE to it.")
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Say of each key where it stands: next, active, retiring."""
+    typer.echo("\n".join(str(key) for key in rotation.listed(load_settings().auth)))
+
+
+@keys.command("add")
+def add_key(
+    kind: Annotated[Literal["signing", "pepper"], typer.Argument(help="What is to be rotated.")],
+    algorithm: Annotated[Literal["ES256", "EdDSA"], typer.Option(help="Of a signing key.")] = "ES256",
+) -> None:
+    """Make the next key known, which `app keys retire` will let take over."""
+    with rotation.changing(load_settings().auth) as stored:
+        kid = rotation.add(stored, kind, algorithm)
+    ready = datetime.now(UTC) + rotation.LEAD[kind]
+    typer.echo(f"Added {kid}, known from now on; it can take over at {ready:%Y-%m-%d %H:%M}Z.")
+
+
+@keys.command("retire")
+def retire_key(
+    kid: Annotated[str, typer.Argument(help="Id of the active key, as `app keys list` shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Though the next one may not be known everywhere yet.")
+    ] = False,
+) -> None:
+    """Let the next key take over; what was made with this one goes on being good."""
+    with rotation.changing(load_settings().auth) as stored:
+        successor = rotation.retire(stored, kid, force=force)
+    typer.echo(f"{successor} is active now; {kid} is retiring, and can be removed once no token made with it is alive.")
+
+
+@keys.command("remove")
+def remove_key(
+    kid: Annotated[str, typer.Argument(help="Id of a key that is not active.")],
+    force: Annotated[bool, typer.Option("--force", help="Though tokens made with it may be alive.")] = False,
+) -> None:
+    """Remove a key; every token that was made with it is refused from then on."""
+    auth = load_settings().auth
+    # A session that goes on is moved to the active pepper when it is refreshed.
+    live = max(auth.refresh_idle_ttl, *LINK_LIFETIMES.values())
+    with rotation.changing(auth) as stored:
+        rotation.remove(stored, kid, refresh_tokens_live=live, force=force)
+    typer.echo(f"Removed {kid}.")
 
 
 def main() -> None:
@@ -165,7 +245,13 @@ def main() -> None:
         )
     except OSError as error:
         _stop(f"{error.filename or 'system'}: {os.strerror(error.errno or 0)}")
-    except (ConfigurationError, runner.MigrationError, PortInUseError) as error:
+    except (
+        ConfigurationError,
+        PortInUseError,
+        WorkerError,
+        rotation.KeyChangeError,
+        runner.MigrationError,
+    ) as error:
         _stop(str(error))
 
 

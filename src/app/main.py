@@ -1,11 +1,14 @@
 """The application as a list of contents: settings in, app out."""
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from app import worker
@@ -20,15 +23,19 @@ from app.auth.toolkit import Toolkit
 from app.core.access import refuse_undeclared
 from app.core.config import Settings
 from app.core.database import Database
+from app.core.dependencies import ReadinessCheck
 from app.core.documentation import DocumentedAPI, add_documentation
 from app.core.exposition import Exposition
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.keyset import CursorSigner
 from app.core.middleware import RequestMiddleware
 from app.core.problems import add_error_handlers, problem_pages
 from app.core.rate_limits import RateLimiter
 from app.core.security import PasswordHasher
+from app.core.tracing import Tracing, tracing_from_environment
 from app.health import router as health
+from app.health.service import SchemaWatch
+from app.migrations import revisions
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
@@ -42,18 +49,24 @@ ROUTERS = (
 
 
 def create_app(
-    settings: Settings, database: Database | None = None, *, exposition: Exposition | None = None
+    settings: Settings,
+    database: Database | None = None,
+    *,
+    exposition: Exposition | None = None,
+    tracing: Tracing | None = None,
+    readiness: Sequence[ReadinessCheck] = (),
 ) -> FastAPI:
-    """Build the application. A `database` passed in stays the caller's to dispose of."""
+    """Build the application. A `database` passed in stays the caller's to dispose of; `readiness` adds to what is checked."""
+    tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
         title="Bedplate",
         version="1",
         description="Accounts, login sessions and whatever is built on them.",
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, database, exposition),
+        lifespan=_lifespan(settings, database, exposition, tracing, readiness),
         generate_unique_id_function=_operation_id,
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        telemetry=_telemetry(tracing),
     )
     if settings.server.cors_origins:
         app.add_middleware(
@@ -83,7 +96,11 @@ def create_app(
 
 
 def _lifespan(
-    settings: Settings, given: Database | None, exposition: Exposition | None
+    settings: Settings,
+    given: Database | None,
+    exposition: Exposition | None,
+    tracing: Tracing | None,
+    readiness: Sequence[ReadinessCheck],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
@@ -93,10 +110,13 @@ def _lifespan(
         listener = RevocationListener(settings.database) if settings.auth.access_check == "memory" else None
         if listener:
             listener.start()
+        if tracing:
+            tracing.watch(database)
         instruments = [hasher.readings, *([listener.readings] if listener else [])]
         try:
             async with (
-                worker.in_process(settings, database, keys),
+                following(keys),
+                worker.in_process(settings, database, keys, tracing),
                 worker.exposing(exposition, database, instruments),
             ):
                 # What has been loaded stays: the collector need not look at it again.
@@ -107,7 +127,8 @@ def _lifespan(
                     "keys": keys,
                     "database": database,
                     "cursors": CursorSigner(keys.derive("cursor")),
-                    "readiness": (listener.unready,) if listener else (),
+                    "schema": _schema(settings).unready,
+                    "readiness": (*readiness, *((listener.unready,) if listener else ())),
                     "auth": _toolkit(settings, database, keys, hasher),
                     "standing": StandingCheck(database, listener),
                 }
@@ -117,8 +138,16 @@ def _lifespan(
             hasher.close()
             if given is None:
                 await database.dispose()
+            if tracing:
+                await asyncio.to_thread(tracing.shutdown)
 
     return lifespan
+
+
+def _schema(settings: Settings) -> SchemaWatch:
+    return SchemaWatch(
+        head=revisions.head(), known=revisions.known(), accepts_newer=settings.database.accept_newer_schema
+    )
 
 
 def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: PasswordHasher) -> Toolkit:
@@ -131,6 +160,25 @@ def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: Pass
         access_tokens=AccessTokens(keys, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime),
         limiter=RateLimiter(database, keys.derive("rate-limit"), enabled=settings.rate_limit.enabled),
     )
+
+
+def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    # Requests, not each dependency of theirs. Metrics and logs are ours in any case: they say the same, and cost less.
+    chosen: TelemetryConfig = {
+        "tracing": tracing is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": _is_probe,
+    }
+    if tracing:
+        chosen["tracer_provider"] = tracing.provider
+    return chosen
+
+
+def _is_probe(scope: MutableMapping[str, Any]) -> bool:
+    return scope["path"] in {"/livez", "/readyz"}
 
 
 def _operation_id(route: APIRoute) -> str:

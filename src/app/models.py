@@ -1,7 +1,7 @@
 """Every feature's models, so that the metadata is whole; a new feature adds its own here."""
 
 from app.audit.models import AuditEvent
-from app.auth.models import LoginSession, Revocation
+from app.auth.models import LoginSession, Revocation, SessionCutoff
 from app.core.database import Base
 from app.core.rate_limits import RateLimit
 from app.jobs.models import JobError
@@ -15,5 +15,6 @@ __all__ = [
     "LoginSession",
     "RateLimit",
     "Revocation",
+    "SessionCutoff",
     "User",
 ]

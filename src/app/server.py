@@ -1,23 +1,35 @@
-"""The HTTP server around the application."""
+"""The HTTP server around the application: one process, or several that share a listening socket; and how it ends."""
 
 import asyncio
+import fcntl
+import gc
 import logging
+import os
+import signal
 import socket
-from collections.abc import Callable
+import struct
+import sys
+import termios
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import override
+from typing import NoReturn, override
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.core.config import Settings
-from app.core.exposition import exposition
+from app.core.exposition import Exposition, exposition
 from app.core.keys import load_key_ring
 from app.core.listening import listen
+from app.core.supervisor import DRAIN, READY, RETIRE, Supervisor
 from app.core.telemetry import configure
 from app.main import create_app
 
 _HEADER_LIMIT = 65_536
 _KEEP_ALIVE = 75
+_START_PATIENCE = 60.0
+# What an end may take beyond its delay and its grace: to give up requests and to close connections to the database.
+_LAST_STEPS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -28,37 +40,145 @@ def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) ->
     # The application loads them as well, and would fail with a traceback.
     load_key_ring(settings.auth)
     with exposition(settings.telemetry) as exposed, listen(settings.server.host, settings.server.port) as listener:
-        config = uvicorn.Config(
-            create_app(settings, exposition=exposed),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            # Forwarded headers are believed from nobody: whoever sends them would choose their own address.
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
-            h11_max_incomplete_event_size=_HEADER_LIMIT,
-            lifespan="on",
-        )
-        _Server(config, listener, announce).run(sockets=[listener])
+
+        def on_ready() -> None:
+            # With PORT=0 nothing else tells.
+            host, port, *_ = listener.getsockname()
+            log.info("listening", extra={"host": host, "port": port})
+            announce()
+
+        if settings.server.workers == 1:
+            _Server(settings, exposed, on_ready).run(sockets=[listener])
+        else:  # pragma: no cover  # Forks, which no measuring survives: tests/test_workers.py runs it as processes.
+            _supervise(settings, listener, exposed, on_ready)
+
+
+def _supervise(  # pragma: no cover  # As above.
+    settings: Settings, listener: socket.socket, exposed: Exposition | None, on_ready: Callable[[], None]
+) -> None:
+    def spawn(control: socket.socket, others: Sequence[socket.socket]) -> int:
+        return os.fork() or _become_worker(settings, listener, exposed, control, others)
+
+    # What is loaded stays, and stays shared: a collector that looked at it would copy its pages into each worker.
+    gc.collect()
+    gc.freeze()
+    patience = (settings.drain_delay + settings.server.shutdown_grace).total_seconds() + _LAST_STEPS
+    Supervisor(spawn, settings.server.workers, start_patience=_START_PATIENCE, stop_patience=patience).run(on_ready)
+
+
+def _become_worker(  # pragma: no cover  # As above.
+    settings: Settings,
+    listener: socket.socket,
+    exposed: Exposition | None,
+    control: socket.socket,
+    others: Sequence[socket.socket],
+) -> NoReturn:
+    """Serve in a process that has just been forked, and end it: nothing of the supervisor's code runs here after that."""
+    code = 1
+    try:
+        for one in others:
+            one.close()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _Server(settings, exposed, lambda: control.sendall(READY), control).run(sockets=[listener])
+        code = 0
+    except SystemExit:
+        # uvicorn's way to say that the application did not start; it has logged why.
+        pass
+    except BaseException:
+        log.exception("worker failed")
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, announce: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._listener = listener
-        self._announce = announce
+    """One process: it serves, and on being told to end first sees to it that no request is lost."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        exposed: Exposition | None,
+        on_ready: Callable[[], None],
+        control: socket.socket | None = None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(settings, exposition=exposed, readiness=(self._unready,)),
+                http=_Connection,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                # Forwarded headers are believed from nobody: whoever sends them would choose their own address.
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
+                h11_max_incomplete_event_size=_HEADER_LIMIT,
+                lifespan="on",
+            )
+        )
+        self._drain_delay = settings.drain_delay.total_seconds()
+        self._on_ready = on_ready
+        self._control = control
+        self._is_draining = False
+
+    def _unready(self) -> str | None:
+        return "it is about to end" if self._is_draining else None
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # With PORT=0 nothing else tells.
-        host, port, *_ = self._listener.getsockname()
-        log.info("listening", extra={"host": host, "port": port})
-        await asyncio.to_thread(self._announce)
+        self._loop = asyncio.get_running_loop()
+        if self._control:
+            self._loop.add_reader(self._control, self._obey, self._control)
+        await asyncio.to_thread(self._on_ready)
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT and self._control:
+            # Ctrl-C reaches the whole group; the supervisor is the one to act on it.
+            return
+        if sig == signal.SIGTERM and self.started and not self._is_draining:
+            self._loop.call_soon_threadsafe(self._drain)
+            return
         super().handle_exit(sig, frame)
-        # uvicorn would raise it again once everything is closed, and an orderly end would look like a crash.
+        # uvicorn would raise the signal again once everything is closed, and an orderly end would look like a crash.
         self._captured_signals.clear()
+
+    def _obey(self, control: socket.socket) -> None:
+        """Do as the supervisor says; when it has ended without a word, end as well."""
+        command = control.recv(4096)
+        if command == DRAIN:
+            self._drain()
+        elif command == RETIRE:
+            # The others go on: new connections are theirs from now on.
+            for server in self.servers:
+                server.close()
+            self._drain()
+        else:
+            self._loop.remove_reader(control)
+            self.should_exit = True
+
+    def _drain(self) -> None:
+        """Be of use until those who send the requests have noticed: each answer is the last on its connection."""
+        self._is_draining = True
+        last = (b"connection", b"close")
+        self.config.encoded_headers.append(last)
+        self.server_state.default_headers = [*self.server_state.default_headers, last]
+        log.info("draining", extra={"seconds": self._drain_delay})
+        self._loop.call_later(self._drain_delay, self._quit)
+
+    def _quit(self) -> None:
+        self.should_exit = True
+
+
+class _Connection(HttpToolsProtocol):
+    """A connection that is not closed under a request that has just arrived."""
+
+    @override
+    def shutdown(self) -> None:
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        (waiting,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, struct.pack("i", 0)))
+        # What waits is read next, and its answer says that it is the last.
+        if not waiting:
+            super().shutdown()

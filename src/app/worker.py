@@ -10,9 +10,10 @@ from app.auth import jobs as auth
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.exposition import Exposition, exposition
-from app.core.keys import KeyRing, load_key_ring
+from app.core.keys import KeyRing, following, load_key_ring
 from app.core.metrics import Instrument, Reading
 from app.core.telemetry import configure
+from app.core.tracing import UNTRACED, Tracing, tracing_from_environment
 from app.jobs import service as jobs_service
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
@@ -37,12 +38,14 @@ PERIODIC: tuple[Periodic, ...] = (
 
 
 @asynccontextmanager
-async def in_process(settings: Settings, database: Database, keys: KeyRing) -> AsyncIterator[None]:
+async def in_process(
+    settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None = None
+) -> AsyncIterator[None]:
     """Run the jobs inside the web process, where the settings say so."""
     if not settings.runs_jobs_in_process:
         yield
         return
-    async with _make(settings, database, keys).running():
+    async with _make(settings, database, keys, tracing).running():
         yield
 
 
@@ -63,20 +66,25 @@ def work(settings: Settings) -> None:
     configure(settings.log, readable=settings.environment == "local")
     keys = load_key_ring(settings.auth)
     with exposition(settings.telemetry) as exposed:
-        asyncio.run(_work(settings, keys, exposed))
+        asyncio.run(_work(settings, keys, exposed, tracing_from_environment()))
 
 
-async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None) -> None:
+async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, tracing: Tracing | None) -> None:
     database = Database(settings.database, slow_query=settings.log.slow_query)
-    worker = _make(settings, database, keys)
+    worker = _make(settings, database, keys, tracing)
+    if tracing:
+        tracing.watch(database)
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
     try:
-        async with exposing(exposed, database):
+        async with following(keys), exposing(exposed, database):
             await worker.run()
     finally:
         await database.dispose()
+        if tracing:
+            tracing.shutdown()
 
 
-def _make(settings: Settings, database: Database, keys: KeyRing) -> JobWorker:
-    return JobWorker(Work(database, make_mailer(settings.mail), keys, settings), JOBS, PERIODIC)
+def _make(settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None) -> JobWorker:
+    work = Work(database, make_mailer(settings.mail), keys, settings)
+    return JobWorker(work, JOBS, PERIODIC, tracer=tracing.tracer if tracing else UNTRACED)

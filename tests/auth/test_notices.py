@@ -116,6 +116,15 @@ async def test_the_log_knows_why_a_login_failed(
     assert str(event.ip_prefix) == "127.0.0.0/24"
 
 
+async def test_a_login_is_written_down_with_its_request(client: AsyncClient, session: WriteSession, ada: User) -> None:
+    response = await log_in(client, ada.email)
+
+    (event,) = await events(session, "auth.login_succeeded")
+    assert (event.actor_id, event.subject_id) == (ada.id, ada.id)
+    assert event.request_id == response.headers["x-request-id"]
+    assert str(event.ip_prefix) == "127.0.0.0/24"
+
+
 async def test_the_log_knows_of_a_login_to_an_unknown_address_and_not_to_which(
     client: AsyncClient, session: WriteSession
 ) -> None:

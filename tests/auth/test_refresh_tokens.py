@@ -15,7 +15,7 @@ from app.auth.refresh_tokens import Presented
 from app.core.keys import KeyRing
 
 PEPPERS = {0: b"\0" * 32, 1: b"\1" * 32, 255: b"\xff" * 64}
-KEYS = KeyRing(signing={}, states={}, active="", peppers=PEPPERS, active_pepper=1)
+KEYS = KeyRing(signing={}, active="", peppers=PEPPERS, active_pepper=1, root=b"")
 HIGHEST = 2**63 - 2
 
 generations = st.integers(0, HIGHEST)

@@ -443,6 +443,29 @@ def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.Mon
     assert not known.covers(session_id=dropped, user_id=dropped, version=1, kid="")
 
 
+def test_the_end_of_all_sessions_covers_those_below_until_no_token_can_need_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, (below, cutoff, higher) = RevocationSet(), (UUID(int=number << 80) for number in (1, 2, 3))
+
+    def covered(session_id: UUID) -> bool:
+        return known.covers(session_id=session_id, user_id=below, version=1, kid="")
+
+    known.add(4, cutoff, None, None)
+    assert (covered(below), covered(cutoff), covered(higher), len(known)) == (True, False, False, 1)
+
+    # They come in any order; what is known only grows.
+    known.add(4, below, None, None)
+    known.sweep()
+    assert (covered(below), covered(cutoff)) == (True, False)
+
+    monkeypatch.setattr(revocation, "_LONGEST", 0.0)
+    known.add(4, higher, None, None)
+    assert covered(cutoff)
+    known.sweep()
+    assert (covered(below), len(known)) == (False, 0)
+
+
 async def test_a_running_listener_drops_old_entries(
     shared_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -502,6 +502,7 @@ async def test_refreshing_an_ended_session_is_recorded_only_until_the_limit(
     assert_oauth_error(second, 429, "temporarily_unavailable")
     (recorded,) = await events(session, "auth.refresh_refused")
     assert recorded.detail == {"reason": "admin"}
+    assert str(recorded.subject_id) == tokens.claims["sub"]
 
 
 async def test_ended_sessions_are_deleted_after_a_month(

@@ -15,8 +15,8 @@ from httpx2 import AsyncClient
 
 from app.core import exposition as module
 from app.core.config import TelemetrySettings
-from app.core.database import DatabaseUnavailableError
 from app.core.exposition import Exposition, exposition
+from app.core.failures import DatabaseUnavailableError
 from app.core.listening import PortInUseError
 from app.core.metrics import Reading, Tally
 from tests.conftest import ROOT

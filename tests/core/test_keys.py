@@ -1,5 +1,6 @@
 """The private key set: what is read, and that a broken one is refused without showing any of it."""
 
+import asyncio
 import json
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 
 from app.core.config import AuthSettings
 from app.core.errors import ConfigurationError
-from app.core.keys import generate_key_set, load_key_ring, parse_key_ring
+from app.core.keys import KeyRing, following, generate_key_set, load_key_ring, parse_key_ring, with_root
 
 type Keys = list[dict[str, Any]]
 
@@ -56,7 +57,7 @@ def test_a_generated_key_set_can_be_read(algorithm: Any) -> None:
     ring = parse_key_ring(generate_key_set(algorithm), source="here")
 
     assert ring.signing[ring.active].alg == algorithm
-    assert ring.states == {ring.active: "active"}
+    assert set(ring.signing) == {ring.active}
     assert ring.active_pepper == 1
     assert len(ring.peppers[1]) == 32
 
@@ -77,24 +78,42 @@ def test_each_purpose_gets_a_key_of_its_own() -> None:
     assert ring.derive("cursor") == ring.derive("cursor")
 
 
-def test_the_key_of_a_purpose_comes_from_the_active_pepper() -> None:
-    keys = [key_set()[0], pepper(state="retiring"), pepper(40, kid="2")]
-    ring = parse_key_ring(text_of(keys), source="here")
-    alone = parse_key_ring(text_of([keys[0], keys[2]]), source="here")
+def test_the_key_of_a_purpose_does_not_come_from_the_peppers() -> None:
+    signing, first, root = key_set()
+    before = parse_key_ring(text_of([signing, first, root]), source="here")
+    after = parse_key_ring(text_of([signing, pepper(40, kid="2"), root]), source="here")
 
-    assert ring.active_pepper == 2
-    assert set(ring.peppers) == {1, 2}
-    assert ring.derive("cursor") == alone.derive("cursor")
+    assert after.active_pepper == 2
+    assert set(after.peppers) == {2}
+    assert after.derive("cursor") == before.derive("cursor")
 
 
-def test_only_active_and_retiring_keys_verify() -> None:
+def test_in_a_set_without_a_root_the_first_pepper_stands_in_for_it() -> None:
+    signing, first, _ = key_set()
+    alone = parse_key_ring(text_of([signing, first]), source="here")
+    rotated = parse_key_ring(text_of([signing, first | {"state": "retiring"}, pepper(kid="2")]), source="here")
+
+    assert rotated.derive("cursor") == alone.derive("cursor")
+
+
+def test_a_root_that_is_written_down_changes_nothing() -> None:
+    without_root = {"keys": key_set()[:2]}
+    before = parse_key_ring(json.dumps(without_root), source="here")
+
+    written = with_root(without_root)
+
+    assert parse_key_ring(json.dumps(written), source="here").derive("cursor") == before.derive("cursor")
+    assert with_root(written) == written
+
+
+def test_every_key_of_the_set_verifies() -> None:
     keys = [{**key_set()[0], "state": state} for state in ("active", "retiring", "next")]
     ring = parse_key_ring(text_of([*keys, pepper()]), source="here")
 
-    verifying = [ring.verifying(key["kid"]) is not None for key in keys]
-
-    assert verifying == [True, True, False]
+    assert all(ring.verifying(key["kid"]) for key in keys)
     assert ring.verifying("unknown") is None
+    assert ring.pepper(1)
+    assert ring.pepper(2) is None
 
 
 def test_the_published_set_has_public_members_alone() -> None:
@@ -158,7 +177,11 @@ def test_the_published_set_has_public_members_alone() -> None:
         pytest.param(lambda: text_of([key_set()[0], pepper(31)]), id="a pepper one byte short"),
         pytest.param(lambda: text_of(changed(1, k=5)), id="a pepper that is a number"),
         pytest.param(lambda: text_of(changed(1, kid="one")), id="a pepper without a number"),
+        pytest.param(lambda: text_of(changed(1, kid="256")), id="a pepper whose number takes two bytes"),
+        pytest.param(lambda: text_of(changed(1, kid="-1")), id="a pepper below zero"),
         pytest.param(lambda: text_of(without(1, "k")), id="a pepper without its secret"),
+        pytest.param(lambda: text_of(changed(2, k="c2hvcnQ")), id="a short root"),
+        pytest.param(lambda: text_of([*key_set(), key_set()[2]]), id="two roots"),
         pytest.param(lambda: text_of(changed(1, state="revoked")), id="a pepper in an unknown state"),
     ],
 )
@@ -249,3 +272,129 @@ def test_a_key_ring_does_not_show_its_secrets() -> None:
 
     assert keys[0]["d"] not in shown
     assert repr(ring.peppers[1]) not in shown
+
+
+# A file that changes while the process runs
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_text(generate_key_set())
+    return path
+
+
+@pytest.fixture
+def ring(file: Path) -> KeyRing:
+    return load_key_ring(AuthSettings(signing_keys_file=file))
+
+
+def replace(file: Path, content: str) -> None:
+    """Replace the file as a command does: no reader sees half of it."""
+    staging = file.with_suffix(".new")
+    staging.write_text(content)
+    staging.replace(file)
+
+
+def rotated(file: Path) -> Keys:
+    """The keys of the file, and another signing key and pepper in use."""
+    signing, first, root = json.loads(file.read_text())["keys"]
+    return [key_set()[0], signing | {"state": "retiring"}, pepper(kid="2"), first | {"state": "retiring"}, root]
+
+
+async def test_a_change_of_the_file_is_taken_up_while_the_process_runs(file: Path, ring: KeyRing) -> None:
+    keys = rotated(file)
+    cursor = ring.derive("cursor")
+
+    async with following(ring):
+        replace(file, text_of(keys))
+        async with asyncio.timeout(10):
+            while ring.active != keys[0]["kid"]:  # noqa: ASYNC110  # It is the clock that changes it.
+                await asyncio.sleep(0.01)
+
+    assert set(ring.signing) == {keys[0]["kid"], keys[1]["kid"]}
+    assert (ring.active_pepper, set(ring.peppers)) == (2, {1, 2})
+    assert ring.derive("cursor") == cursor
+
+
+def test_an_unknown_key_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
+    keys = rotated(file)
+    replace(file, text_of(keys))
+
+    assert ring.verifying(keys[0]["kid"])
+    assert ring.active == keys[0]["kid"]
+
+
+def test_an_unknown_pepper_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
+    replace(file, text_of(rotated(file)))
+
+    assert ring.pepper(2)
+    assert ring.active_pepper == 2
+
+
+def test_a_removed_key_verifies_nothing_once_that_is_known(file: Path, ring: KeyRing) -> None:
+    keys, removed = rotated(file), ring.active
+    replace(file, text_of([key for key in keys if key.get("kid") not in {removed, "1"}]))
+
+    ring.catch_up()
+
+    assert ring.verifying(removed) is None
+    assert ring.pepper(1) is None
+
+
+def test_a_root_that_changes_counts_from_the_next_start_on(file: Path, ring: KeyRing) -> None:
+    before = ring.derive("cursor")
+    replace(file, generate_key_set())
+
+    ring.catch_up()
+
+    assert ring.derive("cursor") == before
+    assert load_key_ring(AuthSettings(signing_keys_file=file)).derive("cursor") != before
+
+
+@pytest.mark.parametrize("content", ["", '{"keys": ["canary"]}'])
+def test_a_broken_file_changes_nothing_and_is_told_once(
+    file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    good, active = file.read_text(), ring.active
+    replace(file, content)
+
+    for _ in range(3):
+        ring.catch_up()
+
+    assert ring.active == active
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message == "the keys stay as they are: the file cannot be used"
+    assert record.__dict__["reason"] == f"{file}: this is not a private key set as `app keys generate` makes it"
+    assert "canary" not in caplog.text
+    replace(file, good)
+    ring.catch_up()
+    assert ring.active == active
+
+
+def test_a_file_that_is_gone_changes_nothing_until_it_is_back(
+    file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = rotated(file)
+    active = ring.active
+    file.unlink()
+
+    for _ in range(3):
+        ring.catch_up()
+
+    assert ring.active == active
+    assert [record.__dict__["reason"] for record in caplog.records] == [
+        f"{file}: the signing keys cannot be read: No such file or directory"
+    ]
+    file.write_text(text_of(keys))
+    ring.catch_up()
+    assert ring.active == keys[0]["kid"]
+
+
+def test_keys_from_the_environment_stay_as_they_are() -> None:
+    ring = load_key_ring(AuthSettings(signing_keys=SecretStr(generate_key_set())))
+    active = ring.active
+
+    ring.catch_up()
+
+    assert ring.active == active

@@ -6,16 +6,18 @@ from html.parser import HTMLParser
 from typing import Annotated, Any, override
 
 import pytest
+from asyncpg import ForeignKeyViolationError
 from fastapi import Depends, HTTPException, Response
 from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
 from pydantic import BaseModel, Field, SecretStr
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.core import errors, routing
 from app.core.access import public
-from app.core.database import DatabaseUnavailableError
 from app.core.errors import AppError, ConflictError, FieldError, InvalidInputError, RateLimitedError, UnavailableError
+from app.core.failures import DatabaseUnavailableError
 from app.core.fields import PathIdentifier, Payload
 from app.core.problems import pointer, problem_response
 from tests.core.applications import application, serving, with_state
@@ -110,9 +112,14 @@ async def exhausted() -> None:
     raise PoolTimeoutError("pool of CANARY")
 
 
-@router.get("/slow", openapi_extra=public)
-async def slow() -> None:
+@router.get("/bug/silence", openapi_extra=public)
+async def silence_of_another() -> None:
     raise TimeoutError
+
+
+@router.get("/vanished", openapi_extra=public)
+async def vanished() -> None:
+    raise IntegrityError("CANARY", None, ForeignKeyViolationError("CANARY"))
 
 
 @router.get("/bug/endpoint", openapi_extra=public)
@@ -493,7 +500,7 @@ def test_a_problem_is_ascii_whatever_its_words_are() -> None:
 async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Recording) -> None:
     lines = recording()
     async with serving(router) as client:
-        responses = [await client.get(path) for path in ("/unreachable", "/exhausted", "/slow")]
+        responses = [await client.get(path) for path in ("/unreachable", "/exhausted")]
 
     for response in responses:
         problem(response, 503, "database_unavailable")
@@ -503,15 +510,22 @@ async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Re
     assert [line["event"] for line in noted] == [
         "the database cannot answer: OSError('no route to host')",
         "the database cannot answer: TimeoutError('pool of CANARY')",
-        "the database cannot answer: TimeoutError()",
     ]
     assert [line["request_id"] for line in noted] == [response.headers["x-request-id"] for response in responses]
+
+
+async def test_a_row_that_vanishes_between_looking_and_writing_is_a_conflict() -> None:
+    async with serving(router) as client:
+        response = await client.get("/vanished")
+
+    problem(response, 409, "gone_meanwhile")
+    assert "CANARY" not in response.text
 
 
 # Defects
 
 
-@pytest.mark.parametrize("place", ["endpoint", "dependency", "exit", "response", "serialisation"])
+@pytest.mark.parametrize("place", ["endpoint", "dependency", "exit", "response", "serialisation", "silence"])
 async def test_a_defect_is_a_bare_500_and_one_line_with_the_traceback(recording: Recording, place: str) -> None:
     lines = recording()
     async with serving(router) as client:

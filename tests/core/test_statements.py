@@ -10,7 +10,8 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from app.core.database import Database, DatabaseUnavailableError
+from app.core.database import Database
+from app.core.failures import DatabaseUnavailableError
 from app.core.statements import count_statements
 from tests.conftest import make_settings
 from tests.core.recording import Recording

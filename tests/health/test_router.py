@@ -104,6 +104,29 @@ async def test_a_schema_of_another_release_is_not_ready(clone_url: str) -> None:
     assert_not_ready(response, f"Not ready: the schema is at revision 20991231_future, this program needs {head()}.")
 
 
+async def test_a_newer_release_that_migrates_takes_nobody_out_of_rotation(clone_url: str) -> None:
+    async with application(clone_url) as (client, database):
+        before = await client.get("/readyz")
+        await stamp(database, "20991231_future")
+        newer = await client.get("/readyz")
+        await stamp(database, "20261123_users")
+        older = await client.get("/readyz")
+
+    assert (before.status_code, newer.status_code) == (200, 200)
+    assert_not_ready(older, f"Not ready: the schema is at revision 20261123_users, this program needs {head()}.")
+
+
+async def test_a_program_may_be_told_to_start_on_a_newer_schema(clone_url: str) -> None:
+    async with application(clone_url, accept_newer_schema=True) as (client, database):
+        await stamp(database, "20991231_future")
+        newer = await client.get("/readyz")
+        await execute(database, "DELETE FROM alembic_version")
+        none = await client.get("/readyz")
+
+    assert newer.status_code == 200
+    assert_not_ready(none, f"Not ready: the schema is at revision none, this program needs {head()}.")
+
+
 async def test_readiness_comes_back_with_the_schema(clone_url: str) -> None:
     async with application(clone_url) as (client, database):
         await stamp(database, "20991231_future")
@@ -161,7 +184,7 @@ async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatc
     monkeypatch.setattr(database, "read_sessions", broken)
 
     with pytest.raises(LookupError):
-        await check_readiness(database, head=head(), checks=())
+        await check_readiness(database, schema=lambda _: None, checks=())
 
 
 async def test_what_a_probe_says_names_nothing_secret() -> None:

@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import app.migrations.versions
 from app.core.config import DatabaseSettings
+from app.core.failures import DatabaseUnavailableError
 from app.jobs.library import conninfo, is_outage
 
 FROZEN = Path(app.migrations.versions.__path__[0]) / "20261123_jobs.sql"
@@ -79,6 +80,8 @@ def test_only_a_lost_database_is_an_outage(cause: Exception | None, expected: bo
     assert is_outage(error) is expected
 
 
-@pytest.mark.parametrize(("error", "expected"), [(ConnectionError(), True), (ValueError(), False), (None, False)])
+@pytest.mark.parametrize(
+    ("error", "expected"), [(DatabaseUnavailableError(), True), (ValueError(), False), (None, False)]
+)
 def test_an_outage_is_known_in_the_words_of_either_driver(error: Exception | None, expected: bool) -> None:
     assert is_outage(error) is expected

@@ -127,11 +127,9 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_mail(
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     """A server of the test's own, migrated, which comes back on the same port."""
-    port = free_port()
-    monkeypatch.setattr("app.dev.embedded_postgres.free_port", lambda: port)
-    cluster = Cluster(tmp_path / "postgres", durable=False)
+    cluster = Cluster(tmp_path / "postgres", durable=False, port=free_port())
     cluster.start()
     try:
         await runner.upgrade(DatabaseSettings(url=SecretStr(cluster.url())))

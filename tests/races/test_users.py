@@ -8,10 +8,13 @@ from uuid import UUID
 import pytest
 from httpx2 import Response
 
+from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn, log_in
+from tests.factories import PASSWORD
 from tests.races.site import Site
 
 USERS = "/api/v1/users"
+WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 ROUNDS = 50
 SPELLINGS = [
     "ada@b\u00fccher.example",
@@ -189,3 +192,25 @@ async def test_owners_who_close_and_change_their_account_at_once_get_answers_tha
         assert all(response.status_code in schema[response.request.method] for response in responses)
         assert [response.status_code for response in responses].count(204) == 1
         assert await site.fetch("SELECT id FROM users WHERE id = $1", UUID(user.user_id)) == []
+
+
+async def test_an_account_that_vanishes_while_its_owner_changes_it_is_told_as_a_conflict(site: Site) -> None:
+    owner = await site.account()
+    body = {"new_email": "new@example.com", "password": PASSWORD}
+    deletion = site.watcher.transaction()
+    await deletion.start()
+    await site.watcher.execute("DELETE FROM users WHERE id = $1", UUID(owner.user_id))
+
+    # It finds the account, which is there for everybody else, and then waits for it.
+    request = asyncio.create_task(site.client.post("/api/v1/users/me/email", json=body, headers=owner.headers))
+    async with asyncio.timeout(20):
+        while not await site.fetch(WAITING):
+            await asyncio.sleep(0.01)
+            # Within a transaction what others do is otherwise read once.
+            await site.fetch("SELECT pg_stat_clear_snapshot()")
+    await deletion.commit()
+
+    response = await request
+    assert_problem(response, 409, "gone_meanwhile")
+    assert await site.fetch("SELECT * FROM account_links") == []
+    assert await site.transactions_left_open() == 0

@@ -64,10 +64,14 @@ class Worker:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}"]
         lines += [f"Content-Type: {kind}"] * bool(kind) + [f"Authorization: Bearer {token}"] * (token is not None)
         reader, writer = await self._take()
-        writer.write("\r\n".join([*lines, "\r\n"]).encode() + content)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(head.partition("content-length:")[2].split("\r\n")[0] or 0)
-        raw = await reader.readexactly(length)
+        try:
+            writer.write("\r\n".join([*lines, "\r\n"]).encode() + content)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.partition("content-length:")[2].split("\r\n")[0] or 0)
+            raw = await reader.readexactly(length)
+        except BaseException:
+            writer.close()
+            raise
         self._idle.append((reader, writer))
         return Answer(int(head.split(" ")[1]), json.loads(raw) if raw else {})
 

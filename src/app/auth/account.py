@@ -100,7 +100,8 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
     stored = await service.confirm_password(kit, actor, account.id, old)
     _refuse_weak(kit, account, new)
     hashed_password = await kit.hasher.hash(new)
-    async with kit.database.begin() as session:
+
+    async def change(session: WriteSession) -> None:
         # Whoever changed it meanwhile, by a reset link say, decides.
         if not await users_service.replace_password(session, account.id, old=stored, new=hashed_password):
             raise WrongPasswordError
@@ -110,18 +111,23 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
 
+    await kit.database.unit(change)
+
 
 async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange) -> None:
     """Ask to move an account to another address: that one must confirm, this one is told."""
     await service.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
     await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
-    async with kit.database.begin() as session:
+
+    async def ask(session: WriteSession) -> None:
         link_id = await links.create(
             session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
         )
         await queue.enqueue(session, user_jobs.mail_link, link_id)
         await audit.record(session, actor, "auth.email_change_requested", subject_id=account.id)
         await _notify(session, "email_change_requested", account)
+
+    await kit.database.unit(ask)
 
 
 async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:

@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row, Update, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import CTE, ColumnElement, Row, Update, bindparam, delete, exists, func, insert, select, text, update
 from sqlalchemy.orm import aliased
 
-from app.auth.models import LoginSession, Revocation
+from app.auth.models import LoginSession, Revocation, SessionCutoff
 from app.core import crud
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
@@ -39,6 +39,8 @@ class LockedUser(NamedTuple):
     authz_version: int
     role: str
     hashed_password: str | None
+    # A session that begins now has a higher id than this: everybody before has been logged out.
+    cutoff: UUID | None
 
 
 class Created(NamedTuple):
@@ -71,6 +73,10 @@ class Standing(NamedTuple):
 
 
 KEY_WITHDRAWN = 3
+_LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()).limit(1)
+_LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
+# Ids begin with 48 bits of time (RFC 9562); the rest is chance.
+_CHANCE_BITS = 80
 _USER_COLUMNS = (User.role, User.authz_version)
 _STATE = (
     *(getattr(LoginSession, name) for name in SessionState._fields if name not in {"role", "authz_version"}),
@@ -104,7 +110,9 @@ _LISTED = (
 async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
     """Hold an account against changes and other logins until the transaction ends."""
     statement = (
-        select(*(getattr(User, name) for name in LockedUser._fields))
+        select(
+            User.id, User.is_active, User.authz_version, User.role, User.hashed_password, _LAST_CUTOFF.scalar_subquery()
+        )
         .where(User.id == user_id)
         .with_for_update(key_share=True)
     )
@@ -236,6 +244,32 @@ async def revoke_all(session: WriteSession, user_id: UUID, reason: str, *, but: 
     """End every session of an account, but for one."""
     condition = (LoginSession.user_id == user_id) & LoginSession.revoked_at.is_(None)
     return await _revoke(session, condition & (LoginSession.id != but) if but else condition, reason)
+
+
+async def cut_off(session: WriteSession) -> UUID:
+    """Draw the line between all sessions there are and all that will be; every process is told when this is committed."""
+    # A login holds its account's row from before it looks for the last cut-off until its session is there: this waits for
+    # those under way, and those to come wait for this. No clock decides on which side of the line a session is.
+    await session.execute(text("LOCK TABLE users IN EXCLUSIVE MODE"))
+    found = [await session.scalar(statement) for statement in (_LAST_SESSION, _LAST_CUTOFF)]
+    last = max((one.int for one in found if one is not None), default=0)
+    cutoff = UUID(int=((last >> _CHANCE_BITS) + 1) << _CHANCE_BITS)
+    await session.execute(insert(SessionCutoff).values(cutoff=cutoff))
+    return cutoff
+
+
+def beyond(cutoff: UUID | None, session_id: UUID) -> UUID:
+    """Give a session's id, with the time of the cut-off where the clock of this machine is behind it."""
+    if cutoff is None or session_id > cutoff:
+        return session_id
+    return UUID(int=cutoff.int | session_id.int & ((1 << _CHANCE_BITS) - 1))
+
+
+async def revoke_before(session: WriteSession, cutoff: UUID, *, after: UUID | None, batch: int) -> Sequence[UUID]:
+    """End the next live sessions below a cut-off, and give their ids."""
+    portion = select(LoginSession.id).where(LoginSession.id < cutoff, _IS_LIVE)
+    portion = portion.where(LoginSession.id > after) if after else portion
+    return await _revoke(session, LoginSession.id.in_(portion.order_by(LoginSession.id).limit(batch)), "all")
 
 
 async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: str) -> Sequence[UUID]:

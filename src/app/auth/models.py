@@ -67,11 +67,27 @@ class LoginSession(Base):
     device_family: Mapped[str]
 
 
+class SessionCutoff(Base):
+    """Every session with an id below has been ended, all at once; later ones have higher ids."""
+
+    __tablename__ = "session_cutoffs"
+
+    cutoff: Mapped[UUID] = mapped_column(primary_key=True)
+    created_at: Mapped[CreatedAt]
+
+
 class Revocation(Base):
-    """Kind 1: a session has ended; 2: a user's tokens below a version; 3: a signing key is withdrawn. Written by triggers."""
+    """Kind 1: a session has ended; 2: a user's tokens below a version; 3: a signing key is withdrawn; 4: all sessions below an id.
+
+    Written by triggers.
+    """
 
     __tablename__ = "revocations"
-    __table_args__ = (CheckConstraint("kind IN (1, 2, 3)", name="kind"), Index(None, "xid"), Index(None, "expires_at"))
+    __table_args__ = (
+        CheckConstraint("kind IN (1, 2, 3, 4)", name="kind"),
+        Index(None, "xid"),
+        Index(None, "expires_at"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     kind: Mapped[int]

@@ -9,14 +9,16 @@ is older than `FENCE`, or the connection is away, the database is asked for each
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from app.core.config import DatabaseSettings
+from app.core.connections import REFUSALS, each_host
 from app.core.metrics import Reading
 
 CHANNEL = "revocations"
@@ -28,7 +30,8 @@ _EARLY_POLL = 0.05
 _RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
 _PROBE_PATIENCE = 2.0
 _SWEEP_INTERVAL = 60.0
-_SESSION_ENDED, _USER_BELOW, _KEY_WITHDRAWN = 1, 2, 3
+_SESSION_ENDED, _USER_BELOW, _KEY_WITHDRAWN, _SESSIONS_BEFORE = 1, 2, 3, 4
+_NOTHING = UUID(int=0), 0.0
 # No token outlives this, so no entry need.
 _LONGEST = 17 * 60.0
 
@@ -45,19 +48,25 @@ log = logging.getLogger(__name__)
 
 
 class RevocationSet:
-    """Sessions, users below a version, and keys that tokens still alive must not use."""
+    """Sessions, users below a version, keys that tokens still alive must not use, and the end of all sessions at once."""
 
     def __init__(self) -> None:
         self._sessions: dict[UUID, float] = {}
         self._users: dict[UUID, tuple[int, float]] = {}
         self._keys: set[str] = set()
+        self._cutoff: tuple[UUID, float] = _NOTHING
 
     def __len__(self) -> int:
-        return len(self._sessions) + len(self._users) + len(self._keys)
+        return len(self._sessions) + len(self._users) + len(self._keys) + (self._cutoff is not _NOTHING)
 
     def covers(self, *, session_id: UUID, user_id: UUID, version: int, kid: str) -> bool:
         """Say whether a token of these is revoked."""
-        return session_id in self._sessions or version < self._users.get(user_id, (0, 0.0))[0] or kid in self._keys
+        return (
+            session_id in self._sessions
+            or version < self._users.get(user_id, (0, 0.0))[0]
+            or kid in self._keys
+            or session_id < self._cutoff[0]
+        )
 
     def add(self, kind: int, subject: UUID | None, min_version: int | None, key_id: str | None) -> None:
         """Apply one revocation; one applied before changes nothing."""
@@ -68,12 +77,16 @@ class RevocationSet:
             self._users[subject] = (max(min_version, self._users.get(subject, (0, 0.0))[0]), ends)
         elif kind == _KEY_WITHDRAWN and key_id:
             self._keys.add(key_id)
+        elif kind == _SESSIONS_BEFORE and subject:
+            self._cutoff = max(self._cutoff, (subject, ends))
 
     def sweep(self) -> None:
         """Drop what no token can still need."""
         now = monotonic()
         self._sessions = {key: ends for key, ends in self._sessions.items() if ends > now}
         self._users = {key: value for key, value in self._users.items() if value[1] > now}
+        if self._cutoff[1] <= now:
+            self._cutoff = _NOTHING
 
 
 class RevocationListener:
@@ -213,16 +226,26 @@ async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connec
     url = settings.direct_sqlalchemy_url()
     # Read as the engines read it: the driver's own reader takes `ssl` for a setting of the server.
     _, options = url.get_dialect()().create_connect_args(url)
-    connection = await asyncpg.connect(
-        **options,
-        timeout=settings.connect_timeout.total_seconds(),
-        # For LISTEN, too: a socket that has gone silent must not keep us from trying another.
-        command_timeout=_POLL_TIMEOUT,
-        statement_cache_size=0,
-        server_settings={"application_name": f"{settings.application_name}-revocations"},
-    )
+    connection = await _connect(settings, options)
     try:
         yield connection
     finally:
         # Closing politely would wait for a peer that may be gone.
         connection.terminate()
+
+
+async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> asyncpg.Connection:
+    refusal: Exception = OSError()
+    for place in each_host(options):
+        try:
+            return await asyncpg.connect(
+                **place,
+                timeout=settings.connect_timeout.total_seconds(),
+                # For LISTEN, too: a socket that has gone silent must not keep us from trying another.
+                command_timeout=_POLL_TIMEOUT,
+                statement_cache_size=0,
+                server_settings={"application_name": f"{settings.application_name}-revocations"},
+            )
+        except REFUSALS as error:
+            refusal = error
+    raise refusal

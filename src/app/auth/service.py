@@ -75,12 +75,15 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
-    async with kit.database.begin() as session:
+
+    async def start(session: WriteSession) -> TokenPair:
         if verification.new_hash is not None:
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
         user = await _hold(session, credentials)
         forgiven = kit.limiter.forgiveness(*counted)
         return await sessions.start(session, kit, actor, user, payload.scope, along=(forgiven,))
+
+    return await kit.database.unit(start)
 
 
 async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, stored: str | None) -> Verification:
@@ -129,10 +132,13 @@ async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) 
 async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication) -> TokenPair:
     """Check the password again and give the same login session a new `auth_time` (RFC 9470)."""
     await confirm_password(kit, actor, user_id, payload.password.get_secret_value())
-    async with kit.database.begin() as session:
+
+    async def renew(session: WriteSession) -> TokenPair:
         pair = await sessions.renew(session, kit, actor)
         await audit.record(session, actor, "auth.reauthenticated", subject_id=user_id)
         return pair
+
+    return await kit.database.unit(renew)
 
 
 async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> str:

@@ -63,7 +63,8 @@ async def start(
     One statement ends what is too many, records the login, does what comes `along`, and inserts the session.
     """
     settings = kit.settings.auth
-    session_id, nonce, pepper_id = uuid7(), os.urandom(_NONCE_BYTES), kit.keys.active_pepper
+    session_id = crud.beyond(user.cutoff, uuid7())
+    nonce, pepper_id = os.urandom(_NONCE_BYTES), kit.keys.active_pepper
     scope = " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else ""
     values = {
         "id": session_id,
@@ -131,8 +132,8 @@ def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None)
         auth_time=int(state.auth_time.timestamp()),
         session_ends=ends.timestamp(),
     )
-    # A pepper that this process does not know (any more): the same generation made with another is as good.
-    pepper_id = state.pepper_id if state.pepper_id in kit.keys.peppers else kit.keys.active_pepper
+    # A pepper that is removed: the same generation made with another is as good.
+    pepper_id = state.pepper_id if kit.keys.pepper(state.pepper_id) else kit.keys.active_pepper
     return TokenPair(
         access_token=access_token,
         expires_in=expires_in,

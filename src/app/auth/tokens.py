@@ -110,7 +110,7 @@ class AccessTokens:
         # A digest, so that a dump of memory holds no token; only ASCII can be one, and a surrogate has no bytes.
         digest = sha256(token[:_MAX_LENGTH].encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)
-        if known is not None and known.expires_at > time.time() and len(token) <= _MAX_LENGTH:
+        if known is not None and self._still_holds(known) and len(token) <= _MAX_LENGTH:
             return known
         try:
             claims = self._read(token)
@@ -118,6 +118,10 @@ class AccessTokens:
             raise InvalidTokenError from error
         self._remember(digest, claims)
         return claims
+
+    def _still_holds(self, known: AccessClaims) -> bool:
+        # Its key may have been removed since.
+        return known.expires_at > time.time() and self._ring.verifying(known.kid) is not None
 
     def _remember(self, digest: bytes, claims: AccessClaims) -> None:
         # The oldest goes first: it is also the first to expire.

@@ -122,9 +122,17 @@ class ServerSettings(_Group):
         default=(),
         description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed.',
     )
+    workers: int = Field(
+        default=1, ge=1, le=128, description="Processes that share the port; `app serve --workers` wins over it."
+    )
+    drain_delay: Pause | None = Field(
+        default=None,
+        description="How long SIGTERM leaves the server open: `/readyz` fails and each answer ends its connection, so that whoever "
+        "directs traffic here can notice. Unset: 5s in production, none elsewhere.",
+    )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
-        description="How long running requests may take to finish once the server is told to stop.",
+        description="How long running requests may take to finish once nothing new is accepted; then they get 503.",
     )
 
 
@@ -136,8 +144,13 @@ class DatabaseSettings(_Group):
     )
     direct_url: SecretStr | None = Field(
         default=None,
-        description="The same database without a transaction pooler in between, for the listener of revocations. Unset: the "
-        "URL above.",
+        description="The same database without a transaction pooler in between, for what needs a session of its own: the "
+        "listener of revocations, workers and migrations. Unset: the URL above.",
+    )
+    transaction_pooler: bool = Field(
+        default=False,
+        description="The URL leads to a transaction pooler such as PgBouncer: nothing is kept in a session, every transaction "
+        "brings its limits. Set the direct URL too.",
     )
     require_tls: bool = Field(
         default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
@@ -164,10 +177,16 @@ class DatabaseSettings(_Group):
         default=timedelta(seconds=10),
         description="PostgreSQL ends a session that idles this long inside a transaction.",
     )
+    accept_newer_schema: bool = Field(
+        default=False,
+        description="Be ready on a schema that this program has never heard of, to start the release before: when rolling it "
+        "back, or when scaling while the next one arrives.",
+    )
     application_name: str = Field(default="bedplate", max_length=40, description="Name shown in `pg_stat_activity`.")
     migration_lock_timeout: Timeout = Field(
-        default=timedelta(seconds=2),
-        description="Longest wait of a migration for a lock: it gives up instead of queueing others.",
+        default=timedelta(milliseconds=100),
+        description="Longest wait of a migration for a lock, in which everybody else waits behind it; then it lets them pass and "
+        "tries again a second later, for a minute.",
     )
     migration_statement_timeout: Timeout = Field(
         default=timedelta(minutes=10), description="Longest time for one statement of a migration."
@@ -190,13 +209,28 @@ class DatabaseSettings(_Group):
         url = url.set(drivername="postgresql+asyncpg", query=query)
         return SecretStr(url.render_as_string(hide_password=False))
 
+    @property
+    def limits(self) -> dict[str, timedelta]:
+        """What PostgreSQL itself ends in a session of the application, by the names it knows."""
+        return {
+            "statement_timeout": self.statement_timeout,
+            "lock_timeout": self.lock_timeout,
+            "idle_in_transaction_session_timeout": self.idle_in_transaction_timeout,
+        }
+
     def sqlalchemy_url(self) -> URL:
         """Give the URL with its password, for an engine only."""
-        return make_url(self.url.get_secret_value())
+        return _of_the_primary(self.url)
 
     def direct_sqlalchemy_url(self) -> URL:
         """Give the URL that no transaction pooler stands in front of."""
-        return make_url((self.direct_url or self.url).get_secret_value())
+        return _of_the_primary(self.direct_url or self.url)
+
+
+def _of_the_primary(secret: SecretStr) -> URL:
+    url = make_url(secret.get_secret_value())
+    # A standby takes no writes, and does not know what was revoked a moment ago.
+    return url if "target_session_attrs" in url.query else url.update_query_dict({"target_session_attrs": "primary"})
 
 
 class AuthSettings(_Group):
@@ -497,6 +531,12 @@ class Settings(BaseSettings):
     def runs_jobs_in_process(self) -> bool:
         """Whether the web process is also a worker."""
         return self.environment == "local" if self.jobs.in_process is None else self.jobs.in_process
+
+    @property
+    def drain_delay(self) -> timedelta:
+        """How long the server stays open once it is told to end."""
+        default = timedelta(seconds=5 if self.is_production else 0)
+        return default if self.server.drain_delay is None else self.server.drain_delay
 
     @property
     def public_url(self) -> str:

@@ -1,46 +1,29 @@
 """PostgreSQL: the two engines, the two kinds of session, the declarative base and its column types."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Annotated, Any, override
 from uuid import UUID
 
-import asyncpg
-from sqlalchemy import BigInteger, DateTime, MetaData, Text, event, func, text
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from uuid_utils.compat import uuid7
 
+from app.core.attempts import note_committed, repeating
 from app.core.config import DatabaseSettings
-from app.core.errors import UnavailableError
+from app.core.connections import Recycling, create_engine, create_read_engine
 from app.core.metrics import Reading
 from app.core.statements import watch
 
 MINIMUM_VERSION = 15
-
-# Failures of the moment, not of the request: connection, resources, operator intervention, statement and
-# lock timeouts, deadlock and serialization, a primary that has become read-only.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_TRANSIENT_CLASSES = ("08", "53", "57", "58")
-_TRANSIENT_STATES = frozenset({"25006", "25P03", "25P04", "40001", "40P01", "55P03"})
 
 # These stay plain assignments: SQLAlchemy reads Annotated directly, a `type` alias would need a registry entry.
 PrimaryKey = Annotated[UUID, mapped_column(primary_key=True, default=uuid7)]
 CreatedAt = Annotated[datetime, mapped_column(server_default=func.now())]
 UpdatedAt = Annotated[datetime, mapped_column(server_default=func.now(), onupdate=func.now())]
 Version = Annotated[int, mapped_column(server_default=text("1"))]
-
-
-class DatabaseUnavailableError(UnavailableError):
-    """The database cannot be reached, or has no room for this request at the moment."""
-
-    code = "database_unavailable"
-    detail = "The database cannot answer at the moment; try again shortly."
 
 
 class Base(DeclarativeBase):
@@ -68,6 +51,13 @@ class _NoFlushSession(Session):
             raise RuntimeError(message)
 
 
+class _CommittingSession(Session):
+    @override
+    def commit(self) -> None:
+        super().commit()
+        note_committed()
+
+
 class ReadSession(AsyncSession):
     """A session for reading: each statement is its own transaction and costs one round trip.
 
@@ -80,35 +70,16 @@ class ReadSession(AsyncSession):
 class WriteSession(ReadSession):
     """A session for one atomic change. A function that takes a `ReadSession` also takes this one, never the reverse."""
 
-    sync_session_class = Session
-
-
-class _Pool(AsyncAdaptedQueuePool):
-    """A pool that knows how many wait."""
-
-    waiting = 0
-
-    @override
-    def _do_get(self) -> ConnectionPoolEntry:
-        self.waiting += 1
-        try:
-            return super()._do_get()
-        finally:
-            self.waiting -= 1
+    sync_session_class = _CommittingSession
 
 
 class Database:
     """The way to PostgreSQL, made when the application starts and disposed of when it stops."""
 
     def __init__(self, settings: DatabaseSettings, *, slow_query: timedelta | None = None) -> None:
-        self.engine = _create_engine(settings)
-        self.read_engine = _create_engine(
-            settings,
-            server_settings={"default_transaction_read_only": "on"},
-            isolation_level="AUTOCOMMIT",
-            # Nothing to undo after single statements: giving the connection back costs no round trip.
-            pool_reset_on_return=None,
-        )
+        self.engine = create_engine(settings)
+        self.read_engine = create_read_engine(settings)
+        Recycling().watch(self.engine, self.read_engine)
         for engine in (self.engine, self.read_engine):
             watch(engine.sync_engine, slow=slow_query.total_seconds() if slow_query else None)
         self.sessions = async_sessionmaker(self.engine, class_=WriteSession, expire_on_commit=False)
@@ -137,87 +108,11 @@ class Database:
             yield session
             await session.commit()
 
+    async def unit[T](self, work: Callable[[WriteSession], Awaitable[T]]) -> T:
+        """Do the work in a unit of its own, and again after a deadlock or on a connection that broke; see `attempts`."""
 
-def _create_engine(
-    settings: DatabaseSettings, *, server_settings: dict[str, str] | None = None, **options: Any
-) -> AsyncEngine:
-    engine = create_async_engine(
-        settings.sqlalchemy_url(),
-        poolclass=_Pool,
-        pool_size=settings.pool_size,
-        # An overflow pool opens and closes connections under load; a fixed one queues fairly.
-        max_overflow=0,
-        pool_timeout=settings.pool_wait.total_seconds(),
-        pool_recycle=int(settings.pool_recycle.total_seconds()),
-        hide_parameters=True,
-        connect_args={
-            "timeout": settings.connect_timeout.total_seconds(),
-            # The server cancels first and says why; this one is for a server that has gone silent.
-            "command_timeout": settings.statement_timeout.total_seconds() + 1,
-            "server_settings": {
-                "application_name": settings.application_name,
-                "statement_timeout": _milliseconds(settings.statement_timeout.total_seconds()),
-                "lock_timeout": _milliseconds(settings.lock_timeout.total_seconds()),
-                "idle_in_transaction_session_timeout": _milliseconds(
-                    settings.idle_in_transaction_timeout.total_seconds()
-                ),
-                "timezone": "UTC",
-                # Compiling a plan costs more than any statement of this application runs.
-                "jit": "off",
-                **(server_settings or {}),
-            },
-        },
-        **options,
-    )
-    event.listen(engine.sync_engine, "do_connect", _connect)
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    return engine
+        async def once() -> T:
+            async with self.begin() as session:
+                return await work(session)
 
-
-def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
-
-
-def _connect(
-    dialect: Dialect, _entry: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
-) -> DBAPIConnection:
-    """Connect, turning every way in which that fails into the one error the edges know."""
-    try:
-        return dialect.connect(*args, **options)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError, dialect.loaded_dbapi.Error) as error:
-        raise DatabaseUnavailableError from error
-
-
-def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """Replace a connection whose socket is known to be closed.
-
-    The event loop has already noticed, so this costs nothing, where a ping costs a round trip per checkout. A peer
-    that vanished silently is found by `command_timeout`.
-    """
-    driver_connection: asyncpg.Connection[Any] = connection.driver_connection
-    if driver_connection.is_closed():
-        raise DisconnectionError
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """Give the five-letter PostgreSQL code of a failed statement."""
-    return getattr(error.orig, "sqlstate", None)
-
-
-def constraint_name(error: DBAPIError) -> str | None:
-    """Give the name of the constraint that refused a statement."""
-    cause = error.orig.__cause__ if error.orig else None
-    return getattr(cause, "constraint_name", None)
-
-
-def is_transient(error: Exception) -> bool:
-    """Say whether trying again later may help: then the client is told 503, not 500."""
-    if isinstance(error, PoolTimeoutError | TimeoutError | ConnectionError | DatabaseUnavailableError):
-        return True
-    if not isinstance(error, DBAPIError):
-        return False
-    state = sqlstate(error)
-    if state is None:
-        # The driver's own errors (connection lost, protocol broken) carry no code.
-        return error.connection_invalidated
-    return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES
+        return await repeating(once)

@@ -9,6 +9,9 @@ from app.core.config import Settings
 from app.core.database import Database, ReadSession, WriteSession
 from app.core.keyset import CursorSigner
 
+# Says what this process still waits for before it may be sent traffic, or None.
+type ReadinessCheck = Callable[[], str | None]
+
 
 class CoreState(TypedDict):
     """What the lifespan makes and every request may use."""
@@ -16,8 +19,9 @@ class CoreState(TypedDict):
     settings: Settings
     database: Database
     cursors: CursorSigner
-    # Each says what this process still waits for before it may be sent traffic, or None.
-    readiness: Sequence[Callable[[], str | None]]
+    readiness: Sequence[ReadinessCheck]
+    # Says why this program cannot work on a schema of that revision, or None.
+    schema: Callable[[str | None], str | None]
 
 
 class CoreRequest(Request[CoreState]):

@@ -128,6 +128,13 @@ class ConflictError(AppError):
     detail = "This contradicts the present state."
 
 
+class GoneMeanwhileError(ConflictError):
+    """Something that the request needs was deleted between our looking and our writing; the database has noticed."""
+
+    code = "gone_meanwhile"
+    detail = "Something this refers to has been deleted meanwhile; read it again."
+
+
 class PreconditionFailedError(AppError):
     """The resource changed since the client read it."""
 

@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, ProcessCollector, genera
 from prometheus_client.metrics_core import Metric
 
 from app.core.config import TelemetrySettings
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.core.listening import listen
 from app.core.metrics import Instrument, Reading, as_families, counted
 

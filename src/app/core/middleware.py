@@ -1,5 +1,6 @@
 """What every request needs, as one pure ASGI layer: id, limits, headers, the access line, the last resort."""
 
+import asyncio
 import logging
 import re
 from collections import Counter
@@ -16,10 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from app.core.config import LogSettings
-from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError
+from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError, UnavailableError
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
+from app.core.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
@@ -67,6 +69,13 @@ class SecretInUrlError(MalformedRequestError):
     detail = (
         "Secrets do not belong in the address; send them in the body or the Authorization header, and replace this one."
     )
+
+
+class ShuttingDownError(UnavailableError):
+    """This process ends before the request is done."""
+
+    code = "shutting_down"
+    detail = "This server is shutting down; try again shortly."
 
 
 class RequestMiddleware:
@@ -123,6 +132,9 @@ class _Exchange:
         self._statements = count_statements()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        if "fastapi.telemetry" in self._scope and (trace_id := current_trace_id()):
+            self._scope["trace_id"] = trace_id
+            structlog.contextvars.bind_contextvars(trace_id=trace_id)
         if self._method == "HEAD":
             # Whatever answers GET answers HEAD; the body is dropped on the way out.
             self._scope["method"] = "GET"
@@ -133,6 +145,9 @@ class _Exchange:
             self._status = self._status or _CLIENT_CLOSED_REQUEST
         except AppError as error:
             await self._fail(error)
+        except asyncio.CancelledError:
+            # Only the server gives up a request, once its grace at the end is over; what it has done is rolled back by now.
+            await self._fail(ShuttingDownError())
         except Exception:
             # The one place where a defect becomes an answer. The traceback is in this line and nowhere else.
             log.exception("unhandled error")

@@ -3,9 +3,11 @@
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
@@ -18,11 +20,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.core.access import public
-from app.core.database import DatabaseUnavailableError, is_transient
 from app.core.errors import (
     AppError,
     FieldError,
     ForbiddenError,
+    GoneMeanwhileError,
     InternalError,
     InvalidInputError,
     MalformedRequestError,
@@ -33,6 +35,13 @@ from app.core.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from app.core.failures import (
+    FOREIGN_KEY_VIOLATION,
+    DatabaseUnavailableError,
+    constraint_name,
+    is_transient,
+    sqlstate,
+)
 from app.core.fields import Omittable
 
 log = logging.getLogger(__name__)
@@ -40,6 +49,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 20
 _MAX_NAME = 64
+_NOTE_PAUSE = 1.0
 
 # What to say about each way a value can be wrong. The library's own sentences may quote the value, these cannot:
 # only the limits in the braces are filled in, and they come from the declaration.
@@ -93,6 +103,7 @@ class Problem(BaseModel):
     instance: str = Field(description="The path that was asked for.")
     request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
     code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
+    trace_id: Omittable[str] = Field(default=None, description="Where requests are traced: the trace of this one.")
     errors: Omittable[list[FieldProblem]] = Field(default=None, description="The refused values, with 422 only.")
     error: Omittable[str] = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
     error_description: Omittable[str] = Field(
@@ -156,6 +167,8 @@ def problem_response(scope: Any, error: AppError) -> Response:
         "request_id": scope.get("request_id", ""),
         "code": error.code,
     }
+    if "trace_id" in scope:
+        document["trace_id"] = scope["trace_id"]
     if isinstance(error, InvalidInputError):
         document["errors"] = [
             {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:_MAX_ERRORS]
@@ -177,10 +190,11 @@ def _speaks_oauth(scope: Any) -> bool:
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every failure with a problem document, the framework's own included."""
+    note = _Note()
 
     async def on_app_error(request: Request, error: AppError) -> Response:
         if isinstance(error, DatabaseUnavailableError):
-            _note(error.__cause__ or error)
+            note.write(error.__cause__ or error)
         return problem_response(request.scope, error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -190,21 +204,40 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, _from_validation(error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, DBAPIError) and sqlstate(error) == FOREIGN_KEY_VIOLATION:
+            # Were it no race but a defect, this is where it shows.
+            log.warning("what a row refers to is gone: %s", constraint_name(error))
+            return problem_response(request.scope, GoneMeanwhileError())
         if not is_transient(error):
             raise error
-        _note(error)
+        note.write(error)
         return problem_response(request.scope, DatabaseUnavailableError())
 
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
-    for kind in (DBAPIError, PoolTimeoutError, TimeoutError, ConnectionError):
+    for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
 
 
-def _note(error: BaseException) -> None:
-    # The client learns that it may try again; why, whoever runs this has to know.
-    log.warning("the database cannot answer: %s", getattr(error, "orig", None) or repr(error))
+class _Note:
+    """Says why the database cannot answer: in an outage every request would, and that is more than anybody reads."""
+
+    def __init__(self) -> None:
+        self._written: dict[type, float] = {}
+        self._withheld: Counter[type] = Counter()
+
+    def write(self, error: BaseException) -> None:
+        """Write a line, unless one about the like was written a moment ago."""
+        # The client learns that it may try again; why, whoever runs this has to know.
+        reason = getattr(error, "orig", None) or error
+        kind, now = type(reason), monotonic()
+        if now - self._written.get(kind, float("-inf")) < _NOTE_PAUSE:
+            self._withheld[kind] += 1
+            return
+        self._written[kind] = now
+        text = reason if isinstance(error, DBAPIError) else repr(error)
+        log.warning("the database cannot answer: %s", text, extra={"withheld": self._withheld.pop(kind, 0)})
 
 
 def _from_http(app: FastAPI, request: Request, error: HTTPException) -> AppError:

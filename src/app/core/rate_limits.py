@@ -79,8 +79,7 @@ class RateLimiter:
         """Count an attempt against each limit; raise `RateLimitedError`, and count nothing, when it would exceed one."""
         if self._enabled:
             # Raising rolls the counts back.
-            async with self._database.begin() as session:
-                await self.hit_within(session, *counted)
+            await self._database.unit(lambda session: self.hit_within(session, *counted))
 
     async def hit_within(self, session: WriteSession, *counted: Counted) -> None:
         """Count in the caller's transaction, for work that is tried again as a whole when that fails."""

@@ -7,6 +7,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from itertools import accumulate
 from typing import Any, NoReturn, override
 from urllib.parse import unquote_to_bytes
@@ -17,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from app.core.access import guards
+from app.core.attempts import repeating
 from app.core.errors import (
     AppError,
     FieldError,
@@ -104,7 +106,7 @@ class Route(APIRoute):
             if request.scope["query_string"]:
                 _refuse_parameters(request, allowed)
             if media_type is None:
-                return await handle(request)
+                return await repeating(lambda: _work(handle, request))
             _refuse_media_type(request, media_type)
             request = _Request(request.scope, request.receive)
             if media_type == JSON:
@@ -112,7 +114,7 @@ class Route(APIRoute):
             else:
                 request.escape(await request.body())
                 _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
-            return await handle(request)
+            return await repeating(lambda: _work(handle, request))
 
         return strict
 
@@ -131,6 +133,14 @@ class Route(APIRoute):
             yield from BODY_ERRORS
         for guard, scopes in guards(self.dependant):
             yield from guard.errors(scopes)
+
+
+async def _work(handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request) -> Response:
+    """Do what the request asks, its commit included: the framework would commit only after all attempts."""
+    async with AsyncExitStack[None]() as stack:
+        # Where the framework closes what dependencies of scope `function` have opened.
+        request.scope["fastapi_function_astack"] = stack
+        return await handle(request)
 
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -57,10 +57,21 @@ class Cluster:
     Whoever starts it owns it: it shuts down when they stop it, and also when they die, whatever they die of.
     """
 
-    def __init__(self, directory: Path, *, durable: bool = True, binaries: PostgresBinaries | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        durable: bool = True,
+        binaries: PostgresBinaries | None = None,
+        port: int | None = None,
+        settings: Sequence[str] = (),
+    ) -> None:
         self.directory = directory.absolute()
         self.durable = durable
-        self.port = 0
+        # Chosen anew at every start, unless one is given.
+        self.port = port or 0
+        self._given_port = port
+        self._settings = settings
         self._binaries = binaries
         self._password = ""
         self._server: KeptProcess | None = None
@@ -118,8 +129,8 @@ class Cluster:
             time.sleep(0.1)
 
     def _try_to_serve(self, files: ClusterFiles, lock: int) -> bool:
-        self.port = free_port()
-        settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _FAST_AND_LOOSE)]
+        self.port = self._given_port or free_port()
+        settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _FAST_AND_LOOSE), *self._settings]
         options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
         with files.log.open("wb") as log:
             self._server = KeptProcess(files.footing, lock, "postgres", "-D", str(files.data), *options, output=log)

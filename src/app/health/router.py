@@ -7,7 +7,6 @@ from app.core.problems import problem_responses
 from app.health import service
 from app.health.errors import NotReadyError
 from app.health.schemas import Health
-from app.migrations.revisions import head
 
 router = routing.router(tags=["health"])
 
@@ -21,5 +20,6 @@ async def read_liveness() -> Health:
 @router.get("/readyz", response_model=Health, openapi_extra=public, responses=problem_responses(NotReadyError))
 async def read_readiness(request: CoreRequest) -> Health:
     """Say whether this process may be sent traffic, and what is missing if not."""
-    await service.check_readiness(request.state["database"], head=head(), checks=request.state["readiness"])
+    state = request.state
+    await service.check_readiness(state["database"], schema=state["schema"], checks=state["readiness"])
     return Health()

@@ -1,12 +1,13 @@
 """Whether this process is fit to be sent traffic."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Container, Coroutine, Iterable
 from typing import Any
 
 from sqlalchemy import text
 
-from app.core.database import Database, is_transient
+from app.core.database import Database
+from app.core.failures import DatabaseUnavailableError, is_transient
 from app.health.errors import NotReadyError
 
 _TIMEOUT = 2.0
@@ -17,16 +18,41 @@ _HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 _asked: set[asyncio.Task[Any]] = set()
 
 
-async def check_readiness(database: Database, *, head: str, checks: Iterable[Callable[[], str | None]]) -> None:
-    """Return when the database answers, its schema is the one this code was written for, and every check is content."""
+class SchemaWatch:
+    """Whether this program may work on a schema: on its own, and on a newer one that came while it was at work.
+
+    Migrations keep the program before them working, so those that run when a release arrives must not be taken out of
+    rotation by it. A program that starts on a schema it has never heard of may be years too old.
+    """
+
+    def __init__(self, *, head: str, known: Container[str], accepts_newer: bool) -> None:
+        self._head = head
+        self._known = known
+        self._accepts_newer = accepts_newer
+
+    def unready(self, revision: str | None) -> str | None:
+        """Say what is wrong with a schema at this revision."""
+        if revision == self._head:
+            self._accepts_newer = True
+            return None
+        is_newer = revision is not None and revision not in self._known
+        if is_newer and self._accepts_newer:
+            return None
+        return f"the schema is at revision {revision or 'none'}, this program needs {self._head}"
+
+
+async def check_readiness(
+    database: Database, *, schema: Callable[[str | None], str | None], checks: Iterable[Callable[[], str | None]]
+) -> None:
+    """Return when the database answers, this code can work on its schema, and every check is content."""
     try:
         revision = await _in_time(_revision(database))
     except Exception as error:
         if not is_transient(error):
             raise
         raise NotReadyError(["the database cannot be reached"]) from error
-    if revision != head:
-        raise NotReadyError([f"the schema is at revision {revision or 'none'}, this program needs {head}"])
+    if reason := schema(revision):
+        raise NotReadyError([reason])
     if waiting := [reason for check in checks if (reason := check())]:
         raise NotReadyError(waiting)
 
@@ -39,7 +65,7 @@ async def _in_time[T](question: Coroutine[Any, Any, T]) -> T:
     if not task.done():
         # It ends on its own time: giving up a connection that has gone silent takes as long again.
         task.cancel()
-        raise TimeoutError
+        raise DatabaseUnavailableError
     return task.result()
 
 

@@ -16,7 +16,8 @@ from procrastinate.worker import Worker
 from psycopg.conninfo import make_conninfo
 
 from app.core.config import DatabaseSettings, JobsSettings
-from app.core.database import is_transient
+from app.core.connections import milliseconds
+from app.core.failures import is_transient
 from app.jobs.queue import QUEUE, Policy
 
 REPORTS_PER_STALL = 4
@@ -126,13 +127,12 @@ def delay(policy_of: PolicyOf, job: StoredJob, error: BaseException) -> timedelt
 
 def conninfo(settings: DatabaseSettings) -> str:
     """Give libpq what the application's own driver is given: the same server, TLS and limits."""
-    url = settings.sqlalchemy_url()
+    url = settings.direct_sqlalchemy_url()
     _, options = url.get_dialect()().create_connect_args(url)
-    limits = {
-        "statement_timeout": settings.statement_timeout,
-        "lock_timeout": settings.lock_timeout,
-        "idle_in_transaction_session_timeout": settings.idle_in_transaction_timeout,
-    }
+    is_pooled = settings.transaction_pooler and settings.direct_url is None
+    limits = (
+        "" if is_pooled else " ".join(f"-c {name}={milliseconds(limit)}" for name, limit in settings.limits.items())
+    )
     given = {
         "host": _joined(options.get("host")),
         "port": _joined(options.get("port")),
@@ -140,10 +140,12 @@ def conninfo(settings: DatabaseSettings) -> str:
         "password": options.get("password"),
         "dbname": options["database"],
         "sslmode": options.get("ssl"),
+        "target_session_attrs": options["target_session_attrs"],
         # libpq knows whole seconds, two at least.
         "connect_timeout": max(2, round(settings.connect_timeout.total_seconds())),
         "application_name": f"{settings.application_name}-worker",
-        "options": " ".join(f"-c {name}={round(limit.total_seconds() * 1000)}" for name, limit in limits.items()),
+        # A transaction pooler refuses it.
+        "options": limits or None,
         # A server that has gone silent is noticed by the kernel: this driver sets no limit of its own.
         "keepalives_idle": 10,
         "tcp_user_timeout": round((settings.statement_timeout.total_seconds() + 1) * 1000),
@@ -160,7 +162,7 @@ def _joined(value: object) -> str | None:
 def is_outage(error: BaseException | None) -> bool:
     """Say whether the database is away, in the words of either driver."""
     if isinstance(error, exceptions.ConnectorException):
-        return isinstance(error.__cause__, psycopg.OperationalError)
+        return isinstance(error.__cause__, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction)
     return isinstance(error, Exception) and is_transient(error)
 
 

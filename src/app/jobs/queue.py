@@ -20,6 +20,7 @@ from uuid_utils.compat import uuid7
 from app.core.config import Settings
 from app.core.database import Database, WriteSession
 from app.core.keys import KeyRing
+from app.core.tracing import current_parent
 from app.jobs.errors import PermanentError
 from app.mail.mailer import Mailer
 
@@ -116,6 +117,7 @@ async def enqueue[**P](
         "arguments": _to_json(job, given),
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),
         "key": uuid7().hex,
+        **({"trace": parent} if (parent := current_parent()) else {}),
     }
     chosen = policy_of(job)
     values = {"queue": QUEUE, "name": name_of(job), "priority": chosen.priority, "lock": chosen.lock}

@@ -10,11 +10,13 @@ from time import perf_counter
 from typing import Any
 
 import structlog
+from opentelemetry.trace import Tracer
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
 from app.core.metrics import Distribution, Tally
+from app.core.tracing import UNTRACED, continued
 from app.jobs import service
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.library import delay
@@ -42,8 +44,9 @@ class JobTimeoutError(TemporaryError):
 class JobRunner:
     """The jobs by name, and what they work with."""
 
-    def __init__(self, work: Work, jobs: Iterable[AnyJob]) -> None:
+    def __init__(self, work: Work, jobs: Iterable[AnyJob], *, tracer: Tracer = UNTRACED) -> None:
         self._work = work
+        self._tracer = tracer
         self._jobs = {name_of(job): job for job in jobs}
         self.names = sorted(self._jobs)
         for job in self._jobs.values():
@@ -61,17 +64,32 @@ class JobRunner:
         arguments: Mapping[str, object] | None = None,
         request_id: str | None = None,
         key: str | None = None,
+        trace: str | None = None,
         timestamp: int | None = None,
     ) -> None:
         """Run a stored job; the queue decides by the exception whether it is tried again."""
+        name = self._known_name(context.job)
+        with continued(self._tracer, f"job {name}", trace, attempt=context.job.attempts + 1) as trace_id:
+            await self._run(context, arguments or {}, request_id, key, timestamp, trace_id)
+
+    async def _run(
+        self,
+        context: JobContext,
+        arguments: Mapping[str, object],
+        request_id: str | None,
+        key: str | None,
+        timestamp: int | None,
+        trace_id: str | None,
+    ) -> None:
         stored, started = context.job, perf_counter()
         # A periodic job has no key but its time.
         work = replace(self._work, request_id=request_id, key=key or f"{stored.id}-{timestamp}")
         facts = {"job": stored.task_name, "job_id": stored.id, "attempt": stored.attempts + 1}
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(**facts, **({"request_id": request_id} if request_id else {}))
+        ids = {"request_id": request_id, "trace_id": trace_id}
+        structlog.contextvars.bind_contextvars(**facts, **{name: value for name, value in ids.items() if value})
         try:
-            await self._call(stored.task_name, work, arguments or {})
+            await self._call(stored.task_name, work, arguments)
         except Exception as error:
             await self._report(stored, error)
             raise
@@ -96,12 +114,14 @@ class JobRunner:
             message = f"it took longer than {limit:g} s"
             raise JobTimeoutError(message) from None
 
+    def _known_name(self, stored: StoredJob) -> str:
+        # The name of one that is not ours may be anything.
+        return stored.task_name if stored.task_name in self._jobs else "(unknown)"
+
     async def _report(self, stored: StoredJob, error: Exception) -> None:
         is_last = delay(self.policy_of, stored, error) is None
         is_grave = is_last or isinstance(error, UnknownJobError)
-        # The name of one that is not ours may be anything.
-        name = stored.task_name if stored.task_name in self._jobs else "(unknown)"
-        _RUNS.count(name, "failed" if is_last else "retried")
+        _RUNS.count(self._known_name(stored), "failed" if is_last else "retried")
         text = "job failed for good; see `app jobs failed`" if is_last else "job failed and is tried again"
         log.log(logging.ERROR if is_grave else logging.WARNING, text, **_details(error))
         # The log has it. Without a database there is nowhere else to write it.
@@ -111,6 +131,7 @@ class JobRunner:
 
 
 def _details(error: Exception) -> dict[str, Any]:
-    if isinstance(error, TemporaryError | PermanentError) or is_transient(error):
+    # Of a server that is silent or gone, whichever it is, there is nothing to trace.
+    if isinstance(error, TemporaryError | PermanentError | TimeoutError | ConnectionError) or is_transient(error):
         return {"extra": {"error": f"{type(error).__name__}: {error}"}}
     return {"exc_info": error}

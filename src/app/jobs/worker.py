@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from time import monotonic
 
 import procrastinate
+from opentelemetry.trace import Tracer
 from sqlalchemy import text
 
-from app.core.database import is_transient
+from app.core.failures import is_transient
+from app.core.tracing import UNTRACED
 from app.jobs import service
 from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
 from app.jobs.queue import AnyJob, Work, name_of
@@ -39,11 +41,13 @@ class Periodic:
 class JobWorker:
     """Runs the jobs of a list until it is told to stop."""
 
-    def __init__(self, work: Work, jobs: Iterable[AnyJob], periodic: Iterable[Periodic] = ()) -> None:
+    def __init__(
+        self, work: Work, jobs: Iterable[AnyJob], periodic: Iterable[Periodic] = (), *, tracer: Tracer = UNTRACED
+    ) -> None:
         self._database = work.database
         self._settings = work.settings
         self._periodic = tuple(periodic)
-        self._runner = JobRunner(work, [*jobs, *(each.job for each in self._periodic)])
+        self._runner = JobRunner(work, [*jobs, *(each.job for each in self._periodic)], tracer=tracer)
         self._stopping = asyncio.Event()
         self._worker: QueueWorker | None = None
 

@@ -22,6 +22,12 @@ def head() -> str:
     return revision
 
 
+@cache
+def known() -> frozenset[str]:
+    """Name every revision this program has heard of; any other is a newer program's."""
+    return frozenset(script.revision for script in ScriptDirectory.from_config(config()).walk_revisions())
+
+
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
     """Say whether the models describe this: the tables of the job queue are procrastinate's. Alembic's `include_name`."""
     return not (kind == "table" and name is not None and name.startswith("procrastinate_"))

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import logging
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from time import monotonic
@@ -18,13 +20,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from app.core.config import DatabaseSettings
+from app.core.connections import milliseconds
 from app.core.database import MINIMUM_VERSION
+from app.core.failures import sqlstate
 from app.migrations.revisions import config, head
 
 _LOCK_KEY = 4_021_973_155
 _LOCK_PATIENCE = 60.0
+_LOCK_NOT_AVAILABLE = "55P03"
+_TABLE_PATIENCE = 60.0
+_TABLE_PAUSE = 1.0
 _HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 _REVISION = text("SELECT version_num FROM alembic_version")
+
+
+log = logging.getLogger(__name__)
 
 
 class MigrationError(Exception):
@@ -34,9 +44,23 @@ class MigrationError(Exception):
 async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
     """Bring the schema to a revision, forward or back; a second runner waits for the first and finds nothing to do."""
     async with _exclusive(settings) as connection:
-        current = await _current(connection)
-        step = command.downgrade if _is_behind(revision, current) else command.upgrade
-        await connection.run_sync(_run, lambda configuration: step(configuration, revision))
+        deadline = monotonic() + _TABLE_PATIENCE
+        while True:
+            try:
+                return await _move(connection, revision)
+            except DBAPIError as error:
+                if sqlstate(error) != _LOCK_NOT_AVAILABLE or monotonic() > deadline:
+                    raise
+                log.warning("a migration did not get the lock it needs and is tried again")
+                await connection.rollback()
+            # Whoever waits for a table makes everybody else wait behind it: each wait is short, and then they may pass.
+            await asyncio.sleep(_TABLE_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  # No secret.
+
+
+async def _move(connection: AsyncConnection, revision: str) -> None:
+    current = await _current(connection)
+    step = command.downgrade if _is_behind(revision, current) else command.upgrade
+    await connection.run_sync(_run, lambda configuration: step(configuration, revision))
 
 
 async def check(settings: DatabaseSettings) -> None:
@@ -61,6 +85,9 @@ def sql(revision: str = "head") -> str:
 
 @asynccontextmanager
 async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
+    if settings.transaction_pooler and settings.direct_url is None:
+        message = "migrations need a session of their own: set APP_DATABASE__DIRECT_URL, past the transaction pooler"
+        raise MigrationError(message)
     engine = _create_engine(settings)
     try:
         async with aclosing(await _open(engine)) as connection:
@@ -77,15 +104,15 @@ async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]
 
 def _create_engine(settings: DatabaseSettings) -> AsyncEngine:
     return create_async_engine(
-        settings.sqlalchemy_url(),
+        settings.direct_sqlalchemy_url(),
         poolclass=NullPool,
         hide_parameters=True,
         connect_args={
             "timeout": settings.connect_timeout.total_seconds(),
             "server_settings": {
                 "application_name": f"{settings.application_name}-migrate",
-                "lock_timeout": str(round(settings.migration_lock_timeout.total_seconds() * 1000)),
-                "statement_timeout": str(round(settings.migration_statement_timeout.total_seconds() * 1000)),
+                "lock_timeout": milliseconds(settings.migration_lock_timeout),
+                "statement_timeout": milliseconds(settings.migration_statement_timeout),
             },
         },
     )

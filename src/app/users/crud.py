@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, unio
 from sqlalchemy.exc import IntegrityError
 
 from app.core import crud
-from app.core.database import ReadSession, WriteSession, constraint_name
+from app.core.database import ReadSession, WriteSession
+from app.core.failures import constraint_name
 from app.core.keyset import Order, Position, after
 from app.users.models import AccountLink, User
 from app.users.roles import Role

@@ -14,8 +14,14 @@ from uuid import UUID
 
 from app.core.database import ReadSession, WriteSession
 from app.core.keys import KeyRing
+from app.jobs.errors import TemporaryError
 from app.users import crud
 from app.users.models import AccountLink
+
+
+class UnknownPepperError(TemporaryError):
+    """This process does not have the pepper that a link was made with."""
+
 
 type Purpose = Literal["verify_email", "set_password", "reset_password", "confirm_email"]
 
@@ -68,7 +74,7 @@ async def find_by_secret(
         return None
     raw = urlsafe_b64decode(text.partition(".")[2] + "==")
     link = await crud.get_live_link(session, UUID(bytes=raw[:_ID_BYTES]))
-    if link is None or link.purpose not in purposes or link.pepper_id not in keys.peppers:
+    if link is None or link.purpose not in purposes or keys.pepper(link.pepper_id) is None:
         return None
     return link if hmac.compare_digest(secret(keys, link), text) else None
 
@@ -85,6 +91,10 @@ async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purp
 
 def secret(keys: KeyRing, link: AccountLink) -> str:
     """Derive what the mail carries."""
+    pepper = keys.pepper(link.pepper_id)
+    if pepper is None:
+        # The link is alive, so its pepper is in the newest key set, which has not reached this machine yet.
+        raise UnknownPepperError("the pepper of this link is not in the key set here")
     message = b"\0".join([_PREFIX.encode(), link.purpose.encode(), link.id.bytes, link.nonce])
-    mac = hmac.digest(keys.peppers[link.pepper_id], message, "sha256")
+    mac = hmac.digest(pepper, message, "sha256")
     return f"{_PREFIX}.{urlsafe_b64encode(link.id.bytes + bytes([link.pepper_id]) + mac).decode().rstrip('=')}"

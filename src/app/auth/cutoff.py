@@ -1,0 +1,25 @@
+"""Log everybody out: one row ends every login session there is, and none that begins afterwards."""
+
+from app.audit import service as audit
+from app.auth import crud
+from app.core.database import Database
+
+_BATCH = 5000
+
+
+async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
+    """End every login session and give how many; logins meanwhile and afterwards are not touched.
+
+    First the cut-off, which all processes learn of at once, and only then the sessions, in portions that hold up nobody. When
+    that is interrupted, running it again does the rest.
+    """
+    async with database.begin() as session:
+        cutoff = await crud.cut_off(session)
+        await audit.record(session, audit.SYSTEM, "auth.everybody_logged_out")
+    ended, after = 0, None
+    while True:
+        async with database.begin() as session:
+            ids = await crud.revoke_before(session, cutoff, after=after, batch=batch)
+        if not ids:
+            return ended
+        ended, after = ended + len(ids), max(ids)

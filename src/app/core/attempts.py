@@ -1,0 +1,85 @@
+"""Doing work again when it failed for no fault of its own, and never when any of it may already have come to stay.
+
+What the server has undone (a deadlock, a serialization failure, a plan that a migration made stale, a primary that has become
+read-only) is done again up to three times in all; what broke off with its connection, once more. Neither is after
+something has been committed, and the latter not even after a COMMIT was sent: whether it arrived is then known to nobody.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from app.core.failures import is_lost_connection, is_undone, sqlstate
+
+_MOST = 3
+_FIRST_PAUSE = 0.02
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Attempt:
+    """One try at a piece of work, and how far its commits have come. The sessions themselves keep it current."""
+
+    outer: "Attempt | None" = None
+    has_sent_commit: bool = False
+    has_committed: bool = False
+
+    def note_commit_sent(self) -> None:
+        """From here on nobody knows the outcome, unless the server tells."""
+        self.has_sent_commit = True
+        if self.outer:
+            self.outer.note_commit_sent()
+
+    def note_committed(self) -> None:
+        """From here on doing the work again would do it twice."""
+        self.has_committed = True
+        if self.outer:
+            self.outer.note_committed()
+
+
+_current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+
+
+def note_commit_sent(*_: object) -> None:
+    """Tell the attempt that is being made, if there is one, that a COMMIT is on its way."""
+    if attempt := _current.get():
+        attempt.note_commit_sent()
+
+
+def note_committed() -> None:
+    """Tell the attempt that is being made, if there is one, that something has come to stay."""
+    if attempt := _current.get():
+        attempt.note_committed()
+
+
+async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
+    """Do the work, and all of it again where that can help and can do nothing twice."""
+    number = 1
+    while True:
+        attempt = Attempt(outer=_current.get())
+        token = _current.set(attempt)
+        try:
+            return await work()
+        except Exception as error:
+            if not _may_repeat(error, attempt, number):
+                raise
+            log.info("work is done again", extra={"attempt": number + 1, "reason": _reason(error)})
+        finally:
+            _current.reset(token)
+        # Two that have met must not meet again. The work's session is closed: nothing is held meanwhile.
+        await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))  # noqa: S311  # No secret.
+        number += 1
+
+
+def _may_repeat(error: Exception, attempt: Attempt, number: int) -> bool:
+    if is_undone(error):
+        return number < _MOST and not attempt.has_committed
+    return is_lost_connection(error) and number == 1 and not attempt.has_sent_commit
+
+
+def _reason(error: Exception) -> str:
+    return sqlstate(error) or type(error).__name__

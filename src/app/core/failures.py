@@ -1,0 +1,66 @@
+"""What failures of PostgreSQL mean: whether trying later may help, and whether anything of the work can have stayed."""
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.core.errors import UnavailableError
+
+READ_ONLY = "25006"
+FOREIGN_KEY_VIOLATION = "23503"
+# Failures of the moment, not of the request: connection, resources, operator intervention, statement and
+# lock timeouts, deadlock and serialization, a primary that has become read-only.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TRANSIENT_CLASSES = ("08", "53", "57", "58")
+_TRANSIENT_STATES = frozenset({READ_ONLY, "25P03", "25P04", "40001", "40P01", "55P03"})
+# The server says that it has undone the whole transaction, whatever statement it was, COMMIT included.
+_UNDONE = frozenset({"40001", "40P01", READ_ONLY})
+# It has ended this session, and tells.
+SESSION_ENDED = frozenset({"57P01", "57P02", "57P05"})
+
+
+class DatabaseUnavailableError(UnavailableError):
+    """The database cannot be reached, or has no room for this request at the moment."""
+
+    code = "database_unavailable"
+    detail = "The database cannot answer at the moment; try again shortly."
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Give the five-letter PostgreSQL code of a failed statement."""
+    return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+
+
+def constraint_name(error: DBAPIError) -> str | None:
+    """Give the name of the constraint that refused a statement."""
+    cause = error.orig.__cause__ if error.orig else None
+    return getattr(cause, "constraint_name", None)
+
+
+def is_transient(error: Exception) -> bool:
+    """Say whether trying again later may help: then the client is told 503, not 500."""
+    if isinstance(error, PoolTimeoutError | DatabaseUnavailableError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = sqlstate(error)
+    if state is None:
+        # The driver's own errors (connection lost, protocol broken) carry no code.
+        return error.connection_invalidated or _is_stale_plan(error)
+    return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES
+
+
+def is_undone(error: Exception) -> bool:
+    """Say whether the server has undone the whole transaction, and need not do so the next time."""
+    return sqlstate(error) in _UNDONE or _is_stale_plan(error)
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Say whether a statement failed because its connection ended."""
+    return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in SESSION_ENDED)
+
+
+def _is_stale_plan(error: Exception) -> bool:
+    # A migration changed what a prepared statement gives. The library forgets all of them by itself.
+    cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else None
+    return isinstance(cause, asyncpg.InvalidCachedStatementError)

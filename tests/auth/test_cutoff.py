@@ -1,0 +1,107 @@
+"""Everybody is logged out: what is dead afterwards, what is alive, and what was written."""
+
+from uuid import UUID
+
+import pytest
+from httpx2 import AsyncClient
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from app.auth.cutoff import end_every_session
+from app.core.database import Database, WriteSession
+from tests.aftermath import events
+from tests.auth.login_sessions import can_refresh, is_accepted, refresh, row, shift, start
+from tests.conftest import LoggedIn
+
+HOUR = 3_600_000
+
+
+async def kinds(session: WriteSession) -> list[int]:
+    """Read the kinds of the revocations there are."""
+    return list((await session.scalars(text("SELECT kind FROM revocations ORDER BY id"))).all())
+
+
+async def cutoff_of(session: WriteSession) -> UUID:
+    found: UUID = (await session.scalars(text("SELECT cutoff FROM session_cutoffs ORDER BY cutoff DESC"))).all()[0]
+    return found
+
+
+async def test_everything_from_before_is_dead_and_a_new_login_lives(
+    client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn, admin: LoggedIn
+) -> None:
+    before = await start(client, user.email)
+    refreshed = await refresh(client, before)
+
+    ended = await end_every_session(database)
+
+    assert ended == 3
+    for tokens in (before, refreshed):
+        assert not await is_accepted(client, tokens)
+        assert not await can_refresh(client, tokens)
+    assert (await client.get("/api/v1/users/me", headers=admin.headers)).status_code == 401
+    after = await start(client, user.email)
+    assert await is_accepted(client, after)
+    assert await can_refresh(client, after)
+    assert (await row(session, before.session_id)).revoke_reason == "all"
+    assert (await row(session, after.session_id)).revoked_at is None
+
+
+async def test_processes_learn_of_it_by_one_row(
+    client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn
+) -> None:
+    for _ in range(3):
+        await start(client, user.email)
+
+    await end_every_session(database)
+
+    assert await kinds(session) == [4]
+    (event,) = await events(session, "auth.everybody_logged_out")
+    assert (event.actor_id, event.subject_id, event.detail) == (None, None, {})
+
+
+async def test_sessions_are_ended_in_portions(client: AsyncClient, database: Database, user: LoggedIn) -> None:
+    for _ in range(4):
+        await start(client, user.email)
+
+    assert await end_every_session(database, batch=2) == 5
+    assert await end_every_session(database, batch=2) == 0
+
+
+async def test_without_sessions_there_is_nothing_to_end(database: Database, session: WriteSession) -> None:
+    assert await end_every_session(database) == 0
+    assert await end_every_session(database) == 0
+    assert await kinds(session) == [4, 4]
+
+
+@pytest.mark.parametrize("ahead", [0, HOUR])
+async def test_no_clock_decides_who_comes_after(
+    client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn, ahead: int
+) -> None:
+    # As a machine whose clock is ahead would have made it; ours is behind it now.
+    early = await start(client, user.email)
+    future = UUID(int=uuid7().int + (ahead << 80))
+    await shift(session, early.session_id, f"id = '{future}'")
+
+    await end_every_session(database)
+
+    cutoff = await cutoff_of(session)
+    after = [await start(client, user.email) for _ in range(3)]
+    assert future < cutoff
+    assert all(one.session_id > cutoff for one in after)
+    assert len({one.session_id for one in after}) == 3
+    assert all([await is_accepted(client, one) for one in after])
+
+
+async def test_what_is_ended_after_the_cutoff_is_no_longer_remembered_is_published_itself(
+    client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn
+) -> None:
+    left_over = await start(client, user.email)
+    await end_every_session(database)
+    # As if the command had been interrupted, a while ago.
+    await shift(session, left_over.session_id, "revoked_at = NULL, revoke_reason = NULL")
+    await session.execute(text("UPDATE session_cutoffs SET created_at = created_at - interval '61 s'"))
+    await session.commit()
+
+    await shift(session, left_over.session_id, "revoked_at = now(), revoke_reason = 'user'")
+
+    assert await kinds(session) == [4, 1]

@@ -1,0 +1,373 @@
+"""Doing work again: when it is done, how often, and above all when it is not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from fastapi import APIRouter
+from httpx2 import AsyncClient
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.core import routing
+from app.core.access import public
+from app.core.database import Database, WriteSession
+from app.core.dependencies import DatabaseDep, ReadSessionDep, SessionDep
+from app.core.errors import ConflictError
+from app.core.failures import sqlstate
+from app.core.fields import Payload
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.conftest import log_in, make_settings, running
+from tests.core.applications import serving
+from tests.factories import make_user
+from tests.proxy import Proxy, proxied
+from tests.volume import plain
+
+UNDONE = ["40001", "40P01"]
+
+
+@pytest.fixture
+async def database(clone_url: str) -> AsyncIterator[Database]:
+    """A database with a table of counters, and one where every call of an endpoint leaves a row whatever comes of it."""
+    database = Database(make_settings(clone_url, database={"pool_size": 3}).database)
+    async with database.begin() as session:
+        await session.execute(text("CREATE TABLE counters (id int PRIMARY KEY, value int NOT NULL)"))
+        await session.execute(text("INSERT INTO counters VALUES (1, 0), (2, 0)"))
+    yield database
+    await database.dispose()
+
+
+async def add(session: WriteSession, counter: int = 1) -> None:
+    await session.execute(text("UPDATE counters SET value = value + 1 WHERE id = :id"), {"id": counter})
+
+
+async def fail(session: WriteSession, state: str) -> None:
+    await session.execute(text(f"DO $$ BEGIN RAISE 'x' USING ERRCODE = '{state}'; END $$"))
+
+
+async def break_off(session: WriteSession) -> None:
+    """End the connection as an administrator would, in the middle of its work."""
+    await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+async def value(database: Database, counter: int = 1) -> int:
+    async with database.read_sessions() as session:
+        found: int = await session.scalar(text("SELECT value FROM counters WHERE id = :id"), {"id": counter})
+        return found
+
+
+class Calls(list[int]):
+    """How often an endpoint or a unit was begun."""
+
+    def next(self) -> int:
+        self.append(len(self) + 1)
+        return len(self)
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+class Amount(Payload):
+    amount: int
+
+
+def endpoints(calls: Calls, act: Callable[[WriteSession, int], Awaitable[None]]) -> APIRouter:
+    """Make an endpoint that adds what its body says and then does this."""
+    router = routing.router()
+
+    @router.post("/add", openapi_extra=public)
+    async def add_amount(session: SessionDep, payload: Amount) -> int:
+        number = calls.next()
+        for _ in range(payload.amount):
+            await add(session)
+        await act(session, number)
+        return number
+
+    return router
+
+
+async def post(client: AsyncClient) -> tuple[int, Any]:
+    response = await client.post("/add", json={"amount": 2})
+    body = response.json()
+    return response.status_code, body["code"] if isinstance(body, dict) else body
+
+
+# What the server has undone
+
+
+@pytest.mark.parametrize("state", UNDONE)
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_what_the_server_has_undone_is_done_again(
+    database: Database, calls: Calls, state: str, failures: int
+) -> None:
+    async def act(session: WriteSession, number: int) -> None:
+        if number <= failures:
+            await fail(session, state)
+
+    async with serving(endpoints(calls, act), database) as client:
+        answer = await post(client)
+
+    assert answer == (200, failures + 1)
+    assert await value(database) == 2
+
+
+@pytest.mark.parametrize("state", UNDONE)
+async def test_after_three_attempts_the_client_is_told_to_come_back(
+    database: Database, calls: Calls, state: str
+) -> None:
+    async with serving(endpoints(calls, lambda session, _: fail(session, state)), database) as client:
+        answer = await post(client)
+
+    assert answer == (503, "database_unavailable")
+    assert calls == [1, 2, 3]
+    assert await value(database) == 0
+
+
+async def test_two_requests_that_deadlock_both_succeed(database: Database, calls: Calls) -> None:
+    router = routing.router()
+    both_hold_one = asyncio.Barrier(2)
+
+    @router.post("/cross/{first}", openapi_extra=public)
+    async def cross(session: SessionDep, first: int) -> None:
+        await add(session, first)
+        if calls.next() <= 2:
+            await both_hold_one.wait()
+        await add(session, 3 - first)
+
+    async with serving(router, database) as client:
+        answers = await asyncio.gather(client.post("/cross/1"), client.post("/cross/2"))
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len(calls) == 3
+    assert (await value(database, 1), await value(database, 2)) == (2, 2)
+
+
+async def test_a_commit_that_the_server_refuses_to_serialize_is_done_again(database: Database, calls: Calls) -> None:
+    async with database.begin() as session:
+        await session.execute(text("CREATE SEQUENCE commits"))
+        await session.execute(
+            text("""
+                CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                    IF nextval('commits') = 1 THEN RAISE 'x' USING ERRCODE = '40001'; END IF; RETURN NULL;
+                END $$
+            """)
+        )
+        await session.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON counters DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION refuse_first()"
+            )
+        )
+
+    async with serving(endpoints(calls, lambda *_: asyncio.sleep(0)), database) as client:
+        answer = await post(client)
+
+    assert answer == (200, 2)
+    assert await value(database) == 2
+
+
+async def test_nothing_is_done_again_after_something_was_committed(database: Database, calls: Calls) -> None:
+    router = routing.router()
+
+    @router.post("/add", openapi_extra=public)
+    async def add_twice(own: DatabaseDep, session: SessionDep) -> None:
+        calls.next()
+        async with own.begin() as first:
+            await add(first)
+        await fail(session, "40001")
+
+    async with serving(router, database) as client:
+        response = await client.post("/add")
+
+    assert response.status_code == 503
+    assert calls == [1]
+    assert await value(database) == 1
+
+
+async def test_a_refusal_of_ours_is_not_done_again(database: Database, calls: Calls) -> None:
+    async def act(_session: WriteSession, _number: int) -> None:
+        raise ConflictError
+
+    async with serving(endpoints(calls, act), database) as client:
+        answer = await post(client)
+
+    assert (answer, calls) == ((409, "conflict"), [1])
+
+
+# Connections that broke off
+
+
+async def test_work_whose_connection_broke_off_is_done_once_more(database: Database, calls: Calls) -> None:
+    async def act(session: WriteSession, number: int) -> None:
+        if number == 1:
+            await break_off(session)
+
+    async with serving(endpoints(calls, act), database) as client:
+        answer = await post(client)
+
+    assert answer == (200, 2)
+    assert await value(database) == 2
+
+
+async def test_work_that_breaks_off_again_is_given_up(database: Database, calls: Calls) -> None:
+    async with serving(endpoints(calls, lambda session, _: break_off(session)), database) as client:
+        answer = await post(client)
+
+    assert answer == (503, "database_unavailable")
+    assert calls == [1, 2]
+    assert await value(database) == 0
+
+
+async def test_a_read_whose_connection_broke_off_is_answered_all_the_same(database: Database, calls: Calls) -> None:
+    router = routing.router()
+
+    @router.get("/pid", openapi_extra=public)
+    async def read(session: ReadSessionDep) -> int:
+        question = "SELECT pg_terminate_backend(pg_backend_pid())" if calls.next() == 1 else "SELECT 7"
+        found: int = await session.scalar(text(question))
+        return found
+
+    async with serving(router, database) as client:
+        response = await client.get("/pid")
+
+    assert (response.status_code, response.json(), calls) == (200, 7, [1, 2])
+
+
+@asynccontextmanager
+async def behind(proxy: Proxy) -> AsyncIterator[Database]:
+    options = {"pool_size": 1, "statement_timeout": "300ms", "connect_timeout": "500ms"}
+    database = Database(make_settings(proxy.url, database=options).database)
+    try:
+        yield database
+    finally:
+        await database.dispose()
+
+
+async def test_a_commit_whose_answer_is_lost_is_never_done_again(
+    database: Database, clone_url: str, calls: Calls
+) -> None:
+    async def act(_session: WriteSession, _number: int) -> None:
+        # What follows is the COMMIT. It arrives, and its answer does not.
+        proxy.deafen()
+
+    async with proxied(clone_url) as proxy, behind(proxy) as distant, serving(endpoints(calls, act), distant) as client:
+        request = asyncio.ensure_future(post(client))
+        async with asyncio.timeout(5):
+            while await value(database) == 0:  # noqa: ASYNC110  # Only the database knows.
+                await asyncio.sleep(0.01)
+        proxy.cut()
+        answer = await request
+
+    assert answer == (503, "database_unavailable")
+    assert calls == [1]
+    assert await value(database) == 2
+
+
+# Units that services open themselves
+
+
+async def test_a_unit_is_done_again_after_a_conflict(database: Database, calls: Calls) -> None:
+    async def work(session: WriteSession) -> int:
+        await add(session)
+        if calls.next() == 1:
+            await fail(session, "40P01")
+        return 7
+
+    assert await database.unit(work) == 7
+    assert calls == [1, 2]
+    assert await value(database) == 1
+
+
+async def test_a_unit_after_another_is_done_again_alone(database: Database, calls: Calls) -> None:
+    router = routing.router()
+
+    @router.post("/add", openapi_extra=public)
+    async def add_twice(own: DatabaseDep) -> None:
+        await own.unit(add)
+
+        async def second(session: WriteSession) -> None:
+            await add(session, 2)
+            if calls.next() == 1:
+                await fail(session, "40001")
+
+        await own.unit(second)
+
+    async with serving(router, database) as client:
+        response = await client.post("/add")
+
+    assert response.status_code == 200
+    assert (await value(database, 1), await value(database, 2)) == (1, 1)
+
+
+async def test_a_unit_that_conflicts_for_ever_fails_with_the_conflict(database: Database, calls: Calls) -> None:
+    async def work(session: WriteSession) -> None:
+        calls.next()
+        await fail(session, "40001")
+
+    with pytest.raises(DBAPIError) as conflict:
+        await database.unit(work)
+
+    assert sqlstate(conflict.value) == "40001"
+    assert calls == [1, 2, 3]
+
+
+async def test_a_login_that_meets_a_conflict_is_a_login(
+    database: Database, clone_url: str, hasher: PasswordHasher
+) -> None:
+    async with database.begin() as session:
+        email = (await make_user(session, hasher)).email
+        await session.execute(text("CREATE SEQUENCE logins"))
+        await session.execute(
+            text("""
+                CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                    IF nextval('logins') = 1 THEN RAISE 'x' USING ERRCODE = '40P01'; END IF; RETURN NEW;
+                END $$
+            """)
+        )
+        await session.execute(
+            text("CREATE TRIGGER late BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION refuse_first()")
+        )
+
+    async with running(create_app(make_settings(clone_url), database)) as client:
+        assert await log_in(client, email)
+
+    async with database.read_sessions() as session:
+        assert await session.scalar(text("SELECT count(*) FROM sessions")) == 1
+
+
+# Plans that a migration made stale
+
+
+@pytest.mark.parametrize("kind", ["sessions", "read_sessions"])
+@pytest.mark.parametrize(
+    "migration",
+    ["ALTER TABLE counters ALTER COLUMN value TYPE bigint", "ALTER TABLE counters ADD COLUMN more text DEFAULT 'x'"],
+)
+async def test_no_request_notices_a_migration(
+    database: Database, clone_url: str, calls: Calls, kind: str, migration: str
+) -> None:
+    router = routing.router()
+
+    @router.get("/counters", openapi_extra=public)
+    async def read(own: DatabaseDep) -> int:
+        calls.next()
+        async with getattr(own, kind)() as session:
+            return len((await session.execute(text("SELECT * FROM counters"))).all())
+
+    administrator = await asyncpg.connect(plain(clone_url))
+    async with serving(router, database) as client:
+        for _ in range(3):
+            await client.get("/counters")
+        await administrator.execute(migration)
+        after = [await client.get("/counters") for _ in range(3)]
+    await administrator.close()
+
+    assert [response.status_code for response in after] == [200, 200, 200]
+    # One was done again, and from then on nothing stale is left.
+    assert len(calls) == 7

@@ -1,0 +1,78 @@
+"""The real PgBouncer in transaction mode, as its package configures it, in front of the tests' server."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sqlalchemy import make_url
+
+from app.dev.ports import free_port
+
+_START_PATIENCE = 30.0
+# Fewer than the application has connections: no session stays with anybody.
+_SESSIONS = 3
+
+
+def program() -> str | None:
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+
+
+@asynccontextmanager
+async def pooled(url: str, *, sessions: int = _SESSIONS) -> AsyncIterator[str]:
+    """Give the URL of this database through a pooler."""
+    target, port = make_url(url), free_port()
+    with TemporaryDirectory(prefix="pooler-") as directory:
+        configuration = _write(
+            Path(directory), target.host, target.port, target.username, target.password, port, sessions
+        )
+        # It refuses to run as root, and reads its files before it becomes somebody else.
+        identity = ["-u", "nobody"] if os.geteuid() == 0 else []
+        process = await asyncio.create_subprocess_exec(
+            *(program() or "pgbouncer", "-q", *identity, str(configuration)), stderr=asyncio.subprocess.DEVNULL
+        )
+        try:
+            await _wait_for(port)
+            yield target.set(host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _write(
+    directory: Path,
+    host: str | None,
+    server_port: int | None,
+    user: str | None,
+    password: str | None,
+    port: int,
+    sessions: int,
+) -> Path:
+    users, configuration = directory / "users.txt", directory / "pgbouncer.ini"
+    users.write_text(f'"{user}" "{password}"\n')
+    configuration.write_text(
+        f"[databases]\n* = host={host} port={server_port or 5432}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = scram-sha-256\nauth_file = {users}\n"
+        f"pool_mode = transaction\ndefault_pool_size = {sessions}\nmax_client_conn = 200\n"
+    )
+    # Whoever it becomes reads them again when told to.
+    for path, mode in ((directory, 0o755), (users, 0o644), (configuration, 0o644)):
+        path.chmod(mode)
+    return configuration
+
+
+async def _wait_for(port: int) -> None:
+    async with asyncio.timeout(_START_PATIENCE):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return

@@ -1,0 +1,126 @@
+"""A PostgreSQL of the test's own, to which everything may happen: killed, hung, restarted, demoted, followed by a standby."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+from pydantic import SecretStr
+
+from app.core.config import DatabaseSettings
+from app.dev.embedded_postgres import Cluster
+from app.dev.ports import free_port
+from app.dev.postgres_binaries import find_binaries
+from app.dev.postgres_footing import find_footing
+from app.dev.postgres_lock import ClusterFiles
+from app.migrations import runner
+from tests.volume import plain
+
+_STOP_PATIENCE = 30.0
+
+
+class PrivatePostgres:
+    """A durable server on a port of its own; it comes back on the same one."""
+
+    def __init__(self, directory: Path, *settings: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.files = ClusterFiles(find_footing(find_binaries(), directory), directory)
+        self._cluster = Cluster(directory, port=free_port(), settings=settings)
+
+    @property
+    def url(self) -> str:
+        return self._cluster.url()
+
+    @property
+    def port(self) -> int:
+        return self._cluster.port
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._cluster.start)
+
+    async def stop(self) -> None:
+        """End it in order, and every session with it."""
+        await asyncio.to_thread(self._cluster.stop)
+
+    async def migrate(self) -> None:
+        await runner.upgrade(DatabaseSettings(url=SecretStr(self.url)))
+
+    def processes(self) -> list[int]:
+        """Give the server's processes, itself first."""
+        postmaster = int((self.files.data / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        return [postmaster, *map(int, children)]
+
+    def send(self, number: signal.Signals) -> None:
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def kill(self) -> None:
+        """End all of it without a word: nothing is written any more, nobody is told."""
+        self.send(signal.SIGKILL)
+        await self.stop()
+
+    def hang(self) -> None:
+        """Stop all of it where it stands; its sockets stay open."""
+        self.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.send(signal.SIGCONT)
+
+    async def shut_down(self, how: signal.Signals) -> None:
+        """Shut down as `pg_ctl` does: SIGTERM is smart, SIGINT fast, SIGQUIT immediate."""
+        postmaster = self.processes()[0]
+        os.kill(postmaster, how)
+        await asyncio.to_thread(_wait_for_end, postmaster)
+        await self.stop()
+
+    async def execute(self, *statements: str) -> None:
+        connection = await asyncpg.connect(plain(self.url))
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def fetch(self, query: str, *values: object) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(plain(self.url))
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *values)
+            return rows
+        finally:
+            await connection.close()
+
+    def follow(self, primary: "PrivatePostgres") -> None:
+        """Be a standby of another from the next start on; it must have been made from the same data."""
+        password = primary.url.partition("postgres:")[2].partition("@")[0]
+        source = f"host=127.0.0.1 port={primary.port} user=postgres password={password}"
+        (self.files.data / "standby.signal").touch()
+        with (self.files.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = '{source}'\n")
+
+    async def promote(self) -> None:
+        await self.execute("SELECT pg_promote()")
+
+
+def _wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + _STOP_PATIENCE
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "the server does not shut down"
+        time.sleep(0.02)
+
+
+async def standby_of(primary: PrivatePostgres, directory: Path) -> PrivatePostgres:
+    """Copy a server, which restarts for it, and have the copy follow it."""
+    standby = PrivatePostgres(directory)
+    await primary.stop()
+    command = ["cp", "-a", str(primary.files.home), str(standby.files.home)]
+    await asyncio.to_thread(subprocess.run, command, check=True)
+    standby.follow(primary)
+    await primary.start()
+    await standby.start()
+    return standby

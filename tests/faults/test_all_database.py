@@ -1,0 +1,379 @@
+"""What can happen to PostgreSQL and to the way there, one after the other, under load; `make faults` runs it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import asyncpg
+import pytest
+
+from tests.faults.load import Ledger, writing
+from tests.faults.postgres import PrivatePostgres, standby_of
+from tests.faults.site import ME, Site, discrepancies, private_postgres, site_on
+from tests.proxy import Proxy, proxied
+from tests.volume import plain
+
+_CLIENTS = 4
+_HEALED = 5.0
+_FAILED_OVER = 10.0
+# Statements are given up after 6 s; connecting, and waiting for a connection, take 2 s each.
+_LONGEST_ANSWER = 10.5
+_PATIENCE = 60.0
+
+
+@dataclass
+class World:
+    """The application, its database, and what stands between."""
+
+    postgres: PrivatePostgres
+    proxy: Proxy
+    site: Site
+
+
+@pytest.fixture(scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """One for all tests: each must leave it well, as nobody restarts it."""
+    async with (
+        private_postgres(tmp_path_factory.mktemp("world")) as postgres,
+        proxied(postgres.url) as proxy,
+        site_on(postgres, url=proxy.url) as site,
+    ):
+        yield World(postgres, proxy, site)
+
+
+@dataclass
+class Load:
+    writes: Ledger
+    reads: Ledger
+
+    @property
+    def answers(self) -> set[int | str]:
+        return set(self.writes.answers) | set(self.reads.answers)
+
+
+@asynccontextmanager
+async def loaded(site: Site) -> AsyncIterator[Load]:
+    """Write and read until the block ends."""
+    await site.log_in()
+    load = Load(Ledger(), Ledger())
+    async with (
+        writing(load.writes, site.create_account, clients=_CLIENTS),
+        writing(load.reads, site.read_account, clients=_CLIENTS),
+    ):
+        await load.writes.acknowledges(20, within=_PATIENCE)
+        yield load
+
+
+async def known_rows(world: World) -> set[str]:
+    rows = await world.postgres.fetch("SELECT split_part(email, '@', 1) FROM users WHERE role = 'user'")
+    return {row[0] for row in rows}
+
+
+async def becomes(ask: Callable[[], "asyncio.Future[int]"], status: int, *, within: float) -> None:
+    async with asyncio.timeout(within):
+        while await ask() != status:  # noqa: ASYNC110  # Another process changes.
+            await asyncio.sleep(0.05)
+
+
+async def assert_settled(world: World, load: Load, before: set[str]) -> None:
+    """Hold what was answered against the rows, and look for what a fault may have left behind."""
+    async with asyncio.timeout(_HEALED):
+        while await world.site.left_in_transactions():  # noqa: ASYNC110  # PostgreSQL sends no event.
+            await asyncio.sleep(0.05)
+    for name in before:
+        load.writes.sent.setdefault(name, 0.0)
+    assert await discrepancies(world.postgres, load.writes) == {}
+    assert world.site.complaints() == []
+
+
+# Away, one way or another
+
+
+@asynccontextmanager
+async def killed(world: World) -> AsyncIterator[None]:
+    await world.postgres.kill()
+    yield
+    await world.postgres.start()
+
+
+def shut_down(how: signal.Signals) -> Callable[[World], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def fault(world: World) -> AsyncIterator[None]:
+        await world.postgres.shut_down(how)
+        yield
+        await world.postgres.start()
+
+    return fault
+
+
+@asynccontextmanager
+async def hung(world: World) -> AsyncIterator[None]:
+    world.postgres.hang()
+    yield
+    world.postgres.go_on()
+
+
+@asynccontextmanager
+async def partitioned(world: World) -> AsyncIterator[None]:
+    world.proxy.stall()
+    yield
+    world.proxy.resume()
+
+
+@asynccontextmanager
+async def unanswered(world: World) -> AsyncIterator[None]:
+    world.proxy.deafen()
+    yield
+    world.proxy.resume()
+
+
+@asynccontextmanager
+async def reset(world: World) -> AsyncIterator[None]:
+    world.proxy.cut()
+    yield
+    world.proxy.mend()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(killed, id="killed"),
+        pytest.param(shut_down(signal.SIGINT), id="restarted fast"),
+        pytest.param(shut_down(signal.SIGQUIT), id="restarted at once"),
+        pytest.param(hung, id="hung"),
+        pytest.param(partitioned, id="partitioned silently"),
+        pytest.param(unanswered, id="answers lost"),
+        pytest.param(reset, id="connections reset"),
+    ],
+)
+async def test_an_outage_is_503_and_heals_by_itself(
+    world: World, fault: Callable[[World], AbstractAsyncContextManager[None]]
+) -> None:
+    before = await known_rows(world)
+    async with loaded(world.site) as load:
+        async with fault(world):
+            await becomes(lambda: asyncio.ensure_future(world.site.probe("/readyz")), 503, within=5)
+            assert await world.site.probe("/livez") == 200
+            await asyncio.sleep(8)
+        healed = await load.writes.works_again(within=_PATIENCE)
+        await becomes(lambda: asyncio.ensure_future(world.site.probe("/readyz")), 200, within=_HEALED)
+
+    assert load.answers <= {200, 201, 503}
+    assert healed < _HEALED
+    assert max(load.writes.slowest, load.reads.slowest) < _LONGEST_ANSWER
+    await assert_settled(world, load, before)
+
+
+async def test_a_backend_that_is_killed_takes_the_others_with_it_and_heals(world: World) -> None:
+    before = await known_rows(world)
+    async with loaded(world.site) as load:
+        (victim, *_) = await world.postgres.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'bedplate'"
+        )
+        os.kill(victim["pid"], signal.SIGKILL)
+        healed = await load.writes.works_again(within=_PATIENCE)
+
+    assert load.answers <= {200, 201, 503}
+    assert healed < _HEALED
+    await assert_settled(world, load, before)
+
+
+async def test_sessions_that_are_ended_all_the_time_cost_next_to_nothing(world: World) -> None:
+    before = await known_rows(world)
+    terminate = (
+        "SELECT pg_terminate_backend(pid) FROM "
+        "(SELECT pid FROM pg_stat_activity WHERE application_name = 'bedplate' ORDER BY random() LIMIT 1) AS one"
+    )
+    administrator = await asyncpg.connect(plain(world.postgres.url))
+    async with loaded(world.site) as load:
+        for _ in range(ended := 200):
+            await administrator.execute(terminate)
+            await asyncio.sleep(0.1)
+    await administrator.close()
+
+    print(f"\n{ended} sessions ended: {load.reads.answers} reads, {load.writes.answers} writes")  # noqa: T201  # The point of it.
+    assert load.answers <= {200, 201, 503}
+    assert load.reads.answers[503] <= max(2, load.reads.answers.total() / 1000)
+    # Those whose COMMIT was on its way.
+    assert load.writes.answers[503] <= ended / 10
+    await assert_settled(world, load, before)
+
+
+async def test_a_slow_network_is_slow_and_nothing_else(world: World) -> None:
+    before = await known_rows(world)
+    world.proxy.delay, world.proxy.jitter = 0.05, 0.025
+    try:
+        async with loaded(world.site) as load:
+            await load.writes.acknowledges(20, within=_PATIENCE)
+    finally:
+        world.proxy.delay, world.proxy.jitter = 0.0, 0.0
+
+    assert load.answers <= {200, 201}
+    await assert_settled(world, load, before)
+
+
+# Well, and busy
+
+
+async def test_a_table_that_is_locked_delays_its_users_alone(world: World) -> None:
+    before = await known_rows(world)
+    holder = await asyncpg.connect(plain(world.postgres.url))
+    async with loaded(world.site) as load:
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
+        started, reads = monotonic(), len(load.reads.acknowledged)
+        await asyncio.sleep(6)
+        assert await world.site.probe("/livez") == 200
+        assert len(load.reads.acknowledged) > reads
+        await transaction.rollback()
+        healed = await load.writes.works_again(within=_PATIENCE)
+    await holder.close()
+
+    assert monotonic() - started > 6
+    assert set(load.reads.answers) == {200}
+    assert set(load.writes.answers) == {201, 503}
+    assert healed < _HEALED
+    await assert_settled(world, load, before)
+
+
+async def take_every_connection(postgres: PrivatePostgres, taken: AsyncExitStack) -> None:
+    while True:
+        other = await asyncpg.connect(plain(postgres.url))
+        taken.push_async_callback(other.close)
+
+
+async def test_a_server_without_room_for_connections_is_503(world: World) -> None:
+    before = await known_rows(world)
+    async with AsyncExitStack() as others:
+        await world.postgres.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'bedplate%'"
+        )
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            await take_every_connection(world.postgres, others)
+        refused = [(await world.site.request("GET", ME)).status for _ in range(3)]
+        assert await world.site.probe("/livez") == 200
+        assert await world.site.probe("/readyz") == 503
+    async with loaded(world.site) as load:
+        pass
+
+    assert refused == [503, 503, 503]
+    assert load.answers <= {200, 201}
+    await assert_settled(world, load, before)
+
+
+async def test_an_exhausted_pool_refuses_in_time_and_recovers_at_once(world: World) -> None:
+    before = await known_rows(world)
+    holder = await asyncpg.connect(plain(world.postgres.url))
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
+    crowd = Ledger()
+    await asyncio.gather(*(crowd.write(world.site.create_account) for _ in range(60)))
+    assert await world.site.probe("/livez") == 200
+    await transaction.rollback()
+    await holder.close()
+    async with loaded(world.site) as load:
+        pass
+
+    assert set(crowd.answers) == {503}
+    assert crowd.slowest < _LONGEST_ANSWER
+    assert load.answers <= {200, 201}
+    load.writes.sent |= crowd.sent
+    await assert_settled(world, load, before)
+
+
+# Migrations
+
+
+async def test_a_migration_under_load_is_noticed_by_nobody(world: World) -> None:
+    before = await known_rows(world)
+    async with loaded(world.site) as load:
+        for number in range(5):
+            await world.postgres.execute(
+                f"ALTER TABLE users ADD COLUMN extra_{number} text DEFAULT 'x'",
+                f"ALTER TABLE audit_events ALTER COLUMN event TYPE varchar({200 + number})",
+            )
+            await load.writes.acknowledges(20, within=_PATIENCE)
+            await load.reads.acknowledges(20, within=_PATIENCE)
+        await world.postgres.execute(*(f"ALTER TABLE users DROP COLUMN extra_{number}" for number in range(5)))
+        await world.postgres.execute("ALTER TABLE audit_events ALTER COLUMN event TYPE text")
+        await load.writes.acknowledges(20, within=_PATIENCE)
+
+    assert load.answers == {200, 201}
+    await assert_settled(world, load, before)
+
+
+# Fail-over
+
+
+@asynccontextmanager
+async def pair(directory: Path) -> AsyncIterator[tuple[PrivatePostgres, PrivatePostgres]]:
+    async with private_postgres(directory) as old:
+        new = await standby_of(old, directory / "standby")
+        try:
+            yield old, new
+        finally:
+            await new.stop()
+
+
+async def fail_over(old: PrivatePostgres, new: PrivatePostgres) -> None:
+    """Make the standby the primary, and the primary a standby that can be reached all the same."""
+    await old.stop()
+    await new.promote()
+    old.follow(new)
+    await old.start()
+
+
+async def caught_up(old: PrivatePostgres, new: PrivatePostgres) -> None:
+    """Wait until the standby has what was written: how much it may lack is between it and its primary."""
+    written = (await old.fetch("SELECT pg_current_wal_flush_lsn()::text"))[0][0]
+    async with asyncio.timeout(_PATIENCE):
+        while not (await new.fetch("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written))[0][0]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_writes_follow_the_primary_to_another_host(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (old, new):
+        url = old.url.replace(f"@127.0.0.1:{old.port}/postgres", "@/postgres")
+        url += f"?host=127.0.0.1:{old.port}&host=127.0.0.1:{new.port}&target_session_attrs=read-write"
+        async with site_on(old, url=url, APP_JOBS__IN_PROCESS="true") as site, loaded(site) as load:
+            await fail_over(old, new)
+            assert (await old.fetch("SELECT pg_is_in_recovery()"))[0][0]
+            healed = await load.writes.works_again(within=_PATIENCE)
+            site.postgres = new
+            await becomes(lambda: asyncio.ensure_future(site.probe("/readyz")), 200, within=_FAILED_OVER)
+        lost = await discrepancies(new, load.writes)
+
+    print(f"\nwrites worked {healed:.2f} s after the fail-over")  # noqa: T201  # The point of it.
+    assert healed < _FAILED_OVER
+    assert load.answers <= {200, 201, 503}
+    assert lost == {}
+
+
+async def test_a_primary_that_became_read_only_is_left_when_its_address_moves(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (old, new), proxied(old.url) as proxy:
+        async with site_on(old, url=proxy.url) as site, loaded(site) as load:
+            # Its sessions go on: they answer, and refuse to write.
+            await old.execute("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+            async with asyncio.timeout(_PATIENCE):
+                while not load.writes.answers[503]:  # noqa: ASYNC110  # Clients that know nothing of us write.
+                    await asyncio.sleep(0.05)
+            await caught_up(old, new)
+            await new.promote()
+            proxy.lead_to(new.url)
+            healed = await load.writes.works_again(within=_PATIENCE)
+            await load.reads.acknowledges(100, within=_PATIENCE)
+            on_old = await old.fetch("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bedplate'")
+        lost = await discrepancies(new, load.writes)
+
+    print(f"\nwrites worked {healed:.2f} s after the address moved")  # noqa: T201  # The point of it.
+    assert healed < _FAILED_OVER
+    assert load.answers <= {200, 201, 503}
+    assert lost == {}
+    assert on_old[0][0] == 0

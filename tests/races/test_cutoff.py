@@ -1,0 +1,71 @@
+"""Everybody is logged out while people log in, over several server processes in both ways of checking."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import KEY_SET, cloned
+from tests.races.test_sessions import BY_NOTIFICATION, dies
+from tests.races.workers import Fleet, fleet
+
+LOGINS = 6
+
+
+@pytest.fixture
+async def workers(template_url: str) -> AsyncIterator[Fleet]:
+    """Two processes that know revocations from memory, and one that asks."""
+    async with cloned(template_url) as url, fleet(url, {}, {}, {"APP_AUTH__ACCESS_CHECK": "database"}) as fleet_:
+        yield fleet_
+
+
+async def revoke_all(workers: Fleet) -> None:
+    """Run the command, as an operator would."""
+    settings = {
+        "APP_ENVIRONMENT": "test",
+        "APP_AUTH__SIGNING_KEYS": KEY_SET,
+        "DATABASE_URL": workers.database.engine.url.render_as_string(hide_password=False),
+    }
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", "sessions", "revoke-all", "--yes"), env=os.environ | settings
+    )
+    assert await command.wait() == 0
+
+
+async def test_logging_everybody_out_spares_whoever_comes_after(workers: Fleet) -> None:
+    emails = await workers.accounts(LOGINS + 1)
+    before = [await workers.log_in(email) for email in emails]
+    before += [(await workers.any.refresh(pair["refresh_token"])).body for pair in before[:2]]
+    meanwhile: list[dict[str, Any]] = []
+    is_over = asyncio.Event()
+
+    async def log_in_again_and_again(email: str) -> None:
+        while not is_over.is_set():
+            meanwhile.append(await workers.log_in(email))
+
+    async with asyncio.TaskGroup() as group:
+        for email in emails[:LOGINS]:
+            group.create_task(log_in_again_and_again(email))
+        await revoke_all(workers)
+        # Right away, everywhere, while the others go on.
+        for worker in workers.workers:
+            after = await worker.log_in(emails[-1])
+            assert after.status == 200
+            assert all([await each.accepts(after.body["access_token"]) for each in workers.workers])
+        is_over.set()
+
+    for pair in before:
+        for worker in workers.workers:
+            await dies(worker, pair["access_token"], within=BY_NOTIFICATION)
+        assert (await workers.any.refresh(pair["refresh_token"])).status == 400
+    # Whoever logged in at that moment is out or in, and not one here and the other there.
+    fates = set()
+    for pair in meanwhile:
+        alive = {await worker.accepts(pair["access_token"]) for worker in workers.workers}
+        refreshed = await workers.any.refresh(pair["refresh_token"])
+        assert alive == {refreshed.status == 200}
+        fates |= alive
+    assert fates == {True, False}

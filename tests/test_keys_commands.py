@@ -1,0 +1,358 @@
+"""`app keys …`: what each command does to the key set file, and each of its refusals."""
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import time_machine
+
+from app.core.config import AuthSettings
+from app.core.keys import generate_key_set, load_key_ring, parse_key_ring
+from tests.test_cli import Command, app, assert_failed
+
+__all__ = ["app"]
+
+type Keys = list[dict[str, Any]]
+type Run = Callable[..., tuple[int, str, str]]
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+PRIVATE = {"d", "k"}
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(NOON, tick=False) as clock:
+        yield clock
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_text(generate_key_set())
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def keys(app: Command, file: Path) -> Run:
+    """Run `app keys …` on the file."""
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        given = {"APP_AUTH__SIGNING_KEYS": "", "APP_AUTH__SIGNING_KEYS_FILE": str(file), **environment}
+        return app("keys", *arguments, **given)
+
+    return run
+
+
+def stored(file: Path) -> Keys:
+    found: Keys = json.loads(file.read_text())["keys"]
+    return found
+
+
+def states(file: Path, kind: str) -> dict[str, str]:
+    return {
+        key["kid"]: key["state"]
+        for key in stored(file)
+        if "state" in key and (key["kty"] == "oct") == (kind == "pepper")
+    }
+
+
+def kid_in(file: Path, kind: str, state: str) -> str:
+    (kid,) = [kid for kid, found in states(file, kind).items() if found == state]
+    return kid
+
+
+def succeed(result: tuple[int, str, str]) -> str:
+    code, out, complaint = result
+    assert (code, complaint) == (0, "")
+    return out
+
+
+def assert_private(said: str, file: Path) -> None:
+    """Check that nothing secret has been said."""
+    secrets = {key[name] for key in stored(file) for name in PRIVATE & key.keys()}
+    assert secrets
+    assert not any(secret in said for secret in secrets)
+
+
+@pytest.mark.parametrize("kind", ["signing", "pepper"])
+def test_a_rotation_goes_from_next_to_active_to_retiring_to_removed(
+    keys: Run, file: Path, clock: time_machine.Traveller, kind: str
+) -> None:
+    old = kid_in(file, kind, "active")
+    other = "pepper" if kind == "signing" else "signing"
+    untouched = states(file, other)
+
+    said = succeed(keys("add", kind))
+    new = kid_in(file, kind, "next")
+    assert states(file, kind) == {old: "active", new: "next"}
+    clock.shift(timedelta(hours=25))
+    said += succeed(keys("retire", old))
+    assert states(file, kind) == {old: "retiring", new: "active"}
+    said += succeed(keys("list"))
+    clock.shift(timedelta(days=15))
+    said += succeed(keys("remove", old))
+    assert states(file, kind) == {new: "active"}
+
+    assert states(file, other) == untouched
+    assert_private(said, file)
+    ring = load_key_ring(AuthSettings(signing_keys_file=file))
+    assert new in {ring.active, str(ring.active_pepper)}
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+def test_signing_keys_are_of_the_algorithm_that_was_asked_for(keys: Run, file: Path, algorithm: str) -> None:
+    succeed(keys("add", "signing", "--algorithm", algorithm))
+    succeed(keys("retire", kid_in(file, "signing", "active"), "--force"))
+
+    ring = load_key_ring(AuthSettings(signing_keys_file=file))
+    assert ring.signing[ring.active].alg == algorithm
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+def test_a_key_set_is_generated_for_an_algorithm(keys: Run, tmp_path: Path, algorithm: str) -> None:
+    succeed(keys("generate", str(tmp_path / "new.json"), "--algorithm", algorithm))
+
+    ring = parse_key_ring((tmp_path / "new.json").read_text(), source="new")
+    assert ring.signing[ring.active].alg == algorithm
+
+
+def test_the_list_shows_where_each_key_stands(keys: Run, file: Path) -> None:
+    succeed(keys("add", "pepper"))
+
+    out = succeed(keys("list"))
+
+    assert out.splitlines() == [
+        f"signing  ES256   active    since 2026-01-31 12:00Z  {kid_in(file, 'signing', 'active')}",
+        "pepper           active    since 2026-01-31 12:00Z  1",
+        "pepper           next      since 2026-01-31 12:00Z  2",
+    ]
+
+
+def test_keys_from_the_environment_are_listed(keys: Run, file: Path) -> None:
+    out = succeed(keys("list", APP_AUTH__SIGNING_KEYS=file.read_text(), APP_AUTH__SIGNING_KEYS_FILE=""))
+
+    assert kid_in(file, "signing", "active") in out
+    assert_private(out, file)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_the_file_keeps_its_owner_and_its_mode(keys: Run, file: Path, mode: int) -> None:
+    file.chmod(mode)
+    before = file.stat()
+
+    succeed(keys("add", "signing"))
+
+    after = file.stat()
+    assert after.st_ino != before.st_ino
+    assert (stat.S_IMODE(after.st_mode), after.st_uid, after.st_gid) == (mode, before.st_uid, before.st_gid)
+
+
+def test_what_a_link_points_to_is_replaced(keys: Run, file: Path) -> None:
+    target = file.rename(file.with_name("target.json"))
+    file.symlink_to(target)
+
+    succeed(keys("add", "signing"))
+
+    assert file.is_symlink()
+    assert len(states(target, "signing")) == 2
+
+
+def test_what_is_derived_survives_the_removal_of_the_pepper_it_came_from(keys: Run, file: Path) -> None:
+    # A set from before there was a root.
+    file.write_text(json.dumps({"keys": stored(file)[:2]}))
+    before = load_key_ring(AuthSettings(signing_keys_file=file)).derive("rate-limit")
+
+    for command in (["add", "pepper"], ["retire", "1", "--force"], ["remove", "1", "--force"]):
+        succeed(keys(*command))
+
+    ring = load_key_ring(AuthSettings(signing_keys_file=file))
+    assert set(ring.peppers) == {2}
+    assert ring.derive("rate-limit") == before
+
+
+def test_a_key_that_is_only_announced_can_be_removed(keys: Run, file: Path) -> None:
+    succeed(keys("add", "signing"))
+
+    succeed(keys("remove", kid_in(file, "signing", "next")))
+
+    assert list(states(file, "signing").values()) == ["active"]
+
+
+# Refusals
+
+
+def refused(keys: Run, file: Path, *arguments: str) -> str:
+    """Run a command that must change nothing, and give its one sentence."""
+    before = file.read_bytes(), file.stat().st_ino
+    code, out, complaint = keys(*arguments)
+    assert (code, out, complaint.count("\n")) == (1, "", 1)
+    assert (file.read_bytes(), file.stat().st_ino) == before
+    assert_private(complaint, file)
+    return complaint.removeprefix("app: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("kind", ["signing", "pepper"])
+def test_the_only_key_cannot_retire(keys: Run, file: Path, kind: str) -> None:
+    kid = kid_in(file, kind, "active")
+
+    sentence = refused(keys, file, "retire", kid, "--force")
+
+    assert sentence == f"{kid} is the only {kind} key: make another one known first, with `app keys add {kind}`"
+
+
+@pytest.mark.parametrize("kind", ["signing", "pepper"])
+def test_the_active_key_cannot_be_removed(keys: Run, file: Path, kind: str) -> None:
+    kid = kid_in(file, kind, "active")
+
+    sentence = refused(keys, file, "remove", kid, "--force")
+
+    assert sentence == f"{kid} is active: let another one take over first, with `app keys retire {kid}`"
+
+
+def test_there_is_one_next_key_of_a_kind(keys: Run, file: Path) -> None:
+    succeed(keys("add", "pepper"))
+
+    sentence = refused(keys, file, "add", "pepper")
+
+    assert sentence == "2 is known as the next pepper key already: remove it, or let it take over"
+
+
+@pytest.mark.parametrize(
+    ("kind", "lead", "until"), [("signing", 1440, "2026-02-01 12:00Z"), ("pepper", 10, "2026-01-31 12:10Z")]
+)
+def test_a_key_that_is_not_known_everywhere_yet_takes_over_by_force_alone(
+    keys: Run, file: Path, clock: time_machine.Traveller, kind: str, lead: int, until: str
+) -> None:
+    succeed(keys("add", kind))
+    old, new = kid_in(file, kind, "active"), kid_in(file, kind, "next")
+    clock.shift(timedelta(minutes=lead, seconds=-1))
+
+    sentence = refused(keys, file, "retire", old)
+
+    assert sentence == f"{new} has to be known everywhere before it is used: wait until {until}, or say --force"
+    succeed(keys("retire", old, "--force"))
+    assert states(file, kind) == {old: "retiring", new: "active"}
+
+
+@pytest.mark.parametrize("kind", ["signing", "pepper"])
+def test_retiring_twice_is_refused(keys: Run, file: Path, kind: str) -> None:
+    old = kid_in(file, kind, "active")
+    succeed(keys("add", kind))
+    succeed(keys("retire", old, "--force"))
+    succeed(keys("add", kind))
+
+    sentence = refused(keys, file, "retire", old, "--force")
+
+    assert sentence == f"{old} is retiring: only the active key can retire"
+
+
+@pytest.mark.parametrize(
+    ("kind", "lives", "until"),
+    [
+        ("signing", timedelta(minutes=20), "2026-01-31 12:20Z"),
+        ("pepper", timedelta(days=14), "2026-02-14 12:00Z"),
+    ],
+)
+def test_a_key_that_tokens_alive_are_made_with_is_removed_by_force_alone(
+    keys: Run, file: Path, clock: time_machine.Traveller, kind: str, lives: timedelta, until: str
+) -> None:
+    old = kid_in(file, kind, "active")
+    succeed(keys("add", kind))
+    succeed(keys("retire", old, "--force"))
+    clock.shift(lives - timedelta(seconds=1))
+
+    sentence = refused(keys, file, "remove", old)
+
+    assert sentence == f"tokens made with {old} may be alive: wait until {until}, or say --force"
+    succeed(keys("remove", old, "--force"))
+    assert old not in states(file, kind)
+
+
+def test_links_in_the_mail_count_among_the_tokens_alive(keys: Run) -> None:
+    succeed(keys("add", "pepper"))
+    succeed(keys("retire", "1", "--force"))
+
+    code, _, complaint = keys("remove", "1", APP_AUTH__REFRESH_IDLE_TTL="1h")
+
+    assert code == 1
+    assert "wait until 2026-02-03 12:00Z" in complaint
+
+
+def test_of_a_key_that_somebody_has_edited_nobody_knows_how_old_it_is(keys: Run, file: Path) -> None:
+    old = kid_in(file, "signing", "active")
+    succeed(keys("add", "signing"))
+    succeed(keys("retire", old, "--force"))
+    edited = [{name: value for name, value in key.items() if name != "since"} for key in stored(file)]
+    file.write_text(json.dumps({"keys": edited}))
+
+    sentence = refused(keys, file, "remove", old)
+
+    assert sentence == f"tokens made with {old} may be alive: wait until 2026-01-31 12:20Z, or say --force"
+    assert "since unknown" in succeed(keys("list"))
+
+
+@pytest.mark.parametrize("command", ["retire", "remove"])
+def test_an_unknown_key_is_told(keys: Run, file: Path, command: str) -> None:
+    assert refused(keys, file, command, "unknown") == "there is no key unknown; `app keys list` shows those there are"
+
+
+@pytest.mark.parametrize("arguments", [["add", "signing"], ["retire", "1"], ["remove", "1"]])
+def test_keys_from_the_environment_cannot_be_changed(app: Command, arguments: list[str]) -> None:
+    result = app("keys", *arguments)
+
+    assert_failed(
+        result,
+        "the keys are those of APP_AUTH__SIGNING_KEYS, which no command can change; put them into a file, and name it in "
+        "APP_AUTH__SIGNING_KEYS_FILE instead",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["add", "signing"]])
+def test_without_keys_the_sentence_says_how_to_make_them(app: Command, arguments: list[str]) -> None:
+    result = app("keys", *arguments, APP_AUTH__SIGNING_KEYS="")
+
+    assert_failed(result, "APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`")
+
+
+def test_a_broken_file_is_not_changed(keys: Run, file: Path) -> None:
+    content = '{"keys": ["canary"]}'
+    file.write_text(content)
+
+    assert_failed(keys("add", "signing"), f"{file}: this is not a private key set as `app keys generate` makes it")
+    assert file.read_text() == content
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_of_two_commands_at_once_one_is_refused(keys: Run, file: Path) -> None:
+    other = file.with_name("keys.json.new")
+    other.write_text("what the other one writes")
+
+    sentence = refused(keys, file, "add", "signing")
+
+    assert sentence == f"{file}: another command is changing the keys, or was interrupted: then remove {other}"
+    assert other.read_text() == "what the other one writes"
+
+
+def test_a_file_that_cannot_be_replaced_is_told(keys: Run, file: Path) -> None:
+    # Even root cannot make a name this long.
+    long = file.rename(file.with_name("k" * 255))
+
+    result = keys("add", "signing", APP_AUTH__SIGNING_KEYS_FILE=str(long))
+
+    assert_failed(result, f"{long}: the file cannot be replaced: File name too long")
+
+
+def test_a_change_that_fails_half_way_leaves_the_file(keys: Run, file: Path) -> None:
+    keys_of_255 = [key if key.get("kid") != "1" else key | {"kid": "255"} for key in stored(file)]
+    file.write_text(json.dumps({"keys": keys_of_255}))
+
+    # One number more does not fit into a token.
+    refused(keys, file, "add", "pepper")
+
+    assert [path.name for path in file.parent.iterdir()] == [file.name]

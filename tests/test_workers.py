@@ -1,0 +1,153 @@
+"""`app serve --workers`: several processes on one port, replaced, renewed and drained under load."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from httpx2 import AsyncClient, Limits, Response
+
+from tests.servers import Server, real_server
+
+RESTARTS = int(os.environ.get("RESTARTS", "2"))
+CLIENTS = 8
+# As an operator would have it, but shorter: time enough for every client to be told that this answer is the last.
+DRAIN = {"APP_SERVER__DRAIN_DELAY": "500ms", "APP_LOG__LEVEL": "info"}
+
+
+@dataclass
+class Load:
+    """Clients that ask without a break over kept connections; whatever is no 200 is a failure."""
+
+    answered: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def load(base_url: str) -> AsyncIterator[Load]:
+    """Keep asking until the block ends."""
+    counts = Load()
+    is_over = asyncio.Event()
+
+    async def ask() -> None:
+        async with AsyncClient(base_url=base_url, limits=Limits(max_connections=1)) as client:
+            while not is_over.is_set():
+                try:
+                    response = await client.get("/livez")
+                    if response.status_code != 200:
+                        counts.failures.append(str(response.status_code))
+                except Exception as error:  # noqa: BLE001  # Whatever it is, a request has failed.
+                    counts.failures.append(repr(error))
+                counts.answered += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(ask())
+        try:
+            yield counts
+        finally:
+            is_over.set()
+
+
+def workers_of(server: Server) -> set[int]:
+    """Give the ids of the supervisor's living children."""
+    tasks = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    with suppress(FileNotFoundError):
+        return {int(pid) for pid in tasks.read_text().split()}
+    return set()
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def until(condition: Callable[[], bool], *, within: float = 30) -> None:
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110  # Other processes change.
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def server(clone_url: str) -> AsyncIterator[Server]:
+    async with real_server(clone_url, "--workers", "2", **DRAIN) as server:
+        yield server
+
+
+async def test_two_processes_answer_on_one_port_and_all_end_when_told(server: Server) -> None:
+    workers = workers_of(server)
+
+    async with AsyncClient(base_url=server.base_url) as client:
+        assert (await client.get("/readyz")).status_code == 200
+    code = await server.stop()
+
+    assert len(workers) == 2
+    assert code == 0
+    assert not any(map(is_running, workers))
+
+
+async def test_a_killed_worker_is_replaced_while_the_other_answers(server: Server) -> None:
+    before = workers_of(server)
+    victim = min(before)
+
+    os.kill(victim, signal.SIGKILL)
+    await until(lambda: len(workers_of(server) - before) == 1)
+
+    async with AsyncClient(base_url=server.base_url) as client:
+        statuses = {(await client.get("/livez")).status_code for _ in range(20)}
+    assert statuses == {200}
+    assert [line["exit_code"] for line in server.records("worker ended unasked")] == [-9]
+
+
+async def test_renewing_the_workers_under_load_fails_no_request(server: Server) -> None:
+    async with load(server.base_url) as counts:
+        for _ in range(RESTARTS):
+            before = workers_of(server)
+            os.kill(server.process.pid, signal.SIGHUP)
+            await until(lambda: len(workers_of(server)) == 2 and not before & workers_of(server))  # noqa: B023  # Called here.
+
+    assert counts.failures == []
+    assert counts.answered > 100 * RESTARTS
+
+
+async def test_no_worker_outlives_a_supervisor_that_is_killed(server: Server) -> None:
+    workers = workers_of(server)
+
+    server.process.kill()
+    await server.process.wait()
+
+    await until(lambda: not any(map(is_running, workers)))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_told_to_end_it_first_says_so_and_goes_on_answering(clone_url: str, arguments: tuple[str, ...]) -> None:
+    async with real_server(clone_url, *arguments, **DRAIN | {"APP_SERVER__DRAIN_DELAY": "1500ms"}) as server:
+        async with AsyncClient(base_url=server.base_url) as client:
+            server.process.send_signal(signal.SIGTERM)
+            ready = await _first(client, "/readyz", 503)
+            live = await client.get("/livez")
+        code = await asyncio.wait_for(server.process.wait(), 20)
+
+    assert ready.json()["code"] == "not_ready"
+    assert live.status_code == 200
+    assert live.headers["connection"] == "close"
+    assert code == 0
+
+
+async def _first(client: AsyncClient, path: str, status: int) -> Response:
+    async with asyncio.timeout(1.4):
+        while (response := await client.get(path)).status_code != status:
+            pass
+    return response
+
+
+async def test_settings_that_are_wrong_are_told_once_whatever_the_number_of_workers(clone_url: str) -> None:
+    with pytest.raises(RuntimeError) as failed:
+        async with real_server(clone_url, "--workers", "2", APP_AUTH__SIGNING_KEYS="{}"):
+            pass
+
+    said = "\n".join(failed.value.__notes__)
+    assert said.count("this is not a private key set") == 1
