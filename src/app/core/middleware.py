@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
@@ -87,7 +87,10 @@ class RequestMiddleware:
         self._app = app
         self._max_body_size = max_body_size
         self._access_lines = _AccessLines(log_settings or LogSettings())
-        self._headers = [(name, value) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()]
+        # As bytes, as they are sent: Starlette's own way to add a header goes through all of them for each.
+        self._headers = [
+            (name.lower().encode(), value.encode()) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,7 +110,7 @@ class _Exchange:
         receive: Receive,
         send: Send,
         max_body_size: int,
-        headers: list[tuple[str, str]],
+        headers: list[tuple[bytes, bytes]],
         access_lines: "_AccessLines",
     ) -> None:
         self._scope = scope
@@ -175,10 +178,10 @@ class _Exchange:
     async def _send_completed(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = int(message["status"])
-            headers = MutableHeaders(raw=message.setdefault("headers", []))
-            headers["X-Request-ID"] = self._request_id
-            for name, value in self._headers:
-                headers.setdefault(name, value)
+            headers = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
+            present = {name for name, _ in headers}
+            headers += [header for header in self._headers if header[0] not in present]
+            message = {**message, "headers": [*headers, (b"x-request-id", self._request_id.encode())]}
         elif self._method == "HEAD":
             message = {**message, "body": b""}
         await self._send(message)

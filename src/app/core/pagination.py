@@ -47,4 +47,9 @@ def _texts(query: PageQuery, *, exclude: set[str]) -> dict[str, str]:
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
 
 
-type PagerDep = Annotated[Pager, Depends(Pager)]
+async def get_pager(request: Request, response: Response) -> Pager:
+    """Give the pager of a request; the class itself, which is no coroutine, FastAPI would call in a thread."""
+    return Pager(request, response)
+
+
+type PagerDep = Annotated[Pager, Depends(get_pager)]

@@ -45,14 +45,14 @@ class Credentials(NamedTuple):
 # Above every character a text can hold: what begins with a prefix sorts between the prefix and this.
 _LAST = "\U0010ffff"
 
-# Built once: composing a statement costs more than running it.
-_ACCOUNTS = select(*(getattr(User, name) for name in Account._fields))
-_LISTED = _ACCOUNTS.add_columns(User.email_key)
-_ACCOUNT = _ACCOUNTS.where(User.id == bindparam("id"))
+# Built once: composing a statement costs more than running it. Of the table, not of the class: where rows are only shown, the
+# ORM has nothing to add, and its share of each execution is as much again as that of the driver.
+_TABLE = User.__table__.c
+_ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
+_LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
+_ACCOUNT = _ACCOUNTS.where(_TABLE.id == bindparam("id"))
 _HELD_ACCOUNT = _ACCOUNT.with_for_update(key_share=True)
-_CREDENTIALS = select(*(getattr(User, name) for name in Credentials._fields)).where(
-    User.email_key == bindparam("email_key")
-)
+_CREDENTIALS = select(*(_TABLE[name] for name in Credentials._fields)).where(_TABLE.email_key == bindparam("email_key"))
 
 
 async def get_account(session: ReadSession, user_id: UUID) -> Account | None:
