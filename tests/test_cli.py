@@ -332,9 +332,10 @@ def test_generated_keys_need_a_folder(app: Command, tmp_path: Path) -> None:
     assert_failed(app("keys", "generate", str(file)), f"{file}: No such file or directory")
 
 
-@pytest.mark.parametrize("command", ["serve", "worker"])
-def test_a_process_does_not_start_without_its_keys(app: Command, command: str) -> None:
-    result = app(command, APP_AUTH__SIGNING_KEYS="{}")
+@pytest.mark.parametrize("command", [("serve",), ("serve", "--workers", "2"), ("worker",)])
+def test_a_process_does_not_start_without_its_keys(app: Command, command: tuple[str, ...]) -> None:
+    # Set here, it is restored after the test: the option overrides it.
+    result = app(*command, APP_AUTH__SIGNING_KEYS="{}", APP_SERVER__WORKERS="1")
 
     assert_failed(result, "APP_AUTH__SIGNING_KEYS: this is not a private key set as `app keys generate` makes it")
 

@@ -22,7 +22,7 @@ from app.core import routing
 from app.core.access import PUBLIC_KEY, undeclared_operations
 from app.core.config import variables
 from app.core.errors import AppError
-from app.core.fields import OpaqueSecret, Payload, Printable, PrintableSecret
+from app.core.fields import OpaqueSecret, Payload, Printable, PrintableLines, PrintableSecret
 from app.core.pages import PageQuery
 from app.main import create_app
 from tests.conftest import ROOT, make_settings
@@ -279,7 +279,8 @@ def texts(where: str, kind: Any, rules: Sequence[Any] = ()) -> Iterator[tuple[st
 
 def is_ruled(rules: Sequence[Any]) -> bool:
     """Say whether the characters of a text are ruled: by one of our types, by a pattern, or because it has none."""
-    ours = any(rule in {Printable, PrintableSecret, OpaqueSecret} for rule in rules if isinstance(rule, AfterValidator))
+    known = {Printable, PrintableLines, PrintableSecret, OpaqueSecret}
+    ours = any(rule in known for rule in rules if isinstance(rule, AfterValidator))
     return ours or any(getattr(rule, "pattern", None) or getattr(rule, "max_length", None) == 0 for rule in rules)
 
 

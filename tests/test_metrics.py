@@ -143,7 +143,10 @@ async def test_a_request_that_is_being_answered_is_in_flight(site: Site) -> None
 
 
 async def test_who_waits_for_a_connection_is_seen(clone_url: str) -> None:
-    async with site_on(clone_url, database={"pool_size": 1}) as site, site.database.sessions() as holder:
+    async with (
+        site_on(clone_url, database={"pool_size": 1, "pool_wait": "60s"}) as site,
+        site.database.sessions() as holder,
+    ):
         await holder.execute(text("SELECT 1"))
         waiting = asyncio.create_task(site.client.post("/api/v1/auth/register", json=registration("x@example.com")))
         during = await site.until(lambda shown: shown.value("database_pool_waiting", pool="write") == 1)

@@ -550,3 +550,10 @@ async def test_with_the_database_out_of_reach_nothing_is_accepted_after_the_fenc
         await until(recovers, within=10)
         assert await answers(client, ended) == 401
         assert (await refresh(client, good)).access
+
+
+def test_of_what_has_never_been_known_no_age_is_shown(shared_url: str) -> None:
+    shown = {reading.name for reading in RevocationListener(database_settings(shared_url)).readings()}
+
+    assert "revocation_mode" in shown
+    assert "revocation_age_seconds" not in shown

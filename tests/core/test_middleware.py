@@ -12,6 +12,7 @@ from app.core.config import LogSettings
 from app.core.errors import NotFoundError
 from app.core.fields import Payload
 from app.core.middleware import RequestMiddleware
+from tests.aftermath import assert_problem
 from tests.core.applications import application, serving, with_state
 from tests.core.recording import Recording
 
@@ -427,3 +428,14 @@ async def test_what_is_no_request_passes_through() -> None:
     await RequestMiddleware(inner, max_body_size=1, hsts=False)({"type": "lifespan"}, unused, unused_send)
 
     assert seen == ["lifespan"]
+
+
+async def test_a_request_that_the_server_gives_up_is_told() -> None:
+    async def given_up(*_call: object) -> None:
+        raise asyncio.CancelledError
+
+    async with serving(RequestMiddleware(given_up, max_body_size=1, hsts=False)) as client:
+        response = await client.get("/")
+
+    assert_problem(response, 503, "shutting_down")
+    assert response.headers["retry-after"] == "1"

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from typing import Annotated, Any, override
 
 import pytest
-from asyncpg import ForeignKeyViolationError
+from asyncpg import ForeignKeyViolationError, UniqueViolationError
 from fastapi import BackgroundTasks, Depends, HTTPException, Response
 from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
@@ -130,6 +130,11 @@ async def silence_of_another() -> None:
 @router.get("/vanished", openapi_extra=public)
 async def vanished() -> None:
     raise IntegrityError("CANARY", None, ForeignKeyViolationError("CANARY"))
+
+
+@router.get("/bug/statement", openapi_extra=public)
+async def bug_in_a_statement() -> None:
+    raise IntegrityError("CANARY", None, UniqueViolationError("CANARY"))
 
 
 @router.get("/bug/endpoint", openapi_extra=public)
@@ -557,7 +562,8 @@ async def test_a_row_that_vanishes_between_looking_and_writing_is_a_conflict() -
 
 
 @pytest.mark.parametrize(
-    "place", ["endpoint", "dependency", "exit", "response", "serialisation", "silence", "unspeakable", "surrogate"]
+    "place",
+    ["endpoint", "statement", "dependency", "exit", "response", "serialisation", "silence", "unspeakable", "surrogate"],
 )
 async def test_a_defect_is_a_bare_500_and_one_line_with_the_traceback(recording: Recording, place: str) -> None:
     lines = recording()

@@ -233,6 +233,14 @@ async def test_a_name_full_of_markup_is_escaped_in_the_mail(
     assert 'Hello <script>alert("{{7*7}}")</script>' in mail.text
 
 
+async def test_a_link_whose_pepper_has_not_arrived_here_is_for_later(session: WriteSession, keys: KeyRing) -> None:
+    link = await make_link(session, keys, await make_user(session))
+    keys.peppers.clear()
+
+    with pytest.raises(links.UnknownPepperError):
+        links.secret(keys, link)
+
+
 async def test_neither_the_job_nor_the_log_nor_any_other_row_holds_the_secret(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, keys: KeyRing
 ) -> None:

@@ -32,6 +32,12 @@ def refuse_unprintable(text: str) -> str:
     return text
 
 
+def refuse_unprintable_lines(text: str) -> str:
+    """Return the text, or refuse it as `refuse_unprintable` does, but for the ends of its lines and tabs."""
+    refuse_unprintable(text.replace("\n", "").replace("\t", ""))
+    return text
+
+
 def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
     """Return the secret, or refuse it when it holds a character no person types."""
     refuse_unprintable(secret.get_secret_value())
@@ -68,6 +74,7 @@ class Answer(BaseModel):
 
 # After the length: what is too long anyway is not looked through.
 Printable = AfterValidator(refuse_unprintable)
+PrintableLines = AfterValidator(refuse_unprintable_lines)
 PrintableSecret = AfterValidator(refuse_unprintable_secret)
 # What is only compared, and never kept: one that is wrong gets the answer of its operation, whatever is in it.
 OpaqueSecret = AfterValidator(refuse_unencodable)
