@@ -1,7 +1,7 @@
 """Measure how long a revoked access token is still accepted anywhere.
 
     python -m pytest -q -n0 -s tests/races/measure_revocation.py
-    MEASURE_WORKERS=8 MEASURE_ROUNDS=200 MEASURE_PAUSE=0.004 …
+    MEASURE_WORKERS=8 MEASURE_ROUNDS=200 MEASURE_PAUSE=0.004 MEASURE_CHECK=database …
 
 Every worker is asked without a break, each over a connection of its own, whether it accepts the token of a session; the
 session is logged out at one of them. What counts is the time from the answer to that logout until the last acceptance
@@ -19,6 +19,7 @@ from tests.races.workers import REVOKE, Fleet, Worker, fleet
 
 WORKERS = int(os.environ.get("MEASURE_WORKERS", "8"))
 ROUNDS = int(os.environ.get("MEASURE_ROUNDS", "200"))
+CHECK = {"APP_AUTH__ACCESS_CHECK": os.environ.get("MEASURE_CHECK", "memory")}
 # Between two requests to one worker: without it the machine's own load is what is measured.
 PAUSE = float(os.environ.get("MEASURE_PAUSE", "0.002"))
 
@@ -51,7 +52,7 @@ async def measure(workers: Fleet, email: str) -> float:
 
 
 async def test_revocation_reaches_every_worker_in_time(clone_url: str) -> None:
-    async with fleet(clone_url, *[{} for _ in range(WORKERS)]) as workers:
+    async with fleet(clone_url, *[CHECK for _ in range(WORKERS)]) as workers:
         (email,) = await workers.accounts(1)
         for _ in range(5):
             await measure(workers, email)

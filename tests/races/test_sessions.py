@@ -14,9 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from app.auth.revocation import FENCE
-from tests.conftest import cloned
+from app.core.keys import parse_key_ring
+from app.users import links
+from app.users.models import User
+from tests.conftest import KEY_SET, cloned
+from tests.factories import PASSWORD
 from tests.proxy import Proxy, proxied
 from tests.races.workers import REVOKE, Answer, Fleet, Worker, fleet, user_of
 
@@ -24,6 +29,8 @@ WORKERS = int(os.environ.get("RACE_WORKERS", "2"))
 CLIENTS = int(os.environ.get("RACE_CLIENTS", "100"))
 ROUNDS = int(os.environ.get("RACE_ROUNDS", "30"))
 AT_ONCE = 24
+KEYS = parse_key_ring(KEY_SET, source="the run")
+BY_RESET, BY_CHANGE = "seven grey geese at noon", "five quiet herons at dawn"
 REVOKED = "revoked_at = now(), revoke_reason = 'admin'"
 # By notification; the poll would take up to a second more.
 BY_NOTIFICATION = 0.9
@@ -225,6 +232,71 @@ async def test_nothing_is_alive_after_an_end_however_it_meets_a_use(
 
     # Without both the races would have shown nothing.
     assert outcomes == {200, 400}
+
+
+# Links that are followed twice, or while the password changes
+
+
+async def mailed(workers: Fleet, email: str, purpose: links.Purpose) -> str:
+    """Give the secret of a link to an account, as its mail would."""
+    async with workers.database.begin() as session:
+        user_id = (await session.scalars(select(User.id).where(User.email == email))).one()
+        link_id = await links.create(session, KEYS, user_id, purpose)
+        link = await links.find_live(session, link_id)
+        assert link
+        return links.secret(KEYS, link)
+
+
+async def test_of_two_who_verify_with_one_link_exactly_one_does(workers: Fleet) -> None:
+    emails = await workers.accounts(ROUNDS, email_verified_at=None)
+
+    async def meet(number: int) -> None:
+        body = {"token": await mailed(workers, emails[number], "verify_email")}
+
+        async def follow() -> int:
+            await some_time()
+            return (await workers.any.request("POST", "/api/v1/auth/verify-email", body=body)).status
+
+        assert sorted(await asyncio.gather(follow(), follow())) == [204, 400]
+        assert await follow() == 400
+
+    await all_of(ROUNDS, meet)
+
+
+async def test_a_reset_and_a_change_at_once_leave_one_password_and_no_token_of_before(workers: Fleet) -> None:
+    emails = await workers.accounts(ROUNDS)
+    outcomes: set[tuple[int, int]] = set()
+
+    async def meet(number: int) -> None:
+        pair = await workers.log_in(emails[number])
+        secret = await mailed(workers, emails[number], "reset_password")
+
+        async def reset() -> int:
+            await some_time(0.03)
+            body = {"token": secret, "new_password": BY_RESET}
+            return (await workers.any.request("POST", "/api/v1/auth/password/reset", body=body)).status
+
+        async def change() -> int:
+            await some_time(0.03)
+            body = {"current_password": PASSWORD, "new_password": BY_CHANGE}
+            path = "/api/v1/users/me/password"
+            return (await workers.any.request("PUT", path, token=pair["access_token"], body=body)).status
+
+        ended, changed = await asyncio.gather(reset(), change())
+        outcomes.add((ended, changed))
+        assert 204 in {ended, changed}
+        assert await reset() == 400
+        logins = [(await workers.any.log_in(emails[number], word)).status for word in (PASSWORD, BY_RESET, BY_CHANGE)]
+        assert sorted(logins) == [200, 400, 400]
+        assert logins[0] == 400
+        # Whoever resets a password has perhaps lost the other one to somebody: nothing of before goes on.
+        if ended == 204:
+            await dies(workers.any, pair["access_token"], within=BY_NOTIFICATION)
+            assert (await workers.any.refresh(pair["refresh_token"])).status == 400
+
+    await all_of(ROUNDS, meet)
+
+    assert all(ended in {204, 400} and changed in {204, 401, 403} for ended, changed in outcomes)
 
 
 # What the promise of three seconds is for

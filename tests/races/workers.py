@@ -94,11 +94,10 @@ class Worker:
         """Present a refresh token."""
         return await self.request("POST", TOKEN, form={"grant_type": "refresh_token", "refresh_token": token})
 
-    async def log_in(self, email: str) -> Answer:
+    async def log_in(self, email: str, password: str = PASSWORD) -> Answer:
         """Log in."""
-        return await self.request(
-            "POST", TOKEN, form={"grant_type": "password", "username": email, "password": PASSWORD}
-        )
+        form = {"grant_type": "password", "username": email, "password": password}
+        return await self.request("POST", TOKEN, form=form)
 
     async def accepts(self, access_token: str) -> bool:
         """Say whether an access token is accepted here."""
