@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from httpx2 import AsyncClient
+from prometheus_client import Histogram
 from sqlalchemy import text
 
 from app.core import exposition as exposition_module
+from app.core import middleware
 from app.core.config import TelemetrySettings
 from app.core.database import Database
 from app.core.exposition import exposition
@@ -54,6 +56,15 @@ class Site:
         form = {"grant_type": "refresh_token", "refresh_token": token}
         body: dict[str, Any] = (await self.client.post(TOKEN, data=form)).json()
         return body
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _requests_of_other_tests_are_forgotten() -> None:
+    """All tests of a process count into one registry: thousands of series, which each scrape would write out."""
+    for distribution in (middleware._DURATION, middleware._STATEMENTS, middleware._DATABASE):
+        histogram: Histogram = distribution._series.__wrapped__.__self__  # type: ignore[attr-defined]  # A method, bound to it.
+        histogram.clear()
+        distribution._series.cache_clear()
 
 
 @asynccontextmanager
@@ -220,10 +231,11 @@ async def test_the_state_of_revocations_is_shown(site: Site) -> None:
 
 
 async def test_a_full_queue_of_passwords_is_shown(clone_url: str) -> None:
-    auth = {"hash_threads": 1, "hash_queue": 1, "bcrypt_cost": 11}
+    auth = {"hash_threads": 1, "hash_queue": 1, "bcrypt_cost": 12}
     async with site_on(clone_url, auth=auth) as site:
         before = await site.scrape()
-        logins = [asyncio.create_task(site.log_in(f"{name}@example.com")) for name in ("a", "b", "c")]
+        # One is hashed and one waits; on a busy machine a third may come when the first has gone, but not so many more.
+        logins = [asyncio.create_task(site.log_in(f"{name}@example.com")) for name in "abcdefgh"]
         during = await site.until(lambda shown: shown.value("password_hash_waiting") == 1)
         await asyncio.gather(*logins)
         after = await site.scrape()
@@ -231,7 +243,7 @@ async def test_a_full_queue_of_passwords_is_shown(clone_url: str) -> None:
     assert during.value("password_hash_active") == 1
     assert after.value("password_hash_active") == after.value("password_hash_waiting") == 0
     refused = {"outcome": "hashing_busy"}
-    assert after.value("logins_total", **refused) - before.value("logins_total", **refused) == 1
+    assert after.value("logins_total", **refused) - before.value("logins_total", **refused) >= 1
 
 
 # Jobs and mail

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from app.core.fields import (
     Answer,
@@ -15,6 +16,7 @@ from app.core.fields import (
     QueryInstant,
     QueryInteger,
     ShortText,
+    refuse_unprintable_lines,
 )
 
 KEY = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
@@ -189,3 +191,9 @@ def test_an_answer_is_built_from_a_row() -> None:
         name: str
 
     assert Shown.model_validate(Row()).model_dump() == {"name": "x"}
+
+
+def test_a_text_of_many_lines_keeps_their_ends_and_nothing_else_that_is_unprintable() -> None:
+    assert refuse_unprintable_lines("two\n\tbottles") == "two\n\tbottles"
+    with pytest.raises(PydanticCustomError, match="control"):
+        refuse_unprintable_lines("two\nbott\0les")
