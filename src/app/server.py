@@ -1,23 +1,22 @@
 """The HTTP server around the application: one process, or several that share a listening socket; and how it ends."""
 
 import asyncio
-import fcntl
 import gc
 import logging
+import math
 import os
+import resource
 import signal
 import socket
-import struct
 import sys
-import termios
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn, override
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.core.config import Settings
+from app.core.clients import Connection, Connections
+from app.core.config import ServerSettings, Settings
 from app.core.exposition import Exposition, exposition
 from app.core.keys import load_key_ring
 from app.core.listening import listen
@@ -25,11 +24,12 @@ from app.core.supervisor import DRAIN, READY, RETIRE, Supervisor
 from app.core.telemetry import configure
 from app.main import create_app
 
-_HEADER_LIMIT = 65_536
-_KEEP_ALIVE = 75
 _START_PATIENCE = 60.0
 # What an end may take beyond its delay and its grace: to give up requests and to close connections to the database.
 _LAST_STEPS = 10.0
+# Files of a process that are no connections of clients: the database's, the log, the event loop's own.
+_OTHER_FILES = 200
+_TICKS_PER_SECOND = 10
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) ->
     configure(settings.log, readable=settings.environment == "local")
     # The application loads them as well, and would fail with a traceback.
     load_key_ring(settings.auth)
+    _allow_files(settings.server.max_connections + _OTHER_FILES)
     with exposition(settings.telemetry) as exposed, listen(settings.server.host, settings.server.port) as listener:
 
         def on_ready() -> None:
@@ -92,6 +93,22 @@ def _become_worker(  # pragma: no cover  # As above.
         os._exit(code)
 
 
+def _allow_files(wanted: int) -> None:
+    # Each connection is a file, and the limit a process is born with is one for interactive programs.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def _connection_limit(settings: ServerSettings) -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return settings.max_connections
+    # Where files are that few, half of them.
+    return min(settings.max_connections, max(files - _OTHER_FILES, files // 2))
+
+
 class _Server(uvicorn.Server):
     """One process: it serves, and on being told to end first sees to it that no request is lost."""
 
@@ -105,18 +122,18 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(settings, exposition=exposed, readiness=(self._unready,)),
-                http=_Connection,
+                http=Connection,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 # Forwarded headers are believed from nobody: whoever sends them would choose their own address.
                 proxy_headers=False,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=int(settings.server.shutdown_grace.total_seconds()),
-                h11_max_incomplete_event_size=_HEADER_LIMIT,
+                timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace.total_seconds()),
                 lifespan="on",
             )
         )
+        self.server_state = self._connections = Connections(settings.server, limit=_connection_limit(settings.server))
         self._drain_delay = settings.drain_delay.total_seconds()
         self._on_ready = on_ready
         self._control = control
@@ -132,6 +149,12 @@ class _Server(uvicorn.Server):
         if self._control:
             self._loop.add_reader(self._control, self._obey, self._control)
         await asyncio.to_thread(self._on_ready)
+
+    @override
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_SECOND == 0:
+            self._connections.enforce(self._loop.time())
+        return await super().on_tick(counter)
 
     @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -170,15 +193,3 @@ class _Server(uvicorn.Server):
 
     def _quit(self) -> None:
         self.should_exit = True
-
-
-class _Connection(HttpToolsProtocol):
-    """A connection that is not closed under a request that has just arrived."""
-
-    @override
-    def shutdown(self) -> None:
-        descriptor = self.transport.get_extra_info("socket").fileno()
-        (waiting,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, struct.pack("i", 0)))
-        # What waits is read next, and its answer says that it is the last.
-        if not waiting:
-            super().shutdown()

@@ -134,6 +134,27 @@ class ServerSettings(_Group):
         default=timedelta(seconds=15),
         description="How long running requests may take to finish once nothing new is accepted; then they get 503.",
     )
+    max_connections: int = Field(
+        default=4096,
+        ge=16,
+        le=1_000_000,
+        description="Connections that a process may have. One more closes one that waits for a request, or is refused.",
+    )
+    header_timeout: Duration = Field(
+        default=timedelta(seconds=10),
+        description="Longest time for the head of a request, also for the first on a new connection to begin.",
+    )
+    body_timeout: Duration = Field(
+        default=timedelta(seconds=30), description="Longest time for a body to arrive, from the end of the head."
+    )
+    read_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest silence while a body arrives.")
+    write_timeout: Duration = Field(
+        default=timedelta(seconds=30), description="How long a client may leave an answer unread that waits to be sent."
+    )
+    keep_alive: Duration = Field(
+        default=timedelta(seconds=75),
+        description="How long a connection may wait for its next request. Let it be longer than what the proxy in front has.",
+    )
 
 
 class DatabaseSettings(_Group):

@@ -8,11 +8,15 @@
     ├── NotFoundError             404
     ├── MethodNotAllowedError     405
     ├── NotAcceptableError        406
+    ├── RequestTimeoutError       408  took too long to arrive
     ├── ConflictError             409
     ├── PreconditionFailedError   412
     ├── PayloadTooLargeError      413
+    ├── UriTooLongError           414
     ├── UnsupportedMediaTypeError 415
+    ├── ExpectationFailedError    417
     ├── RateLimitedError          429
+    ├── HeadersTooLargeError      431
     ├── InternalError             500
     └── UnavailableError          503
 
@@ -119,6 +123,16 @@ class NotAcceptableError(AppError):
     detail = "The answer exists as JSON only, and `Accept` excludes it."
 
 
+class RequestTimeoutError(AppError):
+    """The request takes too long to arrive."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    problem = "request-timeout"
+    code = "request_timeout"
+    detail = "The request did not arrive in time."
+    oauth_error = "invalid_request"
+
+
 class ConflictError(AppError):
     """The request contradicts what is stored."""
 
@@ -154,6 +168,15 @@ class PayloadTooLargeError(AppError):
     oauth_error = "invalid_request"
 
 
+class UriTooLongError(AppError):
+    """The target of the request exceeds the limit."""
+
+    status = HTTPStatus.REQUEST_URI_TOO_LONG
+    problem = "uri-too-long"
+    code = "uri_too_long"
+    detail = "The address is longer than this server accepts."
+
+
 class UnsupportedMediaTypeError(AppError):
     """The body is of a type this operation does not read."""
 
@@ -162,6 +185,15 @@ class UnsupportedMediaTypeError(AppError):
     code = "unsupported_media_type"
     detail = "This operation does not read bodies of that type."
     oauth_error = "invalid_request"
+
+
+class ExpectationFailedError(AppError):
+    """The client expects what no server here does."""
+
+    status = HTTPStatus.EXPECTATION_FAILED
+    problem = "expectation-failed"
+    code = "expectation_failed"
+    detail = "The only expectation this server knows is `100-continue`."
 
 
 class RateLimitedError(AppError):
@@ -175,6 +207,15 @@ class RateLimitedError(AppError):
 
     def __init__(self, *, retry_after: int) -> None:
         super().__init__(headers={"Retry-After": str(retry_after)})
+
+
+class HeadersTooLargeError(AppError):
+    """The headers are too many, or too long together."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    problem = "headers-too-large"
+    code = "headers_too_large"
+    detail = "The headers are more than this server accepts."
 
 
 class InternalError(AppError):

@@ -158,7 +158,13 @@ class _Exchange:
             self._measure(duration, route)
             self._access_lines.write(self._scope, self._method, route, self._final_status, duration, self._statements)
 
+    def _refuse_as_told(self) -> None:
+        # What the server finds wrong with the form of the request, or with the time it takes.
+        if refusal := self._scope.get("state", {}).get("refusal"):
+            raise refusal
+
     def _refuse_early(self) -> None:
+        self._refuse_as_told()
         query: bytes = self._scope["query_string"]
         if query and _SECRETS_IN_URL.intersection(
             name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
@@ -169,6 +175,7 @@ class _Exchange:
 
     async def _receive_counted(self) -> Message:
         message = await self._receive()
+        self._refuse_as_told()
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
             if self._received > self._max_body_size:
