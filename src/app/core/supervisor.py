@@ -173,6 +173,7 @@ class Supervisor:
                     self._on_signal(signal.Signals(number))
             elif said:
                 worker.ready_at = time.monotonic()
+                log.info("worker serves", extra={"pid": worker.pid})
             else:
                 self._on_end(worker)
 
