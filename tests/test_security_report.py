@@ -13,6 +13,7 @@ from typing import get_args
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import SecretStr
+from sqlalchemy import Table
 
 from app import models
 from app.core.access import PUBLIC_KEY
@@ -46,6 +47,9 @@ CONNECTING = {
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}
 _FACTORIES = {"create_async_engine", "create_engine", "open_connection", "create_connection"}
+
+
+OURS = {"audit", "auth", "core", "jobs", "users"}
 
 
 @cache
@@ -98,7 +102,12 @@ def test_the_first_level_has_no_gap() -> None:
 
 
 def test_every_column_has_a_class() -> None:
-    columns = {table.name: {column.name for column in table.columns} for table in Base.metadata.sorted_tables}
+    # A feature of the reader's own is free to name its columns there.
+    columns = {
+        mapper.local_table.name: {column.name for column in mapper.local_table.columns}
+        for mapper in Base.registry.mappers
+        if mapper.class_.__module__.split(".")[1] in OURS and isinstance(mapper.local_table, Table)
+    }
     classes = {kind for table in DATA["columns"].values() for kind in table.values()}
 
     assert models.__all__
