@@ -22,8 +22,8 @@ database: setup ## Start only the database of make run, for psql and the app com
 	@$(PYTHON_IN_VENV) -m app.dev database
 
 .PHONY: test
-test: setup ## Run the tests; ARGS="-k login" hands arguments to pytest, COVERAGE=1 measures what they cover
-	@$(PYTHON_IN_VENV) -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
+test: setup ## Run the tests; ALL=1 the slow ones too, ARGS="-k login" hands arguments to pytest, COVERAGE=1 measures what they cover
+	@$(PYTHON_IN_VENV) -m pytest $(if $(ALL),,-m "not slow") $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
 
 .PHONY: fuzz
 fuzz: setup ## Send every operation tens of thousands of generated requests; FUZZ=quick sends a thousand

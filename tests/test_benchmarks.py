@@ -32,6 +32,7 @@ async def measure(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 
 @needs_wrk
+@pytest.mark.slow
 async def test_a_short_run_measures_both_contenders_and_keeps_the_figures(template_url: str, tmp_path: Path) -> None:
     file = tmp_path / "kept.json"
     short = ("--rounds", "1", "--seconds", "1", "--warm-up", "0", "--users", "100", "--json", str(file))

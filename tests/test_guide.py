@@ -88,7 +88,7 @@ def test_the_guides_migration_follows_one_that_exists() -> None:
     [
         pytest.param(("ruff", "check", *NEW, *TOUCHED), id="style"),
         pytest.param(("ruff", "format", "--check", *NEW, *TOUCHED), id="layout"),
-        pytest.param(("mypy", *NEW, *TOUCHED), id="types"),
+        pytest.param(("mypy", *NEW, *TOUCHED), id="types", marks=pytest.mark.slow),
         pytest.param(("lint-imports", "--no-cache"), id="contracts"),
     ],
 )
@@ -104,6 +104,7 @@ async def test_the_guides_migration_makes_what_its_model_says(copy: Path, clone_
     assert "No new upgrade operations detected" in said
 
 
+@pytest.mark.slow
 async def test_the_guides_tests_pass_and_the_feature_keeps_the_conventions(copy: Path, template_url: str) -> None:
     said = await run(copy, *PYTEST, "tests/notes", *CONVENTIONS, "-k", BINDING, DATABASE_URL=template_url)
 
@@ -126,4 +127,4 @@ async def test_everything_passes_in_the_copy(copy: Path) -> None:
     await run(copy, "git", "init", "--quiet")
 
     await run(copy, "make", "check", **bare)
-    await run(copy, "make", "test", "ARGS=--ignore=tests/test_guide.py", **bare)
+    await run(copy, "make", "test", "ALL=1", "ARGS=--ignore=tests/test_guide.py", **bare)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
+import pytest
 from sqlalchemy import text
 
 from app.audit import service
@@ -34,6 +35,7 @@ SORTS = ("occurred_at", "-occurred_at")
 MIDDLE: Position = (datetime(2020, 9, 1, tzinfo=UTC), UUID(int=0))
 
 
+@pytest.mark.slow
 async def test_no_page_of_the_log_reads_or_sorts_it(template_url: str) -> None:
     failures: list[str] = []
     used: set[str] = set()

@@ -9,6 +9,8 @@ import itertools
 from datetime import UTC, datetime
 from uuid import UUID
 
+import pytest
+
 from app.core.keyset import Position
 from app.users import crud, service
 from app.users.models import User
@@ -68,6 +70,7 @@ def together(first: str, second: str) -> bool:
     return FILTERS[first].keys().isdisjoint(FILTERS[second])
 
 
+@pytest.mark.slow
 async def test_no_list_reads_or_sorts_the_table(template_url: str) -> None:
     pairs = [pair for pair in itertools.combinations(list(FILTERS)[1:], 2) if together(*pair)]
     failures: list[str] = []
