@@ -7,6 +7,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from app.auth import crud
 from app.auth.cutoff import end_every_session
 from app.core.database import Database, WriteSession
 from tests.aftermath import events
@@ -105,3 +106,24 @@ async def test_what_is_ended_after_the_cutoff_is_no_longer_remembered_is_publish
     await shift(session, left_over.session_id, "revoked_at = now(), revoke_reason = 'user'")
 
     assert await kinds(session) == [4, 1]
+
+
+async def test_a_portion_is_the_next_live_sessions_below_the_line(
+    client: AsyncClient, session: WriteSession, user: LoggedIn
+) -> None:
+    for _ in range(5):
+        await start(client, user.email)
+    # The first is the fixture's own.
+    ended, *ids, line = (await session.scalars(text("SELECT id FROM sessions ORDER BY id"))).all()
+    await shift(session, ended, "revoked_at = now(), revoke_reason = 'user'")
+
+    first = await crud.revoke_before(session, line, after=None, batch=2)
+    after_a_live_one = await crud.revoke_before(session, line, after=ids[2], batch=9)
+    rest = await crud.revoke_before(session, line, after=None, batch=9)
+    await session.commit()
+
+    assert sorted(first) == ids[:2]
+    assert sorted(after_a_live_one) == ids[3:]
+    assert list(rest) == [ids[2]]
+    assert (await row(session, ended)).revoke_reason == "user"
+    assert (await row(session, line)).revoked_at is None
