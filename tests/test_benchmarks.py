@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import observability
+from benchmarks import observability, tokens
 from benchmarks.cases import CPU, FAILED, RATE, Case, Goal
 from benchmarks.load import LoadError, Plan, Sending, refuse_to_start_without_tools
 from benchmarks.report import failures, table
@@ -105,3 +105,10 @@ async def test_each_part_of_being_seen_can_be_switched_off(capsys: pytest.Captur
     assert all(turn > 0 for turns in measured.values() for turn in turns)
     # Two lines for each of the two turns of the five that have a line.
     assert capsys.readouterr().out.count("/things/{thing_id}") == 2 * 2 * 5
+
+
+def test_a_token_that_is_remembered_costs_less_than_a_new_one() -> None:
+    measured = tokens.measure(rounds=1)
+
+    # A signature is checked or not: that is no matter of how busy the machine is.
+    assert 0 < 5 * measured["again"] < measured["the first time"]
