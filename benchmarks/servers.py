@@ -122,6 +122,11 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """The process that was started; its workers are its children."""
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """Give the processor time that all its processes have used."""
         return sum(int(fields[11]) + int(fields[12]) for fields in self._stats()) / _TICKS
