@@ -259,8 +259,8 @@ def import_time(lab: Lab) -> dict[str, Contender]:
 
         return turn
 
-    reference = ("app.cli", f"{lab.against}/src") if lab.against else ("benchmarks.limit", str(ROOT))
-    return {kinds(lab)[0]: contender(*reference), "application": contender("app.cli", str(ROOT / "src"))}
+    reference = ("app.cli, app.server", f"{lab.against}/src") if lab.against else ("benchmarks.limit", str(ROOT))
+    return {kinds(lab)[0]: contender(*reference), "application": contender("app.cli, app.server", str(ROOT / "src"))}
 
 
 def memory(lab: Lab) -> dict[str, Contender]:

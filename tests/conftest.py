@@ -25,6 +25,7 @@ from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
 from app.migrations import runner
+from app.migrations.errors import MigrationError
 from tests.factories import PASSWORD, make_user
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         url = server.__enter__()  # Left in pytest_unconfigure.
         config.stash[_SERVER] = server
         config.stash[_TEMPLATE] = asyncio.run(make_template(url))
-    except (EmbeddedPostgresError, runner.MigrationError, OSError, asyncpg.PostgresError) as error:
+    except (EmbeddedPostgresError, MigrationError, OSError, asyncpg.PostgresError) as error:
         pytest.exit(f"The database for the tests cannot be made: {error}", returncode=1)
 
 

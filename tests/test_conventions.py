@@ -39,6 +39,10 @@ COMMITTERS = {
     "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
 }
 DEFERRED_IMPORTS = {
+    "cli.py serve": "The other commands need no FastAPI.",
+    "cli.py run_worker": "Only the worker needs the job library and its driver.",
+    "cli.py migrate": "Only migrations need Alembic.",
+    "main.py _jobs": "The job library, where jobs run in the web process: on a developer's machine.",
     "core/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
     "core/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",
 }

@@ -20,9 +20,10 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.config import DatabaseSettings
-from app.migrations import revisions, runner
-from app.migrations.revisions import config, head
-from app.migrations.runner import MigrationError, check, sql, upgrade
+from app.migrations import runner
+from app.migrations.errors import MigrationError
+from app.migrations.revisions import head, is_ours, known
+from app.migrations.runner import check, config, sql, upgrade
 from app.models import Base
 from tests.conftest import ROOT, make_settings
 
@@ -86,6 +87,13 @@ def scripts() -> list[Any]:
     return list(ScriptDirectory.from_config(config()).walk_revisions())[::-1]
 
 
+def test_the_files_say_what_alembic_reads_in_them() -> None:
+    scripts = ScriptDirectory.from_config(config())
+
+    assert [head()] == list(scripts.get_heads())
+    assert known() == {script.revision for script in scripts.walk_revisions()}
+
+
 async def test_migrations_lead_down_to_nothing_and_up_again(empty_url: str) -> None:
     settings = settings_of(empty_url)
     await upgrade(settings)
@@ -135,7 +143,7 @@ def _differences(connection: Connection) -> list[Any]:
     options = {
         "compare_type": True,
         "compare_server_default": True,
-        "include_name": revisions.is_ours,
+        "include_name": is_ours,
     }
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
 
@@ -269,7 +277,7 @@ def _broken_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             f"down_revision = {str(number - 1) if number > 1 else None!r}\n\n\n"
             f'def upgrade() -> None:\n    op.execute("{statement}"){more}\n'
         )
-    configured = revisions.config
+    configured = runner.config
 
     def elsewhere() -> Any:
         configuration = configured()

@@ -11,19 +11,18 @@ from typing import Annotated, Literal
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from app import server, worker
 from app.auth.cutoff import end_every_session
 from app.core import rotation
 from app.core.config import Settings, load_settings
 from app.core.database import Database, WriteSession
 from app.core.errors import AppError, ConfigurationError, InvalidInputError
-from app.core.failures import DatabaseUnavailableError
+from app.core.failures import DatabaseUnavailableError, reason
 from app.core.keys import generate_key_set
 from app.core.listening import PortInUseError
 from app.core.security import PasswordHasher
 from app.core.supervisor import WorkerError
 from app.jobs import service as jobs_service
-from app.migrations import runner
+from app.migrations.errors import MigrationError
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError
 from app.users.links import LIFETIMES as LINK_LIFETIMES
@@ -54,12 +53,16 @@ def serve(
     if workers is not None:
         # An option is a setting like any other, and told like one when it is wrong.
         os.environ["APP_SERVER__WORKERS"] = str(workers)
+    from app import server
+
     server.serve(load_settings())
 
 
 @cli.command("worker")
 def run_worker() -> None:
     """Run jobs, such as sending mail, until SIGINT or SIGTERM."""
+    from app import worker
+
     worker.work(load_settings())
 
 
@@ -72,6 +75,8 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Only say whether the schema is the newest.")] = False,
 ) -> None:
     """Bring the database's schema to a revision."""
+    from app.migrations import runner
+
     if sql:
         sys.stdout.write(runner.sql(to))
     elif check:
@@ -232,7 +237,7 @@ def main() -> None:
     except InvalidInputError as error:
         _stop(" ".join(one.detail for one in error.errors))
     except DatabaseUnavailableError as error:
-        _stop(f"cannot reach the database: {runner.reason(error.__cause__ or error)}")
+        _stop(f"cannot reach the database: {reason(error.__cause__ or error)}")
     except AppError as error:
         _stop(error.detail)
     except InvalidEmailError:
@@ -240,9 +245,7 @@ def main() -> None:
     except UnicodeError:
         _stop("what was given is not UTF-8")
     except DBAPIError as error:
-        _stop(
-            f"the database refused: {runner.reason(error.orig or error)}; `app migrate --check` tells if the schema is old"
-        )
+        _stop(f"the database refused: {reason(error.orig or error)}; `app migrate --check` tells if the schema is old")
     except OSError as error:
         _stop(f"{error.filename or 'system'}: {os.strerror(error.errno or 0)}")
     except (
@@ -250,7 +253,7 @@ def main() -> None:
         PortInUseError,
         WorkerError,
         rotation.KeyChangeError,
-        runner.MigrationError,
+        MigrationError,
     ) as error:
         _stop(str(error))
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +11,6 @@ from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
-from app import worker
 from app.audit import router as audit
 from app.auth import pages
 from app.auth import router as auth
@@ -35,6 +34,7 @@ from app.core.security import PasswordHasher
 from app.core.tracing import Tracing, tracing_from_environment
 from app.health import router as health
 from app.health.service import SchemaWatch
+from app.jobs.exposing import exposing
 from app.migrations import revisions
 from app.users import router as users
 
@@ -116,8 +116,8 @@ def _lifespan(
         try:
             async with (
                 following(keys),
-                worker.in_process(settings, database, keys, tracing),
-                worker.exposing(exposition, database, instruments),
+                _jobs(settings, database, keys, tracing),
+                exposing(exposition, database, instruments),
             ):
                 # What has been loaded stays: the collector need not look at it again.
                 gc.collect()
@@ -142,6 +142,17 @@ def _lifespan(
                 await asyncio.to_thread(tracing.shutdown)
 
     return lifespan
+
+
+def _jobs(
+    settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None
+) -> AbstractAsyncContextManager[None]:
+    """Run the jobs inside the web process, where the settings say so."""
+    if not settings.runs_jobs_in_process:
+        return nullcontext()
+    from app import worker
+
+    return worker.in_process(settings, database, keys, tracing)
 
 
 def _schema(settings: Settings) -> SchemaWatch:

@@ -2,8 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager
 
 from app.audit import jobs as audit
 from app.auth import jobs as auth
@@ -11,10 +10,9 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.exposition import Exposition, exposition
 from app.core.keys import KeyRing, following, load_key_ring
-from app.core.metrics import Instrument, Reading
 from app.core.telemetry import configure
 from app.core.tracing import UNTRACED, Tracing, tracing_from_environment
-from app.jobs import service as jobs_service
+from app.jobs.exposing import exposing
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import make_mailer
@@ -37,28 +35,11 @@ PERIODIC: tuple[Periodic, ...] = (
 )
 
 
-@asynccontextmanager
-async def in_process(
+def in_process(
     settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None = None
-) -> AsyncIterator[None]:
-    """Run the jobs inside the web process, where the settings say so."""
-    if not settings.runs_jobs_in_process:
-        yield
-        return
-    async with _make(settings, database, keys, tracing).running():
-        yield
-
-
-def exposing(
-    exposed: Exposition | None, database: Database, instruments: Iterable[Instrument] = ()
 ) -> AbstractAsyncContextManager[None]:
-    """Answer scrapes meanwhile, with what the queue shows as well."""
-
-    async def look_at_queue() -> Iterable[Reading]:
-        async with database.read_sessions() as session:
-            return await jobs_service.readings(session)
-
-    return exposed.serving([database.readings, *instruments], [look_at_queue]) if exposed else nullcontext()
+    """Run the jobs beside something else."""
+    return _make(settings, database, keys, tracing).running()
 
 
 def work(settings: Settings) -> None:

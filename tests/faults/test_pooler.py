@@ -16,6 +16,7 @@ from app.core.failures import sqlstate
 from app.core.security import PasswordHasher
 from app.main import create_app
 from app.migrations import runner
+from app.migrations.errors import MigrationError
 from app.users.models import User
 from tests.conftest import log_in, make_settings, running
 from tests.factories import PASSWORD, make_user
@@ -168,7 +169,7 @@ async def test_reading_is_still_only_reading(pooler_url: str) -> None:
 
 
 async def test_migrations_ask_for_the_way_past_the_pooler(clone_url: str, pooler_url: str) -> None:
-    with pytest.raises(runner.MigrationError, match="set APP_DATABASE__DIRECT_URL"):
+    with pytest.raises(MigrationError, match="set APP_DATABASE__DIRECT_URL"):
         await runner.upgrade(behind(pooler_url).database)
 
     await runner.upgrade(behind(pooler_url, direct_url=clone_url).database)

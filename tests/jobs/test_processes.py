@@ -23,10 +23,11 @@ from app.dev.embedded_postgres import Cluster
 from app.dev.ports import free_port
 from app.jobs.queue import Work, enqueue
 from app.jobs.worker import JobWorker
+from app.main import create_app
 from app.migrations import runner
 from app.users import links
 from app.users.jobs import mail_link
-from tests.conftest import KEY_SET, make_settings
+from tests.conftest import KEY_SET, make_settings, running
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, Records, eventually, make_work, quick_settings, rows, statuses
 from tests.mail.conftest import Postbox
@@ -176,14 +177,14 @@ async def test_the_web_process_runs_jobs_where_it_is_told_to(clone: Database, qu
     async with clone.begin() as session:
         await enqueue(session, mail_link, UUID(int=1))
 
-    async with worker.in_process(settings, clone, load_key_ring(settings.auth)):
+    async with running(create_app(settings, clone)):
         await eventually(lambda: is_done(clone))
 
 
 async def test_the_web_process_runs_no_jobs_elsewhere(clone: Database, queue_url: str) -> None:
     settings = make_settings(queue_url, jobs=QUICK)
 
-    async with worker.in_process(settings, clone, load_key_ring(settings.auth)):
+    async with running(create_app(settings, clone)):
         names = {task.get_name() for task in asyncio.all_tasks()}
 
     assert not names & {"jobs", "housekeeping"}

@@ -64,3 +64,11 @@ def _is_stale_plan(error: Exception) -> bool:
     # A migration changed what a prepared statement gives. The library forgets all of them by itself.
     cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else None
     return isinstance(cause, asyncpg.InvalidCachedStatementError)
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why the database did not do what was asked."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    # The adapter puts its own class in front of the server's sentence.
+    return text.rpartition(">: ")[2]

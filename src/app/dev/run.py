@@ -22,6 +22,7 @@ from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
 from app.migrations import runner
+from app.migrations.errors import MigrationError
 from app.server import serve
 from app.users import service as users_service
 
@@ -58,7 +59,7 @@ def run() -> int:
         return 0
     except (AlreadyRunningError, ConfigurationError, EmbeddedPostgresError, PortInUseError) as error:
         return _refuse(str(error))
-    except runner.MigrationError as error:
+    except MigrationError as error:
         return _refuse(f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}")
     except AppError as error:
         return _refuse(error.detail)

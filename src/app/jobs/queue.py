@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any, Concatenate
+from typing import TYPE_CHECKING, Any, Concatenate
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
@@ -22,7 +22,10 @@ from app.core.database import Database, WriteSession
 from app.core.keys import KeyRing
 from app.core.tracing import current_parent
 from app.jobs.errors import PermanentError
-from app.mail.mailer import Mailer
+
+if TYPE_CHECKING:
+    # Whoever enqueues a mail does not send it: what writes and sends mails is loaded where jobs run.
+    from app.mail.mailer import Mailer
 
 QUEUE = "default"
 _MAX_NAME = 128
@@ -40,7 +43,7 @@ class Work:
     """What a running job may use; `key` is the same whenever the same job is run again."""
 
     database: Database
-    mailer: Mailer
+    mailer: "Mailer"
     keys: KeyRing
     settings: Settings
     request_id: str | None = None

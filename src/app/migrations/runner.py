@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from time import monotonic
 
 import asyncpg
@@ -22,8 +23,9 @@ from sqlalchemy.pool import NullPool
 from app.core.config import DatabaseSettings
 from app.core.connections import milliseconds
 from app.core.database import MINIMUM_VERSION
-from app.core.failures import sqlstate
-from app.migrations.revisions import config, head
+from app.core.failures import reason, sqlstate
+from app.migrations.errors import MigrationError
+from app.migrations.revisions import head
 
 _LOCK_KEY = 4_021_973_155
 _LOCK_PATIENCE = 60.0
@@ -35,10 +37,6 @@ _REVISION = text("SELECT version_num FROM alembic_version")
 
 
 log = logging.getLogger(__name__)
-
-
-class MigrationError(Exception):
-    """The schema could not be changed or read; the text says why, in one sentence."""
 
 
 async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
@@ -70,6 +68,14 @@ async def check(settings: DatabaseSettings) -> None:
     if current != head():
         message = f"the schema is at revision {current or 'none'}, this program needs {head()}; run `app migrate`"
         raise MigrationError(message)
+
+
+def config() -> Config:
+    """Give Alembic's configuration: the scripts are part of the package, wherever it is installed."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    configuration.set_main_option("path_separator", "os")
+    return configuration
 
 
 def sql(revision: str = "head") -> str:
@@ -126,14 +132,6 @@ async def _open(engine: AsyncEngine) -> AsyncConnection:
         place = f"{engine.url.host or 'the local socket'}:{engine.url.port or 5432}"
         message = f"cannot connect to PostgreSQL at {place}: {reason(cause)}"
         raise MigrationError(message) from error
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line why the database did not do what was asked."""
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-    # The adapter puts its own class in front of the server's sentence.
-    return text.rpartition(">: ")[2]
 
 
 async def _refuse_old(connection: AsyncConnection) -> None:
