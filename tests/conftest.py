@@ -1,6 +1,7 @@
 """The test kit: one server a run, one database a worker, one rolled-back connection a test."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+import structlog
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from pydantic import SecretStr
@@ -34,6 +36,7 @@ _TEMPLATE = pytest.StashKey[str]()
 KEY_SET = generate_key_set()
 # Mutation testing makes one template for a thousand runs, and says where it is.
 TEMPLATE_VARIABLE = "TEST_TEMPLATE_URL"
+_LOGGERS = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic", "procrastinate", "psycopg")
 
 type Login = Callable[..., Awaitable[dict[str, str]]]
 type Clone = Callable[[], Awaitable[str]]
@@ -263,3 +266,15 @@ async def log_in(client: AsyncClient, email: str, password: str = PASSWORD) -> d
     response = await client.post("/api/v1/auth/token", data=form)
     assert response.status_code == 200, response.text
     return {"Authorization": f"Bearer {response.json()['access_token']}"}
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Leave logging as it was found: it belongs to the process."""
+    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, _LOGGERS)]
+    yield
+    for log, handlers, level, propagate in before:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()

@@ -332,6 +332,7 @@ def test_generated_keys_need_a_folder(app: Command, tmp_path: Path) -> None:
     assert_failed(app("keys", "generate", str(file)), f"{file}: No such file or directory")
 
 
+@pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize("command", [("serve",), ("serve", "--workers", "2"), ("worker",)])
 def test_a_process_does_not_start_without_its_keys(app: Command, command: tuple[str, ...]) -> None:
     # Set here, it is restored after the test: the option overrides it.

@@ -3,7 +3,6 @@
 import asyncio
 import http.client
 import json
-import logging
 import os
 import resource
 import signal
@@ -18,7 +17,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-import structlog
 from fastapi import FastAPI
 from httpx2 import AsyncClient
 from sqlalchemy import make_url
@@ -47,18 +45,6 @@ def taken() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port: int = holder.getsockname()[1]
         yield port
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    """Leave logging as it was found: a server configures it for the whole process."""
-    names = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic")
-    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, names)]
-    yield
-    for log, handlers, level, propagate in before:
-        log.handlers, log.propagate = handlers, propagate
-        log.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_a_taken_port_is_told_with_the_process_that_has_it(taken: int) -> None:
@@ -132,7 +118,7 @@ def test_a_port_just_given_back_can_be_taken_at_once() -> None:
     listen("127.0.0.1", port).close()
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_serving_ends_without_an_error_when_told(
     clone_url: str, capsys: pytest.CaptureFixture[str], told: signal.Signals
@@ -156,7 +142,7 @@ def test_serving_ends_without_an_error_when_told(
         socket.create_connection(("127.0.0.1", ports[0]))
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize(
     ("told", "statuses"),
     [
@@ -216,7 +202,7 @@ def test_there_are_never_more_connections_than_files_for_them(
     assert server._connection_limit(ServerSettings()) == connections
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
 async def test_a_request_that_outlasts_the_grace_is_told_and_rolled_back(
     clone_url: str, hasher: PasswordHasher, arguments: tuple[str, ...]
@@ -251,7 +237,7 @@ async def test_a_request_that_outlasts_the_grace_is_told_and_rolled_back(
         await holder.close()
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("restored_logging")
 def test_an_application_that_does_not_start_is_a_failure(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,7 +256,7 @@ def test_an_application_that_does_not_start_is_a_failure(
     assert "a defect" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("restored_logging")
 def test_broken_keys_are_told_before_anything_starts(database_url: str, taken: int) -> None:
     settings = make_settings(database_url, server={"port": taken}, auth={"signing_keys": "{}"})
 

@@ -1,28 +1,11 @@
 import json
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from app.core.config import LogSettings
 from app.core.telemetry import configure
 from tests.core.recording import Lines, Recording
-
-_LOGGERS = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic", "procrastinate", "psycopg")
-
-
-@pytest.fixture
-def restored_logging() -> Iterator[None]:
-    """Leave logging as it was found: it belongs to the process."""
-    before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, _LOGGERS)]
-    yield
-    for log, handlers, level, propagate in before:
-        log.handlers, log.propagate = handlers, propagate
-        log.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from app.core.database import Database
 from app.core.security import PasswordHasher
 from app.main import create_app
 from tests.conftest import cloned, make_settings
-from tests.core.conftest import recording, restored_logging  # noqa: F401  # Fixtures.
+from tests.core.conftest import recording  # noqa: F401  # A fixture.
 from tests.factories import make_user
 from tests.hostile.attack import Target
 from tests.volume import plain

@@ -1,13 +1,12 @@
 """Real worker processes, and a real server under them: killed, stopped, restarted."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -190,17 +189,7 @@ async def test_the_web_process_runs_no_jobs_elsewhere(clone: Database, queue_url
     assert not names & {"jobs", "housekeeping"}
 
 
-@pytest.fixture
-def unchanged_logging() -> Iterator[None]:
-    """Put back what `configure` replaces."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("unchanged_logging", "clone")
+@pytest.mark.usefixtures("restored_logging", "clone")
 @pytest.mark.parametrize("exporter", ["none", "console"])
 def test_sigterm_ends_the_worker_in_order(
     queue_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, exporter: str
