@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from httpx2 import AsyncClient, Limits, Response
 from tests.servers import Server, real_server
 
 RESTARTS = int(os.environ.get("RESTARTS", "2"))
+BIRTHS = int(os.environ.get("BIRTHS", "20"))
 CLIENTS = 8
 # As an operator would have it, but shorter: time enough for every client to be told that this answer is the last.
 DRAIN = {"APP_SERVER__DRAIN_DELAY": "500ms", "APP_LOG__LEVEL": "info"}
@@ -111,6 +113,30 @@ async def test_renewing_the_workers_under_load_fails_no_request(server: Server) 
 
     assert counts.failures == []
     assert counts.answered > 100 * RESTARTS
+
+
+async def test_a_worker_that_is_told_to_end_while_it_is_born_ends_alone(server: Server) -> None:
+    before = workers_of(server)
+
+    for _ in range(BIRTHS):
+        os.kill(server.process.pid, signal.SIGHUP)
+        victim = _newborn(server, before)
+        os.kill(victim, signal.SIGTERM)
+        await until(lambda: not is_running(victim), within=5)  # noqa: B023  # Called here.
+
+    await until(lambda: len(server.records("worker cannot be renewed; the older ones go on")) == BIRTHS)
+    assert workers_of(server) == before
+    assert server.records("draining") == []
+    assert await server.stop() == 0
+
+
+def _newborn(server: Server, before: set[int]) -> int:
+    """Give the id of the next worker at the first moment that it has one."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if born := workers_of(server) - before:
+            return born.pop()
+    raise TimeoutError
 
 
 async def test_no_worker_outlives_a_supervisor_that_is_killed(server: Server) -> None:

@@ -15,6 +15,7 @@ from typing import NoReturn, override
 
 import uvicorn
 
+from app.core.breaches import check_breached
 from app.core.clients import Connection, Connections
 from app.core.config import ServerSettings, Settings
 from app.core.exposition import Exposition, exposition
@@ -30,6 +31,9 @@ _LAST_STEPS = 10.0
 # Files of a process that are no connections of clients: the database's, the log, the event loop's own.
 _OTHER_FILES = 200
 _TICKS_PER_SECOND = 10
+# What is blocked around a fork: until the child has handlers of its own, it would run the supervisor's, and by the shared
+# wake-up socket have the whole service end for what was said to one worker.
+_TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) ->
     configure(settings.log, readable=settings.environment == "local")
     # The application loads them as well, and would fail with a traceback.
     load_key_ring(settings.auth)
+    if settings.auth.breached_passwords_file:
+        check_breached(settings.auth.breached_passwords_file)
     _allow_files(settings.server.max_connections + _OTHER_FILES)
     with exposition(settings.telemetry) as exposed, listen(settings.server.host, settings.server.port) as listener:
 
@@ -58,7 +64,11 @@ def _supervise(  # pragma: no cover  # As above.
     settings: Settings, listener: socket.socket, exposed: Exposition | None, on_ready: Callable[[], None]
 ) -> None:
     def spawn(control: socket.socket, others: Sequence[socket.socket]) -> int:
-        return os.fork() or _become_worker(settings, listener, exposed, control, others)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
+        try:
+            return os.fork() or _become_worker(settings, listener, exposed, control, others)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
 
     # What is loaded stays, and stays shared: a collector that looked at it would copy its pages into each worker.
     gc.collect()
@@ -79,8 +89,7 @@ def _become_worker(  # pragma: no cover  # As above.
     try:
         for one in others:
             one.close()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _take_signals()
         _Server(settings, exposed, lambda: control.sendall(READY), control).run(sockets=[listener])
         code = 0
     except SystemExit:
@@ -91,6 +100,16 @@ def _become_worker(  # pragma: no cover  # As above.
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _take_signals() -> None:  # pragma: no cover  # As above.
+    """Let this worker alone act on what it is told: by ending, until the server has something to drain."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Both reach the whole group from a terminal; the supervisor is the one to act on them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
 
 
 def _allow_files(wanted: int) -> None:
