@@ -39,7 +39,6 @@ from app.migrations import revisions
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
-# Asked one after the other, at 3 µs for each operation: those that are asked for most come first.
 ROUTERS = (
     users.router,
     *auth.ROUTERS,

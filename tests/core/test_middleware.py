@@ -1,4 +1,5 @@
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from app.core.config import LogSettings
 from app.core.errors import NotFoundError
 from app.core.fields import Payload
 from app.core.middleware import RequestMiddleware
+from app.core.telemetry import REDACTED, configure
 from tests.aftermath import assert_problem
 from tests.core.applications import application, serving, with_state
 from tests.core.recording import Recording
@@ -78,6 +80,11 @@ async def be_slow() -> None:
 @router.get("/noting", openapi_extra=public)
 async def note() -> None:
     structlog.contextvars.bind_contextvars(order="CANARY")
+
+
+@router.get("/noting-a-secret", openapi_extra=public)
+async def note_a_secret() -> None:
+    structlog.contextvars.bind_contextvars(password="CANARY", header="Bearer CANARY")
 
 
 @router.get("/cacheable", openapi_extra=public)
@@ -362,6 +369,45 @@ async def test_what_one_request_bound_to_the_log_is_gone_in_the_next(app: AsyncC
     assert (first["request_id"], first["order"]) == ("first-one", "CANARY")
     assert second["request_id"] == "second-one"
     assert "order" not in second
+
+
+async def test_a_secret_that_was_bound_is_not_in_the_access_line(app: AsyncClient, recording: Recording) -> None:
+    lines = recording()
+
+    await app.get("/noting-a-secret")
+
+    (line,) = lines()
+    assert (line["password"], line["header"]) == (REDACTED, f"Bearer {REDACTED}")
+
+
+async def test_a_secret_in_place_of_the_method_is_not_in_the_access_line(recording: Recording) -> None:
+    lines = recording()
+
+    await call("rt1.0123456789abcdefghijABCDEFGHIJ", "/things/1")
+
+    assert [line["method"] for line in lines()] == [REDACTED]
+
+
+@pytest.mark.usefixtures("restored_logging")
+async def test_access_lines_below_the_level_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogSettings(level="warning"), readable=False)
+    async with serving(router, log_settings=LogSettings.model_validate({"slow_request": "50ms"})) as client:
+        await client.get("/things/1")
+        await client.get("/slow")
+
+    assert [json.loads(line)["route"] for line in capsys.readouterr().out.splitlines()] == ["/slow"]
+
+
+@pytest.mark.usefixtures("restored_logging")
+async def test_local_access_lines_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogSettings(), readable=True)
+    async with serving(router) as client:
+        await client.get("/things/1", headers={"X-Request-ID": "abcd1234"})
+
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "app.access" in line]
+    assert "/things/{thing_id}" in line
+    assert "abcd1234" in line
+    assert not line.startswith("{")
 
 
 # Clients that leave

@@ -225,7 +225,6 @@ class _AccessLines:
         if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._leaves_out(route):
             return
         facts: dict[str, Any] = {
-            "method": method,
             "route": route,
             "status": status,
             "duration_ms": round(duration * 1000, 2),
@@ -235,9 +234,8 @@ class _AccessLines:
         if "user_id" in scope:
             facts |= {"user_id": str(scope["user_id"]), "session_id": str(scope["session_id"])}
         if is_slow:
-            access_log.warning("request", slow=True, **facts)
-        else:
-            access_log.info("request", **facts)
+            facts["slow"] = True
+        access_log.write(logging.WARNING if is_slow else logging.INFO, facts, method=method)
 
     def _leaves_out(self, route: str) -> bool:
         # The first of each lot is written: a process that has just begun shows that it is asked.

@@ -138,8 +138,8 @@ class Route(APIRoute):
 async def _work(handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request) -> Response:
     """Do what the request asks, its commit included: the framework would commit only after all attempts."""
     async with AsyncExitStack[None]() as stack:
-        # Where the framework closes what dependencies of scope `function` have opened.
-        request.scope["fastapi_function_astack"] = stack
+        # Where the framework closes what dependencies of scope `function` have opened, and what it has read of a form.
+        request.scope["fastapi_function_astack"] = request.scope["fastapi_middleware_astack"] = stack
         return await handle(request)
 
 
