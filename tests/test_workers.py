@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from httpx2 import AsyncClient, Limits, Response
@@ -150,7 +151,7 @@ async def test_no_worker_outlives_a_supervisor_that_is_killed(server: Server) ->
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
 async def test_told_to_end_it_first_says_so_and_goes_on_answering(clone_url: str, arguments: tuple[str, ...]) -> None:
-    async with real_server(clone_url, *arguments, **DRAIN | {"APP_SERVER__DRAIN_DELAY": "1500ms"}) as server:
+    async with real_server(clone_url, *arguments, **DRAIN | {"APP_SERVER__DRAIN_DELAY": "3s"}) as server:
         async with AsyncClient(base_url=server.base_url) as client:
             server.process.send_signal(signal.SIGTERM)
             ready = await _first(client, "/readyz", 503)
@@ -163,8 +164,45 @@ async def test_told_to_end_it_first_says_so_and_goes_on_answering(clone_url: str
     assert code == 0
 
 
+async def test_whoever_comes_when_no_worker_accepts_any_more_is_refused_and_not_left_waiting(clone_url: str) -> None:
+    slow = b"POST /api/v1/auth/token HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+    slow += b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    async with real_server(clone_url, "--workers", "2", **DRAIN | {"APP_SERVER__SHUTDOWN_GRACE": "10s"}) as server:
+        address = urlsplit(server.base_url)
+        # Keeps one worker, and so the supervisor, from ending.
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(slow)
+        await writer.drain()
+        await asyncio.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+
+        await until_refused(address.hostname, address.port)
+
+        assert server.process.returncode is None
+        writer.close()
+        await writer.wait_closed()
+        assert await asyncio.wait_for(server.process.wait(), 20) == 0
+
+
+async def until_refused(host: str | None, port: int | None) -> None:
+    async with asyncio.timeout(8):
+        while await _is_connected(host, port):  # noqa: ASYNC110  # Nobody tells.
+            await asyncio.sleep(0.02)
+
+
+async def _is_connected(host: str | None, port: int | None) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
 async def _first(client: AsyncClient, path: str, status: int) -> Response:
-    async with asyncio.timeout(1.4):
+    async with asyncio.timeout(2.9):
         while (response := await client.get(path)).status_code != status:
             pass
     return response

@@ -74,7 +74,14 @@ def _supervise(  # pragma: no cover  # As above.
     gc.collect()
     gc.freeze()
     patience = (settings.drain_delay + settings.server.shutdown_grace).total_seconds() + _LAST_STEPS
-    Supervisor(spawn, settings.server.workers, start_patience=_START_PATIENCE, stop_patience=patience).run(on_ready)
+    Supervisor(
+        spawn,
+        settings.server.workers,
+        start_patience=_START_PATIENCE,
+        stop_patience=patience,
+        # Kept open here, it would go on taking connections that no worker is left to answer.
+        on_stop=listener.close,
+    ).run(on_ready)
 
 
 def _become_worker(  # pragma: no cover  # As above.

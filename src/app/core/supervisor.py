@@ -63,10 +63,22 @@ class _Worker:
 
 
 class Supervisor:
-    """Keeps `count` workers running until SIGTERM or SIGINT; SIGHUP renews them one by one."""
+    """Keeps `count` workers running until SIGTERM or SIGINT; SIGHUP renews them one by one.
 
-    def __init__(self, spawn: Spawn, count: int, *, start_patience: float, stop_patience: float) -> None:
+    `on_stop` is called when they are told to end, after which none is started any more.
+    """
+
+    def __init__(
+        self,
+        spawn: Spawn,
+        count: int,
+        *,
+        start_patience: float,
+        stop_patience: float,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         self._spawn = spawn
+        self._on_stop = on_stop
         self._start_patience = start_patience
         self._stop_patience = stop_patience
         self._selector = selectors.PollSelector()
@@ -192,6 +204,7 @@ class Supervisor:
         self._stop_by = self._stop_by or time.monotonic() + self._stop_patience
         for worker in self._workers:
             worker.tell(command)
+        self._on_stop()
 
     def _on_end(self, worker: _Worker) -> None:
         self._forget(worker)
