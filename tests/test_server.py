@@ -264,7 +264,7 @@ def test_broken_keys_are_told_before_anything_starts(database_url: str, taken: i
         server.serve(settings)
 
 
-@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.usefixtures("restored_logging")
 def test_a_file_of_breached_passwords_that_is_none_is_told_before_anything_starts(
     database_url: str, taken: int, tmp_path: Path
 ) -> None:
