@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
+from unittest.mock import patch
 
 import pytest
 from httpx2 import AsyncClient, Response
-from sqlalchemy import event
 
 from app.core.database import Database
 from app.core.security import PasswordHasher
@@ -76,16 +76,14 @@ class Site:
     def noted(self) -> Iterator[list[str]]:
         """Note what is executed until the block ends."""
         statements: list[str] = []
+        note = self.database.watch.note
 
-        def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        def noting(statement: str, duration: float) -> None:
             statements.append(statement)
+            note(statement, duration)
 
-        engines = [engine.sync_engine for engine in (self.database.engine, self.database.read_engine)]
-        for engine in engines:
-            event.listen(engine, "before_cursor_execute", note)
-        yield statements
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", note)
+        with patch.object(self.database.watch, "note", noting):
+            yield statements
 
 
 @pytest.fixture(scope="module")

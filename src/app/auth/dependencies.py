@@ -16,10 +16,10 @@ from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.access import Guard
 from app.core.addresses import client_address, ip_prefix
-from app.core.database import ReadSession
 from app.core.dependencies import CoreState, DatabaseDep
 from app.core.errors import AppError, MalformedRequestError
 from app.core.keys import KeyRing
+from app.core.reads import Reads
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
@@ -132,13 +132,11 @@ type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:re
 
 async def get_current_user(request: AuthRequest, principal: CurrentPrincipal) -> Account:
     """Read the caller's account."""
-    # A session opened here costs half of one that is a dependency with a `yield`, and this is asked for most.
-    async with request.state["database"].read_sessions() as session:
-        return await _standing_account(session, principal)
+    return await _standing_account(request.state["database"].reads, principal)
 
 
-async def _standing_account(session: ReadSession, principal: Principal) -> Account:
-    account = await users_service.find_account(session, principal.user_id)
+async def _standing_account(reads: Reads, principal: Principal) -> Account:
+    account = await users_service.find_account(reads, principal.user_id)
     if account is None or not account.is_active or account.authz_version != principal.version:
         raise InvalidTokenError
     return account
@@ -146,9 +144,8 @@ async def _standing_account(session: ReadSession, principal: Principal) -> Accou
 
 async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDep) -> Account:
     """Read the caller's account for a change of credentials, which asks the database whatever this process knows."""
-    # A session of its own, given back before the password is hashed.
-    async with database.read_sessions() as session:
-        return await _standing_account(session, principal)
+    # Nothing is held when the password is hashed.
+    return await _standing_account(database.reads, principal)
 
 
 type CurrentUser = Annotated[Account, Depends(get_current_user)]

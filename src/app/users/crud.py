@@ -12,6 +12,7 @@ from app.core import crud
 from app.core.database import ReadSession, WriteSession
 from app.core.failures import constraint_name
 from app.core.keyset import Order, Position, after
+from app.core.reads import Reads
 from app.users.models import AccountLink, User
 from app.users.roles import Role
 
@@ -55,9 +56,9 @@ _HELD_ACCOUNT = _ACCOUNT.with_for_update(key_share=True)
 _CREDENTIALS = select(*(_TABLE[name] for name in Credentials._fields)).where(_TABLE.email_key == bindparam("email_key"))
 
 
-async def get_account(session: ReadSession, user_id: UUID) -> Account | None:
+async def get_account(reads: Reads, user_id: UUID) -> Account | None:
     """Read an account as columns."""
-    row = (await session.execute(_ACCOUNT, {"id": user_id})).one_or_none()
+    row = (await reads.execute(_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 

@@ -13,6 +13,7 @@ from app.core.errors import PreconditionFailedError
 from app.core.keys import KeyRing
 from app.core.keyset import Order, Position
 from app.core.passwords import refuse_weak
+from app.core.reads import Reads
 from app.core.security import PasswordHasher
 from app.jobs import queue
 from app.users import crud, jobs, links
@@ -35,17 +36,17 @@ _ORDERS = {
 }
 
 
-async def get_account(session: ReadSession, user_id: UUID) -> Account:
+async def get_account(reads: Reads, user_id: UUID) -> Account:
     """Read an account, in one round trip."""
-    account = await crud.get_account(session, user_id)
+    account = await crud.get_account(reads, user_id)
     if account is None:
         raise UserNotFoundError
     return account
 
 
-async def find_account(session: ReadSession, user_id: UUID) -> Account | None:
+async def find_account(reads: Reads, user_id: UUID) -> Account | None:
     """Read an account that may be gone."""
-    return await crud.get_account(session, user_id)
+    return await crud.get_account(reads, user_id)
 
 
 async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
