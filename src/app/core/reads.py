@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol, override
 
@@ -15,6 +16,8 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from app.core.failures import DatabaseUnavailableError
 from app.core.statements import Watch
 
+# As many texts are kept; that of a statement which was built for one use makes room for others.
+_MOST = 1000
 _AS_THE_DRIVER_GIVES_IT = (Boolean, DateTime, Integer, String, Uuid)
 
 type Values = Mapping[str, Any]
@@ -61,11 +64,11 @@ class DirectReads(SessionReads):
         super().__init__(sessions)
         self._engine = engine.sync_engine
         self._watch = watch
-        self._prepared: dict[Select[*tuple[Any, ...]], _Prepared] = {}
+        self._prepared = lru_cache(_MOST)(self._prepare)
 
     @override
     async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
-        prepared = self._prepared.get(statement) or self._prepare(statement)
+        prepared = self._prepared(statement)
         given = {**prepared.constants, **values}
         try:
             rows = await greenlet_spawn(self._fetch, prepared.text, [given[name] for name in prepared.names])
@@ -104,11 +107,9 @@ class DirectReads(SessionReads):
             if not isinstance(column.type, _AS_THE_DRIVER_GIVES_IT):
                 message = f"{column} may be converted after it is read; take a session"
                 raise TypeError(message)
-        prepared = _Prepared(
+        return _Prepared(
             text=str(compiled),
             names=compiled.positiontup or (),
             constants=compiled.params,
             columns=SimpleResultMetaData([str(column.key) for column in statement.selected_columns]),
         )
-        self._prepared[statement] = prepared
-        return prepared

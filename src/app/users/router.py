@@ -15,7 +15,7 @@ from app.auth.dependencies import (
 )
 from app.auth.errors import StaleLoginError
 from app.core import routing
-from app.core.dependencies import ReadSessionDep, SessionDep
+from app.core.dependencies import ReadsDep, SessionDep
 from app.core.errors import PreconditionFailedError
 from app.core.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
 from app.core.fields import PathIdentifier
@@ -68,11 +68,11 @@ async def delete_me(principal: ConfirmedPrincipal, session: SessionDep) -> None:
 
 @router.get("", response_model=Page[UserRead], responses=problem_responses(InvalidCursorError))
 async def list_users(
-    _reader: UsersReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
+    _reader: UsersReader, reads: ReadsDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
 ) -> dict[str, Any]:
     """List accounts."""
     order = service.order_of(query)
-    return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))
+    return pager.page(query, *await service.list_page(reads, query, pager.position(query, order)))
 
 
 @router.post(
@@ -100,13 +100,13 @@ async def create_user(
 @router.get("/{user_id}", response_model=UserRead, responses=problem_responses(UserNotFoundError))
 async def read_user(
     _reader: UsersReader,
-    session: ReadSessionDep,
+    reads: ReadsDep,
     response: Response,
     user_id: UserId,
     if_none_match: IfNoneMatch = None,
 ) -> Account | Response:
     """Show an account."""
-    return _shown(await service.get_account(session, user_id), response, if_none_match)
+    return _shown(await service.get_account(reads, user_id), response, if_none_match)
 
 
 @router.patch(

@@ -1,10 +1,10 @@
 """What can happen to a user."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func
+from sqlalchemy import Row, func
 
 from app.audit import service as audit
 from app.audit.service import Actor
@@ -74,24 +74,23 @@ def order_of(query: UserQuery) -> Order:
 
 
 async def list_page(
-    session: ReadSession, query: UserQuery, position: Position | None
+    reads: Reads, query: UserQuery, position: Position | None
 ) -> tuple[Sequence[Row[Any]], Position | None]:
     """Read one page of accounts."""
-    prefix = None if query.q is None else name_key(query.q)
-    return await crud.page(session, list(_conditions(query)), order_of(query), position, query.limit, prefix=prefix)
+    return await crud.page(reads, _filters(query), order_of(query), position, query.limit)
 
 
-def _conditions(query: UserQuery) -> Iterator[ColumnElement[bool]]:
-    if query.email is not None:
-        yield User.email_key == identity(query.email)
-    if query.role is not None:
-        yield User.role == query.role.value
-    if query.is_active is not None:
-        yield User.is_active.is_(query.is_active)
-    if query.created_after is not None:
-        yield User.created_at > query.created_after
-    if query.created_before is not None:
-        yield User.created_at < query.created_before
+def _filters(query: UserQuery) -> dict[str, Any]:
+    """Give what is asked for under the names that the statements have for it."""
+    given = {
+        "email_key": None if query.email is None else identity(query.email),
+        "prefix": None if query.q is None else name_key(query.q),
+        "role": query.role,
+        "is_active": query.is_active,
+        "created_after": query.created_after,
+        "created_before": query.created_before,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:
