@@ -216,6 +216,7 @@ def test_no_password_ages() -> None:
     }
     assert {name for name in settings if "PASSWORD" in name} == {
         "APP_AUTH__PASSWORD_HASH",
+        "APP_AUTH__BREACHED_PASSWORDS_FILE",
         "APP_AUTH__PASSWORD_MIN_LENGTH",
     }
 

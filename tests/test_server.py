@@ -271,6 +271,17 @@ def test_broken_keys_are_told_before_anything_starts(database_url: str, taken: i
         server.serve(settings)
 
 
+@pytest.mark.usefixtures("_logging_restored")
+def test_a_file_of_breached_passwords_that_is_none_is_told_before_anything_starts(
+    database_url: str, taken: int, tmp_path: Path
+) -> None:
+    auth = {"breached_passwords_file": tmp_path / "missing.txt"}
+    settings = make_settings(database_url, server={"port": taken}, auth=auth)
+
+    with pytest.raises(ConfigurationError, match=r"^APP_AUTH__BREACHED_PASSWORDS_FILE: .*: No such file or directory$"):
+        server.serve(settings)
+
+
 async def connections(url: str) -> int:
     """Count who is connected to a database, besides the one who counts."""
     administration = make_url(url).set(drivername="postgresql", database="postgres")

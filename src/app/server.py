@@ -15,6 +15,7 @@ from typing import NoReturn, override
 
 import uvicorn
 
+from app.core.breaches import check_breached
 from app.core.clients import Connection, Connections
 from app.core.config import ServerSettings, Settings
 from app.core.exposition import Exposition, exposition
@@ -42,6 +43,8 @@ def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) ->
     configure(settings.log, readable=settings.environment == "local")
     # The application loads them as well, and would fail with a traceback.
     load_key_ring(settings.auth)
+    if settings.auth.breached_passwords_file:
+        check_breached(settings.auth.breached_passwords_file)
     _allow_files(settings.server.max_connections + _OTHER_FILES)
     with exposition(settings.telemetry) as exposed, listen(settings.server.host, settings.server.port) as listener:
 

@@ -29,6 +29,7 @@ _VERIFIES = frozenset[Purpose]({"verify_email"})
 _SETS_PASSWORD = frozenset[Purpose]({"set_password", "reset_password"})
 _CONFIRMS = frozenset[Purpose]({"confirm_email"})
 _ANY = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
+_NEW_PASSWORD = "#/new_password"
 
 
 async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
@@ -74,7 +75,7 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
     async with _counting_misuse(kit, actor):
         # A weak password is refused before the link is spent: it still works for a better one.
         _refuse_weak(kit, await _owner(kit, secret), password)
-        hashed_password = await kit.hasher.hash(password)
+        hashed_password = await kit.hasher.hash(password, pointer=_NEW_PASSWORD)
         async with kit.database.begin() as session:
             _, account = await _spend(session, kit, secret, _SETS_PASSWORD)
             await links.discard(session, account.id, _ANY)
@@ -99,7 +100,7 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
     old, new = payload.current_password.get_secret_value(), payload.new_password.get_secret_value()
     stored = await service.confirm_password(kit, actor, account.id, old)
     _refuse_weak(kit, account, new)
-    hashed_password = await kit.hasher.hash(new)
+    hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
 
     async def change(session: WriteSession) -> None:
         # Whoever changed it meanwhile, by a reset link say, decides.
@@ -184,7 +185,7 @@ def _refuse_weak(kit: Toolkit, account: Account, password: str) -> None:
         password,
         min_length=kit.settings.auth.password_min_length,
         about=[account.email, account.full_name or ""],
-        pointer="#/new_password",
+        pointer=_NEW_PASSWORD,
     )
 
 

@@ -303,6 +303,11 @@ class AuthSettings(_Group):
     )
     bcrypt_cost: int = Field(default=12, ge=4, le=16, description="Work factor of bcrypt: one more doubles the time.")
     password_min_length: int = Field(default=15, ge=8, le=64, description="Shortest password, in code points.")
+    breached_passwords_file: Path | None = Field(
+        default=None,
+        description="Passwords known from breaches, which nobody may choose: the one sorted file that the downloader of Pwned "
+        "Passwords writes (`SHA1:COUNT` lines). It is searched, not loaded.",
+    )
     hash_threads: int = Field(
         default=max(1, os.cpu_count() or 1),
         ge=1,

@@ -20,6 +20,7 @@ from pwdlib.hashers import HasherProtocol
 from pwdlib.hashers.argon2 import Argon2Hasher
 from pwdlib.hashers.bcrypt import BcryptHasher
 
+from app.core.breaches import refuse_breached
 from app.core.config import AuthSettings
 from app.core.errors import UnavailableError
 from app.core.metrics import Reading, Tally
@@ -104,6 +105,7 @@ class PasswordHasher:
         self._hashes = PasswordHash((*hashers, _TruncatingBcryptHasher()))
         # Nothing to make up for where the decoy is none of bcrypt's.
         self._rounds = 0 if settings.password_hash == "argon2id" else settings.bcrypt_cost
+        self._breached = settings.breached_passwords_file
         self._thread_count = settings.hash_threads
         self._capacity = settings.hash_threads + settings.hash_queue
         self._admitted = 0
@@ -125,13 +127,18 @@ class PasswordHasher:
         yield Reading("password_hash_active", "Passwords that are being hashed.", active)
         yield Reading("password_hash_waiting", "Passwords that wait for a thread.", self._admitted - active)
 
-    async def hash(self, password: str) -> str:
-        """Hash a new password by the preferred scheme."""
-        return await self._run(lambda: self._hashes.hash(_composed(password)))
+    async def hash(self, password: str, *, pointer: str = "#/password") -> str:
+        """Hash a new password by the preferred scheme; raise an `InvalidInputError` for one that is known from a breach."""
+        return await self._run(lambda: self._hash(_composed(password), pointer))
 
     async def verify(self, password: str, stored: str | None) -> Verification:
         """Check a password; without a stored hash the same work is done and the answer is no."""
         return await self._run(lambda: self._verify(_composed(password), stored))
+
+    def _hash(self, password: str, pointer: str) -> str:
+        if self._breached:
+            refuse_breached(password, self._breached, pointer=pointer)
+        return self._hashes.hash(password)
 
     def _verify(self, password: str, stored: str | None) -> Verification:
         compared = stored or self._decoy

@@ -1,0 +1,107 @@
+"""A password known from a breach is refused wherever a password is chosen; a file that fails keeps nobody out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from httpx2 import AsyncClient, Response
+
+from app.core.database import Database, WriteSession
+from app.core.security import PasswordHasher
+from app.main import create_app
+from app.users.models import User
+from tests.aftermath import assert_problem, jobs
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of
+from tests.conftest import LoggedIn, make_settings, running
+from tests.core.test_breaches import write
+from tests.factories import make_user
+
+BREACHED = "crème brûlée for breakfast"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Passwords that are known, among them one."""
+    return write(tmp_path / "breached.txt", [BREACHED, *map(str, range(50))])
+
+
+@pytest.fixture
+async def client(database_url: str, database: Database, file: Path) -> AsyncIterator[AsyncClient]:
+    """A client of an application that has the file."""
+    settings = make_settings(database_url, auth={"breached_passwords_file": file})
+    async with running(create_app(settings, database)) as client:
+        yield client
+
+
+@pytest.fixture
+async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
+    """An account with a password."""
+    account = await make_user(session, hasher, email="ada@example.com")
+    await session.commit()
+    return account
+
+
+async def register(client: AsyncClient, password: str) -> Response:
+    return await client.post(f"{AUTH}/register", json={"email": "new@example.com", "password": password})
+
+
+async def reset(client: AsyncClient, secret: str, password: str) -> Response:
+    return await client.post(f"{AUTH}/password/reset", json={"token": secret, "new_password": password})
+
+
+def assert_refused(response: Response, pointer: str) -> None:
+    assert_problem(response, 422, "validation_error", pointer)
+    assert [error["code"] for error in response.json()["errors"]] == ["password_too_common"]
+    assert BREACHED not in response.text
+
+
+@pytest.mark.parametrize("spelled", [BREACHED, "cre\u0300me bru\u0302le\u0301e for breakfast"])
+async def test_nobody_registers_with_it(client: AsyncClient, session: WriteSession, spelled: str) -> None:
+    assert_refused(await register(client, spelled), "#/password")
+    assert await jobs(session) == []
+
+    assert (await register(client, "x" + BREACHED)).status_code == 202
+
+
+async def test_nobody_changes_to_it(client: AsyncClient, ada: User) -> None:
+    pair = await pair_of(client, ada.email)
+    body = {"current_password": "correct horse battery staple", "new_password": BREACHED}
+
+    refused = await client.put(f"{ME}/password", json=body, headers=bearer(pair))
+
+    assert_refused(refused, "#/new_password")
+    assert (await log_in(client, ada.email, BREACHED)).status_code == 400
+
+
+async def test_nobody_resets_to_it_and_the_link_stays_usable(client: AsyncClient, post: Post, ada: User) -> None:
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    secret = await post.link()
+
+    assert_refused(await reset(client, secret, BREACHED), "#/new_password")
+    assert (await reset(client, secret, NEW_PASSWORD)).status_code == 204
+
+
+async def test_nobody_sets_it_as_the_first_one(client: AsyncClient, post: Post, admin: LoggedIn) -> None:
+    await client.post("/api/v1/users", json={"email": "invited@example.com"}, headers=admin.headers)
+    secret = await post.link()
+
+    assert_refused(await reset(client, secret, BREACHED), "#/new_password")
+    assert (await reset(client, secret, NEW_PASSWORD)).status_code == 204
+
+
+async def test_without_the_file_it_is_told_and_registration_goes_on(
+    client: AsyncClient, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.to_thread(file.unlink)
+
+    response = await register(client, BREACHED)
+
+    assert response.status_code == 202
+    assert "breached passwords cannot be read" in caplog.messages
+
+
+async def test_a_file_put_in_its_place_is_used_at_once(client: AsyncClient, file: Path) -> None:
+    write(file.with_name("newer.txt"), [NEW_PASSWORD]).replace(file)
+
+    assert_refused(await register(client, NEW_PASSWORD), "#/password")
