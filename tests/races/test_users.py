@@ -242,3 +242,72 @@ async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_o
     # Without both the race would have shown nothing.
     assert set(outcomes) == {201, 409}, outcomes
     assert await site.fetch("SELECT job_id FROM job_errors") == []
+
+
+# What somebody else has locked, so that the write is under way and waits.
+_ACCOUNT = "SELECT FROM users WHERE id = $1 FOR UPDATE"
+LOCKS = {
+    "rename": _ACCOUNT,
+    "promote": _ACCOUNT,
+    "disable": _ACCOUNT,
+    "delete": _ACCOUNT,
+    "reset password": _ACCOUNT,
+    "end sessions": "SELECT FROM sessions WHERE user_id = $1 FOR UPDATE",
+    "create": "WITH other AS (SELECT $1::uuid) INSERT INTO users (id, email, email_key) "
+    "VALUES (gen_random_uuid(), 'new@example.com', 'new@example.com')",
+}
+
+
+async def write(site: Site, actor: LoggedIn, target: LoggedIn, what: str) -> Response:
+    method, path, body = {
+        "rename": ("PATCH", url(target), {"full_name": "Eve"}),
+        "promote": ("PATCH", url(target), {"role": "admin"}),
+        "disable": ("PATCH", url(target), {"is_active": False}),
+        "delete": ("DELETE", url(target), None),
+        "create": ("POST", USERS, {"email": "new@example.com"}),
+        "end sessions": ("DELETE", f"{url(target)}/sessions", None),
+        "reset password": ("POST", f"{url(target)}/password-reset", None),
+    }[what]
+    return await site.client.request(method, path, json=body, headers=actor.headers)
+
+
+@pytest.mark.parametrize("what", LOCKS)
+async def test_nothing_is_written_for_an_administrator_whose_demotion_was_answered(site: Site, what: str) -> None:
+    boss, admin, target = await site.account(role="admin"), await site.account(role="admin"), await site.account()
+    blocking = site.watcher.transaction()
+    await blocking.start()
+    await site.watcher.execute(LOCKS[what], UUID(target.user_id))
+
+    writing = asyncio.create_task(write(site, admin, target, what))
+    await site.until_waiting(writing)
+    demoting = asyncio.create_task(depose(site, boss, admin, "demote"))
+    done, _ = await asyncio.wait([demoting], timeout=0.3)
+    await blocking.rollback()
+    written, demoted = await writing, await demoting
+
+    assert demoted.status_code == 200
+    # Either the demotion has waited for the write, or the write has come too late.
+    assert written.status_code == 401 if done else written.is_success
+    events = await site.fetch(
+        "SELECT event FROM audit_events WHERE actor_id = $1 AND event NOT LIKE 'auth.login%'", UUID(admin.user_id)
+    )
+    assert len(events) == (0 if done else 1)
+
+
+async def test_whoever_is_demoted_does_not_make_themselves_an_administrator_again(site: Site) -> None:
+    boss = await site.account(role="admin")
+    chance = random.Random(20261126)  # noqa: S311  # As above.
+
+    for _ in range(ROUNDS):
+        admin = await site.account(role="admin")
+
+        async def demote(admin: LoggedIn = admin) -> Response:
+            await asyncio.sleep(chance.uniform(0, 0.01))
+            return await depose(site, boss, admin, "demote")
+
+        demoted, promoted = await asyncio.gather(demote(), write(site, admin, admin, "promote"))
+
+        assert demoted.status_code == 200
+        assert promoted.status_code in {200, 401}
+        (row,) = await site.fetch("SELECT role FROM users WHERE id = $1", UUID(admin.user_id))
+        assert row["role"] == "user"
