@@ -482,6 +482,65 @@ async def test_a_client_is_not_blamed_when_it_is_we_who_do_not_read(place: Place
         assert (await client.hear()).body == b"/wait 500000"
 
 
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_the_time_of_a_body_begins_again_when_we_read_on(place: Place, *, is_silent: bool) -> None:
+    async with place.client() as client:
+        await client.say(b"POST /wait HTTP/1.1\r\n" + HOST + b"Content-Length: 500001\r\n\r\n")
+        client.writer.write(b"a" * 500_000)
+        await place.has(lambda connection: bool(connection.flow.read_paused))
+        place.later(100)
+        place.application.may_answer.set()
+        await place.has(lambda connection: connection._content == 500_000 and not connection.flow.read_paused)
+        (connection,) = place.all
+        # By the clock of the pause: what came meanwhile is noted by the real one.
+        connection._heard_at += 100
+
+        place.later(109)
+        assert not connection._is_deaf
+        if is_silent:
+            place.later(111)
+        else:
+            await client.say(b"a")
+
+        answer = await client.hear()
+    assert (answer.code, answer.body) == (None, b"/wait 500001") if not is_silent else answer.code == "request_timeout"
+
+
+async def test_the_head_of_the_next_request_has_its_time_when_this_one_is_answered(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n" + GET + b"GET /last HT")
+        await place.has(lambda connection: bool(connection.flow.read_paused) and connection._head_since is not None)
+        place.later(100)
+        place.application.may_answer.set()
+        for path in (b"/wait 0", b"/a 0"):
+            assert (await client.hear()).body == path
+
+        await client.say(b"TP/1.1\r\n" + HOST + b"\r\n")
+
+        assert (await client.hear()).body == b"/last 0"
+
+
+async def test_a_client_that_has_not_been_asked_for_the_body_yet_is_not_blamed(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(b"POST /wait HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        await place.has(lambda connection: connection._body_since is not None)
+        place.later(100)
+        place.application.may_answer.set()
+
+        assert (await client.hear()).status == 100
+        await client.say(b"hello")
+        assert (await client.hear()).body == b"/wait 5"
+
+
+async def test_a_client_that_was_answered_instead_of_asked_is_given_up(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(b"POST /early HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        assert (await client.hear()).status == 200
+        place.later(11)
+
+        assert await client.is_closed()
+
+
 async def test_a_client_that_does_not_read_is_cut_off(place: Place) -> None:
     async with place.client() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # Typed as one that only writes.
