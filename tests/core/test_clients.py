@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from app.core import clients
 from app.core.clients import Connection, Connections
 from app.core.config import ServerSettings
 from app.core.middleware import RequestMiddleware
@@ -673,6 +674,21 @@ async def test_without_a_silent_one_a_new_connection_is_refused() -> None:
 
             assert (answer.status, answer.code) == (503, "too_many_connections")
             assert await second.is_closed()
+        place.application.may_answer.set()
+        assert (await first.hear()).status == 200
+
+
+async def test_of_many_for_whom_there_is_no_room_some_are_told_and_the_others_take_none() -> None:
+    async with open_place(limit=1) as place, place.client() as first, AsyncExitStack() as stack:
+        await first.say(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n")
+        await place.has(lambda connection: connection._is_answering)
+        told = [await stack.enter_async_context(place.client()) for _ in range(clients._TOLD)]
+        assert {(await one.hear()).code for one in told} == {"too_many_connections"}
+
+        async with place.client() as surplus:
+            assert await surplus.is_closed()
+
+        assert len(place.all) == 1 + clients._TOLD
         place.application.may_answer.set()
         assert (await first.hear()).status == 200
 

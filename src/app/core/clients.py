@@ -41,6 +41,8 @@ _LINGER = 2.0
 # How long a connection that has not said anything yet may do so while the server ends.
 _FIRST_WORDS = 1.0
 _SAMPLE = 16
+# So many for whom there is no room are told so, which takes a file each while the answer is on its way; others are closed at once.
+_TOLD = 64
 _HOST = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -118,6 +120,9 @@ class Connection(HttpToolsProtocol):
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As in the class above.
         super().connection_made(transport)
+        if len(self.server_state.connections) > self.server_state.limit + _TOLD:
+            transport.abort()
+            return
         has_room = self.server_state.make_room()
         self.quiet_since = self._heard_at = self.loop.time()
         if not has_room:
