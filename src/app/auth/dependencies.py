@@ -11,11 +11,13 @@ from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
 from fastapi.security import OAuth2, SecurityScopes
 
 from app.audit.service import Actor
+from app.auth import standing
 from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
 from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.access import Guard
 from app.core.addresses import client_address, ip_prefix
+from app.core.database import WriteSession
 from app.core.dependencies import CoreState, DatabaseDep
 from app.core.errors import AppError, MalformedRequestError
 from app.core.keys import KeyRing
@@ -49,12 +51,19 @@ class Principal:
     version: int
     scopes: frozenset[str]
     auth_time: int
+    kid: str
     actor: Actor
 
     def require_recent_login(self) -> None:
         """Refuse a login too old for a sensitive operation (RFC 9470)."""
         if time.time() - self.auth_time > RECENT_LOGIN:
             raise StaleLoginError(RECENT_LOGIN)
+
+    async def confirm(self, session: WriteSession) -> None:
+        """Refuse a token that has been revoked since it was let in; whoever revokes it now waits for the transaction."""
+        await standing.hold(
+            session, user_id=self.user_id, session_id=self.session_id, version=self.version, kid=self.kid
+        )
 
 
 class AccessTokenGuard(OAuth2, Guard):
@@ -87,6 +96,7 @@ class AccessTokenGuard(OAuth2, Guard):
             version=claims.version,
             scopes=claims.scopes,
             auth_time=claims.auth_time,
+            kid=claims.kid,
             actor=replace(await get_visitor(request), user_id=claims.user_id, session_id=claims.session_id),
         )
 

@@ -41,6 +41,8 @@ _LINGER = 2.0
 # How long a connection that has not said anything yet may do so while the server ends.
 _FIRST_WORDS = 1.0
 _SAMPLE = 16
+# So many for whom there is no room are told so, which takes a file each while the answer is on its way; others are closed at once.
+_TOLD = 64
 _HOST = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -118,6 +120,9 @@ class Connection(HttpToolsProtocol):
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As in the class above.
         super().connection_made(transport)
+        if len(self.server_state.connections) > self.server_state.limit + _TOLD:
+            transport.abort()
+            return
         has_room = self.server_state.make_room()
         self.quiet_since = self._heard_at = self.loop.time()
         if not has_room:
@@ -317,16 +322,29 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         elif self._is_deaf:
             return
-        elif _is_over(self._head_since, limits.header_timeout, now):
+        elif self._waits_for_us():
+            # The client is not to blame: its time begins again when we read on.
+            self._heard_at = now
+            self._head_since = None if self._head_since is None else now
+            self._body_since = None if self._body_since is None else now
+        elif self._is_late(now):
             self.refuse(RequestTimeoutError())
-        elif _is_over(self._body_since, limits.body_timeout, now) or (
-            self._body_since is not None and now - self._heard_at > limits.read_timeout
-        ):
-            # If it is us who do not read, the client is not to blame.
-            if not self.flow.read_paused:
-                self.refuse(RequestTimeoutError())
         elif _is_over(self.quiet_since, limits.keep_alive if self._has_asked else limits.header_timeout, now):
             self.close_quiet()
+
+    def _waits_for_us(self) -> bool:
+        """Say whether nothing is read, or the client has not been asked yet for the body that it announced."""
+        return self.flow.read_paused or (self._body_since is not None and self.cycle.waiting_for_100_continue)
+
+    def _is_late(self, now: float) -> bool:
+        """Say whether a head or a body takes too long to arrive."""
+        limits = self.server_state
+        is_silent = self._body_since is not None and now - self._heard_at > limits.read_timeout
+        return (
+            is_silent
+            or _is_over(self._head_since, limits.header_timeout, now)
+            or _is_over(self._body_since, limits.body_timeout, now)
+        )
 
     @override
     def shutdown(self) -> None:

@@ -12,6 +12,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from app.core.attempts import once
 from app.core.errors import AppError
 
 _registry = CollectorRegistry()
@@ -30,8 +31,8 @@ class Tally:
             self._series(*values)
 
     def count(self, *values: str) -> None:
-        """Count one, by the values of the labels in the order of their declaration."""
-        self._series(*values).inc()
+        """Count one, by the values of the labels in the order of their declaration; work done again is counted once."""
+        once(self._series(*values).inc)
 
     @contextmanager
     def outcome(self, *values: str) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """What can happen to a user."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +25,9 @@ from app.users.roles import Role
 from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserUpdate
 
 __all__ = ["Account", "Credentials"]
+
+# Refuses whoever acts, if they may not any more, and holds that they may until the transaction ends.
+type Confirm = Callable[[WriteSession], Awaitable[None]]
 
 _BY_AGE = (User.created_at, User.id)
 _BY_EMAIL = (User.email_key,)
@@ -207,17 +210,27 @@ async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
 ) -> User:
     """Change what owners may change of their own account."""
-    return await update(
-        session, actor, user_id, UserUpdate(**payload.model_dump(exclude_unset=True)), versions=versions
-    )
+    return await _change(session, actor, await _lock(session, user_id, versions), payload)
 
 
 async def update(
-    session: WriteSession, actor: Actor, user_id: UUID, payload: UserUpdate, *, versions: frozenset[int] | None
+    session: WriteSession,
+    actor: Actor,
+    user_id: UUID,
+    payload: UserUpdate,
+    *,
+    versions: frozenset[int] | None,
+    confirm: Confirm,
 ) -> User:
     """Change an account that is still at one of `versions`; a change of rights ends the tokens issued before it."""
     deposes = payload.role is Role.USER or payload.is_active is False
     user = await _lock_to_depose(session, user_id, versions) if deposes else await _lock(session, user_id, versions)
+    # Not before the locks: two administrators who depose each other would each hold what the other one waits for.
+    await confirm(session)
+    return await _change(session, actor, user, payload)
+
+
+async def _change(session: WriteSession, actor: Actor, user: User, payload: MeUpdate | UserUpdate) -> User:
     changes = {
         name: value for name, value in payload.model_dump(exclude_unset=True).items() if value != getattr(user, name)
     }
@@ -230,7 +243,7 @@ async def update(
         values["authz_version"] = User.authz_version + 1
     await _record_changes(session, actor, user, changes)
     # The row is locked, so it is there, and `user` shows what it becomes.
-    await crud.change(session, user_id, values)
+    await crud.change(session, user.id, values)
     return user
 
 
@@ -245,9 +258,12 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
         await audit.record(session, actor, event, subject_id=user.id)
 
 
-async def delete(session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None) -> None:
+async def delete(
+    session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None, confirm: Confirm
+) -> None:
     """Delete an account that is still at one of `versions`; the log of what happened to it stays."""
     await _lock_to_depose(session, user_id, versions)
+    await confirm(session)
     await crud.remove(session, user_id)
     await audit.record(session, actor, "users.deleted", subject_id=user_id)
 
