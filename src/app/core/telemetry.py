@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 from structlog.typing import EventDict, Processor
 
 from app.core.config import LogSettings
@@ -99,7 +100,12 @@ def _renderer(*, as_text: bool) -> Renderer:
 
 def _as_json(_logger: object, _method: str, event: EventDict) -> str:
     # Redaction has left nothing but what JSON knows.
-    return _to_json(event)
+    try:
+        return to_json(event).decode("ascii")
+    except ValueError:
+        # Beyond ASCII only the slower way has escapes, and this needs them: for lone surrogates, and for what may pass for the end
+        # of a line.
+        return _to_json(event)
 
 
 def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
