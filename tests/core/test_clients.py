@@ -26,7 +26,10 @@ LARGE = 8_000_000
 
 @dataclass
 class Application:
-    """Says what it was asked; `/wait` first waits, `/halting` within, `/early` does not read, `/large` is large."""
+    """Says what it was asked; `/wait` first waits, `/halting` within, `/early` does not read, `/large` is large.
+
+    `/injecting` has a header with a line break in it.
+    """
 
     seen: list[tuple[str, bytes]] = field(default_factory=list)
     scopes: list[Scope] = field(default_factory=list)
@@ -43,6 +46,8 @@ class Application:
         self.seen.append((scope["path"], body))
         answer = b"x" * LARGE if scope["path"] == "/large" else b"%b %d" % (scope["path"].encode(), len(body))
         headers = [(b"content-length", str(len(answer)).encode())]
+        if scope["path"] == "/injecting":
+            headers.append((b"location", b"/a\r\nset-cookie: b=c"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if scope["path"] == "/halting":
             await send({"type": "http.response.body", "body": answer[:1], "more_body": True})
@@ -292,6 +297,13 @@ async def test_http_1_0_needs_no_host_and_is_answered_once(place: Place, host: b
     async with place.client() as client:
         await client.say(b"GET /a HTTP/1.0\r\n" + host + b"\r\n")
         assert (await client.hear()).status == 200
+        assert await client.is_closed()
+
+
+async def test_an_answer_with_a_line_break_in_a_header_is_not_sent(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(GET.replace(b"/a", b"/injecting"))
+
         assert await client.is_closed()
 
 
