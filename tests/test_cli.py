@@ -2,11 +2,13 @@
 
 import asyncio
 import io
+import json
 import runpy
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, override
 
@@ -371,6 +373,37 @@ def test_the_package_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         runpy.run_module("app", run_name="__main__")
 
     assert "Usage: " in capsys.readouterr().out
+
+
+def test_the_installed_command_is_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["app", "--help"])
+    (command,) = entry_points(group="console_scripts", name="app")
+
+    with pytest.raises(SystemExit):
+        command.load()()
+
+    assert "Usage: " in capsys.readouterr().out
+
+
+def test_the_collector_looks_at_nothing_that_is_loaded() -> None:
+    program = """
+import gc, json, sys
+from app.__main__ import main
+sys.argv = ["app", "--help"]
+try:
+    main()
+finally:
+    looks = sum(generation["collections"] for generation in gc.get_stats())
+    print("\\n", json.dumps([gc.isenabled(), looks, gc.get_freeze_count()]))
+"""
+
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+    is_enabled, looks, out_of_sight = json.loads(output.splitlines()[-1])
+    assert is_enabled
+    # Those of the interpreter's own start.
+    assert looks < 10
+    assert out_of_sight > 100_000
 
 
 def test_a_real_process_fails_without_a_traceback() -> None:

@@ -39,6 +39,7 @@ COMMITTERS = {
     "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
 }
 DEFERRED_IMPORTS = {
+    "__main__.py main": "Everything else is loaded inside `loading`.",
     "cli.py serve": "The other commands need no FastAPI.",
     "cli.py run_worker": "Only the worker needs the job library and its driver.",
     "cli.py migrate": "Only migrations need Alembic.",

@@ -1,5 +1,13 @@
-"""`python -m app`: the same as `app`."""
+"""`app`, and `python -m app`: loads the commands, and runs the one that is asked for."""
 
-from app.cli import main
+from app.loading import loading
 
-main()
+
+def main() -> None:
+    with loading():
+        from app.cli import main as run
+    run()
+
+
+if __name__ == "__main__":
+    main()

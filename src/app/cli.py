@@ -22,6 +22,7 @@ from app.core.listening import PortInUseError
 from app.core.security import PasswordHasher
 from app.core.supervisor import WorkerError
 from app.jobs import service as jobs_service
+from app.loading import loading
 from app.migrations.errors import MigrationError
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError
@@ -53,7 +54,8 @@ def serve(
     if workers is not None:
         # An option is a setting like any other, and told like one when it is wrong.
         os.environ["APP_SERVER__WORKERS"] = str(workers)
-    from app import server
+    with loading():
+        from app import server
 
     server.serve(load_settings())
 
@@ -61,7 +63,8 @@ def serve(
 @cli.command("worker")
 def run_worker() -> None:
     """Run jobs, such as sending mail, until SIGINT or SIGTERM."""
-    from app import worker
+    with loading():
+        from app import worker
 
     worker.work(load_settings())
 
@@ -75,7 +78,8 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Only say whether the schema is the newest.")] = False,
 ) -> None:
     """Bring the database's schema to a revision."""
-    from app.migrations import runner
+    with loading():
+        from app.migrations import runner
 
     if sql:
         sys.stdout.write(runner.sql(to))

@@ -1,7 +1,6 @@
 """The application as a list of contents: settings in, app out."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
@@ -118,9 +117,6 @@ def _lifespan(
                 _jobs(settings, database, keys, tracing),
                 exposing(exposition, database, instruments),
             ):
-                # What has been loaded stays: the collector need not look at it again.
-                gc.collect()
-                gc.freeze()
                 yield {
                     "settings": settings,
                     "keys": keys,

@@ -71,7 +71,6 @@ def _supervise(  # pragma: no cover  # As above.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD)
 
     # What is loaded stays, and stays shared: a collector that looked at it would copy its pages into each worker.
-    gc.collect()
     gc.freeze()
     patience = (settings.drain_delay + settings.server.shutdown_grace).total_seconds() + _LAST_STEPS
     Supervisor(
@@ -171,6 +170,8 @@ class _Server(uvicorn.Server):
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What has been built stays: the collector need not look at it again.
+        gc.freeze()
         self._loop = asyncio.get_running_loop()
         if self._control:
             self._loop.add_reader(self._control, self._obey, self._control)
