@@ -20,7 +20,7 @@ from app.core.errors import AppError, InternalError, MalformedRequestError, Payl
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
-from app.core.telemetry import access_log
+from app.core.telemetry import access_log, clean_text
 from app.core.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -225,6 +225,8 @@ class _AccessLines:
         if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._leaves_out(route):
             return
         facts: dict[str, Any] = {
+            "event": "request",
+            "method": method if method in _METHODS else clean_text(method),
             "route": route,
             "status": status,
             "duration_ms": round(duration * 1000, 2),
@@ -235,7 +237,7 @@ class _AccessLines:
             facts |= {"user_id": str(scope["user_id"]), "session_id": str(scope["session_id"])}
         if is_slow:
             facts["slow"] = True
-        access_log.write(logging.WARNING if is_slow else logging.INFO, facts, method=method)
+        access_log.write(logging.WARNING if is_slow else logging.INFO, facts)
 
     def _leaves_out(self, route: str) -> bool:
         # The first of each lot is written: a process that has just begun shows that it is asked.

@@ -30,6 +30,8 @@ _SECRET_FORMS = (
 )
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+")
 _PLAIN = (bool, int, float)
+# What every request is bound to; neither can hold more than letters, digits, - and _.
+_IDS = frozenset({"request_id", "trace_id"})
 _LEVELS = {logging.INFO: "info", logging.WARNING: "warning"}
 _to_json = json.JSONEncoder().encode
 
@@ -115,7 +117,7 @@ def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
         if _is_secret(key):
             event[key] = REDACTED
         elif type(value) is str:
-            event[key] = _clean_text(value)
+            event[key] = clean_text(value)
         else:
             event[key] = _clean(value)
     return event
@@ -134,10 +136,11 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
     # Anything else is written as its text, and that may quote whatever it was made from.
-    return _clean_text(str(value))
+    return clean_text(str(value))
 
 
-def _clean_text(text: str) -> str:
+def clean_text(text: str) -> str:
+    """Take out of a text whatever has the form of a secret."""
     # Credentials consist of two words.
     if len(text.split(None, 1)) > 1:
         text = _CREDENTIALS.sub(rf"\1 {REDACTED}", text)
@@ -158,12 +161,15 @@ class _AccessLog:
         self._least = logging.getLevelNamesMapping()[level.upper()]
         self._render = render
 
-    def write(self, level: int, known: Mapping[str, object], **given: object) -> None:
-        """Write a line. Secrets are looked for in what was `given` by a client and in what has been bound, not in what is `known`."""
+    def write(self, level: int, known: Mapping[str, Any]) -> None:
+        """Write a line with what the caller knows to hold no secret; what has been bound may hold one."""
         if level < self._least:
             return
-        event = redact(None, "", structlog.contextvars.get_contextvars() | given)
-        event.update(known, event="request", level=_LEVELS[level], logger="app.access", timestamp=_now())
+        event: EventDict = structlog.contextvars.get_contextvars()
+        if not event.keys() <= _IDS:
+            event = redact(None, "", event)
+        event.update(known)
+        event["level"], event["logger"], event["timestamp"] = _LEVELS[level], "app.access", _now()
         self._writer.write(self._render(None, "", event))
 
 
