@@ -6,11 +6,11 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol, override
 
+import asyncpg
 from sqlalchemy import Boolean, DateTime, Integer, Result, Select, String, Uuid
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from app.core.failures import DatabaseUnavailableError
@@ -18,6 +18,9 @@ from app.core.statements import Watch
 
 # As many texts are kept; that of a statement which was built for one use makes room for others.
 _MOST = 1000
+# By the server, at its own limit, or by the driver.
+_OUT_OF_TIME = (asyncpg.QueryCanceledError, TimeoutError, ConnectionError)
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _AS_THE_DRIVER_GIVES_IT = (Boolean, DateTime, Integer, String, Uuid)
 
 type Values = Mapping[str, Any]
@@ -71,34 +74,29 @@ class DirectReads(SessionReads):
         prepared = self._prepared(statement)
         given = {**prepared.constants, **values}
         try:
-            rows = await greenlet_spawn(self._fetch, prepared.text, [given[name] for name in prepared.names])
-        except self._engine.dialect.loaded_dbapi.Error:
-            return await super().execute(statement, values)
-        except (TimeoutError, ConnectionError) as error:
-            # A server that has gone silent would be silent for as long again.
+            rows = await self._fetch(prepared.text, [given[name] for name in prepared.names])
+        except _OUT_OF_TIME as error:
+            # What has taken too long would take as long again.
             raise DatabaseUnavailableError from error
+        except _FAILURES:
+            return await super().execute(statement, values)
         return IteratorResult(prepared.columns, iter(rows))
 
-    def _fetch(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
-        connection = self._engine.raw_connection()
+    async def _fetch(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
+        connection = await greenlet_spawn(self._engine.raw_connection)
+        driver: Any = connection.driver_connection
         began_at = perf_counter()
         try:
-            cursor = connection.cursor()
-            cursor.execute(text, values)
-            rows: Sequence[Any] = cursor.fetchall()
+            rows: Sequence[Any] = await driver.fetch(text, *values)
         except BaseException as error:
-            if not self._is_usable(connection, error):
-                connection.invalidate(error)
+            if not isinstance(error, _FAILURES):
+                # Given up: the answer may still come, and whoever took the connection next would get it.
+                driver.terminate()
             raise
         finally:
             self._watch.note(text, perf_counter() - began_at)
             connection.close()
         return rows
-
-    def _is_usable(self, connection: PoolProxiedConnection, error: BaseException) -> bool:
-        # Of a statement that was given up, the answer may still come.
-        dialect = self._engine.dialect
-        return isinstance(error, dialect.loaded_dbapi.Error) and not dialect.is_disconnect(error, connection, None)
 
     def _prepare(self, statement: Select[*tuple[Any, ...]]) -> _Prepared:
         dialect = self._engine.dialect
