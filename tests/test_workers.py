@@ -65,7 +65,11 @@ def workers_of(server: Server) -> set[int]:
 
 
 def is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    try:
+        # One that has ended stays listed until whoever inherited it looks.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 async def until(condition: Callable[[], bool], *, within: float = 30) -> None:

@@ -163,7 +163,7 @@ async def fleet(url: str, *environments: dict[str, str]) -> AsyncIterator[Fleet]
         servers = [real_server(url, **(_PATIENT | environment)) for environment in environments]
         started = await asyncio.gather(*(stack.enter_async_context(server) for server in servers))
         workers = [Worker(server) for server in started]
-        database = Database(DatabaseSettings.model_validate({"url": url, "pool_size": 2}))
+        database = Database(DatabaseSettings.model_validate({"url": url, "pool_size": 2, "pool_wait": "60s"}))
         stack.push_async_callback(database.dispose)
         watcher = await asyncpg.connect(plain)
         stack.push_async_callback(watcher.close)

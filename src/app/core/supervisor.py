@@ -99,7 +99,8 @@ class Supervisor:
             is_announced = False
             while self._workers or self._due:
                 self._act()
-                if not is_announced and self._workers and all(worker.ready_at for worker in self._workers):
+                is_complete = bool(self._workers) and all(worker.ready_at for worker in self._workers)
+                if is_complete and not is_announced and self._stop_by is None:
                     is_announced = True
                     on_ready()
                 self._wait()
