@@ -60,7 +60,7 @@ def workers_of(server: Server) -> set[int]:
     """Give the ids of the supervisor's living children."""
     tasks = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     with suppress(FileNotFoundError):
-        return {int(pid) for pid in tasks.read_text().split()}
+        return {pid for pid in map(int, tasks.read_text().split()) if is_running(pid)}
     return set()
 
 
