@@ -27,7 +27,7 @@ from app.core.database import Database
 from app.core.errors import ConfigurationError
 from app.core.listening import PortInUseError, listen
 from app.core.security import PasswordHasher
-from app.core.supervisor import DRAIN, QUIT, RETIRE
+from app.core.supervisor import DRAIN, QUIT, READY, RETIRE
 from tests.conftest import KEY_SET, make_settings
 from tests.factories import PASSWORD, make_user
 from tests.servers import Server, real_server
@@ -140,6 +140,21 @@ def test_serving_ends_without_an_error_when_told(
     assert answers == [200]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_worker_ends_with_a_supervisor_that_was_killed_before_it_read_that_it_is_ready(clone_url: str) -> None:
+    ours, theirs = socket.socketpair()
+
+    def on_ready() -> None:
+        theirs.sendall(READY)
+        ours.close()
+
+    began = time.monotonic()
+    with listen("127.0.0.1", 0) as listener, theirs:
+        server._Server(make_settings(clone_url), None, on_ready, theirs).run(sockets=[listener])
+
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("restored_logging")

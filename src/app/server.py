@@ -21,7 +21,7 @@ from app.core.config import ServerSettings, Settings
 from app.core.exposition import Exposition, exposition
 from app.core.keys import load_key_ring
 from app.core.listening import listen
-from app.core.supervisor import DRAIN, READY, RETIRE, Supervisor
+from app.core.supervisor import DRAIN, READY, RETIRE, Supervisor, heard
 from app.core.telemetry import configure
 from app.main import create_app
 
@@ -197,7 +197,7 @@ class _Server(uvicorn.Server):
 
     def _obey(self, control: socket.socket) -> None:
         """Do as the supervisor says; when it has ended without a word, end as well."""
-        command = control.recv(4096)
+        command = heard(control)
         if command == DRAIN:
             self._drain()
         elif command == RETIRE:

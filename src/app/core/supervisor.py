@@ -180,7 +180,7 @@ class Supervisor:
         wait = min([*self._due.values(), *map(self._deadline, self._workers)]) - time.monotonic()
         for key, _ in self._selector.select(None if wait == float("inf") else max(wait, 0)):
             worker: _Worker | None = key.data
-            said = _heard(key.fileobj)  # type: ignore[arg-type]  # Sockets are all there is.
+            said = heard(key.fileobj)  # type: ignore[arg-type]  # Sockets are all there is.
             if worker is None:
                 for number in said:
                     self._on_signal(signal.Signals(number))
@@ -247,7 +247,8 @@ class Supervisor:
             os.waitpid(worker.pid, 0)
 
 
-def _heard(control: socket.socket) -> bytes:
+def heard(control: socket.socket) -> bytes:
+    """Give what the other side has said; nothing when it has ended."""
     # One that was killed before it read what it was told resets the connection: an end like any other.
     with suppress(ConnectionResetError):
         return control.recv(4096)
