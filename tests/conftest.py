@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from app.core.config import DatabaseSettings, Settings
 from app.core.database import Database, ReadSession, WriteSession
 from app.core.keys import generate_key_set
+from app.core.reads import SessionReads
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
@@ -164,6 +165,7 @@ class JoinedDatabase(Database):
         options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
         self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
         self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
+        self.reads = SessionReads(self.read_sessions)
 
     @override
     async def dispose(self) -> None:

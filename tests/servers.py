@@ -17,6 +17,7 @@ from httpx2 import AsyncClient, HTTPError, Response
 from app.dev.ports import free_port
 from tests.conftest import KEY_SET
 
+SERVE = (sys.executable, "-m", "app", "serve")
 _START_PATIENCE = 60.0
 _STOP_PATIENCE = 20.0
 _POLL = 0.02
@@ -63,17 +64,24 @@ class Server:
 @asynccontextmanager
 async def real_server(database_url: str, *arguments: str, **environment: str) -> AsyncIterator[Server]:
     """Run `app serve` with these arguments and settings until the block ends; it is ready when this returns."""
+    async with server_by((*SERVE, *arguments), database_url, environment) as server:
+        yield server
+
+
+@asynccontextmanager
+async def server_by(command: tuple[str, ...], database_url: str, environment: dict[str, str]) -> AsyncIterator[Server]:
+    """Run this command, which becomes a server, until the block ends."""
     with TemporaryDirectory(prefix="server-") as directory:
-        server = await _start(Path(directory), database_url, arguments, environment)
+        server = await _start(Path(directory), database_url, command, environment)
         try:
             yield server
         finally:
             await server.stop()
 
 
-async def _start(directory: Path, database_url: str, arguments: tuple[str, ...], environment: dict[str, str]) -> Server:
+async def _start(directory: Path, database_url: str, command: tuple[str, ...], environment: dict[str, str]) -> Server:
     while True:
-        server = await _launch(directory, database_url, arguments, environment)
+        server = await _launch(directory, database_url, command, environment)
         try:
             await _wait_until_ready(server)
         except BaseException as error:
@@ -87,9 +95,7 @@ async def _start(directory: Path, database_url: str, arguments: tuple[str, ...],
         return server
 
 
-async def _launch(
-    directory: Path, database_url: str, arguments: tuple[str, ...], environment: dict[str, str]
-) -> Server:
+async def _launch(directory: Path, database_url: str, command: tuple[str, ...], environment: dict[str, str]) -> Server:
     port = environment.get("PORT") or str(free_port())
     settings = {
         "APP_ENVIRONMENT": "test",
@@ -103,7 +109,7 @@ async def _launch(
     log_file = directory / f"{port}.log"
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app", "serve", *arguments),
+            *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from httpx2 import AsyncClient
-from prometheus_client import Histogram
 from sqlalchemy import text
 
 from app.core import exposition as exposition_module
@@ -62,9 +61,7 @@ class Site:
 def _requests_of_other_tests_are_forgotten() -> None:
     """All tests of a process count into one registry: thousands of series, which each scrape would write out."""
     for distribution in (middleware._DURATION, middleware._STATEMENTS, middleware._DATABASE):
-        histogram: Histogram = distribution._series.__wrapped__.__self__  # type: ignore[attr-defined]  # A method, bound to it.
-        histogram.clear()
-        distribution._series.cache_clear()
+        distribution._series.clear()
 
 
 @asynccontextmanager

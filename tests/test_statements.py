@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
+from unittest.mock import patch
 
 import pytest
 from httpx2 import AsyncClient, Response
-from sqlalchemy import event
 
 from app.core.database import Database
 from app.core.security import PasswordHasher
@@ -37,17 +37,18 @@ STATEMENTS = MappingProxyType(
         "GET /api/v1/users/me/sessions": 1,
         "DELETE /api/v1/users/me/sessions": 3,
         "DELETE /api/v1/users/me/sessions/{session_id}": 2,
-        "DELETE /api/v1/users/{user_id}/sessions": 4,
-        "POST /api/v1/users/{user_id}/password-reset": 7,
+        # What administrators change asks about the token twice: before anything else, and with its account held.
+        "DELETE /api/v1/users/{user_id}/sessions": 5,
+        "POST /api/v1/users/{user_id}/password-reset": 8,
         "GET /api/v1/users/me": 1,
         "PATCH /api/v1/users/me": 3,
-        "DELETE /api/v1/users/me": 5,
+        "DELETE /api/v1/users/me": 6,
         "GET /api/v1/users/me/export": 3,
         "GET /api/v1/users": 1,
-        "POST /api/v1/users": 7,
+        "POST /api/v1/users": 8,
         "GET /api/v1/users/{user_id}": 1,
-        "PATCH /api/v1/users/{user_id}": 4,
-        "DELETE /api/v1/users/{user_id}": 5,
+        "PATCH /api/v1/users/{user_id}": 5,
+        "DELETE /api/v1/users/{user_id}": 6,
         "GET /api/v1/audit-events": 1,
         "GET /readyz": 2,
         **dict.fromkeys(["GET /livez", "GET /.well-known/jwks.json", "GET /problems/{name}", "GET /account/{name}"], 0),
@@ -76,16 +77,14 @@ class Site:
     def noted(self) -> Iterator[list[str]]:
         """Note what is executed until the block ends."""
         statements: list[str] = []
+        note = self.database.watch.note
 
-        def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        def noting(statement: str, duration: float) -> None:
             statements.append(statement)
+            note(statement, duration)
 
-        engines = [engine.sync_engine for engine in (self.database.engine, self.database.read_engine)]
-        for engine in engines:
-            event.listen(engine, "before_cursor_execute", note)
-        yield statements
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", note)
+        with patch.object(self.database.watch, "note", noting):
+            yield statements
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What register, resend and forgot come to, as jobs: run twice, run late, run while something is away."""
 
+import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,12 +11,14 @@ from app.auth import jobs
 from app.core.config import Settings
 from app.core.database import Database, WriteSession
 from app.core.keys import load_key_ring
+from app.jobs import queue
 from app.jobs.queue import AnyJob, Work
 from app.mail.mailer import Mailer
 from app.mail.transports import MemoryTransport
 from app.users.models import User
 from tests.aftermath import events, snapshot
 from tests.auth.post import Post, end_windows
+from tests.conftest import make_settings
 from tests.factories import make_user
 
 HASH = "$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31
@@ -35,14 +39,90 @@ async def ada(session: WriteSession) -> User:
     return account
 
 
-async def test_a_registration_run_twice_is_one_account_and_no_notice(
-    session: WriteSession, work: Work, post: Post
-) -> None:
-    for _ in range(2):
-        await jobs.register(work, "ada@example.com", None, HASH)
+async def enqueue_registration(session: WriteSession) -> None:
+    await queue.enqueue(session, jobs.register, "ada@example.com", None, HASH)
+    await session.commit()
 
-    assert await session.scalar(text("SELECT count(*) FROM users")) == 1
-    assert await post.subjects() == [("ada@example.com", "Verify your address for Bedplate")]
+
+async def change(session: WriteSession, statement: str) -> None:
+    await session.execute(text(statement))
+    await session.commit()
+
+
+async def hashes(session: WriteSession) -> list[str]:
+    """Give the hashes that accounts have."""
+    return list((await session.scalars(text("SELECT hashed_password FROM users"))).all())
+
+
+async def queued_hashes(session: WriteSession) -> list[str | None]:
+    """Give what registrations still have of a hash."""
+    statement = (
+        "SELECT args->'arguments'->>'hashed_password' FROM procrastinate_jobs WHERE task_name = 'auth.jobs:register'"
+    )
+    return list((await session.scalars(text(statement))).all())
+
+
+async def test_a_registration_whose_worker_dies_after_the_commit_is_done_all_the_same(
+    session: WriteSession, post: Post
+) -> None:
+    await enqueue_registration(session)
+    first = await post.subjects()
+    await end_windows(session)
+
+    # As the orphan of a dead worker is put back.
+    await change(session, "UPDATE procrastinate_jobs SET status = 'todo' WHERE task_name = 'auth.jobs:register'")
+
+    assert await post.subjects() == []
+    assert first == [("ada@example.com", "Verify your address for Bedplate")]
+    assert await hashes(session) == [HASH]
+
+
+@pytest.mark.usefixtures("ada")
+async def test_a_registration_of_a_known_address_keeps_no_hash_either(session: WriteSession, post: Post) -> None:
+    await enqueue_registration(session)
+
+    assert [subject for _, subject in await post.subjects()] == ["You have an account at Bedplate already"]
+    assert await queued_hashes(session) == [None]
+    assert await hashes(session) == [None]
+
+
+async def test_a_registration_that_fails_keeps_the_hash_for_the_next_attempt(
+    session: WriteSession, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await enqueue_registration(session)
+    with monkeypatch.context() as broken:
+        broken.setattr("app.auth.jobs.queue.enqueue", fail)
+        with pytest.raises(ConnectionError):
+            await post.collect()
+    assert await queued_hashes(session) == [HASH]
+
+    await change(session, "UPDATE procrastinate_jobs SET status = 'todo'")
+    await post.collect()
+
+    assert await queued_hashes(session) == [None]
+    assert await hashes(session) == [HASH]
+
+
+async def test_of_two_workers_with_one_registration_one_makes_the_account_and_no_hash_is_left(
+    clone_url: str, work: Work
+) -> None:
+    database = Database(make_settings(clone_url).database)
+    async with database.begin() as session:
+        await queue.enqueue(session, jobs.register, "ada@example.com", None, HASH)
+        job_id = await session.scalar(text("SELECT id FROM procrastinate_jobs"))
+    given = replace(work, database=database, job_id=job_id)
+
+    await asyncio.gather(*(jobs.register(given, "ada@example.com", None, HASH) for _ in range(8)))
+
+    async with database.sessions() as session:
+        stored = await session.scalar(text("SELECT args::text FROM procrastinate_jobs WHERE id = :id"), {"id": job_id})
+        mails = await session.scalar(text("SELECT count(*) FROM procrastinate_jobs WHERE task_name LIKE 'users.jobs%'"))
+        made = await hashes(session)
+    await database.dispose()
+    assert stored is not None
+    assert "bcrypt" not in stored
+    assert mails == 1
+    assert made == [HASH]
 
 
 @pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])

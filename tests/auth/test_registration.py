@@ -280,7 +280,7 @@ async def test_a_name_cannot_write_the_mail(client: AsyncClient, post: Post) -> 
     assert '<a href="https://evil.co">' not in (mail.html or "")
 
 
-async def test_neither_password_nor_link_is_in_the_queue(
+async def test_neither_password_nor_hash_nor_link_is_left_in_the_queue(
     client: AsyncClient, session: WriteSession, post: Post
 ) -> None:
     await register(client, "ada@example.com")
@@ -288,6 +288,7 @@ async def test_neither_password_nor_link_is_in_the_queue(
 
     stored = json.dumps([list(row) for row in await jobs(session)])
     assert "jobs:register" in stored
+    assert "bcrypt" not in stored
     assert PASSWORD not in stored
     assert secret not in stored
 

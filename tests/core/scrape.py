@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.core.metrics import _registry, counted
+from app.core.metrics import Distribution, _registry, counted
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Scrape:
 def _declared_labels() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for collector, names in _registry._collector_to_names.items():
-        if isinstance(collector, MetricWrapperBase):
-            kind_of = {"bucket": {"le"}} if collector._type == "histogram" else {}
+        if isinstance(collector, MetricWrapperBase | Distribution):
+            labels = collector.labels if isinstance(collector, Distribution) else collector._labelnames
             for name in names:
-                found[name] = {*collector._labelnames, "worker"} | kind_of.get(name.rpartition("_")[2], set())
+                found[name] = {*labels, "worker"} | ({"le"} if name.endswith("_bucket") else set())
     return found
 
 

@@ -14,19 +14,25 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core import routing
 from app.core.access import public
+from app.core.attempts import repeating
 from app.core.database import Database, WriteSession
 from app.core.dependencies import DatabaseDep, ReadSessionDep, SessionDep
 from app.core.errors import ConflictError
 from app.core.failures import sqlstate
 from app.core.fields import Payload
+from app.core.metrics import Tally
 from app.core.security import PasswordHasher
 from app.main import create_app
 from tests.conftest import log_in, make_settings, running
 from tests.core.applications import serving
-from tests.factories import make_user
+from tests.core.scrape import counted_so_far
+from tests.factories import PASSWORD, make_user
 from tests.proxy import Proxy, proxied
 from tests.volume import plain
 
+TOKEN = "/api/v1/auth/token"
+LOGIN = {"grant_type": "password"}
+ATTEMPTS = Tally("test_attempts", "What the attempts of these tests count.", what=("things",))
 UNDONE = ["40001", "40P01"]
 
 
@@ -317,28 +323,102 @@ async def test_a_unit_that_conflicts_for_ever_fails_with_the_conflict(database: 
     assert calls == [1, 2, 3]
 
 
+async def refuse_first(database: Database, event: str, table: str) -> None:
+    """Have the server undo the first of these once."""
+    statements = """
+        CREATE SEQUENCE refused;
+        CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('refused') = 1 THEN RAISE 'x' USING ERRCODE = '40P01'; END IF; RETURN NEW;
+        END $$;
+    """
+    connection = await asyncpg.connect(plain(database.engine.url.render_as_string(hide_password=False)))
+    await connection.execute(
+        f"{statements} CREATE TRIGGER late BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_first()"
+    )
+    await connection.close()
+
+
 async def test_a_login_that_meets_a_conflict_is_a_login(
     database: Database, clone_url: str, hasher: PasswordHasher
 ) -> None:
     async with database.begin() as session:
         email = (await make_user(session, hasher)).email
-        await session.execute(text("CREATE SEQUENCE logins"))
-        await session.execute(
-            text("""
-                CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                    IF nextval('logins') = 1 THEN RAISE 'x' USING ERRCODE = '40P01'; END IF; RETURN NEW;
-                END $$
-            """)
-        )
-        await session.execute(
-            text("CREATE TRIGGER late BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION refuse_first()")
-        )
+    await refuse_first(database, "INSERT", "sessions")
 
     async with running(create_app(make_settings(clone_url), database)) as client:
         assert await log_in(client, email)
 
     async with database.read_sessions() as session:
         assert await session.scalar(text("SELECT count(*) FROM sessions")) == 1
+
+
+# What is counted
+
+
+OUTCOMES = ("logins_total", "token_refreshes_total", "login_failures_total", "rate_limit_attempts_total")
+
+
+@pytest.mark.parametrize(
+    ("event", "table"),
+    [("INSERT", "sessions"), ("UPDATE", "sessions"), ("INSERT", "rate_limits"), ("INSERT", "audit_events")],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_what_came_of_a_request_is_counted_once(
+    database: Database, clone_url: str, hasher: PasswordHasher, event: str, table: str, *, enabled: bool
+) -> None:
+    async with database.begin() as session:
+        email = (await make_user(session, hasher)).email
+
+    async def ask(client: AsyncClient) -> list[float]:
+        before = [counted_so_far(name) for name in OUTCOMES]
+        pair = (await client.post(TOKEN, data={**LOGIN, "username": email, "password": PASSWORD})).json()
+        await client.post(TOKEN, data={**LOGIN, "username": email, "password": "wrong, all the same"})
+        await client.post(TOKEN, data={"grant_type": "refresh_token", "refresh_token": pair["refresh_token"]})
+        return [counted_so_far(name) - count for name, count in zip(OUTCOMES, before, strict=True)]
+
+    settings = make_settings(clone_url, rate_limit={"enabled": enabled})
+    async with running(create_app(settings, database)) as client:
+        undisturbed = await ask(client)
+        await refuse_first(database, event, table)
+        disturbed = await ask(client)
+
+    assert disturbed == undisturbed
+    assert undisturbed[:3] == [2, 1, 1]
+
+
+async def test_what_is_counted_by_an_attempt_that_is_given_up_is_counted(database: Database, calls: Calls) -> None:
+    before = counted_so_far("test_attempts_total")
+
+    async def act(session: WriteSession, _: int) -> None:
+        ATTEMPTS.count("things")
+        await fail(session, "40001")
+
+    async with serving(endpoints(calls, act), database) as client:
+        await post(client)
+
+    assert calls == [1, 2, 3]
+    assert counted_so_far("test_attempts_total") == before + 1
+
+
+async def test_a_task_that_outlives_its_attempt_counts_at_once() -> None:
+    before = counted_so_far("test_attempts_total")
+    is_over = asyncio.Event()
+
+    async def count_later() -> None:
+        await is_over.wait()
+        ATTEMPTS.count("things")
+
+    async def work() -> asyncio.Task[None]:
+        ATTEMPTS.count("things")
+        assert counted_so_far("test_attempts_total") == before
+        return asyncio.create_task(count_later())
+
+    task = await repeating(work)
+    assert counted_so_far("test_attempts_total") == before + 1
+    is_over.set()
+    await task
+
+    assert counted_so_far("test_attempts_total") == before + 2
 
 
 # Plans that a migration made stale

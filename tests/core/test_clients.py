@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from app.core import clients
 from app.core.clients import Connection, Connections
 from app.core.config import ServerSettings
 from app.core.middleware import RequestMiddleware
@@ -25,7 +26,10 @@ LARGE = 8_000_000
 
 @dataclass
 class Application:
-    """Says what it was asked; `/wait` first waits, `/halting` within, `/early` does not read, `/large` is large."""
+    """Says what it was asked; `/wait` first waits, `/halting` within, `/early` does not read, `/large` is large.
+
+    `/injecting` has a header with a line break in it.
+    """
 
     seen: list[tuple[str, bytes]] = field(default_factory=list)
     scopes: list[Scope] = field(default_factory=list)
@@ -42,6 +46,8 @@ class Application:
         self.seen.append((scope["path"], body))
         answer = b"x" * LARGE if scope["path"] == "/large" else b"%b %d" % (scope["path"].encode(), len(body))
         headers = [(b"content-length", str(len(answer)).encode())]
+        if scope["path"] == "/injecting":
+            headers.append((b"location", b"/a\r\nset-cookie: b=c"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if scope["path"] == "/halting":
             await send({"type": "http.response.body", "body": answer[:1], "more_body": True})
@@ -294,6 +300,13 @@ async def test_http_1_0_needs_no_host_and_is_answered_once(place: Place, host: b
         assert await client.is_closed()
 
 
+async def test_an_answer_with_a_line_break_in_a_header_is_not_sent(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(GET.replace(b"/a", b"/injecting"))
+
+        assert await client.is_closed()
+
+
 async def test_trailers_do_not_pass_for_headers(place: Place) -> None:
     async with place.client() as client:
         await client.say(CHUNKED + b"5\r\nhello\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
@@ -482,6 +495,65 @@ async def test_a_client_is_not_blamed_when_it_is_we_who_do_not_read(place: Place
         assert (await client.hear()).body == b"/wait 500000"
 
 
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_the_time_of_a_body_begins_again_when_we_read_on(place: Place, *, is_silent: bool) -> None:
+    async with place.client() as client:
+        await client.say(b"POST /wait HTTP/1.1\r\n" + HOST + b"Content-Length: 500001\r\n\r\n")
+        client.writer.write(b"a" * 500_000)
+        await place.has(lambda connection: bool(connection.flow.read_paused))
+        place.later(100)
+        place.application.may_answer.set()
+        await place.has(lambda connection: connection._content == 500_000 and not connection.flow.read_paused)
+        (connection,) = place.all
+        # By the clock of the pause: what came meanwhile is noted by the real one.
+        connection._heard_at += 100
+
+        place.later(109)
+        assert not connection._is_deaf
+        if is_silent:
+            place.later(111)
+        else:
+            await client.say(b"a")
+
+        answer = await client.hear()
+    assert (answer.code, answer.body) == (None, b"/wait 500001") if not is_silent else answer.code == "request_timeout"
+
+
+async def test_the_head_of_the_next_request_has_its_time_when_this_one_is_answered(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n" + GET + b"GET /last HT")
+        await place.has(lambda connection: bool(connection.flow.read_paused) and connection._head_since is not None)
+        place.later(100)
+        place.application.may_answer.set()
+        for path in (b"/wait 0", b"/a 0"):
+            assert (await client.hear()).body == path
+
+        await client.say(b"TP/1.1\r\n" + HOST + b"\r\n")
+
+        assert (await client.hear()).body == b"/last 0"
+
+
+async def test_a_client_that_has_not_been_asked_for_the_body_yet_is_not_blamed(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(b"POST /wait HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        await place.has(lambda connection: connection._body_since is not None)
+        place.later(100)
+        place.application.may_answer.set()
+
+        assert (await client.hear()).status == 100
+        await client.say(b"hello")
+        assert (await client.hear()).body == b"/wait 5"
+
+
+async def test_a_client_that_was_answered_instead_of_asked_is_given_up(place: Place) -> None:
+    async with place.client() as client:
+        await client.say(b"POST /early HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        assert (await client.hear()).status == 200
+        place.later(11)
+
+        assert await client.is_closed()
+
+
 async def test_a_client_that_does_not_read_is_cut_off(place: Place) -> None:
     async with place.client() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # Typed as one that only writes.
@@ -614,6 +686,21 @@ async def test_without_a_silent_one_a_new_connection_is_refused() -> None:
 
             assert (answer.status, answer.code) == (503, "too_many_connections")
             assert await second.is_closed()
+        place.application.may_answer.set()
+        assert (await first.hear()).status == 200
+
+
+async def test_of_many_for_whom_there_is_no_room_some_are_told_and_the_others_take_none() -> None:
+    async with open_place(limit=1) as place, place.client() as first, AsyncExitStack() as stack:
+        await first.say(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n")
+        await place.has(lambda connection: connection._is_answering)
+        told = [await stack.enter_async_context(place.client()) for _ in range(clients._TOLD)]
+        assert {(await one.hear()).code for one in told} == {"too_many_connections"}
+
+        async with place.client() as surplus:
+            assert await surplus.is_closed()
+
+        assert len(place.all) == 1 + clients._TOLD
         place.application.may_answer.set()
         assert (await first.hear()).status == 200
 

@@ -1,5 +1,6 @@
 """A running application, with eyes on its database from outside."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,11 @@ from httpx2 import AsyncClient
 
 from app.core.database import Database
 from app.core.security import PasswordHasher
+from tests.auth.post import Post
 from tests.conftest import LoggedIn, log_in
 from tests.factories import make_user
+
+_WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @dataclass
@@ -20,6 +24,7 @@ class Site:
     database: Database
     hasher: PasswordHasher
     watcher: asyncpg.Connection
+    post: Post
 
     async def account(self, **values: Any) -> LoggedIn:
         """Make an account, and log it in."""
@@ -31,6 +36,14 @@ class Site:
         """Read rows as anybody outside sees them."""
         rows: list[Any] = await self.watcher.fetch(statement, *values)
         return rows
+
+    async def until_waiting(self, task: asyncio.Task[Any]) -> None:
+        """Wait until somebody waits for a lock, or the task has ended without."""
+        async with asyncio.timeout(20):
+            while not (task.done() or await self.fetch(_WAITING)):
+                await asyncio.sleep(0.01)
+                # Within a transaction what others do is otherwise read once.
+                await self.fetch("SELECT pg_stat_clear_snapshot()")
 
     async def transactions_left_open(self) -> int:
         """Count connections that idle inside a transaction."""

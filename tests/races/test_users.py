@@ -1,6 +1,7 @@
 """What many do to the same accounts at once, over real connections."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from uuid import UUID
@@ -14,8 +15,7 @@ from tests.factories import PASSWORD
 from tests.races.site import Site
 
 USERS = "/api/v1/users"
-WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-ROUNDS = 50
+ROUNDS = int(os.environ.get("RACE_ROUNDS", "50"))
 SPELLINGS = [
     "ada@b\u00fccher.example",
     "ADA@B\u00dcCHER.example",
@@ -203,14 +203,111 @@ async def test_an_account_that_vanishes_while_its_owner_changes_it_is_told_as_a_
 
     # It finds the account, which is there for everybody else, and then waits for it.
     request = asyncio.create_task(site.client.post("/api/v1/users/me/email", json=body, headers=owner.headers))
-    async with asyncio.timeout(20):
-        while not await site.fetch(WAITING):
-            await asyncio.sleep(0.01)
-            # Within a transaction what others do is otherwise read once.
-            await site.fetch("SELECT pg_stat_clear_snapshot()")
+    await site.until_waiting(request)
     await deletion.commit()
 
     response = await request
     assert_problem(response, 409, "gone_meanwhile")
     assert await site.fetch("SELECT * FROM account_links") == []
     assert await site.transactions_left_open() == 0
+
+
+async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_one_account(site: Site) -> None:
+    admin = await site.account(role="admin")
+    chance = random.Random(20261126)  # noqa: S311  # As above.
+    outcomes: Counter[int] = Counter()
+
+    async def register(email: str) -> None:
+        response = await site.client.post("/api/v1/auth/register", json={"email": email, "password": PASSWORD})
+        assert response.status_code == 202
+        await site.post.collect()
+
+    async def create(email: str) -> Response:
+        await asyncio.sleep(chance.uniform(0, 0.04))
+        return await site.client.post(USERS, json={"email": email}, headers=admin.headers)
+
+    for number in range(ROUNDS):
+        email = f"new{number}@example.com"
+        _, created = await asyncio.gather(register(email), create(email.upper()))
+        await site.post.collect()
+
+        outcomes[created.status_code] += 1
+        (account,) = await site.fetch("SELECT id, hashed_password FROM users WHERE email_key = $1", email)
+        # Whose account it is, is decided once: a password that came too late is nobody's.
+        assert (account["hashed_password"] is None) == (created.status_code == 201)
+        purposes = await site.fetch("SELECT purpose FROM account_links WHERE user_id = $1", account["id"])
+        assert [row["purpose"] for row in purposes] == [
+            "set_password" if created.status_code == 201 else "verify_email"
+        ]
+    # Without both the race would have shown nothing.
+    assert set(outcomes) == {201, 409}, outcomes
+    assert await site.fetch("SELECT job_id FROM job_errors") == []
+
+
+# What somebody else has locked, so that the write is under way and waits.
+_ACCOUNT = "SELECT FROM users WHERE id = $1 FOR UPDATE"
+LOCKS = {
+    "rename": _ACCOUNT,
+    "promote": _ACCOUNT,
+    "disable": _ACCOUNT,
+    "delete": _ACCOUNT,
+    "reset password": _ACCOUNT,
+    "end sessions": "SELECT FROM sessions WHERE user_id = $1 FOR UPDATE",
+    "create": "WITH other AS (SELECT $1::uuid) INSERT INTO users (id, email, email_key) "
+    "VALUES (gen_random_uuid(), 'new@example.com', 'new@example.com')",
+}
+
+
+async def write(site: Site, actor: LoggedIn, target: LoggedIn, what: str) -> Response:
+    method, path, body = {
+        "rename": ("PATCH", url(target), {"full_name": "Eve"}),
+        "promote": ("PATCH", url(target), {"role": "admin"}),
+        "disable": ("PATCH", url(target), {"is_active": False}),
+        "delete": ("DELETE", url(target), None),
+        "create": ("POST", USERS, {"email": "new@example.com"}),
+        "end sessions": ("DELETE", f"{url(target)}/sessions", None),
+        "reset password": ("POST", f"{url(target)}/password-reset", None),
+    }[what]
+    return await site.client.request(method, path, json=body, headers=actor.headers)
+
+
+@pytest.mark.parametrize("what", LOCKS)
+async def test_nothing_is_written_for_an_administrator_whose_demotion_was_answered(site: Site, what: str) -> None:
+    boss, admin, target = await site.account(role="admin"), await site.account(role="admin"), await site.account()
+    blocking = site.watcher.transaction()
+    await blocking.start()
+    await site.watcher.execute(LOCKS[what], UUID(target.user_id))
+
+    writing = asyncio.create_task(write(site, admin, target, what))
+    await site.until_waiting(writing)
+    demoting = asyncio.create_task(depose(site, boss, admin, "demote"))
+    done, _ = await asyncio.wait([demoting], timeout=0.3)
+    await blocking.rollback()
+    written, demoted = await writing, await demoting
+
+    assert demoted.status_code == 200
+    # Either the demotion has waited for the write, or the write has come too late.
+    assert written.status_code == 401 if done else written.is_success
+    events = await site.fetch(
+        "SELECT event FROM audit_events WHERE actor_id = $1 AND event NOT LIKE 'auth.login%'", UUID(admin.user_id)
+    )
+    assert len(events) == (0 if done else 1)
+
+
+async def test_whoever_is_demoted_does_not_make_themselves_an_administrator_again(site: Site) -> None:
+    boss = await site.account(role="admin")
+    chance = random.Random(20261126)  # noqa: S311  # As above.
+
+    for _ in range(ROUNDS):
+        admin = await site.account(role="admin")
+
+        async def demote(admin: LoggedIn = admin) -> Response:
+            await asyncio.sleep(chance.uniform(0, 0.01))
+            return await depose(site, boss, admin, "demote")
+
+        demoted, promoted = await asyncio.gather(demote(), write(site, admin, admin, "promote"))
+
+        assert demoted.status_code == 200
+        assert promoted.status_code in {200, 401}
+        (row,) = await site.fetch("SELECT role FROM users WHERE id = $1", UUID(admin.user_id))
+        assert row["role"] == "user"

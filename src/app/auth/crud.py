@@ -5,7 +5,21 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row, Update, bindparam, delete, exists, func, insert, select, text, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Row,
+    Select,
+    Update,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from app.auth.models import LoginSession, Revocation, SessionCutoff
@@ -98,6 +112,7 @@ _STANDING = (
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
+_HELD_STANDING = _STANDING.with_for_update(read=True, of=(User, LoginSession))
 _LISTED = (
     LoginSession.id,
     LoginSession.created_at,
@@ -287,8 +302,19 @@ def _revoking(condition: ColumnElement[bool], reason: str) -> Update:
 
 async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:
     """Read what decides about an access token, by primary keys."""
+    return await _standing(session, _STANDING, user_id, session_id, kid)
+
+
+async def hold_standing(session: WriteSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:
+    """Read the same, and hold account and login session against changes until the transaction ends."""
+    return await _standing(session, _HELD_STANDING, user_id, session_id, kid)
+
+
+async def _standing(
+    session: ReadSession, statement: Select[bool, int, bool, bool], user_id: UUID, session_id: UUID, kid: str
+) -> Standing | None:
     parameters = {"user_id": user_id, "session_id": session_id, "kid": kid}
-    row = (await session.execute(_STANDING, parameters)).one_or_none()
+    row = (await session.execute(statement, parameters)).one_or_none()
     return None if row is None else Standing._make(row)
 
 

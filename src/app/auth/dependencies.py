@@ -11,15 +11,17 @@ from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
 from fastapi.security import OAuth2, SecurityScopes
 
 from app.audit.service import Actor
+from app.auth import standing
 from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
 from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.access import Guard
 from app.core.addresses import client_address, ip_prefix
-from app.core.database import ReadSession
+from app.core.database import WriteSession
 from app.core.dependencies import CoreState, DatabaseDep
 from app.core.errors import AppError, MalformedRequestError
 from app.core.keys import KeyRing
+from app.core.reads import Reads
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
@@ -49,12 +51,19 @@ class Principal:
     version: int
     scopes: frozenset[str]
     auth_time: int
+    kid: str
     actor: Actor
 
     def require_recent_login(self) -> None:
         """Refuse a login too old for a sensitive operation (RFC 9470)."""
         if time.time() - self.auth_time > RECENT_LOGIN:
             raise StaleLoginError(RECENT_LOGIN)
+
+    async def confirm(self, session: WriteSession) -> None:
+        """Refuse a token that has been revoked since it was let in; whoever revokes it now waits for the transaction."""
+        await standing.hold(
+            session, user_id=self.user_id, session_id=self.session_id, version=self.version, kid=self.kid
+        )
 
 
 class AccessTokenGuard(OAuth2, Guard):
@@ -87,6 +96,7 @@ class AccessTokenGuard(OAuth2, Guard):
             version=claims.version,
             scopes=claims.scopes,
             auth_time=claims.auth_time,
+            kid=claims.kid,
             actor=replace(await get_visitor(request), user_id=claims.user_id, session_id=claims.session_id),
         )
 
@@ -132,13 +142,11 @@ type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:re
 
 async def get_current_user(request: AuthRequest, principal: CurrentPrincipal) -> Account:
     """Read the caller's account."""
-    # A session opened here costs half of one that is a dependency with a `yield`, and this is asked for most.
-    async with request.state["database"].read_sessions() as session:
-        return await _standing_account(session, principal)
+    return await _standing_account(request.state["database"].reads, principal)
 
 
-async def _standing_account(session: ReadSession, principal: Principal) -> Account:
-    account = await users_service.find_account(session, principal.user_id)
+async def _standing_account(reads: Reads, principal: Principal) -> Account:
+    account = await users_service.find_account(reads, principal.user_id)
     if account is None or not account.is_active or account.authz_version != principal.version:
         raise InvalidTokenError
     return account
@@ -146,9 +154,8 @@ async def _standing_account(session: ReadSession, principal: Principal) -> Accou
 
 async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDep) -> Account:
     """Read the caller's account for a change of credentials, which asks the database whatever this process knows."""
-    # A session of its own, given back before the password is hashed.
-    async with database.read_sessions() as session:
-        return await _standing_account(session, principal)
+    # Nothing is held when the password is hashed.
+    return await _standing_account(database.reads, principal)
 
 
 type CurrentUser = Annotated[Account, Depends(get_current_user)]

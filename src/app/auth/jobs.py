@@ -1,6 +1,6 @@
 """What register, resend and forgot come to: decided where nobody waits for the answer, so that no time tells.
 
-Each may be run twice: accounts are unique by their address, and a second link replaces the first.
+Each may be run twice: a registration does nothing the second time, and a second link replaces the first.
 """
 
 from datetime import timedelta
@@ -21,9 +21,11 @@ from app.users import service as users_service
 _KEEP_ENDED_SESSIONS = timedelta(days=30)
 
 
-async def register(work: Work, email: str, full_name: str | None, hashed_password: str) -> None:
+async def register(work: Work, email: str, full_name: str | None, hashed_password: str | None = None) -> None:
     """Create the account and mail its verification link; the owner of an address that is known gets a notice instead."""
     async with work.database.begin() as session:
+        if hashed_password is None or not await queue.take(session, work, "hashed_password"):
+            return
         may_mail = await _may_mail(session, work, email)
         user = await users_service.create_unverified(
             session, _actor(work), email=email, full_name=full_name, hashed_password=hashed_password

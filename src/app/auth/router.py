@@ -196,6 +196,7 @@ async def end_my_session(principal: ConfirmedPrincipal, session: SessionDep, ses
 @users.delete("/{user_id}/sessions", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(UserNotFoundError))
 async def end_user_sessions(writer: UsersWriter, session: SessionDep, user_id: UserId) -> None:
     """End every login session of an account."""
+    await writer.confirm(session)
     await account.end_sessions(session, writer.actor, user_id)
 
 
@@ -310,6 +311,7 @@ async def send_password_reset(
     request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
 ) -> Accepted:
     """Mail an account's owner a link to set a new password; nobody else ever sees it."""
+    await writer.confirm(session)
     await account.send_password_reset(session, request.state["auth"], writer.actor, user_id)
     return Accepted()
 

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.core.failures import is_lost_connection, is_undone, sqlstate
 
@@ -27,6 +27,8 @@ class Attempt:
     outer: "Attempt | None" = None
     has_sent_commit: bool = False
     has_committed: bool = False
+    # What is to be done once it is known that this is not done again; None from then on.
+    kept: list[Callable[[], None]] | None = field(default_factory=list)
 
     def note_commit_sent(self) -> None:
         """From here on nobody knows the outcome, unless the server tells."""
@@ -39,6 +41,19 @@ class Attempt:
         self.has_committed = True
         if self.outer:
             self.outer.note_committed()
+
+    def keep(self, act: Callable[[], None]) -> None:
+        """Keep what is to be done once; a task that outlives the attempt keeps nothing back."""
+        if self.kept is None:
+            act()
+        else:
+            self.kept.append(act)
+
+    def settle(self) -> None:
+        """Do what was kept, or hand it to the attempt around this one, which may yet be made again."""
+        kept, self.kept = self.kept or (), None
+        for act in kept:
+            self.outer.keep(act) if self.outer else act()
 
 
 _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
@@ -56,6 +71,14 @@ def note_committed() -> None:
         attempt.note_committed()
 
 
+def once(act: Callable[[], None]) -> None:
+    """Do it when the attempt that is being made turns out to be the last, or at once where there is none."""
+    if attempt := _current.get():
+        attempt.keep(act)
+    else:
+        act()
+
+
 async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
     """Do the work, and all of it again where that can help and can do nothing twice."""
     number = 1
@@ -67,9 +90,11 @@ async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
         except Exception as error:
             if not _may_repeat(error, attempt, number):
                 raise
+            attempt.kept = None
             log.info("work is done again", extra={"attempt": number + 1, "reason": _reason(error)})
         finally:
             _current.reset(token)
+            attempt.settle()
         # Two that have met must not meet again. The work's session is closed: nothing is held meanwhile.
         await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))  # noqa: S311  # No secret.
         number += 1

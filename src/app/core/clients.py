@@ -12,10 +12,17 @@ import struct
 import termios
 from itertools import islice
 from typing import Any, override
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from app.core.config import ServerSettings
@@ -41,6 +48,10 @@ _LINGER = 2.0
 # How long a connection that has not said anything yet may do so while the server ends.
 _FIRST_WORDS = 1.0
 _SAMPLE = 16
+# So many for whom there is no room are told so, which takes a file each while the answer is on its way; others are closed at once.
+_TOLD = 64
+# Headers of an answer that say how it is sent.
+_DECISIVE = frozenset({b"connection", b"transfer-encoding"})
 _HOST = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -118,6 +129,9 @@ class Connection(HttpToolsProtocol):
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As in the class above.
         super().connection_made(transport)
+        if len(self.server_state.connections) > self.server_state.limit + _TOLD:
+            transport.abort()
+            return
         has_room = self.server_state.make_room()
         self.quiet_since = self._heard_at = self.loop.time()
         if not has_room:
@@ -188,8 +202,20 @@ class Connection(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
-        self._framing = self._check_head()
-        super().on_headers_complete()
+        version = self.parser.get_http_version()
+        self._framing = self._check_head(version)
+        self._fill_scope(version)
+        is_next = not self._has_asked or self.cycle.response_complete
+        self.cycle = self._new_cycle(
+            _Farewell(self) if self._framing else self.transport,
+            expects_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+        )
+        if is_next:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
         self._has_asked = self._is_answering = True
         self._head_since = None
         self._size = self._content = 0
@@ -197,7 +223,30 @@ class Connection(HttpToolsProtocol):
         self.headers = []
         if self._framing:
             self._body_since = self.loop.time()
-            self.cycle.transport = _Farewell(self)  # type: ignore[assignment]  # As much of a transport as is used.
+
+    def _fill_scope(self, version: str) -> None:
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"] = target.path
+        self.scope["query_string"] = target.query or b""
+
+    def _new_cycle(self, transport: Any, *, expects_continue: bool = False, keep_alive: bool = False) -> "_Cycle":
+        return _Cycle(
+            scope=self.scope,
+            transport=transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expects_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
 
     @override
     def on_body(self, body: bytes) -> None:
@@ -230,9 +279,8 @@ class Connection(HttpToolsProtocol):
 
     # What is refused
 
-    def _check_head(self) -> bytes | None:
+    def _check_head(self, version: str) -> bytes | None:
         """Refuse what servers understand in different ways; give the header that announces a body."""
-        version = self.parser.get_http_version()
         names = [name for name, _ in self.headers]
         headers = dict(self.headers)
         if len(names) > _MAX_HEADERS or (self._size > _MAX_HEAD and self._length_of_head() > _MAX_HEAD):
@@ -288,19 +336,7 @@ class Connection(HttpToolsProtocol):
         self.scope["method"] = self.parser.get_method().decode() if self.url else "(none)"
         self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = "/", b"/", b""
         self.scope["state"]["refusal"] = error
-        self.cycle = RequestResponseCycle(
-            scope=self.scope,
-            transport=_Farewell(self),  # type: ignore[arg-type]  # As much of a transport as is used.
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=False,
-            on_response=self.on_response_complete,
-        )
+        self.cycle = self._new_cycle(_Farewell(self))
         self.cycle.more_body = False
         self._is_answering = True
         self._start_asgi_task(self.cycle, self.app)
@@ -317,16 +353,29 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         elif self._is_deaf:
             return
-        elif _is_over(self._head_since, limits.header_timeout, now):
+        elif self._waits_for_us():
+            # The client is not to blame: its time begins again when we read on.
+            self._heard_at = now
+            self._head_since = None if self._head_since is None else now
+            self._body_since = None if self._body_since is None else now
+        elif self._is_late(now):
             self.refuse(RequestTimeoutError())
-        elif _is_over(self._body_since, limits.body_timeout, now) or (
-            self._body_since is not None and now - self._heard_at > limits.read_timeout
-        ):
-            # If it is us who do not read, the client is not to blame.
-            if not self.flow.read_paused:
-                self.refuse(RequestTimeoutError())
         elif _is_over(self.quiet_since, limits.keep_alive if self._has_asked else limits.header_timeout, now):
             self.close_quiet()
+
+    def _waits_for_us(self) -> bool:
+        """Say whether nothing is read, or the client has not been asked yet for the body that it announced."""
+        return self.flow.read_paused or (self._body_since is not None and self.cycle.waiting_for_100_continue)
+
+    def _is_late(self, now: float) -> bool:
+        """Say whether a head or a body takes too long to arrive."""
+        limits = self.server_state
+        is_silent = self._body_since is not None and now - self._heard_at > limits.read_timeout
+        return (
+            is_silent
+            or _is_over(self._head_since, limits.header_timeout, now)
+            or _is_over(self._body_since, limits.body_timeout, now)
+        )
 
     @override
     def shutdown(self) -> None:
@@ -362,6 +411,41 @@ class Connection(HttpToolsProtocol):
             self._gone_by = self.loop.time() + _LINGER
             self.flow.resume_reading()
             self.transport.write_eof()
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer. The head of one of known length leaves with its body: a write is a system call, and a packet."""
+
+    _head = b""
+
+    @override
+    async def send(self, message: Any) -> None:
+        if not self.response_started:
+            self._head = self._plain_head(message)
+            if self._head:
+                self.response_started = True
+                self.waiting_for_100_continue = False
+                return
+        elif self._head:
+            # To the class above it is the beginning of the body.
+            self.expected_content_length += len(self._head)
+            message = {**message, "body": self._head + message.get("body", b"")}
+            self._head = b""
+        await super().send(message)
+
+    def _plain_head(self, message: Any) -> bytes:
+        """Write the head of an answer of known length. Of any other give nothing: that is left to the class above."""
+        headers = [*self.default_headers, *message.get("headers", ())]
+        given = dict(headers)
+        if b"content-length" not in given or self.scope["method"] == "HEAD" or not given.keys().isdisjoint(_DECISIVE):
+            return b""
+        if HEADER_RE.search(b"".join(given)) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+            return b""
+        self.expected_content_length = int(given[b"content-length"])
+        self.chunked_encoding = False
+        if not self.keep_alive:
+            headers.append((b"connection", b"close"))
+        return STATUS_LINE[message["status"]] + b"\r\n".join(map(b": ".join, headers)) + b"\r\n\r\n"
 
 
 class _Farewell:

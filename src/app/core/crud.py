@@ -69,7 +69,11 @@ async def page(
 
     One row more than asked is read to learn whether there is an end: no count.
     """
-    rows = (await session.execute(after(statement, order, position).limit(limit + 1))).all()
+    return cut((await session.execute(after(statement, order, position).limit(limit + 1))).all(), order, limit)
+
+
+def cut(rows: Sequence[Any], order: Order, limit: int) -> tuple[Sequence[Any], Position | None]:
+    """Make a page of the rows that were read, which may be one more than `limit`."""
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], order.position(rows[limit - 1])

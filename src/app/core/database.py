@@ -15,7 +15,8 @@ from app.core.attempts import note_committed, repeating
 from app.core.config import DatabaseSettings
 from app.core.connections import Recycling, create_engine, create_read_engine
 from app.core.metrics import Reading
-from app.core.statements import watch
+from app.core.reads import DirectReads, Reads, SessionReads
+from app.core.statements import Watch
 
 MINIMUM_VERSION = 15
 
@@ -80,11 +81,18 @@ class Database:
         self.engine = create_engine(settings)
         self.read_engine = create_read_engine(settings)
         Recycling().watch(self.engine, self.read_engine)
+        self.watch = Watch(slow=slow_query.total_seconds() if slow_query else None)
         for engine in (self.engine, self.read_engine):
-            watch(engine.sync_engine, slow=slow_query.total_seconds() if slow_query else None)
+            self.watch.listen(engine.sync_engine)
         self.sessions = async_sessionmaker(self.engine, class_=WriteSession, expire_on_commit=False)
         self.read_sessions = async_sessionmaker(
             self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
+        )
+        # Behind a transaction pooler even a single read is a transaction.
+        self.reads: Reads = (
+            SessionReads(self.read_sessions)
+            if settings.transaction_pooler
+            else DirectReads(self.read_engine, self.read_sessions, self.watch)
         )
 
     async def dispose(self) -> None:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from app.core.config import Settings
 from app.core.database import Database, ReadSession, WriteSession
 from app.core.keyset import CursorSigner
+from app.core.reads import Reads
 
 # Says what this process still waits for before it may be sent traffic, or None.
 type ReadinessCheck = Callable[[], str | None]
@@ -54,8 +55,14 @@ async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
         yield session
 
 
+async def get_reads(request: CoreRequest) -> Reads:
+    """Give what runs single statements."""
+    return request.state["database"].reads
+
+
 type SettingsDep = Annotated[Settings, Depends(get_settings)]
 type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": the default would commit after the client had its answer.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
+type ReadsDep = Annotated[Reads, Depends(get_reads)]
 type ReadSessionDep = Annotated[ReadSession, Depends(get_read_session, scope="function")]

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, tuple_
+from sqlalchemy import BindParameter, Row, Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.errors import MalformedRequestError
@@ -53,8 +53,22 @@ class Order:
         source = row if hasattr(row, self.columns[0].key) else row[0]
         return tuple(getattr(source, column.key) for column in self.columns)
 
+    def placeholders(self) -> tuple[BindParameter[Any], ...]:
+        """Give parameters in place of a position, for a statement that is built once."""
+        return tuple(bindparam(_name(column), type_=column.property.columns[0].type) for column in self.columns)
 
-def after[*Ts](statement: Select[*Ts], order: Order, position: Position | None) -> Select[*Ts]:
+    def values(self, position: Position | None) -> dict[str, Value]:
+        """Give the values for those parameters."""
+        return {_name(column): value for column, value in zip(self.columns, position or (), strict=False)}
+
+
+def _name(column: InstrumentedAttribute[Any]) -> str:
+    return f"after_{column.key}"
+
+
+def after[*Ts](
+    statement: Select[*Ts], order: Order, position: Position | tuple[BindParameter[Any], ...] | None
+) -> Select[*Ts]:
     """Sort the statement and start it after `position`.
 
     The row-value comparison lets PostgreSQL descend the index to that very row: a deep page costs what the first does.

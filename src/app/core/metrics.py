@@ -3,15 +3,18 @@
 Each process counts for itself. Names and labels are for good: dashboards and alerts are written against them.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import product
+from itertools import accumulate, product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
+from app.core.attempts import once
 from app.core.errors import AppError
 
 _registry = CollectorRegistry()
@@ -30,8 +33,8 @@ class Tally:
             self._series(*values)
 
     def count(self, *values: str) -> None:
-        """Count one, by the values of the labels in the order of their declaration."""
-        self._series(*values).inc()
+        """Count one, by the values of the labels in the order of their declaration; work done again is counted once."""
+        once(self._series(*values).inc)
 
     @contextmanager
     def outcome(self, *values: str) -> Iterator[None]:
@@ -48,14 +51,36 @@ class Tally:
 
 
 class Distribution:
-    """How often which size occurs, by labels; for their values the same holds."""
+    """How often which size occurs, by labels; for their values the same holds. To be observed in one thread alone.
+
+    The library's own takes three times as long, and every request is observed three times.
+    """
 
     def __init__(self, name: str, meaning: str, *labels: str, buckets: Sequence[float]) -> None:
-        self._series = cache(Histogram(name, meaning, labels, buckets=buckets, registry=_registry).labels)
+        self._name, self._meaning, self.labels = name, meaning, labels
+        self._bounds = tuple(buckets)
+        self._texts = [*map(floatToGoString, buckets), "+Inf"]
+        # How many fell into each bucket, and the sum of all.
+        self._series: dict[tuple[str, ...], list[float]] = {}
+        _registry.register(self)
 
     def observe(self, size: float, *values: str) -> None:
         """Note one, by the values of the labels in the order of their declaration."""
-        self._series(*values).observe(size)
+        series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = [0.0] * (len(self._texts) + 1)
+        series[bisect_left(self._bounds, size)] += 1
+        series[-1] += size
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all series, as the library wants to be handed them."""
+        family = HistogramMetricFamily(self._name, self._meaning, labels=self.labels)
+        for values, (*counts, total) in self._series.items():
+            family.add_metric(values, list(zip(self._texts, accumulate(counts), strict=True)), sum_value=total)
+        yield family
+
+    # So that the registry knows the name, and refuses another of it.
+    describe = collect
 
 
 class Level:

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
@@ -21,10 +20,10 @@ from app.core.errors import AppError, InternalError, MalformedRequestError, Payl
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
-from app.core.telemetry import access_log
+from app.core.telemetry import access_log, clean_text
 from app.core.tracing import current_trace_id
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
 _SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
 _CLIENT_CLOSED_REQUEST = 499
 
@@ -122,9 +121,10 @@ class _Exchange:
         self._received = 0
         self._status: int | None = None
         self._method: str = scope["method"]
-        request_headers = Headers(scope=scope)
-        self._request_id = scope["request_id"] = _request_id(request_headers.get("x-request-id"))
-        self._content_length = request_headers.get("content-length", "")
+        # The first of each counts.
+        request_headers = dict(reversed(scope["headers"]))
+        self._request_id = scope["request_id"] = _request_id(request_headers.get(b"x-request-id"))
+        self._content_length: bytes = request_headers.get(b"content-length", b"")
 
     async def run(self, app: ASGIApp) -> None:
         started = perf_counter()
@@ -170,7 +170,7 @@ class _Exchange:
             name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
         ):
             raise SecretInUrlError
-        if self._content_length.isdecimal() and int(self._content_length[:20]) > self._max_body_size:
+        if self._content_length.isdigit() and int(self._content_length[:20]) > self._max_body_size:
             raise _too_large()
 
     async def _receive_counted(self) -> Message:
@@ -225,6 +225,8 @@ class _AccessLines:
         if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._leaves_out(route):
             return
         facts: dict[str, Any] = {
+            "event": "request",
+            "method": method if method in _METHODS else clean_text(method),
             "route": route,
             "status": status,
             "duration_ms": round(duration * 1000, 2),
@@ -235,7 +237,7 @@ class _AccessLines:
             facts |= {"user_id": str(scope["user_id"]), "session_id": str(scope["session_id"])}
         if is_slow:
             facts["slow"] = True
-        access_log.write(logging.WARNING if is_slow else logging.INFO, facts, method=method)
+        access_log.write(logging.WARNING if is_slow else logging.INFO, facts)
 
     def _leaves_out(self, route: str) -> bool:
         # The first of each lot is written: a process that has just begun shows that it is asked.
@@ -244,8 +246,8 @@ class _AccessLines:
         return place != 0
 
 
-def _request_id(given: str | None) -> str:
-    return given if given and _REQUEST_ID.fullmatch(given) else uuid7().hex
+def _request_id(given: bytes | None) -> str:
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid7().hex
 
 
 def _template(scope: MutableMapping[str, Any]) -> str:

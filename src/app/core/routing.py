@@ -42,6 +42,8 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 
+type _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
 
 class DuplicateMemberError(MalformedRequestError):
     """A member occurs twice in one object: parsers disagree which one counts."""
@@ -93,20 +95,24 @@ class Route(APIRoute):
         self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
 
     @override
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> _Handler:
         handle = super().get_route_handler()
+        # Without dependencies there is no session, and nothing that could be done again.
+        work = _repeatable(handle) if self.dependant.dependencies else handle
         allowed = frozenset(_query_names(self.dependant))
         media_type = self._media_type()
         # Pages for people and probes answer as they please.
         is_api = self.include_in_schema
 
         async def strict(request: Request) -> Response:
+            # Where the framework has a form closed; the layer that would open a stack for that alone is left out.
+            request.scope["fastapi_middleware_astack"] = request.scope["fastapi_inner_astack"]
             if is_api and (accept := request.headers.get("accept", "*/*")) not in _ANYTHING:
                 _refuse_accept(accept)
             if request.scope["query_string"]:
                 _refuse_parameters(request, allowed)
             if media_type is None:
-                return await repeating(lambda: _work(handle, request))
+                return await work(request)
             _refuse_media_type(request, media_type)
             request = _Request(request.scope, request.receive)
             if media_type == JSON:
@@ -114,7 +120,7 @@ class Route(APIRoute):
             else:
                 request.escape(await request.body())
                 _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
-            return await repeating(lambda: _work(handle, request))
+            return await work(request)
 
         return strict
 
@@ -135,12 +141,19 @@ class Route(APIRoute):
             yield from guard.errors(scopes)
 
 
-async def _work(handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request) -> Response:
-    """Do what the request asks, its commit included: the framework would commit only after all attempts."""
-    async with AsyncExitStack[None]() as stack:
-        # Where the framework closes what dependencies of scope `function` have opened, and what it has read of a form.
-        request.scope["fastapi_function_astack"] = request.scope["fastapi_middleware_astack"] = stack
-        return await handle(request)
+def _repeatable(handle: _Handler) -> _Handler:
+    async def work(request: Request) -> Response:
+        async def attempt() -> Response:
+            # Its commit included: the framework would commit only after all attempts. Here it closes what dependencies of scope
+            # `function` have opened.
+            stack: AsyncExitStack
+            async with AsyncExitStack() as stack:
+                request.scope["fastapi_function_astack"] = stack
+                return await handle(request)
+
+        return await repeating(attempt)
+
+    return work
 
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:

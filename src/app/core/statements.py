@@ -36,35 +36,41 @@ def count_statements() -> Statements:
     return statements
 
 
-def watch(engine: Engine, *, slow: float | None = None) -> None:
-    """Have the statements of an engine counted, and those logged that take longer than `slow` seconds."""
+class Watch:
+    """Counts the statements of a pool, and logs those that take longer than `slow` seconds."""
 
-    def begin(
-        _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
-    ) -> None:
-        context.began_at = perf_counter()
+    def __init__(self, *, slow: float | None = None) -> None:
+        self._slow = slow
 
-    def end(
-        _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
-    ) -> None:
-        note(statement, perf_counter() - context.began_at)
+    def listen(self, engine: Engine) -> None:
+        """Note whatever an engine executes."""
+        event.listen(engine, "before_cursor_execute", self._begin)
+        event.listen(engine, "after_cursor_execute", self._end)
+        event.listen(engine, "handle_error", self._fail)
 
-    def fail(failure: ExceptionContext) -> None:
-        # Of a connection that could not be made there is no statement.
-        began_at = getattr(failure.execution_context, "began_at", None)
-        if began_at is not None:
-            note(failure.statement or "", perf_counter() - began_at)
-
-    def note(statement: str, duration: float) -> None:
+    def note(self, statement: str, duration: float) -> None:
+        """Count a statement that took so many seconds, whatever came of it."""
         statements = _current.get()
         if statements is not None:
             statements.count += 1
             statements.seconds += duration
-        if slow is not None and duration > slow:
+        if self._slow is not None and duration > self._slow:
             # Its text as it was prepared: the values are parameters and stand apart.
             text = " ".join(statement.split())[:_MAX_TEXT]
             log.warning("slow query", extra={"statement": text, "duration_ms": round(duration * 1000, 2)})
 
-    event.listen(engine, "before_cursor_execute", begin)
-    event.listen(engine, "after_cursor_execute", end)
-    event.listen(engine, "handle_error", fail)
+    def _begin(
+        self, _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        context.began_at = perf_counter()
+
+    def _end(
+        self, _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        self.note(statement, perf_counter() - context.began_at)
+
+    def _fail(self, failure: ExceptionContext) -> None:
+        # Of a connection that could not be made there is no statement.
+        began_at = getattr(failure.execution_context, "began_at", None)
+        if began_at is not None:
+            self.note(failure.statement or "", perf_counter() - began_at)

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from time import time_ns
 from typing import Any
 
 import structlog
+from pydantic_core import to_json
 from structlog.typing import EventDict, Processor
 
 from app.core.config import LogSettings
@@ -28,6 +30,8 @@ _SECRET_FORMS = (
 )
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+")
 _PLAIN = (bool, int, float)
+# What every request is bound to; neither can hold more than letters, digits, - and _.
+_IDS = frozenset({"request_id", "trace_id"})
 _LEVELS = {logging.INFO: "info", logging.WARNING: "warning"}
 _to_json = json.JSONEncoder().encode
 
@@ -99,7 +103,12 @@ def _renderer(*, as_text: bool) -> Renderer:
 
 def _as_json(_logger: object, _method: str, event: EventDict) -> str:
     # Redaction has left nothing but what JSON knows.
-    return _to_json(event)
+    try:
+        return to_json(event).decode("ascii")
+    except ValueError:
+        # Beyond ASCII only the slower way has escapes, and this needs them: for lone surrogates, and for what may pass for the end
+        # of a line.
+        return _to_json(event)
 
 
 def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -108,7 +117,7 @@ def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
         if _is_secret(key):
             event[key] = REDACTED
         elif type(value) is str:
-            event[key] = _clean_text(value)
+            event[key] = clean_text(value)
         else:
             event[key] = _clean(value)
     return event
@@ -127,10 +136,11 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
     # Anything else is written as its text, and that may quote whatever it was made from.
-    return _clean_text(str(value))
+    return clean_text(str(value))
 
 
-def _clean_text(text: str) -> str:
+def clean_text(text: str) -> str:
+    """Take out of a text whatever has the form of a secret."""
     # Credentials consist of two words.
     if len(text.split(None, 1)) > 1:
         text = _CREDENTIALS.sub(rf"\1 {REDACTED}", text)
@@ -151,12 +161,15 @@ class _AccessLog:
         self._least = logging.getLevelNamesMapping()[level.upper()]
         self._render = render
 
-    def write(self, level: int, known: Mapping[str, object], **given: object) -> None:
-        """Write a line. Secrets are looked for in what was `given` by a client and in what has been bound, not in what is `known`."""
+    def write(self, level: int, known: Mapping[str, Any]) -> None:
+        """Write a line with what the caller knows to hold no secret; what has been bound may hold one."""
         if level < self._least:
             return
-        event = redact(None, "", structlog.contextvars.get_contextvars() | given)
-        event.update(known, event="request", level=_LEVELS[level], logger="app.access", timestamp=_now())
+        event: EventDict = structlog.contextvars.get_contextvars()
+        if not event.keys() <= _IDS:
+            event = redact(None, "", event)
+        event.update(known)
+        event["level"], event["logger"], event["timestamp"] = _LEVELS[level], "app.access", _now()
         self._writer.write(self._render(None, "", event))
 
 
@@ -164,4 +177,10 @@ access_log = _AccessLog()
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    second, rest = divmod(time_ns() // 1000, 1_000_000)
+    return f"{_second(second)}.{rest:06d}Z"
+
+
+@lru_cache(1)
+def _second(number: int) -> str:
+    return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%dT%H:%M:%S")

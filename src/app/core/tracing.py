@@ -13,6 +13,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from app.core.database import Database
 from app.core.errors import ConfigurationError
+from app.core.reads import SessionReads
 
 UNTRACED: Tracer = NoOpTracer()
 _EXPORTERS = {"otlp", "console"}
@@ -34,6 +35,8 @@ class Tracing:
         """Make each statement of a traced request or job a span of its own."""
         for engine in (database.engine, database.read_engine):
             _trace_statements(engine.sync_engine, self.tracer)
+        # Of what goes past the engine there is nothing to see.
+        database.reads = SessionReads(database.read_sessions)
 
 
 def tracing_from_environment() -> Tracing | None:

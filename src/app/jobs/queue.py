@@ -36,6 +36,10 @@ _DEFER = text("""
         CAST(:stored AS jsonb), NULL
     )]::procrastinate_job_to_defer_v1[])
 """)
+_TAKE = text("""
+    UPDATE procrastinate_jobs SET args = args #- ARRAY['arguments', :argument]
+    WHERE id = :job_id AND args->'arguments' ? :argument RETURNING id
+""")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Work:
     settings: Settings
     request_id: str | None = None
     key: str = ""
+    job_id: int | None = None
 
 
 type Job[**P] = Callable[Concatenate[Work, P], Awaitable[None]]
@@ -113,7 +118,7 @@ async def enqueue[**P](
     """Write a job in the session's transaction: it exists exactly if the caller's change does.
 
     Arguments are stored as JSON where operators and backups see them. Never pass a secret: pass an id, and let the job
-    make the secret when it runs.
+    make the secret when it runs. What is almost one, such as a hash, the job takes out again by `take`.
     """
     given = inspect.signature(job).bind(None, *args, **kwargs).arguments
     stored = {
@@ -125,6 +130,16 @@ async def enqueue[**P](
     chosen = policy_of(job)
     values = {"queue": QUEUE, "name": name_of(job), "priority": chosen.priority, "lock": chosen.lock}
     await session.execute(_DEFER, {**values, "stored": json.dumps(stored)})
+
+
+async def take(session: WriteSession, work: Work, argument: str) -> bool:
+    """Remove an argument from the stored job in the session's transaction; False when an earlier run has done so.
+
+    The argument is kept exactly until the work that needs it is done, and that work is done once: of two runs at the same
+    time the second waits here. Give the parameter a default, which is what a later run gets.
+    """
+    values = {"job_id": work.job_id, "argument": argument}
+    return await session.scalar(_TAKE, values) is not None
 
 
 def _to_json(job: AnyJob, given: Mapping[str, object]) -> dict[str, object]:

@@ -83,7 +83,7 @@ class JobRunner:
     ) -> None:
         stored, started = context.job, perf_counter()
         # A periodic job has no key but its time.
-        work = replace(self._work, request_id=request_id, key=key or f"{stored.id}-{timestamp}")
+        work = replace(self._work, request_id=request_id, key=key or f"{stored.id}-{timestamp}", job_id=stored.id)
         facts = {"job": stored.task_name, "job_id": stored.id, "attempt": stored.attempts + 1}
         structlog.contextvars.clear_contextvars()
         ids = {"request_id": request_id, "trace_id": trace_id}

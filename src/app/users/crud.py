@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, union_all, update
+from sqlalchemy import ColumnElement, Integer, Row, Select, bindparam, delete, func, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from app.core import crud
 from app.core.database import ReadSession, WriteSession
 from app.core.failures import constraint_name
 from app.core.keyset import Order, Position, after
+from app.core.reads import Reads
 from app.users.models import AccountLink, User
 from app.users.roles import Role
 
@@ -52,12 +54,19 @@ _ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
 _ACCOUNT = _ACCOUNTS.where(_TABLE.id == bindparam("id"))
 _HELD_ACCOUNT = _ACCOUNT.with_for_update(key_share=True)
+_FILTERS: Mapping[str, ColumnElement[bool]] = {
+    "email_key": _TABLE.email_key == bindparam("email_key"),
+    "role": _TABLE.role == bindparam("role"),
+    "is_active": _TABLE.is_active == bindparam("is_active"),
+    "created_after": _TABLE.created_at > bindparam("created_after"),
+    "created_before": _TABLE.created_at < bindparam("created_before"),
+}
 _CREDENTIALS = select(*(_TABLE[name] for name in Credentials._fields)).where(_TABLE.email_key == bindparam("email_key"))
 
 
-async def get_account(session: ReadSession, user_id: UUID) -> Account | None:
+async def get_account(reads: Reads, user_id: UUID) -> Account | None:
     """Read an account as columns."""
-    row = (await session.execute(_ACCOUNT, {"id": user_id})).one_or_none()
+    row = (await reads.execute(_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 
@@ -79,26 +88,31 @@ async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
 
 
 async def page(
-    session: ReadSession,
-    conditions: Sequence[ColumnElement[bool]],
-    order: Order,
-    position: Position | None,
-    limit: int,
-    *,
-    prefix: str | None,
+    reads: Reads, filters: Mapping[str, Any], order: Order, position: Position | None, limit: int
 ) -> tuple[Sequence[Row[Any]], Position | None]:
-    """Read one page of accounts as columns, of all or of those whose address or name begins with `prefix`."""
+    """Read one page of accounts as columns, of all or of those that match each filter."""
+    statement = _listing(frozenset(filters), order, is_first=position is None)
+    values = {**filters, **order.values(position), "limit": limit + 1}
+    return crud.cut((await reads.execute(statement, values)).all(), order, limit)
+
+
+@cache
+def _listing(filters: frozenset[str], order: Order, *, is_first: bool) -> Select[*tuple[Any, ...]]:
+    """Build the statement for these filters; there are some hundreds of combinations."""
+    position, limit = None if is_first else order.placeholders(), bindparam("limit", type_=Integer)
+    conditions = [_FILTERS[name] for name in sorted(filters & _FILTERS.keys())]
     statement = _LISTED.where(*conditions)
-    if prefix is not None:
+    if "prefix" in filters:
         # A page of each, joined: one index serves one of the two, and no index serves "either".
+        matching = select(_TABLE.id).where(*conditions)
         pages = [
-            after(select(User.id).where(*conditions, key >= prefix, key <= prefix + _LAST), order, position).limit(
-                limit + 1
-            )
-            for key in (User.email_key, User.name_key)
+            after(
+                matching.where(key >= bindparam("prefix"), key <= bindparam("prefix") + _LAST), order, position
+            ).limit(limit)
+            for key in (_TABLE.email_key, _TABLE.name_key)
         ]
-        statement = statement.where(User.id.in_(union_all(*pages)))
-    return await crud.page(session, statement, order, position, limit=limit)
+        statement = statement.where(_TABLE.id.in_(union_all(*pages)))
+    return after(statement, order, position).limit(limit)
 
 
 async def lock(session: WriteSession, user_id: UUID) -> User | None:

@@ -15,7 +15,7 @@ from app.auth.dependencies import (
 )
 from app.auth.errors import StaleLoginError
 from app.core import routing
-from app.core.dependencies import ReadSessionDep, SessionDep
+from app.core.dependencies import ReadsDep, SessionDep
 from app.core.errors import PreconditionFailedError
 from app.core.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
 from app.core.fields import PathIdentifier
@@ -63,16 +63,16 @@ async def delete_me(principal: ConfirmedPrincipal, session: SessionDep) -> None:
     Needs a login of the last five minutes. What the audit log holds about the account stays.
     """
     principal.require_recent_login()
-    await service.delete(session, principal.actor, principal.user_id)
+    await service.delete(session, principal.actor, principal.user_id, confirm=principal.confirm)
 
 
 @router.get("", response_model=Page[UserRead], responses=problem_responses(InvalidCursorError))
 async def list_users(
-    _reader: UsersReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
+    _reader: UsersReader, reads: ReadsDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
 ) -> dict[str, Any]:
     """List accounts."""
     order = service.order_of(query)
-    return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))
+    return pager.page(query, *await service.list_page(reads, query, pager.position(query, order)))
 
 
 @router.post(
@@ -91,6 +91,7 @@ async def create_user(
     """
     if payload.role is not Role.USER:
         writer.require_recent_login()
+    await writer.confirm(session)
     user = await service.create(session, writer.actor, request.state["keys"], payload)
     response.headers["Location"] = f"{request.scope['path']}/{user.id}"
     response.headers["ETag"] = etag(user.version)
@@ -100,13 +101,13 @@ async def create_user(
 @router.get("/{user_id}", response_model=UserRead, responses=problem_responses(UserNotFoundError))
 async def read_user(
     _reader: UsersReader,
-    session: ReadSessionDep,
+    reads: ReadsDep,
     response: Response,
     user_id: UserId,
     if_none_match: IfNoneMatch = None,
 ) -> Account | Response:
     """Show an account."""
-    return _shown(await service.get_account(session, user_id), response, if_none_match)
+    return _shown(await service.get_account(reads, user_id), response, if_none_match)
 
 
 @router.patch(
@@ -128,7 +129,8 @@ async def update_user(
     """
     if payload.role is not None:
         writer.require_recent_login()
-    user = await service.update(session, writer.actor, user_id, payload, versions=acceptable_versions(if_match))
+    versions = acceptable_versions(if_match)
+    user = await service.update(session, writer.actor, user_id, payload, versions=versions, confirm=writer.confirm)
     response.headers["ETag"] = etag(user.version)
     return user
 
@@ -140,7 +142,8 @@ async def update_user(
 )
 async def delete_user(writer: UsersWriter, session: SessionDep, user_id: UserId, if_match: IfMatch = None) -> None:
     """Delete an account, for good. What the audit log holds about it stays."""
-    await service.delete(session, writer.actor, user_id, versions=acceptable_versions(if_match))
+    versions = acceptable_versions(if_match)
+    await service.delete(session, writer.actor, user_id, versions=versions, confirm=writer.confirm)
 
 
 def _shown(user: Account, response: Response, if_none_match: str | None) -> Account | Response:

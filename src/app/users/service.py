@@ -1,10 +1,10 @@
 """What can happen to a user."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func
+from sqlalchemy import Row, func
 
 from app.audit import service as audit
 from app.audit.service import Actor
@@ -13,6 +13,7 @@ from app.core.errors import PreconditionFailedError
 from app.core.keys import KeyRing
 from app.core.keyset import Order, Position
 from app.core.passwords import refuse_weak
+from app.core.reads import Reads
 from app.core.security import PasswordHasher
 from app.jobs import queue
 from app.users import crud, jobs, links
@@ -25,6 +26,9 @@ from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserUpdate
 
 __all__ = ["Account", "Credentials"]
 
+# Refuses whoever acts, if they may not any more, and holds that they may until the transaction ends.
+type Confirm = Callable[[WriteSession], Awaitable[None]]
+
 _BY_AGE = (User.created_at, User.id)
 _BY_EMAIL = (User.email_key,)
 _ORDERS = {
@@ -35,17 +39,17 @@ _ORDERS = {
 }
 
 
-async def get_account(session: ReadSession, user_id: UUID) -> Account:
+async def get_account(reads: Reads, user_id: UUID) -> Account:
     """Read an account, in one round trip."""
-    account = await crud.get_account(session, user_id)
+    account = await crud.get_account(reads, user_id)
     if account is None:
         raise UserNotFoundError
     return account
 
 
-async def find_account(session: ReadSession, user_id: UUID) -> Account | None:
+async def find_account(reads: Reads, user_id: UUID) -> Account | None:
     """Read an account that may be gone."""
-    return await crud.get_account(session, user_id)
+    return await crud.get_account(reads, user_id)
 
 
 async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
@@ -73,24 +77,23 @@ def order_of(query: UserQuery) -> Order:
 
 
 async def list_page(
-    session: ReadSession, query: UserQuery, position: Position | None
+    reads: Reads, query: UserQuery, position: Position | None
 ) -> tuple[Sequence[Row[Any]], Position | None]:
     """Read one page of accounts."""
-    prefix = None if query.q is None else name_key(query.q)
-    return await crud.page(session, list(_conditions(query)), order_of(query), position, query.limit, prefix=prefix)
+    return await crud.page(reads, _filters(query), order_of(query), position, query.limit)
 
 
-def _conditions(query: UserQuery) -> Iterator[ColumnElement[bool]]:
-    if query.email is not None:
-        yield User.email_key == identity(query.email)
-    if query.role is not None:
-        yield User.role == query.role.value
-    if query.is_active is not None:
-        yield User.is_active.is_(query.is_active)
-    if query.created_after is not None:
-        yield User.created_at > query.created_after
-    if query.created_before is not None:
-        yield User.created_at < query.created_before
+def _filters(query: UserQuery) -> dict[str, Any]:
+    """Give what is asked for under the names that the statements have for it."""
+    given = {
+        "email_key": None if query.email is None else identity(query.email),
+        "prefix": None if query.q is None else name_key(query.q),
+        "role": query.role,
+        "is_active": query.is_active,
+        "created_after": query.created_after,
+        "created_before": query.created_before,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:
@@ -207,17 +210,27 @@ async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
 ) -> User:
     """Change what owners may change of their own account."""
-    return await update(
-        session, actor, user_id, UserUpdate(**payload.model_dump(exclude_unset=True)), versions=versions
-    )
+    return await _change(session, actor, await _lock(session, user_id, versions), payload)
 
 
 async def update(
-    session: WriteSession, actor: Actor, user_id: UUID, payload: UserUpdate, *, versions: frozenset[int] | None
+    session: WriteSession,
+    actor: Actor,
+    user_id: UUID,
+    payload: UserUpdate,
+    *,
+    versions: frozenset[int] | None,
+    confirm: Confirm,
 ) -> User:
     """Change an account that is still at one of `versions`; a change of rights ends the tokens issued before it."""
     deposes = payload.role is Role.USER or payload.is_active is False
     user = await _lock_to_depose(session, user_id, versions) if deposes else await _lock(session, user_id, versions)
+    # Not before the locks: two administrators who depose each other would each hold what the other one waits for.
+    await confirm(session)
+    return await _change(session, actor, user, payload)
+
+
+async def _change(session: WriteSession, actor: Actor, user: User, payload: MeUpdate | UserUpdate) -> User:
     changes = {
         name: value for name, value in payload.model_dump(exclude_unset=True).items() if value != getattr(user, name)
     }
@@ -230,7 +243,7 @@ async def update(
         values["authz_version"] = User.authz_version + 1
     await _record_changes(session, actor, user, changes)
     # The row is locked, so it is there, and `user` shows what it becomes.
-    await crud.change(session, user_id, values)
+    await crud.change(session, user.id, values)
     return user
 
 
@@ -245,9 +258,12 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
         await audit.record(session, actor, event, subject_id=user.id)
 
 
-async def delete(session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None) -> None:
+async def delete(
+    session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None, confirm: Confirm
+) -> None:
     """Delete an account that is still at one of `versions`; the log of what happened to it stays."""
     await _lock_to_depose(session, user_id, versions)
+    await confirm(session)
     await crud.remove(session, user_id)
     await audit.record(session, actor, "users.deleted", subject_id=user_id)
 
