@@ -16,7 +16,7 @@ from benchmarks.load import Load, Plan, Sending
 from benchmarks.servers import ROOT, Server
 
 RATE, P50, P99, CPU, FAILED = "requests/s", "p50 ms", "p99 ms", "CPU µs", "failed"
-START, IMPORT = "start ms", "import ms"
+START, START_CPU, IMPORT = "start ms", "start CPU ms", "import ms"
 FRESH, LOADED, GROWTH = "MB before", "MB after", "kB per 10,000"
 LOGINS = "logins/s"
 
@@ -239,7 +239,7 @@ def cold_start(lab: Lab) -> dict[str, Contender]:
     def contender(kind: str) -> Contender:
         def turn(_seconds: float) -> Sample:
             with lab.start(kind) as server:
-                return {START: server.seconds_to_first_answer * 1000}
+                return {START: server.seconds_to_first_answer * 1000, START_CPU: server.cpu_seconds() * 1000}
 
         return turn
 
