@@ -26,6 +26,8 @@ from app.dev.embedded_postgres import server_for_tests
 from tests.conftest import ROOT, TEMPLATE_VARIABLE, make_template
 
 THRESHOLD = 0.9
+# More than there are cores: many tests wait, and do not work.
+_AT_A_TIME = 4
 # What mutmut notes as the end of a mutant: the exit code of pytest, or one of its own.
 _SURVIVED, _NO_TEST = (0,), (5, 33)
 _TIMED_OUT = (24, 36, 152, 255, -24)
@@ -52,7 +54,7 @@ def main(
         with server_for_tests(ROOT) as url:
             environment = {**os.environ, TEMPLATE_VARIABLE: asyncio.run(make_template(url))}
             program = Path(sys.executable).with_name("mutmut")
-            subprocess.run([program, "run", "--max-children=1", *wanted], env=environment, check=True)
+            subprocess.run([program, "run", f"--max-children={_AT_A_TIME}", *wanted], env=environment, check=True)
     raise typer.Exit(report(set(names)))
 
 
