@@ -80,5 +80,5 @@ pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) --group dev pyproject.toml --output-file requirements/dev.txt
 PINS = --upgrade
-# No registry's address may get into the files: they install from any mirror.
-PIN_OPTIONS = --quiet --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-emit-find-links
+# No address of a registry gets into the files, which is the default: they install from any mirror.
+PIN_OPTIONS = --quiet --universal --python-version 3.12 --generate-hashes

@@ -214,7 +214,7 @@ async def test_an_account_that_vanishes_while_its_owner_changes_it_is_told_as_a_
 
 async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_one_account(site: Site) -> None:
     admin = await site.account(role="admin")
-    chance = random.Random(20261126)  # noqa: S311  # As above.
+    chance = random.Random(20261126)  # noqa: S311  # Of pauses, no secret.
     outcomes: Counter[int] = Counter()
 
     async def register(email: str) -> None:
@@ -296,7 +296,7 @@ async def test_nothing_is_written_for_an_administrator_whose_demotion_was_answer
 
 async def test_whoever_is_demoted_does_not_make_themselves_an_administrator_again(site: Site) -> None:
     boss = await site.account(role="admin")
-    chance = random.Random(20261126)  # noqa: S311  # As above.
+    chance = random.Random(20261126)  # noqa: S311  # Of pauses, no secret.
 
     for _ in range(ROUNDS):
         admin = await site.account(role="admin")
