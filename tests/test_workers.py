@@ -188,6 +188,43 @@ async def test_whoever_comes_when_no_worker_accepts_any_more_is_refused_and_not_
         assert await asyncio.wait_for(server.process.wait(), 20) == 0
 
 
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+async def test_whoever_is_connected_when_it_ends_is_answered(clone_url: str, arguments: tuple[str, ...]) -> None:
+    answered, lost = 0, 0
+
+    async def ask_until_refused(host: str | None, port: int | None) -> None:
+        nonlocal answered, lost
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                # Refused, or reset before it was connected: nothing has been sent.
+                return
+            try:
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                is_answered = (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            except OSError:
+                is_answered = False
+            finally:
+                writer.close()
+            answered += is_answered
+            lost += not is_answered
+
+    async with real_server(clone_url, *arguments, **DRAIN) as server:
+        address = urlsplit(server.base_url)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for _ in range(16):
+                group.create_task(ask_until_refused(address.hostname, address.port))
+            await asyncio.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+        code = await asyncio.wait_for(server.process.wait(), 20)
+
+    assert code == 0
+    assert answered > 100
+    # One may come between the last look at the queue and its end; without that look nearly all sixteen are lost.
+    assert lost <= 1
+
+
 async def until_refused(host: str | None, port: int | None) -> None:
     async with asyncio.timeout(8):
         while await _is_connected(host, port):  # noqa: ASYNC110  # Nobody tells.

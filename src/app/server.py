@@ -9,7 +9,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn, override
 
@@ -126,6 +127,17 @@ def _allow_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Accept all who wait; where several processes share the socket, another may be quicker or has closed it."""
+    with suppress(OSError):
+        # No queue any more: whoever comes between the last look and the end is refused, and has not sent anything yet.
+        listener.listen(0)
+        while True:
+            client, _ = listener.accept()
+            client.settimeout(0)
+            yield client
+
+
 def _connection_limit(settings: ServerSettings) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
@@ -178,6 +190,21 @@ class _Server(uvicorn.Server):
         await asyncio.to_thread(self._on_ready)
 
     @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Whoever has connected is in the system's queue; closing it would answer them with a reset.
+        waiting = [client for listener in sockets or () for client in _waiting(listener)]
+        arrivals = [asyncio.create_task(self._welcome(client)) for client in waiting]
+        await super().shutdown(sockets)
+        await asyncio.gather(*arrivals)
+
+    async def _welcome(self, client: socket.socket) -> None:
+        """Take a connection when no more are listened for: it has one request, if that comes at once."""
+        _, connection = await self._loop.connect_accepted_socket(
+            lambda: Connection(config=self.config, server_state=self._connections, app_state=self.lifespan.state), client
+        )
+        connection.shutdown()
+
+    @override
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS_PER_SECOND == 0:
             self._connections.enforce(self._loop.time())
@@ -189,7 +216,7 @@ class _Server(uvicorn.Server):
             # Ctrl-C reaches the whole group; the supervisor is the one to act on it.
             return
         if sig == signal.SIGTERM and self.started and not self._is_draining:
-            self._loop.call_soon_threadsafe(self._drain)
+            self._loop.call_soon_threadsafe(self._retire if self._control else self._drain)
             return
         super().handle_exit(sig, frame)
         # uvicorn would raise the signal again once everything is closed, and an orderly end would look like a crash.
@@ -201,13 +228,16 @@ class _Server(uvicorn.Server):
         if command == DRAIN:
             self._drain()
         elif command == RETIRE:
-            # The others go on: new connections are theirs from now on.
-            for server in self.servers:
-                server.close()
-            self._drain()
+            self._retire()
         else:
             self._loop.remove_reader(control)
             self.should_exit = True
+
+    def _retire(self) -> None:
+        """End alone: new connections are for the others from now on."""
+        for server in self.servers:
+            server.close()
+        self._drain()
 
     def _drain(self) -> None:
         """Be of use until those who send the requests have noticed: each answer is the last on its connection."""
