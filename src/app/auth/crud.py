@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    Interval,
     Row,
     Select,
     Update,
@@ -91,11 +92,8 @@ _LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()
 _LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
 # Ids begin with 48 bits of time (RFC 9562); the rest is chance.
 _CHANCE_BITS = 80
-_USER_COLUMNS = (User.role, User.authz_version)
-_STATE = (
-    *(getattr(LoginSession, name) for name in SessionState._fields if name not in {"role", "authz_version"}),
-    *_USER_COLUMNS,
-)
+_OF_USERS = {"role", "authz_version"}
+_STATE = [getattr(User if name in _OF_USERS else LoginSession, name) for name in SessionState._fields]
 _IS_LIVE = (
     LoginSession.revoked_at.is_(None)
     & (LoginSession.idle_expires_at > func.now())
@@ -113,6 +111,30 @@ _STANDING = (
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
 _HELD_STANDING = _STANDING.with_for_update(read=True, of=(User, LoginSession))
+# Of tables, not of entities, and built once: the statement takes less than half of the time that way.
+_TABLE = LoginSession.metadata.tables[LoginSession.__tablename__]
+_SESSIONS, _USERS = _TABLE.c, User.__table__.c
+_ROTATION = (
+    update(_TABLE)
+    .where(
+        _SESSIONS.id == bindparam("presented_id"),
+        _SESSIONS.generation == bindparam("presented"),
+        _SESSIONS.revoked_at.is_(None),
+        _SESSIONS.idle_expires_at > func.now(),
+        _SESSIONS.absolute_expires_at > func.now(),
+        _USERS.id == _SESSIONS.user_id,
+        _USERS.is_active,
+    )
+    .values(
+        generation=_SESSIONS.generation + 1,
+        pepper_id=bindparam("new_pepper_id"),
+        replays=0,
+        rotated_at=func.now(),
+        last_seen_at=func.now(),
+        idle_expires_at=func.least(func.now() + bindparam("idle", type_=Interval), _SESSIONS.absolute_expires_at),
+    )
+    .returning(*(_USERS[name] if name in _OF_USERS else _SESSIONS[name] for name in SessionState._fields))
+)
 _LISTED = (
     LoginSession.id,
     LoginSession.created_at,
@@ -181,27 +203,8 @@ async def rotate(
     session: WriteSession, session_id: UUID, generation: int, *, pepper_id: int, idle: timedelta
 ) -> SessionState | None:
     """Move a live session of an active account on by one generation; None for every other caller, who waited."""
-    statement = (
-        update(LoginSession)
-        .where(
-            LoginSession.id == session_id,
-            LoginSession.generation == generation,
-            _IS_LIVE,
-            User.id == LoginSession.user_id,
-            User.is_active,
-        )
-        .values(
-            generation=LoginSession.generation + 1,
-            pepper_id=pepper_id,
-            replays=0,
-            rotated_at=func.now(),
-            last_seen_at=func.now(),
-            idle_expires_at=func.least(func.now() + idle, LoginSession.absolute_expires_at),
-        )
-        .returning(*_STATE)
-        .execution_options(synchronize_session=False)
-    )
-    row = (await session.execute(statement)).one_or_none()
+    values = {"presented_id": session_id, "presented": generation, "new_pepper_id": pepper_id, "idle": idle}
+    row = (await session.execute(_ROTATION, values)).one_or_none()
     return None if row is None else SessionState._make(row)
 
 
