@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from httpx2 import AsyncClient
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from app.core import exposition as exposition_module
@@ -292,6 +293,13 @@ def registration(email: str) -> dict[str, str]:
 
 
 DOCUMENT = ROOT / "docs" / "operations.md"
+
+
+async def test_every_metric_is_explained_in_a_sentence(site: Site) -> None:
+    shown = await site.until(lambda shown: "revocation_age_seconds" in shown.types)
+
+    for family in text_string_to_metric_families(shown.text):
+        assert re.match(r"[A-Z0-9].*[a-z].*\.$", family.documentation), f"{family.name}: {family.documentation}"
 
 
 async def test_the_list_of_metrics_names_each_with_its_type_and_its_labels(site: Site) -> None:

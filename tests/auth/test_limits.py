@@ -348,6 +348,20 @@ async def test_wrong_passwords_of_a_thief_elsewhere_do_not_stop_the_owner(client
     assert right.status_code == 200
 
 
+async def test_wrong_passwords_of_one_account_do_not_stop_another_at_the_same_address(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher, ada: User
+) -> None:
+    grace = await make_user(session, hasher, email="grace@example.com")
+    await session.commit()
+    hers, other = await pair_of(client, ada.email), await pair_of(client, grace.email)
+
+    statuses = [(await reauthenticate(client, hers)).status_code for _ in range(11)]
+    right = await client.post(f"{AUTH}/reauthenticate", json={"password": PASSWORD}, headers=bearer(other))
+
+    assert statuses == [403] * 10 + [429]
+    assert right.status_code == 200
+
+
 async def test_passwords_given_again_rightly_do_not_count(client: AsyncClient, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     path, body, headers = f"{AUTH}/reauthenticate", {"password": PASSWORD}, bearer(pair)

@@ -264,6 +264,21 @@ async def test_an_unreadable_notification_makes_the_poll_come_at_once(
         await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
 
 
+async def test_a_withdrawn_key_is_known_by_the_notification_alone(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
+    async with listening(shared_url) as listener:
+
+        def covers(kid: str) -> bool:
+            return listener.covers(session_id=UUID(int=0), user_id=UUID(int=0), version=1, kid=kid)
+
+        # No row: the poll would never find it.
+        await connection.execute("SELECT pg_notify('revocations', '3 a key')")
+        await becomes(lambda: covers("a key"), within=BY_NOTIFICATION)
+
+        assert not covers("another key")
+
+
 async def test_a_forged_notification_can_only_revoke(shared_url: str, connection: asyncpg.Connection) -> None:
     session_id, user_id = uuid4(), uuid4()
     async with listening(shared_url) as listener:

@@ -12,11 +12,13 @@ from fastapi import FastAPI
 from httpx2 import AsyncClient
 from sqlalchemy import event, text
 
-from app.auth.dependencies import CurrentPrincipal
+from app.audit.service import Actor
+from app.auth.dependencies import CurrentPrincipal, Principal
+from app.auth.errors import InvalidTokenError
 from app.auth.tokens import AccessTokens
 from app.core import routing
 from app.core.config import Settings
-from app.core.database import Database
+from app.core.database import Database, WriteSession
 from app.core.keys import parse_key_ring
 from app.core.security import PasswordHasher
 from app.main import create_app
@@ -262,3 +264,28 @@ async def test_a_token_signed_by_us_must_still_name_what_exists(shared_url: str,
             assert_problem(response, 401, "invalid_token")
 
         assert await answers(client, mine) == 200
+
+
+async def test_nothing_is_written_by_a_key_that_has_been_withdrawn_meanwhile(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher
+) -> None:
+    account = await make_user(session, hasher)
+    await session.commit()
+    claims = (await start(client, account.email)).claims
+    principal = Principal(
+        user_id=account.id,
+        session_id=UUID(claims["sid"]),
+        version=claims["ver"],
+        scopes=frozenset(),
+        auth_time=claims["auth_time"],
+        kid="its key",
+        actor=Actor(),
+    )
+
+    await principal.confirm(session)
+    await session.execute(
+        text("INSERT INTO revocations (kind, key_id, expires_at) VALUES (3, 'its key', now() + interval '1 minute')")
+    )
+
+    with pytest.raises(InvalidTokenError):
+        await principal.confirm(session)

@@ -13,7 +13,15 @@ from pydantic import SecretStr
 
 from app.core.config import AuthSettings
 from app.core.errors import ConfigurationError
-from app.core.keys import KeyRing, following, generate_key_set, load_key_ring, parse_key_ring, with_root
+from app.core.keys import (
+    KeyRing,
+    following,
+    generate_key_set,
+    load_key_ring,
+    new_signing_key,
+    parse_key_ring,
+    with_root,
+)
 
 type Keys = list[dict[str, Any]]
 
@@ -62,6 +70,15 @@ def test_a_generated_key_set_can_be_read(algorithm: Any) -> None:
     assert len(ring.peppers[1]) == 32
 
 
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+def test_a_generated_signing_key_says_what_it_is_for_and_is_no_option_of_a_command(algorithm: Any) -> None:
+    # One thumbprint in 64 begins with a hyphen.
+    keys = [new_signing_key(algorithm, "next") for _ in range(500)]
+
+    assert {(key["use"], key["alg"], key["state"]) for key in keys} == {("sig", algorithm, "next")}
+    assert not any(key["kid"].startswith("-") for key in keys)
+
+
 def test_each_generated_key_set_is_another() -> None:
     first, second = (parse_key_ring(generate_key_set(), source="here") for _ in range(2))
 
@@ -104,6 +121,8 @@ def test_a_root_that_is_written_down_changes_nothing() -> None:
 
     assert parse_key_ring(json.dumps(written), source="here").derive("cursor") == before.derive("cursor")
     assert with_root(written) == written
+    # RFC 7517: base64url without padding.
+    assert len(written["keys"][-1]["k"]) == 43
 
 
 def test_every_key_of_the_set_verifies() -> None:
@@ -117,7 +136,7 @@ def test_every_key_of_the_set_verifies() -> None:
 
 
 def test_the_published_set_has_public_members_alone() -> None:
-    keys = [key_set()[0], {**json.loads(generate_key_set("EdDSA"))["keys"][0], "state": "next"}, pepper()]
+    keys = [without(0, "use")[0], {**json.loads(generate_key_set("EdDSA"))["keys"][0], "state": "next"}, pepper()]
     ring = parse_key_ring(text_of(keys), source="here")
 
     published = ring.public_set()["keys"]
@@ -315,6 +334,20 @@ async def test_a_change_of_the_file_is_taken_up_while_the_process_runs(file: Pat
     assert set(ring.signing) == {keys[0]["kid"], keys[1]["kid"]}
     assert (ring.active_pepper, set(ring.peppers)) == (2, {1, 2})
     assert ring.derive("cursor") == cursor
+
+
+def test_every_change_is_taken_up_and_told(file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture) -> None:
+    for keys in (rotated(file), key_set()):
+        replace(file, text_of(keys))
+        caplog.clear()
+
+        with caplog.at_level("INFO", logger="app.core.keys"):
+            ring.catch_up()
+
+        (told,) = caplog.records
+        assert told.message == "the keys have changed"
+        assert (vars(told)["signing_key"], vars(told)["pepper_id"]) == (ring.active, ring.active_pepper)
+        assert ring.active == keys[0]["kid"]
 
 
 def test_an_unknown_key_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
