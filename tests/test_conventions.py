@@ -361,6 +361,28 @@ def test_nothing_is_loaded_lazily() -> None:
     assert not lazy, f'say relationship(…, lazy="raise") in {lazy}: async code cannot load on access'
 
 
+def test_whoever_writes_for_others_is_confirmed_in_the_same_transaction() -> None:
+    operations = {
+        f"{place(file)} {function.name}": function
+        for file in FILES
+        if file.name == "router.py"
+        for function in ast.walk(ast.parse(file.read_text()))
+        if isinstance(function, ast.AsyncFunctionDef)
+        and any(ast.unparse(one.annotation).endswith("Writer") for one in function.args.args if one.annotation)
+    }
+    careless = [
+        name
+        for name, function in operations.items()
+        if not any(isinstance(node, ast.Attribute) and node.attr == "confirm" for node in ast.walk(function))
+    ]
+
+    assert operations
+    assert not careless, (
+        f"{careless} could write by a token that has been revoked meanwhile: call `writer.confirm(session)`, or hand it to "
+        "the service that locks the row first"
+    )
+
+
 def test_imports_stand_at_the_top() -> None:
     found = {
         f"{place(file)} {function}"
