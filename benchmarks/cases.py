@@ -233,6 +233,21 @@ def crowds(lab: Lab) -> dict[str, Contender]:
     return {f"{connections} connections": crowd(connections) for connections in (64, 200, 500)}
 
 
+def workers(plan: Callable[[Lab, str], Plan]) -> Callable[[Lab], dict[str, Contender]]:
+    """Let one worker on its core take turns with two on all cores, which they share with the load and the database."""
+
+    def contenders(lab: Lab) -> dict[str, Contender]:
+        def contender(kind: str) -> Contender:
+            def turn(seconds: float) -> Sample:
+                return send(lab.server(kind), plan(lab, kind), connections=32, seconds=seconds)
+
+            return turn
+
+        return {"application": contender("application"), "two workers": contender("two workers")}
+
+    return contenders
+
+
 def cold_start(lab: Lab) -> dict[str, Contender]:
     """Start a process, and wait for its first answer."""
 
@@ -284,12 +299,14 @@ def growth(requests: int) -> Callable[[Lab], dict[str, Contender]]:
 
     def contenders(lab: Lab) -> dict[str, Contender]:
         def turn(seconds: float) -> Sample:
+            # The same callers all the time: each new access token is remembered, up to a number.
+            plan = me(lab, "application")
             with lab.start("application") as server:
                 # What the first requests fill (pools, caches, arenas) is no growth.
-                answered = [send(server, me(lab, "application"), connections=16, seconds=seconds)[RATE] * seconds]
+                answered = [send(server, plan, connections=16, seconds=seconds)[RATE] * seconds]
                 weights = [server.memory_mb()]
                 while answered[-1] < requests + answered[0]:
-                    figures = send(server, me(lab, "application"), connections=16, seconds=seconds)
+                    figures = send(server, plan, connections=16, seconds=seconds)
                     answered.append(answered[-1] + figures[RATE] * seconds)
                     weights.append(server.memory_mb())
             return {GROWTH: linear_regression(answered, weights).slope * 1e3 * 1e4, LOADED: weights[-1]}
@@ -340,6 +357,8 @@ def cases(requests: int) -> list[Case]:
         Case("create", "create an account, 16 connections", compared(create, 16, has_limit=False)),
         Case("change", "rename one account, 1 connection", compared(change, 1, has_limit=False)),
         Case("crowds", "`/users/me`, ever more connections", crowds),
+        Case("workers", "`/livez`, 32 connections, two workers against one", workers(livez), (Goal(RATE, 1.8),)),
+        Case("workers-me", "`/users/me`, 32 connections, two workers against one", workers(me)),
         Case("start", "start to first answer", cold_start, (Goal(START, 1.8, 1.5, at_most=True),)),
         Case("import", "loading the modules", import_time),
         Case("memory", "memory of a worker", memory, (Goal(LOADED, 110, at_most=True, is_ratio=False),)),

@@ -101,9 +101,9 @@ class Lab:
         return self._servers[kind]
 
     def start(self, kind: str) -> Server:
-        """Start another server of a kind: `limit`, `application`, `before`, or `large` for the large database."""
-        log = self._directory / f"{kind}-{next(self._numbers)}.log"
-        return Server(self._command(kind), self.cores.server, log)
+        """Start another server of a kind: `limit`, `application`, `before`, `two workers`, or `large` for the large database."""
+        log = self._directory / f"{kind.replace(' ', '-')}-{next(self._numbers)}.log"
+        return Server(self._command(kind), self.cores.all if kind == "two workers" else self.cores.server, log)
 
     def _command(self, kind: str) -> Command:
         if kind == "limit":
@@ -115,7 +115,8 @@ class Lab:
         if kind == "before":
             # Found before the installed package: another checkout's code, with the same dependencies.
             environment["PYTHONPATH"] = f"{self.against}/src"
-        return Command(("-m", "app", "serve"), environment)
+        count = ("--workers", "2") if kind == "two workers" else ()
+        return Command(("-m", "app", "serve", *count), environment)
 
     def limit_tokens(self, numbers: range) -> list[str]:
         """Give these accounts what the limit takes for an access token."""
