@@ -35,9 +35,27 @@ _RESULTS = ROOT / "mutants" / "src"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests named like the broken module; the first that fails ends the run."""
-    module = os.environ.get("MUTANT_UNDER_TEST", "").rpartition(".")[0].rpartition(".")[2]
-    items.sort(key=lambda item: not item.path.stem.startswith(f"test_{module.removesuffix('s')}"))
+    """Begin with what has killed another mutant of the function, then with tests named like the module: one failure is enough."""
+    module = _mutant().rpartition(".")[0].rpartition(".")[2].removesuffix("s")
+    notes = _notes()
+    killers = notes.read_text().splitlines() if notes.exists() else []
+    items.sort(key=lambda item: (item.nodeid not in killers, not item.path.stem.startswith(f"test_{module}")))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note which test has killed a mutant."""
+    if report.failed and "__mutmut_" in _mutant():
+        with _notes().open("a") as notes:
+            notes.write(f"{report.nodeid}\n")
+
+
+def _mutant() -> str:
+    return os.environ.get("MUTANT_UNDER_TEST", "")
+
+
+def _notes() -> Path:
+    # Where mutmut runs the tests.
+    return ROOT / f"killers-of-{_mutant().rpartition('__mutmut_')[0]}.txt"
 
 
 def main(
