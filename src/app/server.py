@@ -200,7 +200,8 @@ class _Server(uvicorn.Server):
     async def _welcome(self, client: socket.socket) -> None:
         """Take a connection when no more are listened for: it has one request, if that comes at once."""
         _, connection = await self._loop.connect_accepted_socket(
-            lambda: Connection(config=self.config, server_state=self._connections, app_state=self.lifespan.state), client
+            lambda: Connection(config=self.config, server_state=self._connections, app_state=self.lifespan.state),
+            client,
         )
         connection.shutdown()
 

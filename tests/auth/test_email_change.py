@@ -246,6 +246,30 @@ async def test_a_wrong_password_asks_for_nothing(client: AsyncClient, session: W
     assert await jobs(session) == []
 
 
+async def test_a_password_reset_while_the_password_is_checked_leaves_no_link(
+    client: AsyncClient, session: WriteSession, post: Post, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.post(f"{AUTH}/password/forgot", json={"email": "ada@example.com"})
+    secret = link_in((await post.collect())[-1]).partition("#token=")[2]
+    verify = PasswordHasher.verify
+
+    async def overtaken(hasher: PasswordHasher, password: str, stored: str | None) -> Any:
+        verification = await verify(hasher, password, stored)
+        # The owner is quicker than the thief of the password, whose request has come this far.
+        reset = await client.post(f"{AUTH}/password/reset", json={"token": secret, "new_password": NEW_PASSWORD})
+        assert reset.status_code == 204
+        return verification
+
+    monkeypatch.setattr(PasswordHasher, "verify", overtaken)
+
+    response = await ask(client, pair)
+
+    assert_problem(response, 401, "invalid_token")
+    assert await session.scalar(text("SELECT count(*) FROM account_links")) == 0
+    assert not await events(session, "auth.email_change_requested")
+    assert {mail.to for mail in await post.collect()} == {"ada@example.com"}
+
+
 @pytest.mark.parametrize("state", ["is_active = false", "hashed_password = NULL"])
 async def test_a_link_of_a_disabled_account_is_refused(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair, state: str

@@ -23,7 +23,7 @@ from app.users import links
 from app.users import service as users_service
 from app.users.links import Purpose
 from app.users.models import AccountLink
-from app.users.service import Account
+from app.users.service import Account, Confirm
 
 _VERIFIES = frozenset[Purpose]({"verify_email"})
 _SETS_PASSWORD = frozenset[Purpose]({"set_password", "reset_password"})
@@ -115,7 +115,7 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
     await kit.database.unit(change)
 
 
-async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange) -> None:
+async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange, *, confirm: Confirm) -> None:
     """Ask to move an account to another address: that one must confirm, this one is told."""
     await service.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
     await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
@@ -124,6 +124,8 @@ async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: Em
         link_id = await links.create(
             session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
         )
+        # Now that the account is held: a reset of its password, which has discarded such links, must not miss this one.
+        await confirm(session)
         await queue.enqueue(session, user_jobs.mail_link, link_id)
         await audit.record(session, actor, "auth.email_change_requested", subject_id=account.id)
         await _notify(session, "email_change_requested", account)

@@ -297,7 +297,7 @@ async def change_my_email(
     request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
 ) -> Accepted:
     """Ask to move one's account to another address; the new one is asked to confirm, the old one is told."""
-    await account.change_email(request.state["auth"], principal.actor, user, payload)
+    await account.change_email(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
     return Accepted()
 
 
