@@ -32,7 +32,7 @@ STATEMENTS = MappingProxyType(
         "POST /api/v1/auth/email/confirm": 1,
         # Changes of credentials ask the database about the token, and count and take back the attempt around the hash.
         "POST /api/v1/auth/reauthenticate": 6,
-        "PUT /api/v1/users/me/password": 11,
+        "PUT /api/v1/users/me/password": 12,
         "POST /api/v1/users/me/email": 13,
         "GET /api/v1/users/me/sessions": 1,
         "DELETE /api/v1/users/me/sessions": 3,

@@ -140,6 +140,31 @@ async def test_links_that_are_on_their_way_die(client: AsyncClient, post: Post, 
     assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        "UPDATE sessions SET revoked_at = now(), revoke_reason = 'user' WHERE user_id = :id",
+        "UPDATE users SET is_active = false, authz_version = authz_version + 1 WHERE id = :id",
+    ],
+)
+async def test_whoever_is_logged_out_while_the_password_is_checked_changes_nothing(
+    client: AsyncClient, session: WriteSession, ada: User, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    pair, verify = await pair_of(client, ada.email), PasswordHasher.verify
+    before = await existing(session, ada.id)
+
+    async def overtaken(hasher: PasswordHasher, password: str, stored: str | None) -> Any:
+        await session.execute(text(end), {"id": ada.id})
+        await session.commit()
+        return await verify(hasher, password, stored)
+
+    monkeypatch.setattr(PasswordHasher, "verify", overtaken)
+
+    assert_problem(await change(client, pair), 401, "invalid_token")
+    assert (await existing(session, ada.id)).hashed_password == before.hashed_password
+    assert not await events(session, "auth.password_changed")
+
+
 async def test_nobody_changes_a_password_without_a_token(client: AsyncClient, session: WriteSession) -> None:
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
 

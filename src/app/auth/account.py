@@ -95,7 +95,9 @@ async def _owner(kit: Toolkit, secret: str) -> Account:
     return account
 
 
-async def change_password(kit: Toolkit, actor: Actor, account: Account, payload: PasswordChange) -> None:
+async def change_password(
+    kit: Toolkit, actor: Actor, account: Account, payload: PasswordChange, *, confirm: Confirm
+) -> None:
     """Change the password of a logged-in owner; the other login sessions end."""
     old, new = payload.current_password.get_secret_value(), payload.new_password.get_secret_value()
     stored = await service.confirm_password(kit, actor, account.id, old)
@@ -104,7 +106,9 @@ async def change_password(kit: Toolkit, actor: Actor, account: Account, payload:
 
     async def change(session: WriteSession) -> None:
         # Whoever changed it meanwhile, by a reset link say, decides.
-        if not await users_service.replace_password(session, account.id, old=stored, new=hashed_password):
+        if not await users_service.replace_password(
+            session, account.id, old=stored, new=hashed_password, confirm=confirm
+        ):
             raise WrongPasswordError
         # A pending change of address dies as well: it may be what the owner defends against.
         await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)

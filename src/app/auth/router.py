@@ -284,7 +284,7 @@ async def change_my_password(
     request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
 ) -> None:
     """Change one's password; the other login sessions end, and this one goes on by its refresh token."""
-    await account.change_password(request.state["auth"], principal.actor, user, payload)
+    await account.change_password(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
 
 
 @me.post(

@@ -191,11 +191,12 @@ async def set_password(session: WriteSession, user_id: UUID, hashed_password: st
     await crud.change(session, user_id, values)
 
 
-async def replace_password(session: WriteSession, user_id: UUID, *, old: str, new: str) -> bool:
+async def replace_password(session: WriteSession, user_id: UUID, *, old: str, new: str, confirm: Confirm) -> bool:
     """Replace a password hash by another, unless it has been replaced meanwhile; tokens issued before stop working."""
     user = await crud.lock(session, user_id)
     if user is None or user.hashed_password != old:
         return False
+    await confirm(session)
     await crud.change(session, user_id, {"hashed_password": new, "authz_version": User.authz_version + 1})
     return True
 
