@@ -571,6 +571,17 @@ async def test_a_refresh_never_widens_what_the_login_asked_for(
     assert refreshed.body["scope"] == "audit:read users:read"
 
 
+async def test_a_login_that_asked_for_no_scope_has_whatever_its_role_grants_later(
+    client: AsyncClient, session: WriteSession, email: str
+) -> None:
+    tokens = await start(client, email)
+    await session.execute(text("UPDATE users SET role = 'admin' WHERE email = :email"), {"email": email})
+    await session.commit()
+
+    assert tokens.body["scope"] == ""
+    assert (await refresh(client, tokens)).body["scope"] == "audit:read users:read users:write"
+
+
 async def test_a_refresh_gives_what_the_role_grants_by_now(
     client: AsyncClient, session: WriteSession, admin_email: str
 ) -> None:
@@ -603,6 +614,22 @@ async def test_the_session_idle_longest_makes_room_for_a_new_one(
     assert (await row(session, idle.session_id)).revoke_reason == "evicted"
 
 
+async def test_only_live_sessions_of_the_same_account_make_room(
+    database_url: str, database: Database, session: WriteSession, email: str, admin_email: str
+) -> None:
+    async with with_auth(database_url, database, sessions_per_user=3) as client:
+        others = [await start(client, admin_email) for _ in range(3)]
+        oldest, *ended = [await start(client, email) for _ in range(3)]
+        for tokens in ended:
+            await client.post(REVOKE, data={"token": tokens.refresh})
+
+        newest = await start(client, email)
+
+        assert all([await is_accepted(client, tokens) for tokens in (*others, oldest, newest)])
+    reasons = (await session.scalars(text("SELECT revoke_reason FROM sessions WHERE revoked_at IS NOT NULL"))).all()
+    assert reasons == ["logout", "logout"]
+
+
 async def test_fifty_logins_at_once_leave_the_most_sessions_allowed(clone_url: str, hasher: PasswordHasher) -> None:
     settings = make_settings(
         clone_url,
@@ -633,6 +660,15 @@ async def test_a_login_notes_where_it_comes_from(client: AsyncClient, session: W
     noted = await row(session, tokens.session_id)
     assert noted.user_agent == f"Browser/1.2{'x' * 300}"[:256]
     assert noted.ip_prefix is not None
+
+
+async def test_the_log_knows_which_session_a_login_began(
+    client: AsyncClient, session: WriteSession, email: str
+) -> None:
+    tokens = await start(client, email)
+
+    (recorded,) = await events(session, "auth.login_succeeded")
+    assert recorded.session_id == tokens.session_id
 
 
 async def test_a_login_may_say_nothing_about_its_device(client: AsyncClient, session: WriteSession, email: str) -> None:
@@ -1050,6 +1086,18 @@ async def test_a_worker_that_does_not_know_the_pepper_of_a_session_gives_the_sam
     async with with_auth(database_url, database, signing_keys=both) as client:
         assert (await refresh(client, second)).refresh == (await refresh(client, replayed)).refresh
     assert (await row(session, first.session_id)).generation == 2
+
+
+async def test_a_replay_after_a_change_of_pepper_gives_the_same_successor(
+    database_url: str, database: Database, email: str
+) -> None:
+    old, both = with_peppers((1, "active")), with_peppers((1, "retiring"), (2, "active"))
+    async with with_auth(database_url, database, signing_keys=old) as client:
+        first = await start(client, email)
+        second = await refresh(client, first)
+
+    async with with_auth(database_url, database, signing_keys=both) as client:
+        assert (await refresh(client, first)).refresh == second.refresh
 
 
 # Under pressure
