@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -75,6 +77,10 @@ async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 def knows(listener: RevocationListener, session_id: UUID) -> bool:
     return listener.covers(session_id=session_id, user_id=UUID(int=0), version=1, kid="")
+
+
+def lacks(listener: RevocationListener, session_id: UUID) -> bool:
+    return not knows(listener, session_id)
 
 
 async def becomes(condition: Callable[[], bool], *, within: float) -> float:
@@ -199,6 +205,26 @@ async def test_it_connects_as_the_engines_do(shared_url: str) -> None:
 
     async with listening(url.render_as_string(hide_password=False)) as listener:
         assert listener.is_current
+
+
+async def test_a_host_that_never_answers_is_passed_over(shared_url: str) -> None:
+    url = make_url(shared_url)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = (f"127.0.0.1:{silent.getsockname()[1]}", f"{url.host}:{url.port}")
+        several = url.set(host=None, port=None).update_query_dict({"host": hosts})
+
+        async with listening(several.render_as_string(hide_password=False)) as listener:
+            assert listener.is_current
+
+
+async def test_it_says_that_the_revocations_are_known(shared_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="app.auth.revocation"):
+        async with listening(shared_url):
+            pass
+
+    (line,) = [one for one in caplog.records if one.message == "revocations are known"]
+    assert line.__dict__["mode"] == "listening"
+    assert isinstance(line.__dict__["entries"], int)
 
 
 async def test_it_takes_the_way_around_a_pooler(shared_url: str) -> None:
@@ -487,13 +513,15 @@ async def test_a_running_listener_drops_old_entries(
 ) -> None:
     monkeypatch.setattr(revocation, "_SWEEP_INTERVAL", 0.0)
     monkeypatch.setattr(revocation, "_LONGEST", 0.0)
-    session_id = uuid4()
     async with listening(shared_url) as listener:
-        await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")
-        await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
+        for session_id in (uuid4(), uuid4()):
+            await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")
+            await becomes(partial(knows, listener, session_id), within=BY_NOTIFICATION)
 
-        await nudge(connection)
-        await becomes(lambda: not knows(listener, session_id), within=BY_POLL)
+            await nudge(connection)
+            await becomes(partial(lacks, listener, session_id), within=BY_POLL)
+
+        assert listener.is_current
 
 
 # What requests are answered meanwhile
