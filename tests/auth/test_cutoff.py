@@ -93,6 +93,16 @@ async def test_no_clock_decides_who_comes_after(
     assert all([await is_accepted(client, one) for one in after])
 
 
+def test_an_id_from_before_the_line_keeps_its_part_of_chance_beyond_it() -> None:
+    chance = (1 << 80) - 1
+    before, cutoff = uuid7(), UUID(int=((uuid7().int >> 80) + 1000) << 80)
+
+    moved = crud.beyond(cutoff, before)
+
+    assert moved > cutoff
+    assert (moved.int >> 80, moved.int & chance) == (cutoff.int >> 80, before.int & chance)
+
+
 async def test_what_is_ended_after_the_cutoff_is_no_longer_remembered_is_published_itself(
     client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn
 ) -> None:

@@ -222,6 +222,11 @@ def test_keys_come_from_the_environment() -> None:
     assert ring.active == json.loads(text)["keys"][0]["kid"]
 
 
+def test_broken_keys_of_the_environment_are_named_by_their_variable() -> None:
+    with pytest.raises(ConfigurationError, match=r"^APP_AUTH__SIGNING_KEYS: this is not a private key set"):
+        load_key_ring(AuthSettings(signing_keys=SecretStr("{}")))
+
+
 def test_keys_come_from_a_file(tmp_path: Path) -> None:
     text = generate_key_set()
     file = tmp_path / "keys.json"

@@ -53,7 +53,6 @@ class LockedUser(NamedTuple):
     is_active: bool
     authz_version: int
     role: str
-    hashed_password: str | None
     # A session that begins now has a higher id than this: everybody before has been logged out.
     cutoff: UUID | None
 
@@ -147,9 +146,7 @@ _LISTED = (
 async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
     """Hold an account against changes and other logins until the transaction ends."""
     statement = (
-        select(
-            User.id, User.is_active, User.authz_version, User.role, User.hashed_password, _LAST_CUTOFF.scalar_subquery()
-        )
+        select(User.id, User.is_active, User.authz_version, User.role, _LAST_CUTOFF.scalar_subquery())
         .where(User.id == user_id)
         .with_for_update(key_share=True)
     )
