@@ -240,8 +240,10 @@ async def test_a_full_queue_of_passwords_is_shown(clone_url: str) -> None:
 
     assert during.value("password_hash_active") == 1
     assert after.value("password_hash_active") == after.value("password_hash_waiting") == 0
-    refused = {"outcome": "hashing_busy"}
-    assert after.value("logins_total", **refused) - before.value("logins_total", **refused) >= 1
+    refused = after.value("logins_total", outcome="hashing_busy") - before.value("logins_total", outcome="hashing_busy")
+    assert refused >= 1
+    hashes = {"outcome": "refused"}
+    assert after.value("password_hashes_total", **hashes) - before.value("password_hashes_total", **hashes) == refused
 
 
 # Jobs and mail

@@ -12,7 +12,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import text
 
 from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.security import HashingBusyError, PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, jobs
@@ -171,6 +171,27 @@ async def test_behind_a_trusted_proxy_what_the_client_wrote_is_not_read(
     assert statuses == [400] * 10 + [429]
 
 
+async def test_behind_a_trusted_proxy_repeated_headers_are_one_list(
+    database_url: str, database: Database, ada: User
+) -> None:
+    form = {"grant_type": "password", "username": ada.email, "password": WRONG}
+    async with behind_a_proxy(database_url, database) as client:
+        statuses = [
+            (
+                await client.post(
+                    f"{AUTH}/token",
+                    data=form,
+                    headers=[("X-Forwarded-For", f"9.9.9.{number}, {THERE}"), ("X-Forwarded-For", "10.0.0.2")],
+                )
+            ).status_code
+            for number in range(11)
+        ]
+        other = await log_in(client, ada.email, **{"X-Forwarded-For": "127.0.0.1"})
+
+    assert statuses == [400] * 10 + [429]
+    assert other.status_code == 200
+
+
 async def test_a_whole_ipv6_network_is_one_address(database_url: str, database: Database, ada: User) -> None:
     async with behind_a_proxy(database_url, database) as client:
         statuses = [
@@ -285,6 +306,21 @@ async def test_attempts_that_were_never_made_do_not_count(clone_url: str) -> Non
     statuses = Counter(response.status_code for response in answers)
     assert statuses.keys() == {400, 503}
     assert set(counted) == {statuses[400]}
+
+
+async def test_a_password_given_again_that_found_no_room_does_not_count(
+    client: AsyncClient, session: WriteSession, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = await pair_of(client, ada.email)
+
+    async def busy(_hasher: PasswordHasher, _password: str, _stored: str | None) -> None:
+        raise HashingBusyError
+
+    monkeypatch.setattr(PasswordHasher, "verify", busy)
+    statuses = [(await reauthenticate(client, pair)).status_code for _ in range(11)]
+
+    assert statuses == [503] * 11
+    assert await session.scalar(text("SELECT max(hits) FROM rate_limits WHERE key LIKE 'password%'")) == 0
 
 
 async def test_switched_off_nothing_is_counted(

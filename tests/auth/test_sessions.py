@@ -970,9 +970,11 @@ async def test_giving_the_password_again_keeps_the_session_and_its_refresh_token
     first = await start(client, email)
     await shift(session, first.session_id, "auth_time = now() - interval '400 s'")
     second = await refresh(client, first)
+    await shift(session, first.session_id, "last_seen_at = now() - interval '1 hour'")
 
     renewed = pair(await client.post(REAUTHENTICATE, json={"password": PASSWORD}, headers=second.headers))
 
+    assert (await row(session, first.session_id)).last_seen_at > datetime.now(UTC) - timedelta(minutes=1)
     assert renewed.session_id == first.session_id
     assert renewed.refresh == second.refresh
     assert renewed.claims["auth_time"] > second.claims["auth_time"]

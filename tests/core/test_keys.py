@@ -113,6 +113,20 @@ def test_in_a_set_without_a_root_the_first_pepper_stands_in_for_it() -> None:
     assert rotated.derive("cursor") == alone.derive("cursor")
 
 
+def test_what_is_derived_from_a_pepper_stays_what_it_has_been() -> None:
+    ring = parse_key_ring(text_of([key_set()[0], pepper()]), source="here")
+
+    # HMAC-SHA-256 of "cursor" by the root, which is that of "derive" by 32 times "p": cursors that clients hold depend on it.
+    assert ring.derive("cursor").hex() == "7ebd6eeaba4eb6e67da27da1ea68be2595ea1f7b545c39092f49fdee375d7977"
+
+
+@pytest.mark.parametrize("kid", ["0", "255"])
+def test_the_id_of_a_pepper_is_a_byte(kid: str) -> None:
+    ring = parse_key_ring(text_of([key_set()[0], pepper(kid=kid)]), source="here")
+
+    assert ring.active_pepper == int(kid)
+
+
 def test_a_root_that_is_written_down_changes_nothing() -> None:
     without_root = {"keys": key_set()[:2]}
     before = parse_key_ring(json.dumps(without_root), source="here")
