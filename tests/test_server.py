@@ -143,6 +143,32 @@ def test_serving_ends_without_an_error_when_told(
 
 
 @pytest.mark.usefixtures("restored_logging")
+def test_whoever_waits_in_the_queue_of_the_socket_at_the_end_is_answered(
+    clone_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[socket.socket] = []
+
+    async def fill_the_queue(_server: object) -> None:
+        # Without a turn of the event loop, in which they would be accepted: next comes the end.
+        for _ in range(3):
+            client = socket.create_connection(address, timeout=5)
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            clients.append(client)
+
+    monkeypatch.setattr(server._Server, "main_loop", fill_the_queue)
+    with listen("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        server._Server(make_settings(clone_url), None, lambda: None).run(sockets=[listener])
+
+    answers = [client.recv(65536) for client in clients]
+    for client in clients:
+        client.close()
+    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 200 "] * 3
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+@pytest.mark.usefixtures("restored_logging")
 def test_a_worker_ends_with_a_supervisor_that_was_killed_before_it_read_that_it_is_ready(clone_url: str) -> None:
     ours, theirs = socket.socketpair()
 

