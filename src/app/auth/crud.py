@@ -109,7 +109,8 @@ _STANDING = (
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
-_HELD_STANDING = _STANDING.with_for_update(read=True, of=(User, LoginSession))
+# For itself alone: shared, the rows would be handed on from write to write, past whoever waits to end the session.
+_HELD_STANDING = _STANDING.with_for_update(key_share=True, of=(User, LoginSession))
 # Of tables, not of entities, and built once: the statement takes less than half of the time that way.
 _TABLE = LoginSession.metadata.tables[LoginSession.__tablename__]
 _SESSIONS, _USERS = _TABLE.c, User.__table__.c
