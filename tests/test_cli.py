@@ -1,6 +1,7 @@
 """The commands: what they do, and that whatever fails is one sentence and exit code 1."""
 
 import asyncio
+import importlib
 import io
 import json
 import runpy
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, override
 
 import asyncpg
@@ -18,6 +20,7 @@ from sqlalchemy import make_url
 
 from app.cli import main
 from app.core.keys import parse_key_ring
+from app.loading import loading
 from app.migrations import runner
 from app.migrations.revisions import head
 from tests.conftest import KEY_SET
@@ -387,8 +390,10 @@ def test_the_installed_command_is_the_same(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_the_collector_looks_at_nothing_that_is_loaded() -> None:
     program = """
-import gc, json, sys
+import gc, json, os, sys
 from app.__main__ import main
+# What makes the help colourful is loaded when it is asked for.
+os.environ["TYPER_USE_RICH"] = "false"
 sys.argv = ["app", "--help"]
 try:
     main()
@@ -404,6 +409,25 @@ finally:
     # Those of the interpreter's own start.
     assert looks < 10
     assert out_of_sight > 100_000
+
+
+def test_what_nobody_needs_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "rich", raising=False)
+
+    with loading(), pytest.raises(ImportError):
+        importlib.import_module("rich")
+
+    assert "rich" not in sys.modules
+
+
+def test_what_is_loaded_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("rich")
+    monkeypatch.setitem(sys.modules, "rich", module)
+
+    with loading():
+        assert sys.modules["rich"] is module
+
+    assert sys.modules["rich"] is module
 
 
 def test_a_real_process_fails_without_a_traceback() -> None:

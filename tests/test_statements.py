@@ -100,6 +100,8 @@ async def site(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]
             for number in range(60):
                 await site.account(email=f"other{number}@example.com")
             await site.account(email="target@example.com")
+            # Whichever operation comes first: its caller is not the last administrator.
+            await site.account(email="keeper@example.com", role="admin")
             yield site
         await database.dispose()
 
