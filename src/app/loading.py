@@ -15,8 +15,7 @@ def loading() -> Iterator[None]:
     gc.disable()
     is_new = _LEFT_OUT not in sys.modules
     if is_new:
-        # The import system takes this for a module that is not installed.
-        sys.modules[_LEFT_OUT] = None  # type: ignore[assignment]
+        sys.modules[_LEFT_OUT] = None  # type: ignore[assignment]  # To the import system: a module that is not installed.
     try:
         yield
     finally:

@@ -26,11 +26,11 @@ async def end_another(client: AsyncClient, tokens: Pair, other: Pair) -> Respons
     return await client.delete(f"{SESSIONS}/{other.session_id}", headers=tokens.headers)
 
 
-async def end_the_others(client: AsyncClient, tokens: Pair, other: Pair) -> Response:  # noqa: ARG001  # As above.
+async def end_the_others(client: AsyncClient, tokens: Pair, other: Pair) -> Response:  # noqa: ARG001  # All operations are called alike.
     return await client.delete(SESSIONS, headers=tokens.headers)
 
 
-async def reauthenticate(client: AsyncClient, tokens: Pair, other: Pair) -> Response:  # noqa: ARG001  # As above.
+async def reauthenticate(client: AsyncClient, tokens: Pair, other: Pair) -> Response:  # noqa: ARG001  # All operations are called alike.
     return await client.post(REAUTHENTICATE, json={"password": PASSWORD}, headers=tokens.headers)
 
 

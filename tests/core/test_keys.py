@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from app.core.config import AuthSettings
 from app.core.errors import ConfigurationError
 from app.core.keys import (
+    Algorithm,
     KeyRing,
     following,
     generate_key_set,
@@ -71,7 +72,7 @@ def test_a_generated_key_set_can_be_read(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
-def test_a_generated_signing_key_says_what_it_is_for_and_is_no_option_of_a_command(algorithm: Any) -> None:
+def test_a_generated_signing_key_says_what_it_is_for_and_is_no_option_of_a_command(algorithm: Algorithm) -> None:
     # One thumbprint in 64 begins with a hyphen.
     keys = [new_signing_key(algorithm, "next") for _ in range(500)]
 
