@@ -9,14 +9,14 @@ import asyncpg
 import pytest
 from fastapi import APIRouter
 from httpx2 import AsyncClient
-from sqlalchemy import text
+from sqlalchemy import Integer, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from app.core import routing
 from app.core.access import public
 from app.core.attempts import repeating
 from app.core.database import Database, WriteSession
-from app.core.dependencies import DatabaseDep, ReadSessionDep, SessionDep
+from app.core.dependencies import DatabaseDep, ReadsDep, ReadSessionDep, SessionDep
 from app.core.errors import ConflictError
 from app.core.failures import sqlstate
 from app.core.fields import Payload
@@ -204,6 +204,66 @@ async def test_a_refusal_of_ours_is_not_done_again(database: Database, calls: Ca
         answer = await post(client)
 
     assert (answer, calls) == ((409, "conflict"), [1])
+
+
+# Writes on a session for reading
+
+
+@pytest.mark.parametrize("transaction_pooler", [False, True])
+async def test_a_write_on_a_reading_session_is_a_defect_and_disturbs_nobody(
+    database: Database, clone_url: str, calls: Calls, caplog: pytest.LogCaptureFixture, *, transaction_pooler: bool
+) -> None:
+    router = routing.router()
+
+    @router.get("/add", openapi_extra=public)
+    async def write_while_reading(session: ReadSessionDep) -> None:
+        calls.next()
+        await session.execute(text("UPDATE counters SET value = value + 1"))
+
+    options = {"pool_size": 1, "transaction_pooler": transaction_pooler}
+    own = Database(make_settings(clone_url, database=options).database)
+    before = await backends(own)
+    async with serving(router, own) as client:
+        response = await client.get("/add")
+    after = await backends(own)
+    await own.dispose()
+
+    assert (response.status_code, response.json()["code"], calls) == (500, "internal_error", [1])
+    assert after == before
+    assert await value(database) == 0
+    (logged,) = [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+    assert logged.exc_info
+    assert "write_while_reading" in caplog.text
+
+
+async def test_a_read_past_the_session_that_writes_is_a_defect_and_disturbs_nobody(
+    database: Database, calls: Calls
+) -> None:
+    async with database.begin() as session:
+        await session.execute(text("CREATE SEQUENCE numbers"))
+    router = routing.router()
+    statement = select(func.nextval("numbers", type_=Integer).label("number"))
+
+    @router.get("/next", openapi_extra=public)
+    async def write_past_the_session(reads: ReadsDep) -> None:
+        calls.next()
+        await reads.execute(statement, {})
+
+    before = await backends(database)
+    async with serving(router, database) as client:
+        response = await client.get("/next")
+
+    assert (response.status_code, calls) == (500, [1])
+    assert await backends(database) == before
+
+
+async def backends(database: Database) -> list[int]:
+    """Give the server processes behind a connection for writing and one for reading."""
+    found = []
+    for sessions in (database.sessions, database.read_sessions):
+        async with sessions() as session:
+            found.append(await session.scalar(text("SELECT pg_backend_pid()")))
+    return found
 
 
 # Connections that broke off

@@ -15,7 +15,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 from app.core.attempts import note_commit_sent
 from app.core.config import DatabaseSettings
-from app.core.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError
+from app.core.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, sqlstates
 
 # The ways in which a server is not to be had.
 REFUSALS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -43,7 +43,7 @@ class Recycling:
             event.listen(engine.sync_engine, "checkout", self._refuse_older)
 
     def _on_write_error(self, context: ExceptionContext) -> None:
-        if READ_ONLY not in _states(context.original_exception):
+        if READ_ONLY not in sqlstates(context.original_exception):
             return
         # The connection is well, and useless.
         context.is_disconnect = True
@@ -208,7 +208,7 @@ def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
 def _spare_the_others(context: ExceptionContext) -> None:
     # The library would replace all of the pool. That is right when a connection broke off, as others may have. Here the
     # server says that it ends this one; if it ends the others too, their checkout notices.
-    if SESSION_ENDED.intersection(_states(context.original_exception)):
+    if SESSION_ENDED.intersection(sqlstates(context.original_exception)):
         context.invalidate_pool_on_disconnect = False
 
 
@@ -220,13 +220,6 @@ def _takes_writes(connection: DBAPIConnection) -> bool:
 
 def _stamp(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     entry.info["opened"] = monotonic()
-
-
-def _states(error: BaseException | None) -> Iterator[str | None]:
-    # What the server said last is the cause of what the driver says about a connection that has ended.
-    while error:
-        yield getattr(error, "sqlstate", None)
-        error = error.__cause__
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # The driver publishes no types.

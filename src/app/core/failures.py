@@ -1,4 +1,6 @@
-"""What failures of PostgreSQL mean: whether trying later may help, and whether anything of the work can have stayed."""
+"""Classifies failures of PostgreSQL: whether a retry later may help, and whether the server has undone the transaction."""
+
+from collections.abc import Iterator
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -8,14 +10,16 @@ from app.core.errors import UnavailableError
 
 READ_ONLY = "25006"
 FOREIGN_KEY_VIOLATION = "23503"
-# Failures of the moment, not of the request: connection, resources, operator intervention, statement and
-# lock timeouts, deadlock and serialization, a primary that has become read-only.
+# Failures of the moment, not of the request: connection, resources, operator intervention, time-outs of statements, locks
+# and transactions, deadlock and serialization.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_CLASSES = ("08", "53", "57", "58")
-_TRANSIENT_STATES = frozenset({READ_ONLY, "25P03", "25P04", "40001", "40P01", "55P03"})
-# The server says that it has undone the whole transaction, whatever statement it was, COMMIT included.
-_UNDONE = frozenset({"40001", "40P01", READ_ONLY})
-# It has ended this session, and tells.
+_TRANSIENT_STATES = frozenset({"25P03", "25P04", "40001", "40P01", "55P03"})
+# The server has undone the whole transaction, whichever statement failed, COMMIT included.
+_UNDONE = frozenset({"40001", "40P01"})
+# A limit was reached: idle in transaction, transaction, lock, statement, idle session. The same work would reach it again.
+_TIMEOUTS = frozenset({"25P03", "25P04", "55P03", "57014", "57P05"})
+# The server ends this connection, and says so.
 SESSION_ENDED = frozenset({"57P01", "57P02", "57P05"})
 
 
@@ -37,6 +41,16 @@ def constraint_name(error: DBAPIError) -> str | None:
     return getattr(cause, "constraint_name", None)
 
 
+def sqlstates(error: BaseException | None) -> Iterator[str | None]:
+    """Give the PostgreSQL codes of an error and of its causes.
+
+    When a connection ends during a statement, the driver raises its own error and keeps the server's as the cause.
+    """
+    while error:
+        yield getattr(error, "sqlstate", None)
+        error = error.__cause__
+
+
 def is_transient(error: Exception) -> bool:
     """Say whether trying again later may help: then the client is told 503, not 500."""
     if isinstance(error, PoolTimeoutError | DatabaseUnavailableError):
@@ -47,17 +61,25 @@ def is_transient(error: Exception) -> bool:
     if state is None:
         # The driver's own errors (connection lost, protocol broken) carry no code.
         return error.connection_invalidated or _is_stale_plan(error)
-    return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES
+    return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES or _is_demotion(error)
 
 
 def is_undone(error: Exception) -> bool:
     """Say whether the server has undone the whole transaction, and need not do so the next time."""
-    return sqlstate(error) in _UNDONE or _is_stale_plan(error)
+    return sqlstate(error) in _UNDONE or _is_demotion(error) or _is_stale_plan(error)
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Say whether a statement failed because its connection ended."""
-    return isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in SESSION_ENDED)
+    """Say whether a statement failed because its connection ended, other than by a time-out."""
+    if not isinstance(error, DBAPIError) or not _TIMEOUTS.isdisjoint(sqlstates(error.orig)):
+        return False
+    return error.connection_invalidated or sqlstate(error) in SESSION_ENDED
+
+
+def _is_demotion(error: Exception) -> bool:
+    # The engine for writing gives up a connection that refuses writes (`connections.Recycling`). The engine for reading does
+    # not: there the write is a bug.
+    return isinstance(error, DBAPIError) and sqlstate(error) == READ_ONLY and error.connection_invalidated
 
 
 def _is_stale_plan(error: Exception) -> bool:
