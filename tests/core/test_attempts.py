@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from fastapi import APIRouter
 from httpx2 import AsyncClient
-from sqlalchemy import Integer, func, select, text
+from sqlalchemy import Integer, column, func, select, table, text
 from sqlalchemy.exc import DBAPIError
 
 from app.core import routing
@@ -18,10 +18,11 @@ from app.core.attempts import repeating
 from app.core.database import Database, WriteSession
 from app.core.dependencies import DatabaseDep, ReadsDep, ReadSessionDep, SessionDep
 from app.core.errors import ConflictError
-from app.core.failures import sqlstate
+from app.core.failures import DatabaseUnavailableError, sqlstate
 from app.core.fields import Payload
 from app.core.metrics import Tally
 from app.core.security import PasswordHasher
+from app.core.statements import count_statements
 from app.main import create_app
 from tests.conftest import log_in, make_settings, running
 from tests.core.applications import serving
@@ -305,6 +306,165 @@ async def test_a_read_whose_connection_broke_off_is_answered_all_the_same(databa
     assert (response.status_code, response.json(), calls) == (200, 7, [1, 2])
 
 
+# Time-outs: the endpoint charges a card, and a limit ends its transaction
+
+
+LIMITS = {"statement_timeout": "200ms", "lock_timeout": "100ms", "idle_in_transaction_timeout": "200ms"}
+
+
+async def reach_lock_timeout(session: WriteSession, clone_url: str) -> None:
+    blocker = await asyncpg.connect(plain(clone_url))
+    transaction = blocker.transaction()
+    await transaction.start()
+    await blocker.execute("UPDATE counters SET value = 0 WHERE id = 2")
+    try:
+        await add(session, 2)
+    finally:
+        await transaction.rollback()
+        await blocker.close()
+
+
+async def reach_idle_limit(session: WriteSession, _: str) -> None:
+    await asyncio.sleep(0.5)
+    await add(session)
+
+
+async def reach_idle_limit_before_the_commit(_session: WriteSession, _: str) -> None:
+    await asyncio.sleep(0.5)
+
+
+async def reach_statement_timeout(session: WriteSession, _: str) -> None:
+    await session.execute(text("SELECT pg_sleep(5)"))
+
+
+async def reach_transaction_timeout(session: WriteSession, _: str) -> None:
+    await session.execute(text("SET LOCAL transaction_timeout = '50ms'"))
+    await session.execute(text("SELECT pg_sleep(5)"))
+
+
+async def reach_transaction_timeout_between_statements(session: WriteSession, _: str) -> None:
+    await session.execute(text("SET LOCAL transaction_timeout = '150ms'"))
+    await asyncio.sleep(0.25)
+    await add(session)
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        reach_lock_timeout,
+        reach_idle_limit,
+        reach_idle_limit_before_the_commit,
+        reach_statement_timeout,
+        reach_transaction_timeout,
+        reach_transaction_timeout_between_statements,
+    ],
+)
+async def test_a_time_out_is_never_repeated(
+    database: Database,
+    clone_url: str,
+    calls: Calls,
+    reach: Callable[[WriteSession, str], Awaitable[None]],
+) -> None:
+    if "transaction_timeout" in reach.__name__ and await server_version(database) < TRANSACTION_TIMEOUT_SINCE:
+        pytest.skip("PostgreSQL has this limit since version 17")
+    limited = Database(make_settings(clone_url, database=LIMITS).database)
+
+    async with serving(endpoints(calls, lambda session, _: reach(session, clone_url)), limited) as client:
+        answer = await post(client)
+    await limited.dispose()
+
+    assert answer == (503, "database_unavailable")
+    assert calls == [1]
+    assert await value(database) == 0
+
+
+TRANSACTION_TIMEOUT_SINCE = 170_000
+
+
+async def server_version(database: Database) -> int:
+    async with database.read_sessions() as session:
+        version: int = await session.scalar(text("SELECT current_setting('server_version_num')::int"))
+        return version
+
+
+@pytest.mark.usefixtures("database")
+async def test_a_read_past_the_session_that_reaches_the_lock_timeout_is_not_repeated(clone_url: str) -> None:
+    limited = Database(make_settings(clone_url, database=LIMITS).database)
+    counters = table("counters", column("value", Integer))
+    blocker = await asyncpg.connect(plain(clone_url))
+    transaction = blocker.transaction()
+    await transaction.start()
+    await blocker.execute("LOCK TABLE counters")
+    statements = count_statements()
+
+    with pytest.raises(DatabaseUnavailableError):
+        await limited.reads.execute(select(counters.c.value), {})
+
+    assert statements.count == 1
+    await transaction.rollback()
+    await blocker.close()
+    await limited.dispose()
+
+
+# Operations that run once
+
+
+async def deadlock(session: WriteSession) -> None:
+    await fail(session, "40P01")
+
+
+def charging_once(calls: Calls, fail: Callable[[WriteSession], Awaitable[None]]) -> APIRouter:
+    router = routing.router()
+
+    @router.post("/add", openapi_extra=public | routing.options(repeatable=False))
+    async def charge(session: SessionDep, payload: Amount) -> int:
+        calls.next()
+        await add(session)
+        await fail(session)
+        return payload.amount
+
+    return router
+
+
+@pytest.mark.parametrize("failure", [deadlock, break_off])
+async def test_an_operation_that_is_not_repeatable_runs_once(
+    database: Database, calls: Calls, failure: Callable[[WriteSession], Awaitable[None]]
+) -> None:
+    async with serving(charging_once(calls, failure), database) as client:
+        answer = await post(client)
+
+    assert answer == (503, "database_unavailable")
+    assert calls == [1]
+    assert await value(database) == 0
+
+
+async def test_an_operation_that_is_not_repeatable_commits_before_its_answer(database: Database, calls: Calls) -> None:
+    async def succeed(_session: WriteSession) -> None:
+        pass
+
+    async with serving(charging_once(calls, succeed), database) as client:
+        answer = await post(client)
+
+    assert (answer, calls) == ((200, 2), [1])
+    assert await value(database) == 1
+
+
+def test_an_unknown_option_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match="repeateable"):
+        routing.options(repeateable=False)  # type: ignore[call-arg]  # What is tested.
+
+
+@pytest.mark.parametrize("given", [None, "no", 0])
+def test_an_option_of_another_type_is_refused_at_the_start(given: Any) -> None:
+    router = routing.router()
+
+    with pytest.raises(TypeError, match="repeatable is True or False"):
+
+        @router.post("/charge", openapi_extra=public | routing.options(repeatable=given))
+        async def charge() -> None:
+            """Charge."""
+
+
 @asynccontextmanager
 async def behind(proxy: Proxy) -> AsyncIterator[Database]:
     options = {"pool_size": 1, "statement_timeout": "300ms", "connect_timeout": "500ms"}
@@ -333,6 +493,22 @@ async def test_a_commit_whose_answer_is_lost_is_never_done_again(
     assert answer == (503, "database_unavailable")
     assert calls == [1]
     assert await value(database) == 2
+
+
+async def test_a_server_that_falls_silent_is_asked_once(database: Database, clone_url: str, calls: Calls) -> None:
+    async with proxied(clone_url) as proxy, behind(proxy) as distant:
+
+        async def act(session: WriteSession, _number: int) -> None:
+            proxy.stall()
+            await add(session)
+
+        async with serving(endpoints(calls, act), distant) as client:
+            answer = await post(client)
+        proxy.resume()
+
+    assert answer == (503, "database_unavailable")
+    assert calls == [1]
+    assert await value(database) == 0
 
 
 # Units that services open themselves

@@ -1,8 +1,8 @@
-"""Doing work again when it failed for no fault of its own, and never when any of it may already have come to stay.
+"""Retries a unit of work after a transient database error, unless part of it may already be committed.
 
 What the server has undone (a deadlock, a serialization failure, a plan that a migration made stale, a primary that has become
-read-only) is done again up to three times in all; what broke off with its connection, once more. Neither is after
-something has been committed, and the latter not even after a COMMIT was sent: whether it arrived is then known to nobody.
+read-only) is repeated up to three times in all. Work whose connection broke off is repeated once. Neither is repeated after a
+commit, and the latter not even after a COMMIT was sent: nobody knows whether it arrived. Time-outs are never repeated.
 """
 
 import asyncio

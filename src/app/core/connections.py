@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any, override
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -19,6 +19,9 @@ from app.core.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError
 
 # The ways in which a server is not to be had.
 REFUSALS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+# From this age on, a transaction whose connection is found closed has probably reached a limit.
+_SUSPICIOUS_AGE = timedelta(seconds=1)
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +135,7 @@ def _create_engine(
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     event.listen(engine.sync_engine, "handle_error", _spare_the_others)
     event.listen(engine.sync_engine, "handle_error", _name_silence)
+    _name_timeouts(engine, settings.idle_in_transaction_timeout)
     return engine
 
 
@@ -139,6 +143,28 @@ def _name_silence(context: ExceptionContext) -> Exception | None:
     """Tell the driver's limit, and a socket that breaks, from the same errors of others: as they come they name nobody."""
     is_silence = isinstance(context.original_exception, TimeoutError | ConnectionError)
     return DatabaseUnavailableError() if is_silence else None
+
+
+def _name_timeouts(engine: AsyncEngine, idle_limit: timedelta) -> None:
+    """Report a transaction that a limit has ended while it was idle as unavailability, so that nothing repeats it.
+
+    The server says why it closes a connection, but the driver drops that message when no statement is running. The age of the
+    transaction has to tell a limit from a server that crashed. Limits set outside of this application count as well.
+    """
+    suspicious_age = min(idle_limit, _SUSPICIOUS_AGE).total_seconds()
+
+    def name(context: ExceptionContext) -> Exception | None:
+        if context.connection is None or not context.is_disconnect or any(sqlstates(context.original_exception)):
+            return None
+        age = monotonic() - context.connection.info["began"]
+        return DatabaseUnavailableError() if age >= suspicious_age else None
+
+    event.listen(engine.sync_engine, "begin", _note_begin)
+    event.listen(engine.sync_engine, "handle_error", name)
+
+
+def _note_begin(connection: Connection) -> None:
+    connection.info["began"] = monotonic()
 
 
 def _common(settings: DatabaseSettings) -> dict[str, str]:

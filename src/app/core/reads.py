@@ -18,8 +18,8 @@ from app.core.statements import Watch
 
 # As many texts are kept; that of a statement which was built for one use makes room for others.
 _MOST = 1000
-# By the server, at its own limit, or by the driver.
-_OUT_OF_TIME = (asyncpg.QueryCanceledError, TimeoutError, ConnectionError)
+# A limit was reached: the server's for a statement or a lock, or the driver's.
+_OUT_OF_TIME = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError, ConnectionError)
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _AS_THE_DRIVER_GIVES_IT = (Boolean, DateTime, Integer, String, Uuid)
 

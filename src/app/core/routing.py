@@ -42,6 +42,8 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 
+REPEATABLE_KEY = "x-repeatable"
+
 type _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -97,8 +99,7 @@ class Route(APIRoute):
     @override
     def get_route_handler(self) -> _Handler:
         handle = super().get_route_handler()
-        # Without dependencies there is no session, and nothing that could be done again.
-        work = _repeatable(handle) if self.dependant.dependencies else handle
+        work = _repeating(handle) if self._is_repeatable() else handle
         allowed = frozenset(_query_names(self.dependant))
         media_type = self._media_type()
         # Pages for people and probes answer as they please.
@@ -124,6 +125,10 @@ class Route(APIRoute):
 
         return strict
 
+    def _is_repeatable(self) -> bool:
+        # Without dependencies there is no session, and nothing to repeat.
+        return bool(self.dependant.dependencies) and (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
+
     def _media_type(self) -> str | None:
         if self.body_field is None:
             return None
@@ -141,7 +146,7 @@ class Route(APIRoute):
             yield from guard.errors(scopes)
 
 
-def _repeatable(handle: _Handler) -> _Handler:
+def _repeating(handle: _Handler) -> _Handler:
     async def work(request: Request) -> Response:
         async def attempt() -> Response:
             # Its commit included: the framework would commit only after all attempts. Here it closes what dependencies of scope
@@ -154,6 +159,17 @@ def _repeatable(handle: _Handler) -> _Handler:
         return await repeating(attempt)
 
     return work
+
+
+def options(*, repeatable: bool = True) -> dict[str, Any]:
+    """Declare what is special about an operation, as its `openapi_extra`; `public` is joined to it by `|`.
+
+    With `repeatable=False` it runs once, whatever fails: for effects outside of the database that must not happen twice.
+    """
+    if not isinstance(repeatable, bool):
+        message = "the option repeatable is True or False"
+        raise TypeError(message)
+    return {REPEATABLE_KEY: repeatable}
 
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
