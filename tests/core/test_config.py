@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.core.config import SECRETS_DIR, MailSettings, Settings, load_settings, variables
 from app.core.errors import ConfigurationError
+from tests.core.test_environment import IN_EVERY_POD
 
 type Environment = Callable[..., None]
 
@@ -239,6 +241,30 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
     environment(**SAFE, **{name: "x"})
 
     assert problems() == [f"{name}: there is no such setting{suggestion}"]
+
+
+def test_what_kubernetes_sets_for_a_service_of_the_same_name_is_no_setting(environment: Environment) -> None:
+    environment(**SAFE, **IN_EVERY_POD)
+
+    assert load_settings().is_production
+
+
+def test_a_misspelt_setting_is_named_beside_what_kubernetes_sets(environment: Environment) -> None:
+    environment(**SAFE, **IN_EVERY_POD, APP_SERVER_WORKERS="2")
+
+    assert problems() == ["APP_SERVER_WORKERS: there is no such setting; did you mean APP_SERVER__WORKERS?"]
+
+
+def test_variables_of_libpq_are_dropped_when_the_settings_are_read(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(**SAFE)
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    monkeypatch.setenv("PGSERVICE", "no such service")
+
+    load_settings()
+
+    assert not {"PGSSLMODE", "PGSERVICE"} & os.environ.keys()
 
 
 def test_a_group_may_be_given_as_one_json_object(environment: Environment) -> None:

@@ -39,11 +39,13 @@ from pydantic_settings import (
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.core.environment import forget_libpq, kubernetes_variables, usable_cores
 from app.core.errors import ConfigurationError
 
 PREFIX = "APP_"
 SECRETS_DIR = "APP_SECRETS_DIR"
 _MIN_PRODUCTION_BCRYPT_COST = 10
+_MAX_HASH_THREADS = 64
 _PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "example"}
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
@@ -120,7 +122,8 @@ class ServerSettings(_Group):
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(),
-        description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed.',
+        description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed. '
+        "Without it, the limits on wrong logins take everybody behind a proxy for one client.",
     )
     workers: int = Field(
         default=1, ge=1, le=128, description="Processes that share the port; `app serve --workers` wins over it."
@@ -309,10 +312,10 @@ class AuthSettings(_Group):
         "Passwords writes (`SHA1:COUNT` lines). It is searched, not loaded.",
     )
     hash_threads: int = Field(
-        default=max(1, os.cpu_count() or 1),
+        default=min(_MAX_HASH_THREADS, usable_cores()),
         ge=1,
-        le=64,
-        description="Passwords hashed at once. Default: the machine's cores.",
+        le=_MAX_HASH_THREADS,
+        description="Passwords hashed at once. Default: the cores that the process may use, 64 at most.",
     )
     hash_queue: int = Field(
         default=32, ge=0, le=10_000, description="Passwords that may wait for a thread; beyond that the answer is 503."
@@ -581,7 +584,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings from the environment; the error names every problem, and no value."""
+    """Read the settings from the environment; the error names every problem, and no value.
+
+    Variables of libpq, such as `PGSSLMODE`, are removed from the environment.
+    """
+    forget_libpq()
     problems: list[str] = []
     settings = None
     try:
@@ -675,7 +682,7 @@ def _reason(error: ErrorDetails) -> str:
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    known = {name for name, _, _ in variables()} | {SECRETS_DIR}
+    known = {name for name, _, _ in variables()} | {SECRETS_DIR} | kubernetes_variables(environment)
     for name in sorted(environment):
         # A whole group may be given as one JSON object (APP_AUTH='{…}').
         if name.startswith(PREFIX) and name not in known and not any(key.startswith(f"{name}__") for key in known):

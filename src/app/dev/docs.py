@@ -13,7 +13,7 @@ from app.dev.markdown import cell, setting, table
 
 ROOT = Path(__file__).resolve().parents[3]
 # Defaults that are computed from the machine: the document must not depend on who writes it.
-_COMPUTED = {"APP_AUTH__HASH_THREADS": "one per core"}
+_COMPUTED = {"APP_AUTH__HASH_THREADS": "one per usable core"}
 _HEADING = """# Settings
 
 Every setting is an environment variable. Written by `make docs` from `src/app/core/config.py`; a test compares the two.
@@ -21,7 +21,10 @@ Every setting is an environment variable. Written by `make docs` from `src/app/c
 - `DATABASE_URL` and `PORT`, which platforms set, are understood as well; `APP_DATABASE__URL` and `APP_SERVER__PORT` win over them.
 - Any setting may be a file instead: one of that name, in the folder that `APP_SECRETS_DIR` names. A variable wins over a file.
 - Durations are seconds, or have a unit: `90`, `500ms`, `30s`, `10m`, `24h`, `14d`.
-- A variable that is set to nothing counts as unset; one that begins with `APP_` and is no setting stops the start.
+- A variable that is set to nothing counts as unset; one that begins with `APP_` and is no setting stops the start. What Kubernetes sets
+  for a service called `app` (`APP_SERVICE_HOST`, `APP_PORT=tcp://…`) does not.
+- libpq's variables (`PGHOST`, `PGSSLMODE`, `PGPASSWORD`, `PGSERVICE`, …) have no effect: the settings alone say which database is
+  used, and how.
 """
 
 
