@@ -19,6 +19,7 @@ from app.auth.standing import StandingCheck
 from app.auth.tokens import AccessTokens
 from app.auth.toolkit import Toolkit
 from app.core.access import refuse_undeclared
+from app.core.addresses import ClientAddresses
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.dependencies import ReadinessCheck
@@ -122,6 +123,7 @@ def _lifespan(
                     "keys": keys,
                     "database": database,
                     "cursors": CursorSigner(keys.derive("cursor")),
+                    "addresses": ClientAddresses(settings.server.trusted_proxies),
                     "schema": _schema(settings).unready,
                     "readiness": (*readiness, *((listener.unready,) if listener else ())),
                     "auth": _toolkit(settings, database, keys, hasher),

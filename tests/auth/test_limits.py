@@ -148,6 +148,17 @@ async def test_a_spoofed_header_gives_no_other_address(client: AsyncClient, ada:
     assert statuses == [400] * 10 + [429]
 
 
+async def test_a_proxy_that_the_settings_do_not_name_is_told_in_the_log(
+    client: AsyncClient, ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        await log_in(client, ada.email, **{"X-Forwarded-For": f"192.0.2.{number}"})
+
+    told = [record.getMessage() for record in caplog.records if "APP_SERVER__TRUSTED_PROXIES" in record.getMessage()]
+    assert len(told) == 1
+    assert HERE in told[0]
+
+
 async def test_behind_a_trusted_proxy_the_header_tells_clients_apart(
     database_url: str, database: Database, ada: User
 ) -> None:

@@ -1,10 +1,12 @@
 """Where a request came from: what may be believed of it, and what may be kept."""
 
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
-from app.core.addresses import client_address, ip_prefix, subscriber
+from app.core import addresses
+from app.core.addresses import ClientAddresses, Network, client_address, ip_prefix, subscriber
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("2001:db8:aaaa::/48")]
 
@@ -98,3 +100,46 @@ def test_of_no_address_nothing_is_kept(address: str | None) -> None:
 )
 def test_a_subscriber_is_an_ipv4_address_or_an_ipv6_network(one: str | None, other: str | None, is_same: bool) -> None:
     assert (subscriber(one) == subscriber(other)) is is_same
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x_forwarded_for": "192.0.2.7", "forwarded": None}, {"x_forwarded_for": "", "forwarded": "for=192.0.2.7"}],
+)
+@pytest.mark.parametrize("trusted", [[], PROXIES])
+def test_a_proxy_that_is_not_trusted_is_warned_about_once_an_hour(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, trusted: list[Network], headers: dict[str, Any]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(addresses, "monotonic", lambda: now)
+    found = ClientAddresses(trusted)
+
+    assert [found.find(peer, **headers) for peer in ("172.17.0.1", "172.17.0.2")] == ["172.17.0.1", "172.17.0.2"]
+    first = warnings(caplog)
+    now += 3601
+    found.find("172.17.0.3", **headers)
+
+    assert len(first) == 1
+    assert "APP_SERVER__TRUSTED_PROXIES" in first[0]
+    assert "172.17.0.1" in first[0]
+    assert "192.0.2.7" not in caplog.text
+    assert len(warnings(caplog)) == 2
+    assert "172.17.0.3" in warnings(caplog)[1]
+
+
+def test_a_peer_without_an_address_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    assert ClientAddresses([]).find(None, x_forwarded_for="192.0.2.7", forwarded=None) is None
+
+    assert "an unknown address" in caplog.text
+
+
+def test_neither_a_trusted_proxy_nor_a_client_without_one_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    found = ClientAddresses(PROXIES)
+
+    assert found.find("10.0.0.1", x_forwarded_for="192.0.2.7", forwarded="for=192.0.2.7") == "192.0.2.7"
+    assert found.find("172.17.0.1", x_forwarded_for="", forwarded=None) == "172.17.0.1"
+    assert warnings(caplog) == []

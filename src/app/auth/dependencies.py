@@ -16,7 +16,7 @@ from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTo
 from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.access import Guard
-from app.core.addresses import client_address, ip_prefix
+from app.core.addresses import ip_prefix
 from app.core.database import WriteSession
 from app.core.dependencies import CoreState, DatabaseDep
 from app.core.errors import AppError, MalformedRequestError
@@ -103,9 +103,11 @@ class AccessTokenGuard(OAuth2, Guard):
 
 async def get_visitor(request: AuthRequest) -> Actor:
     """Give what is known of a caller who has not said who they are."""
-    peer = request.client.host if request.client else None
-    forwarded_for = ",".join(request.headers.getlist("x-forwarded-for"))
-    address = client_address(peer, forwarded_for, request.state["settings"].server.trusted_proxies)
+    address = request.state["addresses"].find(
+        request.client.host if request.client else None,
+        x_forwarded_for=",".join(request.headers.getlist("x-forwarded-for")),
+        forwarded=request.headers.get("forwarded"),
+    )
     return Actor(
         ip_prefix=ip_prefix(address),
         request_id=request.scope["request_id"],

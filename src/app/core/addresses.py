@@ -1,9 +1,11 @@
 """Where a request came from, as much of it as may be kept."""
 
+import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from time import monotonic
 
 _PREFIXES = {4: 24, 6: 48}
 # An IPv6 customer is given a /64 at least, and may take another address of it for every attempt.
@@ -13,7 +15,40 @@ _REMEMBERED = 4096
 # Some proxies add the port: `192.0.2.1:1234`, `[2001:db8::1]:1234`.
 _PORT = re.compile(r"^(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?$")
 
+# The warning about a proxy that is not trusted is repeated at most this often.
+_WARNING_PAUSE = 3600.0
+
 type Network = IPv4Network | IPv6Network
+
+log = logging.getLogger(__name__)
+
+
+class ClientAddresses:
+    """Finds the address of the client behind a request, and warns about a proxy that the settings do not name."""
+
+    def __init__(self, trusted_proxies: Sequence[Network]) -> None:
+        self._trusted = trusted_proxies
+        self._warned_at = float("-inf")
+
+    def find(self, peer: str | None, *, x_forwarded_for: str, forwarded: str | None) -> str | None:
+        """Give the client's address: the peer's, or the one that a trusted proxy vouches for.
+
+        `Forwarded` is never read. It only shows, as the other header does, that there is a proxy.
+        """
+        if (x_forwarded_for or forwarded) and not _is_within(_parsed(peer), self._trusted):
+            self._warn(peer)
+        return client_address(peer, x_forwarded_for, self._trusted)
+
+    def _warn(self, peer: str | None) -> None:
+        now = monotonic()
+        if now - self._warned_at < _WARNING_PAUSE:
+            return
+        self._warned_at = now
+        log.warning(
+            "forwarded headers from %s are ignored: APP_SERVER__TRUSTED_PROXIES does not name it. If it is a proxy of yours, add "
+            "it; until then all of its clients are limited as one",
+            peer or "an unknown address",
+        )
 
 
 def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[Network]) -> str | None:
@@ -23,7 +58,7 @@ def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[Netwo
     """
     address = _parsed(peer)
     for hop in reversed(forwarded_for.split(",") if forwarded_for else []):
-        if address is None or not any(address in network for network in trusted):
+        if not _is_within(address, trusted):
             break
         claimed = _parsed(_PORT.sub(r"\1\2", hop.strip()))
         if claimed is None:
@@ -31,6 +66,10 @@ def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[Netwo
             break
         address = claimed
     return None if address is None else str(address)
+
+
+def _is_within(address: IPv4Address | IPv6Address | None, networks: Sequence[Network]) -> bool:
+    return address is not None and any(address in network for network in networks)
 
 
 @lru_cache(_REMEMBERED)

@@ -5,6 +5,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from app.core.addresses import ClientAddresses
 from app.core.config import Settings
 from app.core.database import Database, ReadSession, WriteSession
 from app.core.keyset import CursorSigner
@@ -20,6 +21,7 @@ class CoreState(TypedDict):
     settings: Settings
     database: Database
     cursors: CursorSigner
+    addresses: ClientAddresses
     readiness: Sequence[ReadinessCheck]
     # Says why this program cannot work on a schema of that revision, or None.
     schema: Callable[[str | None], str | None]
