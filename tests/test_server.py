@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -36,6 +37,10 @@ from tests.servers import Server, real_server
 NOT_FOR_SERVING = (
     *("alembic", "mako", "procrastinate", "psycopg", "psycopg_pool", "jinja2", "aiosmtplib", "dateutil", "croniter"),
     *("opentelemetry.sdk", "rich"),
+)
+UNFINISHED_BODY = (
+    b"POST /api/v1/auth/token HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\n\r\ngrant"
 )
 
 
@@ -276,6 +281,30 @@ async def test_a_request_that_outlasts_the_grace_is_told_and_rolled_back(
         assert code == 0
         assert await holder.fetchval("SELECT count(*) FROM sessions") == 0
         await holder.close()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+@pytest.mark.parametrize("sent", [b"GET /live", UNFINISHED_BODY], ids=["half a request line", "a body that is owed"])
+async def test_time_outs_go_on_while_the_server_ends(clone_url: str, sent: bytes, arguments: tuple[str, ...]) -> None:
+    limits = {"APP_SERVER__HEADER_TIMEOUT": "2s", "APP_SERVER__READ_TIMEOUT": "2s", "APP_SERVER__SHUTDOWN_GRACE": "30s"}
+    async with real_server(clone_url, *arguments, **limits) as running:
+        address = urlsplit(running.base_url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(sent)
+        await writer.drain()
+        # The bytes are read before the server begins to end.
+        await asyncio.sleep(0.5)
+        running.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+
+        async with asyncio.timeout(25):
+            answer = await reader.read()
+            code = await running.process.wait()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert code == 0
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("restored_logging")

@@ -194,8 +194,16 @@ class _Server(uvicorn.Server):
         # Whoever has connected is in the system's queue; closing it would answer them with a reset.
         waiting = [client for listener in sockets or () for client in _waiting(listener)]
         arrivals = [asyncio.create_task(self._welcome(client)) for client in waiting]
+        # The main loop, which enforces the time-outs until now, has ended.
+        enforcing = asyncio.create_task(self._enforce())
         await super().shutdown(sockets)
         await asyncio.gather(*arrivals)
+        enforcing.cancel()
+
+    async def _enforce(self) -> None:
+        while True:
+            self._connections.enforce(self._loop.time())
+            await asyncio.sleep(1 / _TICKS_PER_SECOND)
 
     async def _welcome(self, client: socket.socket) -> None:
         """Take a connection when no more are listened for: it has one request, if that comes at once."""
