@@ -16,8 +16,9 @@ from app.core import routing
 from app.core.access import public
 from app.core.database import Database, ReadSession, WriteSession
 from app.core.dependencies import ReadSessionDep, SessionDep, SettingsDep
-from app.core.errors import ConflictError
+from app.core.errors import ConflictError, GoneMeanwhileError
 from app.core.failures import DatabaseUnavailableError, is_transient, sqlstate
+from app.core.problems import problem_responses
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.core.applications import application, serving
@@ -497,10 +498,18 @@ async def create(session: SessionDep) -> dict[str, str]:
     return {"id": str(user.id)}
 
 
-@router.post("/orphans", openapi_extra=public, status_code=status.HTTP_201_CREATED)
 async def create_orphan(session: SessionDep) -> dict[str, str]:
     await session.execute(text("INSERT INTO children VALUES (1)"))
     return {"status": "created"}
+
+
+router.post("/strays", openapi_extra=public, status_code=status.HTTP_201_CREATED)(create_orphan)
+router.post(
+    "/orphans",
+    openapi_extra=public,
+    status_code=status.HTTP_201_CREATED,
+    responses=problem_responses(GoneMeanwhileError),
+)(create_orphan)
 
 
 @router.post("/doomed", openapi_extra=public, status_code=status.HTTP_201_CREATED)
@@ -566,16 +575,18 @@ async def test_a_change_is_committed_before_the_answer_leaves(committing: Databa
     assert seen == [1]
 
 
+@pytest.mark.parametrize(
+    ("path", "code"), [("/orphans", (409, "gone_meanwhile")), ("/strays", (500, "internal_error"))]
+)
 async def test_a_commit_that_fails_is_not_answered_as_created(
-    committing: Database, caplog: pytest.LogCaptureFixture
+    committing: Database, caplog: pytest.LogCaptureFixture, path: str, code: tuple[int, str]
 ) -> None:
     async with serving(router, committing) as client:
-        response = await client.post("/orphans")
+        response = await client.post(path)
 
-    assert response.status_code == 409
-    assert response.json()["code"] == "gone_meanwhile"
+    assert (response.status_code, response.json()["code"]) == code
     assert await count(committing, "children") == 0
-    assert any("children_parent_fkey" in record.message for record in caplog.records)
+    assert "children_parent_fkey" in caplog.text
 
 
 async def test_a_connection_lost_before_the_commit_is_answered_503(committing: Database) -> None:

@@ -6,7 +6,13 @@ from html.parser import HTMLParser
 from typing import Annotated, Any, override
 
 import pytest
-from asyncpg import ForeignKeyViolationError, UniqueViolationError
+from asyncpg import (
+    CheckViolationError,
+    ExclusionViolationError,
+    ForeignKeyViolationError,
+    NotNullViolationError,
+    UniqueViolationError,
+)
 from fastapi import BackgroundTasks, Depends, HTTPException, Response
 from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
@@ -16,10 +22,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.core import errors, routing
 from app.core.access import public
-from app.core.errors import AppError, ConflictError, FieldError, InvalidInputError, RateLimitedError, UnavailableError
+from app.core.errors import (
+    AppError,
+    ConflictError,
+    FieldError,
+    GoneMeanwhileError,
+    InvalidInputError,
+    RateLimitedError,
+    UnavailableError,
+)
 from app.core.failures import DatabaseUnavailableError
 from app.core.fields import PathIdentifier, Payload
-from app.core.problems import pointer, problem_response
+from app.core.problems import pointer, problem_response, problem_responses
 from tests.core.applications import application, serving, with_state
 from tests.core.recording import Recording
 
@@ -127,14 +141,27 @@ async def silence_of_another() -> None:
     raise TimeoutError
 
 
-@router.get("/vanished", openapi_extra=public)
+VIOLATIONS = (UniqueViolationError, CheckViolationError, NotNullViolationError, ExclusionViolationError)
+
+
+@router.get("/vanished", openapi_extra=public, responses=problem_responses(GoneMeanwhileError))
 async def vanished() -> None:
     raise IntegrityError("CANARY", None, ForeignKeyViolationError("CANARY"))
+
+
+@router.get("/violations/{number}", openapi_extra=public, responses=problem_responses(GoneMeanwhileError))
+async def violate(number: int) -> None:
+    raise IntegrityError("CANARY", None, VIOLATIONS[number]("CANARY"))
 
 
 @router.get("/bug/statement", openapi_extra=public)
 async def bug_in_a_statement() -> None:
     raise IntegrityError("CANARY", None, UniqueViolationError("CANARY"))
+
+
+@router.get("/bug/reference", openapi_extra=public, responses=problem_responses(ConflictError))
+async def bug_in_a_reference() -> None:
+    raise IntegrityError("CANARY", None, ForeignKeyViolationError("CANARY"))
 
 
 @router.get("/bug/endpoint", openapi_extra=public)
@@ -550,7 +577,7 @@ async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Re
     assert [line["request_id"] for line in noted] == [response.headers["x-request-id"] for response in responses]
 
 
-async def test_a_row_that_vanishes_between_looking_and_writing_is_a_conflict() -> None:
+async def test_a_reference_to_a_missing_row_is_a_conflict_where_the_operation_declares_it() -> None:
     async with serving(router) as client:
         response = await client.get("/vanished")
 
@@ -558,12 +585,25 @@ async def test_a_row_that_vanishes_between_looking_and_writing_is_a_conflict() -
     assert "CANARY" not in response.text
 
 
+@pytest.mark.parametrize("number", range(len(VIOLATIONS)))
+async def test_other_violated_constraints_are_defects_whatever_is_declared(recording: Recording, number: int) -> None:
+    lines = recording()
+    async with serving(router) as client:
+        response = await client.get(f"/violations/{number}")
+
+    problem(response, 500, "internal_error")
+    assert [line["event"] for line in lines() if "exception" in line] == ["unhandled error"]
+
+
 # Defects
 
 
 @pytest.mark.parametrize(
     "place",
-    ["endpoint", "statement", "dependency", "exit", "response", "serialisation", "silence", "unspeakable", "surrogate"],
+    [
+        *("endpoint", "statement", "reference", "dependency", "exit", "response", "serialisation", "silence"),
+        *("unspeakable", "surrogate"),
+    ],
 )
 async def test_a_defect_is_a_bare_500_and_one_line_with_the_traceback(recording: Recording, place: str) -> None:
     lines = recording()

@@ -213,6 +213,21 @@ async def test_an_account_that_vanishes_while_its_owner_changes_it_is_told_as_a_
     assert await site.transactions_left_open() == 0
 
 
+async def test_a_password_reset_for_an_account_that_vanishes_is_told_as_a_conflict(site: Site) -> None:
+    admin, target = await site.account(role="admin"), await site.account()
+    deletion = site.watcher.transaction()
+    await deletion.start()
+    await site.watcher.execute("DELETE FROM users WHERE id = $1", UUID(target.user_id))
+
+    request = asyncio.create_task(write(site, admin, target, "reset password"))
+    await site.until_waiting(request)
+    await deletion.commit()
+
+    assert_problem(await request, 409, "gone_meanwhile")
+    assert await site.fetch("SELECT * FROM account_links") == []
+    assert await site.transactions_left_open() == 0
+
+
 async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_one_account(site: Site) -> None:
     admin = await site.account(role="admin")
     chance = random.Random(20261126)  # noqa: S311  # Of pauses, no secret.

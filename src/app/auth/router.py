@@ -50,7 +50,7 @@ from app.auth.schemas import (
 from app.core import routing
 from app.core.access import public
 from app.core.dependencies import ReadSessionDep, SessionDep
-from app.core.errors import AppError, InvalidInputError, RateLimitedError
+from app.core.errors import AppError, GoneMeanwhileError, InvalidInputError, RateLimitedError
 from app.core.fields import PathIdentifier
 from app.core.keyset import InvalidCursorError
 from app.core.pages import Page, PageQuery
@@ -291,7 +291,7 @@ async def change_my_password(
     "/email",
     status_code=HTTPStatus.ACCEPTED,
     response_model=Accepted,
-    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
+    responses=problem_responses(GoneMeanwhileError, WrongPasswordError, RateLimitedError, HashingBusyError),
 )
 async def change_my_email(
     request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
@@ -305,7 +305,7 @@ async def change_my_email(
     "/{user_id}/password-reset",
     status_code=HTTPStatus.ACCEPTED,
     response_model=Accepted,
-    responses=problem_responses(UserNotFoundError),
+    responses=problem_responses(GoneMeanwhileError, UserNotFoundError),
 )
 async def send_password_reset(
     request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId

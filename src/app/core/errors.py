@@ -143,7 +143,7 @@ class ConflictError(AppError):
 
 
 class GoneMeanwhileError(ConflictError):
-    """Something that the request needs was deleted between our looking and our writing; the database has noticed."""
+    """A row that the request refers to was deleted before the write: the answer to a violated foreign key, where declared."""
 
     code = "gone_meanwhile"
     detail = "Something this refers to has been deleted meanwhile; read it again."

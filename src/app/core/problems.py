@@ -204,9 +204,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, _from_validation(error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, DBAPIError) and sqlstate(error) == FOREIGN_KEY_VIOLATION:
-            # Were it no race but a defect, this is where it shows.
-            log.warning("what a row refers to is gone: %s", constraint_name(error))
+        if isinstance(error, DBAPIError) and _is_declared_as_gone(request, error):
+            log.warning("a row refers to one that is gone: %s", constraint_name(error))
             return problem_response(request.scope, GoneMeanwhileError())
         if not is_transient(error):
             raise error
@@ -218,6 +217,15 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
     for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
+
+
+def _is_declared_as_gone(request: Request, error: DBAPIError) -> bool:
+    """Say whether a violated foreign key is an answer that the operation declares; anywhere else it is a bug."""
+    if sqlstate(error) != FOREIGN_KEY_VIOLATION:
+        return False
+    declared = getattr(request.scope.get("route"), "responses", {}).get(int(GoneMeanwhileError.status), {})
+    examples = declared.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+    return GoneMeanwhileError.code in examples
 
 
 class _Note:
