@@ -1,9 +1,16 @@
 """`app`, and `python -m app`: loads the commands, and runs the one that is asked for."""
 
+import sys
+
+from app.core.signals import ignore_harmless_signals
 from app.loading import loading
+
+_SERVICES = (["serve"], ["worker"])
 
 
 def main() -> None:
+    if sys.argv[1:2] in _SERVICES:
+        ignore_harmless_signals()
     with loading():
         from app.cli import main as run
     run()

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import NoReturn, override
 
@@ -22,6 +22,7 @@ from app.core.config import ServerSettings, Settings
 from app.core.exposition import Exposition, exposition
 from app.core.keys import load_key_ring
 from app.core.listening import listen
+from app.core.signals import noting_hangups
 from app.core.supervisor import DRAIN, READY, RETIRE, Supervisor, heard
 from app.core.telemetry import configure
 from app.main import create_app
@@ -105,7 +106,9 @@ def _become_worker(  # pragma: no cover  # As above.
     except BaseException:
         log.exception("worker failed")
     finally:
-        sys.stdout.flush()
+        # Where nobody reads standard output any more, this process must end all the same.
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
 
 
@@ -212,6 +215,12 @@ class _Server(uvicorn.Server):
             client,
         )
         connection.shutdown()
+
+    @override
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        # A worker's SIGHUP is the supervisor's business.
+        with nullcontext() if self._control else noting_hangups():
+            await super().serve(sockets)
 
     @override
     async def on_tick(self, counter: int) -> bool:

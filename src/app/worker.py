@@ -10,6 +10,7 @@ from app.core.config import Settings
 from app.core.database import Database
 from app.core.exposition import Exposition, exposition
 from app.core.keys import KeyRing, following, load_key_ring
+from app.core.signals import noting_hangups
 from app.core.telemetry import configure
 from app.core.tracing import UNTRACED, Tracing, tracing_from_environment
 from app.jobs.exposing import exposing
@@ -58,8 +59,9 @@ async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, t
     for ending in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
     try:
-        async with following(keys), exposing(exposed, database):
-            await worker.run()
+        with noting_hangups():
+            async with following(keys), exposing(exposed, database):
+                await worker.run()
     finally:
         await database.dispose()
         if tracing:

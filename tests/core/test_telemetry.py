@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 from typing import override
@@ -7,7 +8,7 @@ import pytest
 import structlog
 
 from app.core.config import LogSettings
-from app.core.telemetry import REDACTED, configure
+from app.core.telemetry import REDACTED, access_log, configure
 from tests.core.recording import Recording
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -207,3 +208,15 @@ def test_configuring_twice_writes_each_record_once(recording: Recording) -> None
     logging.getLogger("app").info("once")
 
     assert len(lines()) == 1
+
+
+def test_a_log_that_cannot_be_written_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every write to this file fails, as on a full disk. Nothing is left to write when it is closed.
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        configure(LogSettings(), readable=False)
+        with pytest.raises(OSError, match="No space left"):
+            full.write("x")
+
+        access_log.write(logging.WARNING, {"route": "/livez"})
+        logging.getLogger("app").warning("x")

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from time import time_ns
@@ -45,9 +46,11 @@ class _Writer:
         self.name = name
 
     def write(self, line: str) -> None:
-        # As one text: lines of several threads may not run into each other.
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        # A log that cannot be written (full disk, closed terminal) must not fail the request; `logging` does the same.
+        with suppress(OSError):
+            # As one text: lines of several threads may not run into each other.
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
     debug = info = warning = error = critical = write
 

@@ -22,7 +22,7 @@ Every setting is an environment variable. Written by `make docs` from `src/app/c
 - Any setting may be a file instead: one of that name, in the folder that `APP_SECRETS_DIR` names. A variable wins over a file.
 - Durations are seconds, or have a unit: `90`, `500ms`, `30s`, `10m`, `24h`, `14d`.
 - A variable that is set to nothing counts as unset; one that begins with `APP_` and is no setting stops the start. What Kubernetes sets
-  for a service called `app` (`APP_SERVICE_HOST`, `APP_PORT=tcp://…`) does not.
+  for a service called `app` (`…_SERVICE_HOST`, `…_PORT=tcp://…`) does not.
 - libpq's variables (`PGHOST`, `PGSSLMODE`, `PGPASSWORD`, `PGSERVICE`, …) have no effect: the settings alone say which database is
   used, and how.
 """

@@ -1,0 +1,221 @@
+"""Signals that must not end `app serve` or `app worker`: SIGHUP above all, from the first moment on."""
+
+import asyncio
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from httpx2 import AsyncClient, HTTPError
+
+from app import server
+from app.dev.ports import free_port
+from tests.conftest import KEY_SET, make_settings
+from tests.servers import SERVE, real_server
+from tests.test_workers import until, workers_of
+
+HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
+NOTHING_TO_RENEW = "SIGHUP: a single process has nothing to renew; key files are followed anyway"
+INFO = {"APP_LOG__LEVEL": "info"}
+MODES = pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["one process", "two workers"])
+
+
+def settings_of(url: str) -> dict[str, str]:
+    """Settings for a process of the application that speaks to nobody outside."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "DATABASE_URL"))}
+    return {
+        **inherited,
+        "APP_ENVIRONMENT": "test",
+        "APP_AUTH__SIGNING_KEYS": KEY_SET,
+        "APP_MAIL__URL": "console:",
+        "DATABASE_URL": url,
+    }
+
+
+@asynccontextmanager
+async def app_worker(url: str, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `app worker`; it has started when this returns."""
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", "worker"), stdout=output, stderr=output, env=settings_of(url)
+        )
+    try:
+        await until(lambda: "worker started" in log.read_text())
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@MODES
+@pytest.mark.parametrize("told", HARMLESS)
+async def test_a_server_goes_on(clone_url: str, told: signal.Signals, arguments: tuple[str, ...]) -> None:
+    async with real_server(clone_url, *arguments, **INFO) as running, AsyncClient(base_url=running.base_url) as client:
+        for pid in {running.process.pid, *workers_of(running)}:
+            os.kill(pid, told)
+        await asyncio.sleep(0.5)
+
+        assert (await client.get("/livez")).status_code == 200
+        assert running.records("worker ended unasked") == []
+        if told == signal.SIGHUP:
+            await running.wait_for_line("renewing the workers" if arguments else NOTHING_TO_RENEW)
+        assert await running.stop() == 0
+
+
+@pytest.mark.parametrize("told", HARMLESS)
+async def test_a_worker_for_jobs_goes_on(clone_url: str, tmp_path: Path, told: signal.Signals) -> None:
+    log = tmp_path / "log"
+    async with app_worker(clone_url, log) as process:
+        process.send_signal(told)
+        if told == signal.SIGHUP:
+            await until(lambda: NOTHING_TO_RENEW in log.read_text())
+        await asyncio.sleep(0.5)
+
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_hangup_while_the_application_is_loaded_does_not_end_it(command: str) -> None:
+    # The first module of the application proper is about to be looked for.
+    program = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "app.cli":
+            for told in {[int(told) for told in HARMLESS]}:
+                os.kill(os.getpid(), told)
+            print("told")
+from app.__main__ import main
+sys.meta_path.insert(0, Finder())
+sys.argv = ["app", "{command}"]
+main()
+"""
+    environment = settings_of("mysql://this.stops.the.start/once/it/is/loaded")
+
+    finished = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert finished.stdout == "told\n"
+    assert finished.returncode == 1
+    assert "The settings cannot be used" in finished.stderr
+
+
+def test_a_hangup_ends_a_command_that_is_no_service() -> None:
+    program = """
+import os, signal, sys
+from app.__main__ import main
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "app.cli":
+            os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["app", "migrate"]
+main()
+"""
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGHUP
+
+
+@MODES
+async def test_hangups_from_the_first_moment_on_do_not_end_a_server_that_starts(
+    clone_url: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    environment = settings_of(clone_url) | {"PORT": str(free_port()), **INFO}
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *SERVE, *arguments, stdout=output, stderr=output, env=environment
+        )
+    try:
+        async with AsyncClient(base_url=f"http://127.0.0.1:{environment['PORT']}") as client, asyncio.timeout(60):
+            while not takes_hangups(process.pid):  # noqa: ASYNC110  # Another process changes.
+                await asyncio.sleep(0)
+            while not await is_alive(client):
+                process.send_signal(signal.SIGHUP)
+                await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def takes_hangups(pid: int) -> bool:
+    """Say whether SIGHUP is ignored or handled by this process."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    taken = int(status["SigIgn"], 16) | int(status["SigCgt"], 16)
+    return bool(taken & 1 << signal.SIGHUP - 1)
+
+
+async def is_alive(client: AsyncClient) -> bool:
+    with suppress(HTTPError):
+        return (await client.get("/livez")).status_code == 200
+    return False
+
+
+@MODES
+async def test_a_server_outlives_the_terminal_that_it_was_started_in(
+    clone_url: str, arguments: tuple[str, ...]
+) -> None:
+    environment = settings_of(clone_url) | {"PORT": str(free_port())}
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *SERVE,
+        *arguments,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        # Makes the terminal the controlling one, whose end is told by SIGHUP.
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        async with AsyncClient(base_url=f"http://127.0.0.1:{environment['PORT']}") as client, asyncio.timeout(60):
+            while not await is_alive(client):  # noqa: ASYNC110  # Another process changes.
+                await asyncio.sleep(0.05)
+            os.close(ours)
+            # Each answer has a line in the log, which nobody can read any more.
+            statuses = [(await client.get("/nowhere", headers={"Connection": "close"})).status_code for _ in range(20)]
+        process.send_signal(signal.SIGTERM)
+
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+        assert statuses == [404] * 20
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_hangup_is_logged_by_a_single_process_that_ignored_it_so_far(
+    clone_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def announced() -> None:
+        for told in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), told)
+            time.sleep(0.2)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server.serve(make_settings(clone_url, server={"port": 0}), announce=announced)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert capsys.readouterr().out.count(NOTHING_TO_RENEW) == 2
