@@ -103,7 +103,7 @@ def test_migrating_brings_an_empty_database_to_the_newest_schema(app: Command, e
 
 
 def test_migrating_twice_changes_nothing(app: Command, clone_url: str) -> None:
-    assert app("migrate", url=clone_url) == (0, "", "")
+    assert app("migrate", url=clone_url) == (0, f"The schema is already at {head()}. Nothing was changed.\n", "")
 
 
 def test_migrating_to_a_revision_goes_back_as_well(app: Command, clone_url: str) -> None:
@@ -113,8 +113,10 @@ def test_migrating_to_a_revision_goes_back_as_well(app: Command, clone_url: str)
     assert aftermath(clone_url, "SELECT to_regclass('users') AS users") == [{"users": None}]
 
 
-def test_checking_a_current_schema_says_nothing(app: Command, clone_url: str) -> None:
-    assert app("migrate", "--check", url=clone_url) == (0, "", "")
+def test_checking_a_current_schema_names_it(app: Command, clone_url: str) -> None:
+    sentence = f"The schema is at {head()}, which this program needs.\n"
+
+    assert app("migrate", "--check", url=clone_url) == (0, sentence, "")
 
 
 def test_checking_an_empty_database_says_what_to_do(app: Command, empty_url: str) -> None:
@@ -132,7 +134,7 @@ def test_the_sql_of_the_migrations_needs_no_database(app: Command) -> None:
 def test_an_unknown_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
     result = app("migrate", "--to", "unknown", *options, url=clone_url)
 
-    assert_failed(result, "Can't locate revision identified by 'unknown'")
+    assert_failed(result, "no migration, or more than one, is called unknown; `app migrate --status` lists them")
 
 
 def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:

@@ -43,6 +43,7 @@ DEFERRED_IMPORTS = {
     "cli.py serve": "The other commands need no FastAPI.",
     "cli.py run_worker": "Only the worker needs the job library and its driver.",
     "cli.py migrate": "Only migrations need Alembic.",
+    "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
     "main.py _jobs": "The job library, where jobs run in the web process: on a developer's machine.",
     "core/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
     "core/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",

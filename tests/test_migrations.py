@@ -20,10 +20,11 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.config import DatabaseSettings
-from app.migrations import runner
+from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError
 from app.migrations.revisions import head, is_ours, known
-from app.migrations.runner import check, config, sql, upgrade
+from app.migrations.runner import check, sql, upgrade
+from app.migrations.scripts import config
 from app.models import Base
 from tests.conftest import ROOT, make_settings
 
@@ -277,14 +278,7 @@ def _broken_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             f"down_revision = {str(number - 1) if number > 1 else None!r}\n\n\n"
             f'def upgrade() -> None:\n    op.execute("{statement}"){more}\n'
         )
-    configured = runner.config
-
-    def elsewhere() -> Any:
-        configuration = configured()
-        configuration.set_main_option("script_location", str(tmp_path))
-        return configuration
-
-    monkeypatch.setattr(runner, "config", elsewhere)
+    monkeypatch.setattr(revisions, "DIRECTORY", tmp_path)
 
 
 @pytest.mark.usefixtures("_broken_third")

@@ -71,22 +71,29 @@ def run_worker() -> None:
 
 @cli.command()
 def migrate(
-    to: Annotated[str, typer.Option(help="Revision to go to, forward or back: a revision, `head` or `base`.")] = "head",
+    to: Annotated[
+        str, typer.Option(help="Where to go: a revision, `head`, `base`, or steps such as `-1` and `+1`.")
+    ] = "head",
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the SQL from nothing to there, and change nothing.")
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Only say whether the schema is the newest.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Only list the migrations, and say which have run.")] = False,
 ) -> None:
     """Bring the database's schema to a revision."""
+    if sum((sql, check, status)) > 1:
+        raise typer.BadParameter("choose one of --sql, --check and --status")
     with loading():
         from app.migrations import runner
 
     if sql:
         sys.stdout.write(runner.sql(to))
     elif check:
-        asyncio.run(runner.check(load_settings().database))
+        typer.echo(asyncio.run(runner.check(load_settings().database)))
+    elif status:
+        typer.echo(asyncio.run(runner.status(load_settings().database)))
     else:
-        asyncio.run(runner.upgrade(load_settings().database, to))
+        typer.echo(asyncio.run(runner.upgrade(load_settings().database, to)))
 
 
 @users.command("create-admin")

@@ -26,6 +26,7 @@ from app.core.signals import noting_hangups
 from app.core.supervisor import DRAIN, READY, RETIRE, Supervisor, heard
 from app.core.telemetry import configure
 from app.main import create_app
+from app.migrations import revisions
 
 _START_PATIENCE = 60.0
 # What an end may take beyond its delay and its grace: to give up requests and to close connections to the database.
@@ -43,8 +44,9 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM; `announce` is called once connections are accepted."""
     configure(settings.log, readable=settings.environment == "local")
-    # The application loads them as well, and would fail with a traceback.
+    # The application reads keys and migrations as well, and would fail with a traceback.
     load_key_ring(settings.auth)
+    revisions.head()
     if settings.auth.breached_passwords_file:
         check_breached(settings.auth.breached_passwords_file)
     _allow_files(settings.server.max_connections + _OTHER_FILES)

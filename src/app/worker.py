@@ -17,6 +17,7 @@ from app.jobs.exposing import exposing
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import make_mailer
+from app.migrations import revisions
 from app.users import jobs as users
 
 # A new job is added here; one that is enqueued and not listed fails.
@@ -47,6 +48,7 @@ def work(settings: Settings) -> None:
     """Run jobs until SIGINT or SIGTERM."""
     configure(settings.log, readable=settings.environment == "local")
     keys = load_key_ring(settings.auth)
+    revisions.head()
     with exposition(settings.telemetry) as exposed:
         asyncio.run(_work(settings, keys, exposed, tracing_from_environment()))
 

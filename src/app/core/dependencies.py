@@ -23,8 +23,8 @@ class CoreState(TypedDict):
     cursors: CursorSigner
     addresses: ClientAddresses
     readiness: Sequence[ReadinessCheck]
-    # Says why this program cannot work on a schema of that revision, or None.
-    schema: Callable[[str | None], str | None]
+    # Says why this program cannot work on a schema at these revisions, or None.
+    schema: Callable[[Sequence[str]], str | None]
 
 
 class CoreRequest(Request[CoreState]):

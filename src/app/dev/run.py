@@ -21,8 +21,8 @@ from app.core.listening import PortInUseError, listen
 from app.core.security import PasswordHasher
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
-from app.migrations import runner
-from app.migrations.errors import MigrationError
+from app.migrations import revisions, runner
+from app.migrations.errors import MigrationError, MigrationFileError
 from app.server import serve
 from app.users import service as users_service
 
@@ -57,7 +57,13 @@ def run() -> int:
             _run()
     except KeyboardInterrupt:
         return 0
-    except (AlreadyRunningError, ConfigurationError, EmbeddedPostgresError, PortInUseError) as error:
+    except (
+        AlreadyRunningError,
+        ConfigurationError,
+        EmbeddedPostgresError,
+        MigrationFileError,
+        PortInUseError,
+    ) as error:
         return _refuse(str(error))
     except MigrationError as error:
         return _refuse(f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}")
@@ -71,9 +77,10 @@ def run() -> int:
 def _run() -> None:
     given = _given_database()
     settings = _settings(given or _NOT_STARTED_YET)
-    # A taken port or unusable keys are told before the database starts, not after.
+    # A taken port, unusable keys or migrations are reported before the database starts, not after.
     listen(settings.server.host, settings.server.port).close()
     load_key_ring(settings.auth)
+    revisions.head()
     with _database(given) as url:
         settings = _settings(url, port=settings.server.port)
         welcome = asyncio.run(_prepare(settings))

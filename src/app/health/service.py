@@ -1,7 +1,7 @@
 """Whether this process is fit to be sent traffic."""
 
 import asyncio
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import text
@@ -9,9 +9,10 @@ from sqlalchemy import text
 from app.core.database import Database
 from app.core.failures import DatabaseUnavailableError, is_transient
 from app.health.errors import NotReadyError
+from app.migrations.revisions import named
 
 _TIMEOUT = 2.0
-_REVISION = text("SELECT version_num FROM alembic_version")
+_REVISIONS = text("SELECT version_num FROM alembic_version ORDER BY version_num")
 _HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 
 # The event loop itself does not keep tasks alive.
@@ -25,33 +26,33 @@ class SchemaWatch:
     rotation by it. A program that starts on a schema it has never heard of may be years too old.
     """
 
-    def __init__(self, *, head: str, known: Container[str], accepts_newer: bool) -> None:
+    def __init__(self, *, head: str, known: frozenset[str], accepts_newer: bool) -> None:
         self._head = head
         self._known = known
         self._accepts_newer = accepts_newer
 
-    def unready(self, revision: str | None) -> str | None:
-        """Say what is wrong with a schema at this revision."""
-        if revision == self._head:
+    def unready(self, revisions: Sequence[str]) -> str | None:
+        """Say what is wrong with a schema at these revisions: none when empty, several between a branch and its merge."""
+        if list(revisions) == [self._head]:
             self._accepts_newer = True
             return None
-        is_newer = revision is not None and revision not in self._known
+        is_newer = not self._known.issuperset(revisions)
         if is_newer and self._accepts_newer:
             return None
-        return f"the schema is at revision {revision or 'none'}, this program needs {self._head}"
+        return f"the schema is at revision {named(revisions)}, this program needs {self._head}"
 
 
 async def check_readiness(
-    database: Database, *, schema: Callable[[str | None], str | None], checks: Iterable[Callable[[], str | None]]
+    database: Database, *, schema: Callable[[Sequence[str]], str | None], checks: Iterable[Callable[[], str | None]]
 ) -> None:
     """Return when the database answers, this code can work on its schema, and every check is content."""
     try:
-        revision = await _in_time(_revision(database))
+        revisions = await _in_time(_revisions(database))
     except Exception as error:
         if not is_transient(error):
             raise
         raise NotReadyError(["the database cannot be reached"]) from error
-    if reason := schema(revision):
+    if reason := schema(revisions):
         raise NotReadyError([reason])
     if waiting := [reason for check in checks if (reason := check())]:
         raise NotReadyError(waiting)
@@ -69,9 +70,8 @@ async def _in_time[T](question: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def _revision(database: Database) -> str | None:
+async def _revisions(database: Database) -> Sequence[str]:
     async with database.read_sessions() as session:
         if not await session.scalar(_HAS_REVISIONS):
-            return None
-        revision: str | None = await session.scalar(_REVISION)
-        return revision
+            return ()
+        return (await session.scalars(_REVISIONS)).all()

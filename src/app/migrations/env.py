@@ -1,15 +1,30 @@
 """Alembic's entry: runs on the runner's connection, or on one of its own for `alembic revision`."""
 
 import asyncio
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 from alembic import context
+from alembic.operations import MigrationScript
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.config import load_settings
 from app.migrations.revisions import is_ours
 from app.models import Base
+
+# Alembic's version table stores a revision as VARCHAR(32): the date takes 9 of them.
+_LONGEST_SLUG = 23
+
+
+def _name(_context: object, _revision: object, drafts: list[MigrationScript]) -> None:
+    """Call a draft by today's date and its message, unless `--rev-id` names it."""
+    if not getattr(context.config.cmd_opts, "rev_id", None):
+        for draft in drafts:
+            slug = re.sub(r"[^a-z0-9]+", "_", (draft.message or "draft").lower())[:_LONGEST_SLUG].strip("_")
+            draft.rev_id = f"{datetime.now(UTC):%Y%m%d}_{slug}"
+
 
 _OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
@@ -18,6 +33,7 @@ _OPTIONS: dict[str, Any] = {
     "transaction_per_migration": True,
     "compare_type": True,
     "compare_server_default": True,
+    "process_revision_directives": _name,
 }
 
 

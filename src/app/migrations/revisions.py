@@ -1,34 +1,99 @@
-"""What the migration files say, without a database and without Alembic, which takes longer to load than they do."""
+"""The revisions that this release knows, as Alembic reads them, without loading Alembic at every start."""
 
-import re
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 
-_VERSIONS = Path(__file__).parent / "versions"
-_LINK = re.compile(r'^revision = "(?P<name>.+)"\ndown_revision = (?:None|"(?P<parent>.+)")$', re.MULTILINE)
+DIRECTORY = Path(__file__).parent
 
 
-@cache
+@dataclass(frozen=True)
+class Revisions:
+    """The revision that this release needs, and every revision that it knows."""
+
+    head: str
+    known: frozenset[str]
+
+
 def head() -> str:
-    """Name the revision this program was written for: the one that no other follows."""
-    links = dict(_links())
-    (newest,) = links.keys() - links.values()
-    return newest
+    """Name the revision that this release needs: the one that no other follows."""
+    return _revisions().head
 
 
-@cache
 def known() -> frozenset[str]:
-    """Name every revision this program has heard of; any other is a newer program's."""
-    return frozenset(name for name, _ in _links())
+    """Name every revision of this release; any other belongs to a newer one."""
+    return _revisions().known
 
 
-def _links() -> Iterator[tuple[str, str | None]]:
-    for file in _VERSIONS.glob("*.py"):
-        for link in _LINK.finditer(file.read_text()):
-            yield link["name"], link["parent"]
+def missing(revisions: Sequence[str]) -> str | None:
+    """Say what a schema at these revisions lacks for this release."""
+    if list(revisions) == [head()]:
+        return None
+    return f"the schema is at revision {named(revisions)}, this program needs {head()}"
+
+
+def named(revisions: Sequence[str]) -> str:
+    """Name the revisions that a schema is at: none before the first migration, several between a branch and its merge."""
+    return " and ".join(revisions) or "none"
 
 
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
     """Say whether the models describe this: the tables of the job queue are procrastinate's. Alembic's `include_name`."""
     return not (kind == "table" and name is not None and name.startswith("procrastinate_"))
+
+
+@cache
+def _revisions() -> Revisions:
+    digest = _digest()
+    if digest and (cached := _cached(digest)):
+        return cached
+    # Alembic takes 100 ms of CPU to load. Only new or changed files need it.
+    from app.migrations import scripts
+
+    directory = scripts.read()
+    revisions = Revisions(scripts.head(directory), frozenset(script.revision for script in directory.walk_revisions()))
+    if digest:
+        _keep(digest, revisions)
+    return revisions
+
+
+def _digest() -> str | None:
+    """Identify the contents of the migration files; None if one cannot be read, which Alembic then reports."""
+    digest = hashlib.sha256()
+    try:
+        for file in sorted((DIRECTORY / "versions").glob("*.py")):
+            content = file.read_bytes()
+            digest.update(f"{file.name}\0{len(content)}\0".encode() + content)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _cached(digest: str) -> Revisions | None:
+    try:
+        stored = json.loads(_cache_file().read_bytes())
+        return Revisions(stored["head"], frozenset(stored["known"])) if stored["digest"] == digest else None
+    except (OSError, ValueError, KeyError, TypeError):
+        # It is missing, or it is not ours. It is written again.
+        return None
+
+
+def _keep(digest: str, revisions: Revisions) -> None:
+    file = _cache_file()
+    staging = file.with_suffix(f".{os.getpid()}")
+    # The installed package may be read-only. The next start then loads Alembic again.
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(json.dumps({"digest": digest, "head": revisions.head, "known": sorted(revisions.known)}))
+        staging.replace(file)
+
+
+def _cache_file() -> Path:
+    """Stand beside the bytecode, wherever Python keeps that."""
+    return Path(cache_from_source(str(DIRECTORY / "revisions.py"))).with_name("revisions.json")

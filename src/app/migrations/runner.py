@@ -4,16 +4,14 @@ import asyncio
 import io
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from time import monotonic
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -24,8 +22,10 @@ from app.core.config import DatabaseSettings
 from app.core.connections import milliseconds
 from app.core.database import MINIMUM_VERSION
 from app.core.failures import reason, sqlstate
+from app.migrations import revisions, scripts
 from app.migrations.errors import MigrationError
-from app.migrations.revisions import head
+from app.migrations.steps import Move, resolve, resolve_offline
+from app.migrations.steps import status as describe
 
 _LOCK_KEY = 4_021_973_155
 _LOCK_PATIENCE = 60.0
@@ -33,60 +33,81 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _TABLE_PATIENCE = 60.0
 _TABLE_PAUSE = 1.0
 _HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
-_REVISION = text("SELECT version_num FROM alembic_version")
+_REVISIONS = text("SELECT version_num FROM alembic_version ORDER BY version_num")
 
 
 log = logging.getLogger(__name__)
 
 
-async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
+async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
     """Bring the schema to a revision, forward or back; a second runner waits for the first and finds nothing to do."""
+    directory = scripts.read()
     async with _exclusive(settings) as connection:
         deadline = monotonic() + _TABLE_PATIENCE
         while True:
             try:
-                return await _move(connection, revision)
+                return await _move(connection, directory, revision)
             except DBAPIError as error:
                 if sqlstate(error) != _LOCK_NOT_AVAILABLE or monotonic() > deadline:
                     raise
                 log.warning("a migration did not get the lock it needs and is tried again")
                 await connection.rollback()
-            # Whoever waits for a table makes everybody else wait behind it: each wait is short, and then they may pass.
+            # A migration that waits for a table blocks every later statement on it. Each wait is short; others pass between.
             await asyncio.sleep(_TABLE_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  # No secret.
 
 
-async def _move(connection: AsyncConnection, revision: str) -> None:
-    current = await _current(connection)
-    step = command.downgrade if _is_behind(revision, current) else command.upgrade
-    await connection.run_sync(_run, lambda configuration: step(configuration, revision))
+async def _move(connection: AsyncConnection, directory: ScriptDirectory, revision: str) -> Move:
+    before = await _current(connection)
+    step = resolve(directory, before, revision)
+    if step is None:
+        return Move(before, before)
+    change = command.downgrade if step.is_back else command.upgrade
+    await connection.run_sync(_run, lambda configuration: change(configuration, step.target))
+    return Move(before, await _current(connection))
 
 
-async def check(settings: DatabaseSettings) -> None:
-    """Raise a `MigrationError` unless the schema is at the newest revision."""
+async def check(settings: DatabaseSettings) -> str:
+    """Say where the schema is; raise a `MigrationError` unless that is the newest revision."""
+    revisions.head()
     async with _connect(settings) as connection:
         current = await _current(connection)
-    if current != head():
-        message = f"the schema is at revision {current or 'none'}, this program needs {head()}; run `app migrate`"
+    if complaint := revisions.missing(current):
+        message = f"{complaint}; run `app migrate`"
         raise MigrationError(message)
+    return f"The schema is at {revisions.head()}, which this program needs."
 
 
-def config() -> Config:
-    """Give Alembic's configuration: the scripts are part of the package, wherever it is installed."""
-    configuration = Config()
-    configuration.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    configuration.set_main_option("path_separator", "os")
-    return configuration
+async def status(settings: DatabaseSettings) -> str:
+    """List the migrations, those that have run and those that have not, and say where the schema is."""
+    directory = scripts.read()
+    async with _connect(settings) as connection:
+        return describe(directory, await _current(connection))
 
 
 def sql(revision: str = "head") -> str:
     """Give the SQL of every migration up to a revision; no database is needed."""
-    configuration = config()
+    target = resolve_offline(scripts.read(), revision)
+    configuration = scripts.config()
     configuration.output_buffer = io.StringIO()
+    with _telling():
+        command.upgrade(configuration, target, sql=True)
+    return configuration.output_buffer.getvalue()
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Turn what Alembic refuses, and a mistake in a migration, into a `MigrationError`."""
     try:
-        command.upgrade(configuration, revision, sql=True)
+        yield
+    except (DBAPIError, MigrationError):
+        raise
     except CommandError as error:
         raise MigrationError(str(error)) from error
-    return configuration.output_buffer.getvalue()
+    except Exception as error:
+        if (place := scripts.culprit(error)) is None:
+            raise
+        message = f"{place}: this migration fails ({type(error).__name__}: {error}); correct the file"
+        raise MigrationError(message) from error
 
 
 @asynccontextmanager
@@ -102,8 +123,6 @@ async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]
     except DBAPIError as error:
         message = f"a migration failed and was rolled back: {reason(error.orig or error)}"
         raise MigrationError(message) from error
-    except CommandError as error:
-        raise MigrationError(str(error)) from error
     finally:
         await engine.dispose()
 
@@ -159,29 +178,16 @@ async def _exclusive(settings: DatabaseSettings) -> AsyncIterator[AsyncConnectio
         yield connection
 
 
-async def _current(connection: AsyncConnection) -> str | None:
-    revision: str | None = None
+async def _current(connection: AsyncConnection) -> tuple[str, ...]:
+    found: tuple[str, ...] = ()
     if await connection.scalar(_HAS_REVISIONS):
-        revision = await connection.scalar(_REVISION)
+        found = tuple((await connection.scalars(_REVISIONS)).all())
     await connection.rollback()
-    return revision
-
-
-def _is_behind(revision: str, current: str | None) -> bool:
-    passed = _up_to(current) if current else set()
-    return revision == "base" or (revision in passed and revision != current)
-
-
-def _up_to(current: str) -> set[str]:
-    scripts = ScriptDirectory.from_config(config())
-    try:
-        return {script.revision for script in scripts.iterate_revisions(current, "base")}
-    except RevisionError:
-        message = f"the schema is at revision {current}, which this program does not know; it belongs to a newer one"
-        raise MigrationError(message) from None
+    return found
 
 
 def _run(connection: Connection, step: Callable[[Config], None]) -> None:
-    configuration = config()
+    configuration = scripts.config()
     configuration.attributes["connection"] = connection
-    step(configuration)
+    with _telling():
+        step(configuration)
