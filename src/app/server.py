@@ -16,6 +16,7 @@ from typing import NoReturn, override
 
 import uvicorn
 
+from app.core import tls
 from app.core.breaches import check_breached
 from app.core.clients import Connection, Connections
 from app.core.config import ServerSettings, Settings
@@ -47,6 +48,7 @@ def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) ->
     # The application reads keys and migrations as well, and would fail with a traceback.
     load_key_ring(settings.auth)
     revisions.head()
+    tls.check(settings.database)
     if settings.auth.breached_passwords_file:
         check_breached(settings.auth.breached_passwords_file)
     _allow_files(settings.server.max_connections + _OTHER_FILES)

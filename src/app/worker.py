@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 
 from app.audit import jobs as audit
 from app.auth import jobs as auth
+from app.core import tls
 from app.core.config import Settings
 from app.core.database import Database
 from app.core.exposition import Exposition, exposition
@@ -49,6 +50,7 @@ def work(settings: Settings) -> None:
     configure(settings.log, readable=settings.environment == "local")
     keys = load_key_ring(settings.auth)
     revisions.head()
+    tls.check(settings.database)
     with exposition(settings.telemetry) as exposed:
         asyncio.run(_work(settings, keys, exposed, tracing_from_environment()))
 

@@ -99,6 +99,10 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
         ({"DATABASE_URL": "postgresql://a:b@h/d"}, "DATABASE_URL: append ?ssl=verify-full"),
         ({"DATABASE_URL": "postgresql://a:b@h/d?sslmode=prefer"}, "DATABASE_URL: append ?ssl=verify-full"),
         ({"DATABASE_URL": "postgresql://a:b@h/d?ssl=require&sslmode=disable"}, "DATABASE_URL: append ?ssl=verify-full"),
+        (
+            {"APP_DATABASE__DIRECT_URL": "postgresql://a:b@h/d?ssl=allow"},
+            "APP_DATABASE__DIRECT_URL: append ?ssl=verify-full",
+        ),
         ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not for production"),
         ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: name the origins"),
         ({"APP_AUTH__BCRYPT_COST": "9"}, "APP_AUTH__BCRYPT_COST: must be 10 or more"),
@@ -133,7 +137,8 @@ def test_unsafe_settings_are_accepted_outside_production(environment: Environmen
     [
         {"APP_AUTH__SIGNING_KEYS": "", "APP_AUTH__SIGNING_KEYS_FILE": "/run/keys.json"},
         {"DATABASE_URL": "postgresql://a:b@h/d", "APP_DATABASE__REQUIRE_TLS": "false"},
-        {"DATABASE_URL": "postgresql://a:b@h/d?sslmode=verify-ca"},
+        {"DATABASE_URL": "postgresql://a:b@h/d?sslmode=verify-ca", "APP_DATABASE__CA_FILE": "/etc/ca.pem"},
+        {"DATABASE_URL": "postgresql://a:b@h/d?sslmode=verify-ca&sslrootcert=/etc/ca.pem"},
         {"APP_AUTH__BCRYPT_COST": "10"},
         {"APP_MAIL__URL": "console:", "APP_MAIL__ALLOW_UNDELIVERED": "true"},
         {"APP_SERVER__CORS_ORIGINS": "https://app.example.com"},
@@ -395,6 +400,48 @@ def test_a_url_parameter_the_driver_would_choke_on_is_refused(environment: Envir
     environment(APP_ENVIRONMENT="local", DATABASE_URL="postgresql://a:b@h/d?sslmode=require&channel_binding=require")
 
     assert problems() == ["DATABASE_URL: the driver does not know the parameter channel_binding; take it out"]
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("ssl=true", "ssl is one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("ssl=require&ssl=disable", "it has ssl more than once"),
+        ("ssl=verify-full&sslrootcert=/a&sslrootcert=/b", "it has sslrootcert more than once"),
+        ("ssl=require&sslrootcert=system", "sslrootcert=system needs ssl=verify-full"),
+        ("sslrootcert=/a", "certificates are given, but ssl=prefer does not check any; append ?ssl=verify-full"),
+        ("ssl=allow&sslrootcert=/a", "certificates are given, but ssl=allow does not check any"),
+        ("ssl=verify-ca", "ssl=verify-ca needs certificates of your own: set APP_DATABASE__CA_FILE"),
+        ("ssl=require&sslcert=/a", "sslcert and sslkey belong together"),
+        ("ssl=require&sslkey=/a", "sslcert and sslkey belong together"),
+    ],
+)
+def test_what_would_not_check_what_it_seems_to_check_is_refused(
+    environment: Environment, query: str, reason: str
+) -> None:
+    environment(APP_ENVIRONMENT="local", DATABASE_URL=f"postgresql://a:b@h/d?{query}")
+
+    (problem,) = problems()
+
+    assert problem.startswith(f"DATABASE_URL: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DATABASE_URL", "postgresql://a:b@h/d"),
+        ("DATABASE_URL", "postgresql://a:b@127.0.0.1/d"),
+        ("APP_DATABASE__DIRECT_URL", "postgresql://a:b@h/d?ssl=disable"),
+    ],
+)
+def test_a_file_of_certificates_that_would_not_be_used_is_refused(
+    environment: Environment, name: str, url: str
+) -> None:
+    environment(**{"DATABASE_URL": URL, "APP_ENVIRONMENT": "local", "APP_DATABASE__CA_FILE": "/etc/ca.pem", name: url})
+
+    (problem,) = problems()
+
+    assert "certificates are given, but ssl=" in problem
 
 
 def test_the_names_that_platforms_set_are_understood(environment: Environment) -> None:

@@ -54,7 +54,7 @@ def test_the_worker_connects_as_the_application_does(url: str, expected: dict[st
 def test_what_the_url_leaves_out_is_left_to_libpq() -> None:
     given = conninfo_to_dict(conninfo(DatabaseSettings.model_validate({"url": "postgresql:///app"})))
 
-    assert not given.keys() & {"host", "port", "user", "password", "sslmode"}
+    assert not given.keys() & {"host", "port", "user", "password"}
 
 
 def test_the_limits_of_the_settings_hold_for_the_worker() -> None:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app.core import tls
 from app.core.config import DatabaseSettings
 from app.core.connections import REFUSALS, each_host
 from app.core.metrics import Reading
@@ -238,7 +239,7 @@ async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> as
     refusal: Exception = OSError()
     for place in each_host(options):
         try:
-            return await asyncpg.connect(
+            return await tls.connect(
                 **place,
                 timeout=settings.connect_timeout.total_seconds(),
                 # For LISTEN, too: a socket that has gone silent must not keep us from trying another.

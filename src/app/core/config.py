@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, override
+from typing import Annotated, Any, Literal, NoReturn, Self, override
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -50,8 +50,10 @@ _PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "ex
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
-# What the driver takes in a URL; anything else, common with other drivers, would fail at every connection.
-_URL_PARAMETERS = {"ssl", "host", "port", "target_session_attrs"}
+# Parameters that a URL of the database may have. `app.core.tls` knows those about TLS, the driver the others.
+_URL_PARAMETERS = {"ssl", "sslrootcert", "sslcert", "sslkey", "host", "port", "target_session_attrs"}
+_UNVERIFIED_MODES = ("disable", "allow", "prefer")
+_TLS_MODES = (*_UNVERIFIED_MODES, "require", "verify-ca", "verify-full")
 # The names that platforms set; the long ones win over them.
 _SAFE_URL = "postgresql://user@host/name?ssl=verify-full"
 _PLAIN_NAMES = {"APP_DATABASE__URL": "DATABASE_URL", "APP_SERVER__PORT": "PORT"}
@@ -164,7 +166,8 @@ class DatabaseSettings(_Group):
     """PostgreSQL, 15 or newer."""
 
     url: SecretStr = Field(
-        description="`postgresql://user:password@host:5432/name`; `DATABASE_URL` works too. TLS: append `?ssl=verify-full`."
+        description="`postgresql://user:password@host:5432/name`; `DATABASE_URL` works too. TLS: append `?ssl=verify-full`. "
+        "`sslmode`, `sslrootcert`, `sslcert` and `sslkey` mean what they mean to libpq."
     )
     direct_url: SecretStr | None = Field(
         default=None,
@@ -178,6 +181,11 @@ class DatabaseSettings(_Group):
     )
     require_tls: bool = Field(
         default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) to trust instead of the system's, for a server with a private one; `sslrootcert` in the URL "
+        "wins. A file that is replaced is read at the next start.",
     )
     pool_size: int = Field(
         default=10,
@@ -230,8 +238,21 @@ class DatabaseSettings(_Group):
         query = {("ssl" if key == "sslmode" else key): text for key, text in url.query.items()}
         if unknown := sorted(query.keys() - _URL_PARAMETERS):
             _refuse(f"the driver does not know the parameter {unknown[0]}; take it out")
+        _refuse_bad_tls(query)
         url = url.set(drivername="postgresql+asyncpg", query=query)
         return SecretStr(url.render_as_string(hide_password=False))
+
+    @model_validator(mode="after")
+    def _know_whom_to_trust(self) -> Self:
+        for url in (self.sqlalchemy_url(), self.direct_sqlalchemy_url()):
+            mode, certificates = url.query["ssl"], url.query.get("sslrootcert")
+            if certificates and mode in _UNVERIFIED_MODES:
+                _refuse(f"certificates are given, but ssl={mode} does not check any; append ?ssl=verify-full")
+            if mode == "verify-ca" and certificates in {None, "system"}:
+                _refuse(
+                    "ssl=verify-ca needs certificates of your own: set APP_DATABASE__CA_FILE, or take ssl=verify-full"
+                )
+        return self
 
     @property
     def limits(self) -> dict[str, timedelta]:
@@ -244,17 +265,33 @@ class DatabaseSettings(_Group):
 
     def sqlalchemy_url(self) -> URL:
         """Give the URL with its password, for an engine only."""
-        return _of_the_primary(self.url)
+        return self._completed(self.url)
 
     def direct_sqlalchemy_url(self) -> URL:
         """Give the URL that no transaction pooler stands in front of."""
-        return _of_the_primary(self.direct_url or self.url)
+        return self._completed(self.direct_url or self.url)
+
+    def _completed(self, secret: SecretStr) -> URL:
+        """Name what the URL leaves out, so that no driver has a default of its own."""
+        url = make_url(secret.get_secret_value())
+        # A standby takes no writes, and does not know what was revoked a moment ago. Loopback is private: TLS costs time there.
+        defaults = {
+            "target_session_attrs": "primary",
+            "ssl": "allow" if url.host and _is_loopback(url.host) else "prefer",
+            **({"sslrootcert": str(self.ca_file)} if self.ca_file else {}),
+        }
+        return url.set(query={**defaults, **url.query})
 
 
-def _of_the_primary(secret: SecretStr) -> URL:
-    url = make_url(secret.get_secret_value())
-    # A standby takes no writes, and does not know what was revoked a moment ago.
-    return url if "target_session_attrs" in url.query else url.update_query_dict({"target_session_attrs": "primary"})
+def _refuse_bad_tls(query: Mapping[str, object]) -> None:
+    if twice := [name for name in query if name.startswith("ssl") and not isinstance(query[name], str)]:
+        _refuse(f"it has {twice[0]} more than once")
+    if (mode := query.get("ssl", _TLS_MODES[0])) not in _TLS_MODES:
+        _refuse(f"ssl is one of {', '.join(_TLS_MODES)}")
+    if query.get("sslrootcert") == "system" and mode != "verify-full":
+        _refuse("sslrootcert=system needs ssl=verify-full: anybody can have a certificate for another name")
+    if ("sslcert" in query) != ("sslkey" in query):
+        _refuse("sslcert and sslkey belong together")
 
 
 class AuthSettings(_Group):
@@ -715,13 +752,21 @@ def _unsafe_surroundings(settings: Settings) -> Iterator[str]:
         yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
     if url.password is not None and url.password.lower() in _PLACEHOLDERS:
         yield "DATABASE_URL: the password is a placeholder"
-    if database.require_tls and url.query.get("ssl") not in {"require", "verify-ca", "verify-full"}:
-        yield (
-            "DATABASE_URL: append ?ssl=verify-full (or require, verify-ca), or set APP_DATABASE__REQUIRE_TLS=false on a "
-            "trusted network"
-        )
+    yield from _unencrypted(database)
     if settings.log.level == "debug":
         yield "APP_LOG__LEVEL: debug is not for production"
+
+
+def _unencrypted(database: DatabaseSettings) -> Iterator[str]:
+    urls = {"DATABASE_URL": database.sqlalchemy_url()}
+    if database.direct_url:
+        urls["APP_DATABASE__DIRECT_URL"] = database.direct_sqlalchemy_url()
+    for name, url in urls.items():
+        if database.require_tls and url.query["ssl"] in _UNVERIFIED_MODES:
+            yield (
+                f"{name}: append ?ssl=verify-full (or require, verify-ca), or set APP_DATABASE__REQUIRE_TLS=false on a "
+                "trusted network"
+            )
 
 
 def _unsafe_mail(mail: MailSettings) -> Iterator[str]:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
+from app.core import tls
 from app.core.attempts import note_commit_sent
 from app.core.config import DatabaseSettings
 from app.core.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, sqlstates
@@ -123,6 +124,7 @@ def _create_engine(
         pool_recycle=int(settings.pool_recycle.total_seconds()),
         hide_parameters=True,
         connect_args={
+            "async_creator_fn": tls.connect,
             "timeout": settings.connect_timeout.total_seconds(),
             # The server cancels first and says why; this one is for a server that has gone silent.
             "command_timeout": settings.statement_timeout.total_seconds() + 1,

@@ -18,6 +18,7 @@ from psycopg.conninfo import make_conninfo
 from app.core.config import DatabaseSettings, JobsSettings
 from app.core.connections import milliseconds
 from app.core.failures import is_transient
+from app.core.tls import for_libpq
 from app.jobs.queue import QUEUE, Policy
 
 REPORTS_PER_STALL = 4
@@ -139,7 +140,7 @@ def conninfo(settings: DatabaseSettings) -> str:
         "user": options.get("user"),
         "password": options.get("password"),
         "dbname": options["database"],
-        "sslmode": options.get("ssl"),
+        **for_libpq(options),
         "target_session_attrs": options["target_session_attrs"],
         # libpq knows whole seconds, two at least.
         "connect_timeout": max(2, round(settings.connect_timeout.total_seconds())),

@@ -10,6 +10,7 @@ from alembic.operations import MigrationScript
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from app.core import tls
 from app.core.config import load_settings
 from app.migrations.revisions import is_ours
 from app.models import Base
@@ -52,7 +53,8 @@ def _write_sql() -> None:
 
 
 async def _connect_and_run() -> None:
-    engine = create_async_engine(load_settings(environment="local").database.sqlalchemy_url())
+    url = load_settings(environment="local").database.sqlalchemy_url()
+    engine = create_async_engine(url, connect_args={"async_creator_fn": tls.connect})
     async with engine.connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from app.core import tls
 from app.core.config import DatabaseSettings
 from app.core.connections import milliseconds
 from app.core.database import MINIMUM_VERSION
@@ -133,6 +134,7 @@ def _create_engine(settings: DatabaseSettings) -> AsyncEngine:
         poolclass=NullPool,
         hide_parameters=True,
         connect_args={
+            "async_creator_fn": tls.connect,
             "timeout": settings.connect_timeout.total_seconds(),
             "server_settings": {
                 "application_name": f"{settings.application_name}-migrate",
