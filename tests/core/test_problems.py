@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from typing import Annotated, Any, override
+from uuid import UUID
 
 import pytest
 from asyncpg import (
@@ -13,8 +14,9 @@ from asyncpg import (
     NotNullViolationError,
     UniqueViolationError,
 )
-from fastapi import BackgroundTasks, Depends, HTTPException, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Response
 from fastapi.responses import StreamingResponse
+from fastapi.security import HTTPBearer
 from httpx2 import AsyncClient
 from pydantic import BaseModel, Field, SecretStr
 from sqlalchemy.exc import IntegrityError
@@ -33,7 +35,7 @@ from app.core.errors import (
 )
 from app.core.failures import DatabaseUnavailableError
 from app.core.fields import PathIdentifier, Payload
-from app.core.problems import pointer, problem_response, problem_responses
+from app.core.problems import kind_of_status, pointer, problem_response, problem_responses
 from tests.core.applications import application, serving, with_state
 from tests.core.recording import Recording
 
@@ -123,7 +125,7 @@ async def remove_thing(thing_id: PathIdentifier) -> str:
 
 @router.get("/http/{status}", openapi_extra=public)
 async def raise_http(status: int) -> None:
-    raise HTTPException(status, "CANARY")
+    raise HTTPException(status, "CANARY.", {"Retry-After": "5"})
 
 
 @router.get("/unreachable", openapi_extra=public)
@@ -241,7 +243,7 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     assert response.status_code == status
     assert response.headers["content-type"] == MEDIA_TYPE
     document: dict[str, Any] = response.json()
-    assert set(document) - {"errors"} == MEMBERS
+    assert set(document) - {"errors", "details"} == MEMBERS
     assert ("errors" in document) == (status == 422)
     assert document["status"] == status
     assert document["code"] == code
@@ -402,24 +404,159 @@ async def test_malformed_json_is_a_problem(app: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "answered", "code"),
+    ("status", "code"),
     [
-        (400, 400, "malformed_request"),
-        (401, 401, "unauthorized"),
-        (403, 403, "forbidden"),
-        (404, 404, "not_found"),
-        (413, 413, "payload_too_large"),
-        (415, 415, "unsupported_media_type"),
-        (418, 400, "malformed_request"),
+        (400, "malformed_request"),
+        (401, "unauthorized"),
+        (402, "payment_required"),
+        (403, "forbidden"),
+        (404, "not_found"),
+        (409, "conflict"),
+        (410, "gone"),
+        (413, "payload_too_large"),
+        (416, "range_not_satisfiable"),
+        (418, "im_a_teapot"),
+        (422, "validation_error"),
+        (429, "rate_limited"),
+        (451, "unavailable_for_legal_reasons"),
+        (499, "client_error"),
+        (500, "internal_error"),
+        (502, "bad_gateway"),
+        (503, "service_unavailable"),
+        (504, "gateway_timeout"),
+        (599, "server_error"),
     ],
 )
-async def test_an_exception_of_the_framework_is_a_problem_without_its_words(
-    app: AsyncClient, status: int, answered: int, code: str
-) -> None:
+async def test_an_http_exception_keeps_its_status_detail_and_headers(app: AsyncClient, status: int, code: str) -> None:
     response = await app.get(f"/http/{status}")
+    page = await app.get(response.json()["type"])
 
-    problem(response, answered, code)
-    assert "CANARY" not in response.text
+    document = problem(response, status, code)
+    assert document["detail"] == "CANARY."
+    assert response.headers["retry-after"] == "5"
+    assert response.headers["content-type"] == MEDIA_TYPE
+    assert (page.status_code, code in page.text) == (200, True)
+
+
+@pytest.mark.parametrize(("status", "is_logged"), [(499, False), (500, True), (503, True)])
+async def test_a_server_error_is_logged_with_its_detail_and_traceback(
+    app: AsyncClient, recording: Recording, status: int, is_logged: bool
+) -> None:
+    lines = recording()
+
+    await app.get(f"/http/{status}")
+
+    errors = [line for line in lines() if line["level"] == "error"]
+    assert len(errors) == is_logged
+    for line in errors:
+        assert "CANARY." in line["event"]
+        assert "raise HTTPException" in line["exception"]
+
+
+@pytest.mark.parametrize(
+    ("detail", "kept"),
+    [
+        ({"reason": "CANARY"}, {"reason": "CANARY"}),
+        ([1, None], [1, None]),
+        (7, 7),
+        (float("nan"), "NaN"),
+        ({"at": UUID(int=7)}, {"at": str(UUID(int=7))}),
+    ],
+)
+async def test_a_detail_that_is_no_text_is_a_member_of_its_own(detail: Any, kept: Any) -> None:
+    async with serving(raising_router(HTTPException(409, detail))) as client:
+        response = await client.get("/raise")
+
+    assert problem(response, 409, "conflict")["details"] == kept
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "body"),
+    [
+        (HTTPException(204), 204, b""),
+        (HTTPException(304), 304, b""),
+        (HTTPException(302, headers={"Location": "/elsewhere"}), 302, b'{"detail":"Found"}'),
+    ],
+)
+async def test_an_http_exception_that_is_no_error_is_answered_as_by_the_framework(
+    error: HTTPException, status: int, body: bytes
+) -> None:
+    async with serving(raising_router(error)) as client:
+        response = await client.get("/raise")
+
+    assert (response.status_code, response.content) == (status, body)
+    assert response.headers.get("location") == (error.headers or {}).get("Location")
+
+
+@pytest.mark.parametrize("status", [404, 502])
+async def test_an_http_exception_without_a_detail_says_what_its_kind_says(status: int) -> None:
+    async with serving(raising_router(HTTPException(status))) as client:
+        response = await client.get("/raise")
+
+    assert response.json()["detail"] == kind_of_status(status).detail
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_overload_without_a_time_to_wait_gets_one(status: int) -> None:
+    async with serving(raising_router(HTTPException(status))) as client:
+        response = await client.get("/raise")
+
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_the_content_of_a_problem_is_described_as_what_it_is() -> None:
+    headers = {"content-type": "text/html", "Content-Length": "1", "X-Reason": "kept"}
+    async with serving(raising_router(HTTPException(403, headers=headers))) as client:
+        response = await client.get("/raise")
+
+    assert problem(response, 403, "forbidden")
+    assert response.headers["x-reason"] == "kept"
+
+
+async def test_an_endpoint_that_refuses_its_own_method_names_the_allowed_ones() -> None:
+    async with serving(raising_router(HTTPException(405, headers={"Allow": "PUT"}))) as client:
+        response = await client.get("/raise")
+
+    assert problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "PUT"
+
+
+async def test_the_security_schemes_of_the_framework_keep_their_challenge() -> None:
+    guarded = routing.router()
+
+    @guarded.get("/raise", openapi_extra=public, dependencies=[Depends(HTTPBearer())])
+    async def read() -> None: ...
+
+    async with serving(guarded) as client:
+        response = await client.get("/raise")
+
+    assert (response.status_code, response.json()["detail"]) == (401, "Not authenticated")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RecursionError(), ExceptionGroup("two", [ValueError(), HTTPException(409)]), "\xff".encode("latin-1")],
+    ids=["recursion", "group", "unicode"],
+)
+async def test_any_other_exception_is_a_defect(error: Any) -> None:
+    async with serving(raising_router(error)) as client:
+        response = await client.get("/raise")
+
+    problem(response, 500, "internal_error")
+
+
+def raising_router(error: Any) -> APIRouter:
+    """Make an operation that raises this error, or reads these bytes as UTF-8."""
+    failing = routing.router()
+
+    @failing.get("/raise", openapi_extra=public)
+    async def fail_with_it() -> None:
+        if isinstance(error, bytes):
+            error.decode()
+        raise error
+
+    return failing
 
 
 # Refused values

@@ -4,34 +4,36 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
+from itertools import chain
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 from app.core.access import public
 from app.core.errors import (
     AppError,
     FieldError,
-    ForbiddenError,
     GoneMeanwhileError,
     InternalError,
     InvalidInputError,
     MalformedRequestError,
-    MethodNotAllowedError,
     NotFoundError,
     PayloadTooLargeError,
-    UnauthenticatedError,
     UnavailableError,
     UnsupportedMediaTypeError,
 )
@@ -85,6 +87,39 @@ _DETAILS = {
 }
 
 
+_STATUSES = frozenset(int(status) for status in HTTPStatus)
+_SERVER_ERRORS = 500
+# Stand for all the numbers that have no name.
+_UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR = 499, 599
+# Python 3.13 has renamed it; a code must not depend on that.
+_RENAMED = {"REQUESTED_RANGE_NOT_SATISFIABLE": "RANGE_NOT_SATISFIABLE"}
+_OVERLOAD = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_DESCRIBE_CONTENT = frozenset({"content-type", "content-length"})
+
+
+@dataclass(frozen=True, slots=True)
+class UnnamedKind:
+    """The kind of an error that only its status names: no class of the application stands for it."""
+
+    status: int
+    code: str
+
+    @property
+    def problem(self) -> str:
+        """The name of its page."""
+        return self.code.replace("_", "-")
+
+    @property
+    def detail(self) -> str:
+        """What to say where the error says nothing."""
+        return f"{_title(self.problem)}."
+
+    @property
+    def oauth_error(self) -> str:
+        """What OAuth clients read."""
+        return "server_error" if self.status >= _SERVER_ERRORS else "invalid_request"
+
+
 class FieldProblem(BaseModel):
     """One refused value."""
 
@@ -104,6 +139,7 @@ class Problem(BaseModel):
     request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
     code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
     trace_id: Omittable[str] = Field(default=None, description="Where requests are traced: the trace of this one.")
+    details: Omittable[Any] = Field(default=None, description="More about this error, where an operation gives more.")
     errors: Omittable[list[FieldProblem]] = Field(default=None, description="The refused values, with 422 only.")
     error: Omittable[str] = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
     error_description: Omittable[str] = Field(
@@ -152,34 +188,51 @@ def _example(error: type[AppError]) -> dict[str, Any]:
     }
 
 
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in _STATUSES else ""
+
+
 def _title(problem: str) -> str:
     return problem.replace("-", " ").capitalize()
 
 
 def problem_response(scope: Any, error: AppError) -> Response:
     """Render an error; this cannot fail, whatever the request contained."""
+    more: dict[str, Any] = {}
+    if isinstance(error, InvalidInputError):
+        more["errors"] = [
+            {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:_MAX_ERRORS]
+        ]
+    return _response(scope, error, int(error.status), error.detail, error.headers, more)
+
+
+def _response(
+    scope: Any,
+    kind: AppError | type[AppError] | UnnamedKind,
+    status: int,
+    detail: str,
+    headers: Mapping[str, str],
+    more: Mapping[str, Any],
+) -> Response:
     document: dict[str, Any] = {
-        "type": f"/problems/{error.problem}",
-        "title": _title(error.problem),
-        "status": int(error.status),
-        "detail": error.detail,
+        "type": f"/problems/{kind.problem}",
+        "title": _title(kind.problem),
+        "status": status,
+        "detail": detail,
         "instance": quote(scope["path"], safe="/-._~!$&'()*+,;=:@", errors="replace"),
         "request_id": scope.get("request_id", ""),
-        "code": error.code,
+        "code": kind.code,
+        **more,
     }
     if "trace_id" in scope:
         document["trace_id"] = scope["trace_id"]
-    if isinstance(error, InvalidInputError):
-        document["errors"] = [
-            {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:_MAX_ERRORS]
-        ]
-    headers = dict(error.headers)
+    sent = dict(headers)
     if _speaks_oauth(scope):
-        document |= {"error": error.oauth_error or "invalid_request", "error_description": error.detail}
-        headers["Pragma"] = "no-cache"
+        document |= {"error": kind.oauth_error or "invalid_request", "error_description": detail}
+        sent["Pragma"] = "no-cache"
     # ASCII only: a lone surrogate has an escape, but no UTF-8.
     content = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
-    return Response(content, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)
+    return Response(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
 
 
 def _speaks_oauth(scope: Any) -> bool:
@@ -198,7 +251,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
-        return problem_response(request.scope, _from_http(app, request, error))
+        is_error = error.status_code >= HTTPStatus.BAD_REQUEST
+        return _http_problem(app, request.scope, error) if is_error else await http_exception_handler(request, error)
 
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
         return problem_response(request.scope, _from_validation(error.errors()))
@@ -248,20 +302,43 @@ class _Note:
         log.warning("the database cannot answer: %s", text, extra={"withheld": self._withheld.pop(kind, 0)})
 
 
-def _from_http(app: FastAPI, request: Request, error: HTTPException) -> AppError:
+def _http_problem(app: FastAPI, scope: Any, error: HTTPException) -> Response:
+    """Render an `HTTPException` of the framework, a library or an endpoint: its status, detail and headers are kept."""
+    if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("HTTP error %d: %s", error.status_code, error.detail, exc_info=error)
+    kind = kind_of_status(error.status_code)
+    detail, more = _detail_of(error, kind)
+    if kind is InvalidInputError:
+        more["errors"] = []
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() not in _DESCRIBE_CONTENT}
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowedError(headers={"Allow": ", ".join(allowed_methods(app, request.scope["path"]))})
-    for kind in (NotFoundError, UnauthenticatedError, ForbiddenError, PayloadTooLargeError, UnsupportedMediaTypeError):
-        if kind.status == error.status_code:
-            return kind()
-    return MalformedRequestError()
+        headers |= _allow(app, scope)
+    if error.status_code in _OVERLOAD and not any(name.lower() == "retry-after" for name in headers):
+        headers["Retry-After"] = "1"
+    return _response(scope, kind, error.status_code, detail, headers, more)
+
+
+def _detail_of(error: HTTPException, kind: type[AppError] | UnnamedKind) -> tuple[str, dict[str, Any]]:
+    """Give the text for people, and the member that keeps a detail that is no text: the framework allows any JSON there."""
+    detail: Any = error.detail
+    if not isinstance(detail, str):
+        return kind.detail, {"details": json.loads(to_json(detail, fallback=repr, inf_nan_mode="strings"))}
+    # Raised without a detail, the framework puts the phrase of the status there.
+    return (kind.detail if detail == _phrase(error.status_code) else detail), {}
+
+
+def _allow(app: FastAPI, scope: Any) -> dict[str, str]:
+    # An endpoint that refuses its own method names the others itself.
+    methods = allowed_methods(app, scope["path"])
+    return {} if scope["method"] in methods else {"Allow": ", ".join(methods)}
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
     """List the methods an address answers to, over all the routes that match it."""
     methods: set[str] = set()
     for route in _matching(app, path):
-        methods |= set(getattr(route, "methods", None) or ())
+        # A mount of files has no methods of its own.
+        methods |= {"GET"} if isinstance(getattr(route, "app", None), StaticFiles) else set(route.methods or ())
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)
@@ -309,13 +386,35 @@ def _kinds(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
         yield from _kinds(kind)
 
 
+def kind_of_status(status: int) -> type[AppError] | UnnamedKind:
+    """Give the kind of error that stands for a status: one of the application's, or one made of the status' name."""
+    for kind in AppError.__subclasses__():
+        if kind.status == status:
+            return kind
+    name = (
+        HTTPStatus(status).name
+        if status in _STATUSES
+        else "SERVER_ERROR"
+        if status >= _SERVER_ERRORS
+        else "CLIENT_ERROR"
+    )
+    return UnnamedKind(status, _RENAMED.get(name, name).lower())
+
+
+def _unnamed_kinds() -> Iterator[UnnamedKind]:
+    for status in (*_STATUSES, _UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR):
+        if status >= HTTPStatus.BAD_REQUEST and isinstance(kind := kind_of_status(status), UnnamedKind):
+            yield kind
+
+
 def problem_pages() -> APIRouter:
     """Build the pages behind `type`: one for each kind of error, listing its codes."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/problems/{name}", openapi_extra=public)
     async def read_problem(name: str) -> Response:
-        errors = {error.code: error for error in _kinds() if error.problem == name}
+        kinds: Iterator[type[AppError] | UnnamedKind] = chain(_kinds(), _unnamed_kinds())
+        errors = {kind.code: kind for kind in kinds if kind.problem == name}
         if not errors:
             raise NotFoundError
         return Response(_page(name, errors.values()), media_type="text/html")
@@ -323,7 +422,7 @@ def problem_pages() -> APIRouter:
     return router
 
 
-def _page(name: str, errors: Iterable[type[AppError]]) -> str:
+def _page(name: str, errors: Iterable[type[AppError] | UnnamedKind]) -> str:
     rows = "".join(
         f"<dt><code>{escape(one.code)}</code> ({int(one.status)})</dt><dd>{escape(one.detail)}</dd>" for one in errors
     )
