@@ -1,6 +1,7 @@
 """What every request needs, as one pure ASGI layer: id, limits, headers, the access line, the last resort."""
 
 import asyncio
+import inspect
 import logging
 import re
 from collections import Counter
@@ -11,12 +12,20 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import structlog
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from app.core.config import LogSettings
-from app.core.errors import AppError, InternalError, MalformedRequestError, PayloadTooLargeError, UnavailableError
+from app.core.errors import (
+    AppError,
+    InternalError,
+    MalformedRequestError,
+    PayloadTooLargeError,
+    UnavailableError,
+)
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
@@ -148,10 +157,10 @@ class _Exchange:
         except asyncio.CancelledError:
             # Only the server gives up a request, once its grace at the end is over; what it has done is rolled back by now.
             await self._fail(ShuttingDownError())
-        except Exception:
+        except Exception as error:
             # The one place where a defect becomes an answer. The traceback is in this line and nowhere else.
             log.exception("unhandled error")
-            await self._fail(InternalError())
+            await self._answer_defect(error)
         finally:
             _IN_FLIGHT.value -= 1
             duration, route = perf_counter() - started, _template(self._scope)
@@ -197,6 +206,18 @@ class _Exchange:
         # Once a response has begun there is nothing to say; returning makes the server close the connection.
         if self._status is None:
             await problem_response(self._scope, error)(self._scope, self._receive, self._send_completed)
+
+    async def _answer_defect(self, error: Exception) -> None:
+        # No exception reaches the layer of the framework that calls this handler.
+        if handler := _handler_of_defects(self._scope):
+            try:
+                request = Request(self._scope, self._receive)
+                response = await _called(handler, request, error)
+                if self._status is None:
+                    await response(self._scope, self._receive, self._send_completed)
+            except Exception:
+                log.exception("the handler of unhandled errors failed")
+        await self._fail(InternalError())
 
     @property
     def _final_status(self) -> int:
@@ -254,6 +275,21 @@ def _template(scope: MutableMapping[str, Any]) -> str:
     # The template, never the path: an address may carry what somebody pasted into it.
     context = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None) or "(none)"
+
+
+def _handler_of_defects(scope: Scope) -> ExceptionHandler | None:
+    # The framework knows it by two keys; what was registered last counts.
+    handlers = scope["app"].exception_handlers if "app" in scope else {}
+    return next((handlers[key] for key in reversed(handlers) if key in (500, Exception)), None)
+
+
+async def _called(handler: Any, request: Request, error: Exception) -> Response:
+    response: Response = (
+        await handler(request, error)
+        if inspect.iscoroutinefunction(handler)
+        else await run_in_threadpool(handler, request, error)
+    )
+    return response
 
 
 def _too_large() -> PayloadTooLargeError:

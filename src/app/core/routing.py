@@ -106,8 +106,6 @@ class Route(APIRoute):
         is_api = self.include_in_schema
 
         async def strict(request: Request) -> Response:
-            # Where the framework has a form closed; the layer that would open a stack for that alone is left out.
-            request.scope["fastapi_middleware_astack"] = request.scope["fastapi_inner_astack"]
             if is_api and (accept := request.headers.get("accept", "*/*")) not in _ANYTHING:
                 _refuse_accept(accept)
             if request.scope["query_string"]:
