@@ -23,6 +23,7 @@ from app.core.errors import (
     AppError,
     InternalError,
     MalformedRequestError,
+    NotFoundError,
     PayloadTooLargeError,
     UnavailableError,
 )
@@ -174,6 +175,8 @@ class _Exchange:
 
     def _refuse_early(self) -> None:
         self._refuse_as_told()
+        if _is_ambiguous(self._scope):
+            raise NotFoundError
         query: bytes = self._scope["query_string"]
         if query and _SECRETS_IN_URL.intersection(
             name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
@@ -275,6 +278,15 @@ def _template(scope: MutableMapping[str, Any]) -> str:
     # The template, never the path: an address may carry what somebody pasted into it.
     context = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None) or "(none)"
+
+
+def _is_ambiguous(scope: Scope) -> bool:
+    """Tell whether the decoded path has other segments than the address, or a NUL, which no file and no column takes.
+
+    Routes match the decoded path. An encoded slash would separate segments there, and bypass the path rules of a proxy.
+    """
+    raw: bytes = scope.get("raw_path") or b""
+    return b"%2f" in raw.lower() or "\0" in scope["path"]
 
 
 def _handler_of_defects(scope: Scope) -> ExceptionHandler | None:
