@@ -143,3 +143,15 @@ def test_neither_a_trusted_proxy_nor_a_client_without_one_is_warned_about(caplog
     assert found.find("10.0.0.1", x_forwarded_for="192.0.2.7", forwarded="for=192.0.2.7") == "192.0.2.7"
     assert found.find("172.17.0.1", x_forwarded_for="", forwarded=None) == "172.17.0.1"
     assert warnings(caplog) == []
+
+
+def test_more_proxies_than_any_request_passes_are_not_looked_through() -> None:
+    trusted = [ip_network("10.0.0.0/8")]
+    proxies = [f"10.0.{number}.1" for number in range(40)]
+
+    few, many = [
+        client_address("10.1.0.1", ",".join(["192.0.2.7", *some]), trusted) for some in (proxies[:31], proxies)
+    ]
+
+    assert few == "192.0.2.7"
+    assert many == proxies[8]

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from app.core import routing
 from app.core.access import public
-from app.core.errors import AppError, ConflictError, MalformedRequestError, NotFoundError
+from app.core.errors import AppError, ConflictError, InvalidInputError, MalformedRequestError, NotFoundError
 from app.core.fields import Payload, ShortText
 from app.core.problems import problem_responses
-from app.core.routing import MAX_DEPTH, parse_json
+from app.core.routing import MAX_DEPTH, MAX_VALUES, parse_json
 from tests.aftermath import assert_problem
 from tests.core.applications import application, serving
 
@@ -105,6 +105,9 @@ async def send(client: AsyncClient, body: bytes, path: str = "/things/anything",
         (b'["' + b"[" * 1000 + b'"]', ["[" * 1000]),
         (b'["\\"' + b"[" * 1000 + b'\\""]', ['"' + "[" * 1000 + '"']),
         (b"[" + b"[]," * 1000 + b"[]]", [[]] * 1001),
+        (b"[" + b"0," * (MAX_VALUES - 1) + b"0]", [0] * MAX_VALUES),
+        (b"[" + b'"x",' * (MAX_VALUES - 1) + b'"x"]', ["x"] * MAX_VALUES),
+        (b'["' + b"[{,x" * 100_000 + b'"]', ["[{,x" * 100_000]),
     ],
 )
 def test_good_json_is_read(text: bytes, value: Any) -> None:
@@ -216,6 +219,39 @@ def test_no_megabyte_takes_long_to_refuse(text: bytes) -> None:
 
     # Linear takes hundredths of a second, quadratic takes minutes.
     assert process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"0," * MAX_VALUES + b"0]",
+        b"[" + b'"x",' * MAX_VALUES + b'"x"]',
+        b"{" + b",".join(b'"%x":"x"' % number for number in range(MAX_VALUES + 1)) + b"}",
+        b"[" + b"{}," * MAX_VALUES + b"{}]",
+        b"[" + b"," * 40 + b'""' * 3 * MAX_VALUES,
+    ],
+)
+def test_json_of_more_values_than_any_request_needs_is_refused(text: bytes) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        parse_json(text)
+
+    assert [error.code for error in refused.value.errors] == ["too_many_values"]
+
+
+@pytest.mark.parametrize("text", [b"[" + b"9" * 4000 + b",0" * 32 + b"]", b"[" + b"0.1,2e3," * 32 + b"1]"])
+def test_numbers_are_read_among_many_values(text: bytes) -> None:
+    assert parse_json(text) == json.loads(text)
+
+
+def test_many_long_numbers_are_malformed() -> None:
+    with pytest.raises(MalformedRequestError):
+        parse_json(b"[" + b"9" * 4000 + (b"," + b"9" * 4000) * 33 + b"]")
+
+
+@pytest.mark.parametrize("text", [b"[]" * 500_000, b"{}" * 100, b"[[]] [[],[]]" * 40])
+def test_several_documents_are_malformed(text: bytes) -> None:
+    with pytest.raises(MalformedRequestError):
+        parse_json(text)
 
 
 @given(st.binary(max_size=200))

@@ -28,7 +28,9 @@ EMAILS = {"user": "user@example.com", "admin": "admin@example.com"}
 async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Target]:
     """Limits are off: they would answer for what is behind them."""
     async with cloned(template_url) as url:
-        settings = make_settings(url, rate_limit={"enabled": False})
+        # The attacks come from an address that `X-Forwarded-For` is believed of.
+        trusted = ["127.0.0.1", "10.0.0.0/8"]
+        settings = make_settings(url, rate_limit={"enabled": False}, server={"trusted_proxies": trusted})
         database = Database(settings.database)
         async with database.begin() as session:
             users = {role: await make_user(session, hasher, role=role, email=email) for role, email in EMAILS.items()}

@@ -9,7 +9,6 @@ from collections.abc import MutableMapping
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
-from urllib.parse import parse_qsl
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +26,7 @@ from app.core.errors import (
     PayloadTooLargeError,
     UnavailableError,
 )
+from app.core.forms import field_names
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
 from app.core.statements import Statements, count_statements
@@ -34,7 +34,7 @@ from app.core.telemetry import access_log, clean_text
 from app.core.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
-_SECRETS_IN_URL = frozenset({"access_token", "password", "token"})
+_SECRETS_IN_URL = frozenset({b"access_token", b"password", b"token"})
 _CLIENT_CLOSED_REQUEST = 499
 
 _HEADERS = {
@@ -178,19 +178,23 @@ class _Exchange:
         if _is_ambiguous(self._scope):
             raise NotFoundError
         query: bytes = self._scope["query_string"]
-        if query and _SECRETS_IN_URL.intersection(
-            name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-        ):
+        if query and not _SECRETS_IN_URL.isdisjoint(field_names(query)):
             raise SecretInUrlError
-        if self._content_length.isdigit() and int(self._content_length[:20]) > self._max_body_size:
+        self._refuse_announced(self._max_body_size)
+
+    def _refuse_announced(self, limit: int) -> None:
+        if self._content_length.isdigit() and int(self._content_length[:20]) > limit:
             raise _too_large()
 
     async def _receive_counted(self) -> Message:
+        # An operation may set a lower limit before it reads.
+        limit: int = min(self._scope.get("max_body_size", self._max_body_size), self._max_body_size)
+        self._refuse_announced(limit)
         message = await self._receive()
         self._refuse_as_told()
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
-            if self._received > self._max_body_size:
+            if self._received > limit:
                 raise _too_large()
         return message
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from itertools import accumulate
 from typing import Any, NoReturn, override
-from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.datastructures import FormData, UploadFile
 
 from app.core.access import guards
 from app.core.attempts import repeating
@@ -27,9 +27,18 @@ from app.core.errors import (
     NotAcceptableError,
     UnsupportedMediaTypeError,
 )
+from app.core.forms import parse_form
 from app.core.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses, pointer, problem_responses
 
 MAX_DEPTH = 32
+# Opening brackets and commas of one JSON body: about the number of its values. Each costs up to 4 µs when it is refused.
+MAX_VALUES = 2500
+# Python reads a number in a time that grows with the square of its length.
+_MAX_DIGITS = 65_536
+_MAX_PARAMETERS = 100
+_MAX_RANGES = 100
+# Room for a token of 10 KB. What a form costs to read grows with its size, and anybody may send one.
+MAX_FORM_SIZE = 16_384
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 _ANYTHING = frozenset({"*/*", JSON})
@@ -37,10 +46,10 @@ _JSON_RANGES = (JSON, "application/problem+json", "application/*", "*/*")
 _NOTHING_OF_IT = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
 # Possessive and without need of an end: a body of unended strings takes no longer than any other.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-# An opening bracket is a step down, a closing one a step up; nothing else moves.
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
-_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
+# An opening bracket is a step down, a closing one a step up; a comma moves nothing.
+_STEPS = bytes.maketrans(b"[{]},", b"\x01\x01\xff\xff\x00")
+_NO_MARKS = bytes(set(range(256)) - set(b"[{]},"))
+_NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
 
 REPEATABLE_KEY = "x-repeatable"
 
@@ -61,8 +70,16 @@ class TooDeepError(MalformedRequestError):
     detail = f"The body is nested deeper than {MAX_DEPTH} levels."
 
 
+class TooManyValuesError(InvalidInputError):
+    """The body holds more values than any request here needs."""
+
+    def __init__(self) -> None:
+        detail = f"The body may hold at most {MAX_VALUES} values; send several requests."
+        super().__init__(FieldError("#/", "too_many_values", detail))
+
+
 class _Request(Request):
-    """A request whose JSON is read strictly, once."""
+    """A request whose body is read strictly, once."""
 
     _parsed: Any = None
 
@@ -72,13 +89,11 @@ class _Request(Request):
             self._parsed = parse_json(await self.body())
         return self._parsed
 
-    def escape(self, body: bytes) -> None:
-        """Make a form plain ASCII: the framework would read other bytes as Latin-1, and replace broken UTF-8."""
-        try:
-            unquote_to_bytes(body).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise MalformedRequestError from error
-        self._body = _BEYOND_ASCII.sub(lambda match: b"%%%02X" % match[0][0], body)
+    async def read_form(self) -> FormData:
+        """Read the form, and keep it where the framework looks for it."""
+        fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
+        self._form = FormData(fields)
+        return self._form
 
 
 class Route(APIRoute):
@@ -113,12 +128,13 @@ class Route(APIRoute):
             if media_type is None:
                 return await work(request)
             _refuse_media_type(request, media_type)
+            if media_type == FORM:
+                request.scope["max_body_size"] = MAX_FORM_SIZE
             request = _Request(request.scope, request.receive)
             if media_type == JSON:
                 await request.json()
             else:
-                request.escape(await request.body())
-                _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
+                _refuse_repeated([name for name, _ in (await request.read_form()).multi_items()])
             return await work(request)
 
         return strict
@@ -187,6 +203,9 @@ def _query_names(dependant: Dependant) -> Iterable[str]:
 
 
 def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
+    if request.scope["query_string"].count(b"&") >= _MAX_PARAMETERS:
+        detail = f"There may be at most {_MAX_PARAMETERS} parameters."
+        raise InvalidInputError(FieldError("#/query", "too_many_parameters", detail))
     given = [name for name, _ in request.query_params.multi_items()]
     errors = [
         _parameter_error(name, "unknown_parameter", "There is no such parameter.")
@@ -219,7 +238,7 @@ def _refuse_repeated(names: list[str]) -> None:
 def _refuse_accept(accept: str) -> None:
     """Refuse a client that takes no JSON (RFC 9110, 12.5.1): what is most specific decides, and nonsense decides nothing."""
     ranges: dict[str, bool] = {}
-    for part in accept.split(","):
+    for part in accept.split(",", _MAX_RANGES)[:_MAX_RANGES]:
         media_range, _, parameters = part.partition(";")
         ranges[media_range.strip().lower()] = _NOTHING_OF_IT.search(parameters) is None
     if not any("/" in media_range for media_range in ranges):
@@ -245,20 +264,32 @@ def parse_json(body: bytes) -> Any:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MalformedRequestError from error
-    _refuse_depth(body)
+    _refuse_shape(body)
     try:
         return json.loads(text, object_pairs_hook=_members, parse_constant=_refuse_constant, parse_float=_finite)
     except ValueError as error:
         raise MalformedRequestError from error
 
 
-def _refuse_depth(body: bytes) -> None:
-    # Most bodies have fewer brackets than levels allowed and need no closer look.
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+def _refuse_shape(body: bytes) -> None:
+    """Refuse a body that is too deep or holds too many values, before anything is built from it."""
+    # Most bodies have fewer of these than levels are allowed, and need no closer look.
+    if body.count(b"[") + body.count(b"{") + body.count(b",") <= MAX_DEPTH:
         return
-    steps = array("b", _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS))
-    if max(accumulate(steps), default=0) > MAX_DEPTH:
+    # A value is at most two strings, its name and its text. Strings beyond that need no reading.
+    most = 2 * MAX_VALUES
+    rest, strings = _STRING.subn(b"", body, count=most)
+    marks = rest.translate(None, _NO_MARKS)
+    depths = [*accumulate(array("b", marks[: 2 * most].translate(_STEPS)))]
+    if max(depths, default=0) > MAX_DEPTH:
         raise TooDeepError
+    if 0 in depths[:-1]:
+        # Something follows the end of the document.
+        raise MalformedRequestError
+    if strings == most or sum(marks.count(mark) for mark in (b"[", b"{", b",")) > MAX_VALUES:
+        raise TooManyValuesError
+    if len(rest.translate(None, _NO_DIGITS)) > _MAX_DIGITS:
+        raise MalformedRequestError
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
