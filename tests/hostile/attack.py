@@ -30,6 +30,13 @@ PASSWORD = f"{CANARY} correct horse battery staple"
 JSON = ("Content-Type", "application/json")
 FORM = ("Content-Type", "application/x-www-form-urlencoded")
 
+# What nobody sees in a line of text: it hides, or turns the direction of what follows.
+UNSEEN = [
+    *map(chr, (0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180E, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029)),
+    *map(chr, (*range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0x3164, 0xFEFF, 0xFFA0)),
+    *map(chr, (0xFFF9, 0xFFFA, 0xFFFB, 0xFFFC, 0x1BCA0, 0x1D173, 0xE0001, 0xE0041, 0xE007F, 0xE0100, 0xFE00, 0x180B)),
+]
+
 type Header = tuple[str, str]
 
 _MEMBERS = {"type", "title", "status", "detail", "instance", "request_id", "code"}

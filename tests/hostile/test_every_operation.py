@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import CANARY, FORM, JSON, Attack, Header, Target, strike
+from tests.hostile.attack import CANARY, FORM, JSON, UNSEEN, Attack, Header, Target, strike
 
 OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
 MALFORMED = {
@@ -28,7 +28,7 @@ FOREIGN: dict[str, list[Header]] = {
     "two types": [JSON, FORM],
     "compressed": [("Content-Encoding", "gzip")],
 }
-UNPRINTABLE = ("\0", "\x1b", "\x7f", "\x85", "\ue000", "\uffff", "\ud800")
+UNPRINTABLE = ("\0", "\x1b", "\x7f", "\x85", "\ue000", "\uffff", "\ud800", *UNSEEN)
 
 
 class Operation:
@@ -67,6 +67,12 @@ class Operation:
             for name, member in self._resolved(self._schema)["properties"].items():
                 if member.get("format") == "password":
                     yield name
+
+    def kept_secrets(self) -> Iterator[str]:
+        """Name the secrets of the body that are stored. Others are only compared: a long one is a wrong one."""
+        for name in self.secrets():
+            if "maxLength" in self._resolved(self._schema)["properties"][name]:
+                yield name
 
     def _resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
         if "$ref" not in schema:
@@ -167,7 +173,7 @@ async def test_every_text_of_every_body_is_printable_and_has_an_end(
     checked = 0
     for one in operations:
         unprintable = [(name, f"{CANARY}{character}") for name in one.texts() for character in UNPRINTABLE]
-        unending = [(name, CANARY * 2000) for name in (*one.texts(), *one.secrets())]
+        unending = [(name, CANARY * 2000) for name in (*one.texts(), *one.kept_secrets())]
         for name, text in (*unprintable, *unending, *((name, f"{CANARY}\ud800") for name in one.secrets())):
             with subtests.test(f"{one.name} {name} {text[:20]!a}"):
                 body = json.dumps({name: text}).encode()

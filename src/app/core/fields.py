@@ -1,7 +1,6 @@
 """The field types that every schema is built from: whatever comes in is capped, printable Unicode."""
 
 import re
-import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -19,16 +18,23 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-# Other, not assigned: controls, surrogates, private use, unassigned. Format characters (Cf) join emoji and shape scripts.
-_REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Co", "Cn"})
-# What stands in a query string where its bytes were no UTF-8.
-_REPLACEMENT = "\ufffd"
+from app.core import characters
+
+
+def refuse_controls(text: str) -> str:
+    """Return the text, or refuse it if it holds a character that no person types."""
+    if not characters.is_printable(text):
+        raise PydanticCustomError("unprintable", "This holds a control character. Remove it.", {"ours": True})
+    return text
 
 
 def refuse_unprintable(text: str) -> str:
-    """Return the text, or refuse it when it holds a character no person types."""
-    if _REPLACEMENT in text or any(unicodedata.category(character) in _REFUSED_CATEGORIES for character in text):
-        raise PydanticCustomError("unprintable", "This holds a control or an unassigned character.", {"ours": True})
+    """Return the text, or refuse it if it holds a character that no person types or sees, or a letter under many marks."""
+    refuse_controls(text)
+    if not characters.is_visible(text):
+        raise PydanticCustomError("unprintable", "This holds an invisible character. Remove it.", {"ours": True})
+    if characters.is_flooded(text):
+        raise PydanticCustomError("too_many_marks", "This has more than four marks on a letter.", {"ours": True})
     return text
 
 
@@ -39,8 +45,8 @@ def refuse_unprintable_lines(text: str) -> str:
 
 
 def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
-    """Return the secret, or refuse it when it holds a character no person types."""
-    refuse_unprintable(secret.get_secret_value())
+    """Return the secret, or refuse it if it holds a character that no person types. Nobody reads it, so any other may be in it."""
+    refuse_controls(secret.get_secret_value())
     return secret
 
 
@@ -54,8 +60,8 @@ def refuse_unencodable(secret: SecretStr) -> SecretStr:
 
 
 def refuse_blank(text: str) -> str:
-    """Return the text, or refuse it when there is nothing to see in it."""
-    if not text.strip():
+    """Return the text, or refuse it if it shows nothing."""
+    if characters.is_blank(text):
         raise PydanticCustomError("blank", "This must not be blank.", {"ours": True})
     return text
 
@@ -66,6 +72,12 @@ class Payload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class FormPayload(Payload):
+    """Base of every form of OAuth: unknown members are ignored (RFC 6749, 3.2)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Answer(BaseModel):
     """Base of every body that goes out: built from rows, described and not validated again."""
 
@@ -74,9 +86,11 @@ class Answer(BaseModel):
 
 # After the length: what is too long anyway is not looked through.
 Printable = AfterValidator(refuse_unprintable)
+Plain = AfterValidator(refuse_controls)
 PrintableLines = AfterValidator(refuse_unprintable_lines)
 PrintableSecret = AfterValidator(refuse_unprintable_secret)
-# What is only compared, and never kept: one that is wrong gets the answer of its operation, whatever is in it.
+# For a secret that is only compared, and never stored. Declare no max_length: a secret that is too long is a wrong one, and gets the
+# error of its operation. The limit of the body is its limit.
 OpaqueSecret = AfterValidator(refuse_unencodable)
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), Printable, AfterValidator(refuse_blank)]
 """A line for people: a name, a title."""

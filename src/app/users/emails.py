@@ -4,6 +4,8 @@ import unicodedata
 
 from email_validator import EmailNotValidError, validate_email
 
+from app.core import characters
+
 MAX_LENGTH = 254
 _MAX_LOCAL_LENGTH = 64
 
@@ -17,7 +19,7 @@ def normalize(address: str) -> str:
 
     Nothing is trimmed and no provider's habits (dots, plus tags) are assumed.
     """
-    if len(address) > MAX_LENGTH or not address.isprintable():
+    if len(address) > MAX_LENGTH or not address.isprintable() or not characters.has_only_visible(address):
         raise InvalidEmailError
     try:
         parsed = validate_email(address, check_deliverability=False)
