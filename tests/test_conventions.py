@@ -22,7 +22,7 @@ from app.core import routing
 from app.core.access import PUBLIC_KEY, undeclared_operations
 from app.core.config import variables
 from app.core.errors import AppError
-from app.core.fields import OpaqueSecret, Payload, Printable, PrintableLines, PrintableSecret
+from app.core.fields import FormPayload, OpaqueSecret, Payload, Plain, Printable, PrintableLines, PrintableSecret
 from app.core.pages import PageQuery
 from app.main import create_app
 from tests.conftest import ROOT, make_settings
@@ -207,8 +207,9 @@ def incoming(application: FastAPI) -> Iterator[tuple[str, dict[str, Any]]]:
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] not in UNENDING:
                     yield f"{where} {parameter['name']}", _resolved(parameter["schema"], document)
-            for content in operation.get("requestBody", {}).get("content", {}).values():
-                yield f"{where} body", _resolved(content["schema"], document)
+            for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+                kind = "form" if media_type == routing.FORM else "body"
+                yield f"{where} {kind}", _resolved(content["schema"], document)
 
 
 def _resolved(schema: Any, document: dict[str, Any]) -> Any:
@@ -228,9 +229,16 @@ def faults(where: str, schema: Any) -> Iterator[str]:
             yield from faults(where, one)
     if not isinstance(schema, dict):
         return
-    if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+    # OAuth has unknown members of its forms ignored (RFC 6749, 3.2).
+    is_form = where.endswith(" form")
+    if schema.get("type") == "object" and schema.get("additionalProperties") is not False and not is_form:
         yield f"{where} takes unknown members: derive its model from app.core.fields.Payload"
-    bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {"uuid", "date-time"}
+    # A secret that is only compared ends with the body: one that is too long is a wrong one.
+    bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {
+        "uuid",
+        "date-time",
+        "password",
+    }
     if schema.get("type") == "string" and not bounded:
         yield f"{where} has no end: give the string a max_length"
     if schema.get("type") == "array" and "maxItems" not in schema:
@@ -285,7 +293,7 @@ def texts(where: str, kind: Any, rules: Sequence[Any] = ()) -> Iterator[tuple[st
 
 def is_ruled(rules: Sequence[Any]) -> bool:
     """Say whether the characters of a text are ruled: by one of our types, by a pattern, or because it has none."""
-    known = {Printable, PrintableLines, PrintableSecret, OpaqueSecret}
+    known = {Plain, Printable, PrintableLines, PrintableSecret, OpaqueSecret}
     ours = any(rule in known for rule in rules if isinstance(rule, AfterValidator))
     return ours or any(getattr(rule, "pattern", None) or getattr(rule, "max_length", None) == 0 for rule in rules)
 
@@ -303,9 +311,23 @@ def test_every_text_that_comes_in_says_which_characters_it_may_hold(application:
     loose = {where for where, ruled in found.items() if not ruled} - exempt
     assert not loose, (
         f"{loose} may hold anything: NUL, controls, half a character; use ShortText, or add Printable (PrintableSecret for what is "
-        "kept, OpaqueSecret for what is only compared) from app.core.fields"
+        "kept, OpaqueSecret for what is only compared, Plain for what nobody reads) from app.core.fields"
     )
     assert LOOKED_UP.keys() <= found.keys(), "take what is gone out of LOOKED_UP"
+
+
+def test_every_secret_that_is_kept_has_an_end(application: FastAPI) -> None:
+    found = {
+        where: rules
+        for name, _, route in operations(application)
+        for place_, kind in declared_inputs(name, route.dependant)
+        for where, rules in texts(place_, kind)
+        if PrintableSecret in [rule for rule in rules if isinstance(rule, AfterValidator)]
+    }
+
+    assert found
+    endless = {where for where, rules in found.items() if not any(getattr(rule, "max_length", None) for rule in rules)}
+    assert not endless, f"{endless} has no end: give the secret a max_length"
 
 
 def test_every_body_that_comes_in_is_a_payload(application: FastAPI) -> None:
@@ -320,7 +342,8 @@ def test_every_body_that_comes_in_is_a_payload(application: FastAPI) -> None:
     lax = [
         f"{name} {kind.__name__}"
         for name, kind in found
-        if not issubclass(kind, Payload | PageQuery) or kind.model_config.get("extra") != "forbid"
+        if not issubclass(kind, Payload | PageQuery)
+        or kind.model_config.get("extra") != ("ignore" if issubclass(kind, FormPayload) else "forbid")
     ]
     assert not lax, f"{lax} take unknown members or coerce types: derive them from Payload, or PageQuery"
 

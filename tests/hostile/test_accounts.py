@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from app.core.routing import MAX_FORM_SIZE
 from tests.core.recording import Recording
 from tests.hostile.attack import (
     API,
@@ -19,6 +20,7 @@ from tests.hostile.attack import (
     RESET,
     REVOKE,
     TOKEN,
+    UNSEEN,
     USERS,
     Attack,
     Target,
@@ -50,6 +52,7 @@ NO_ADDRESSES = [
     "a@x.co,b@evil.co", "a@x.co;b@evil.co", "a@x.co b@evil.co", "a@x.co\nBcc: e@evil.co", "a@x.co\r\n", "\ta@x.co", " a@x.co", "a@x.co ",
     "<a@x.co>", "A <a@x.co>", "mailto:a@x.co", '"a b"@x.co', "a(comment)@x.co", "a@x.co%0aBcc:e@evil.co",
     "a@[127.0.0.1]", "a@127.0.0.1", "a@[IPv6:::1]", "a@localhost", "a@x.local", "a@x.test.", "a@x.invalid", "a@\u0430..com",
+    *(f"a{character}b@x.co" for character in UNSEEN), "a\u200cb@x.co", "a\u200db@x.co", "a\ufe0fb@x.co",
     "a@xn--.co", "a@xn--a.co", "a@\u2024.co", "a@x\uff0e\uff0eco", "a@" + "\u0390" * 10_000 + ".co", "a@" + "\u00fc" * 200 + ".co",
 ]  # fmt: skip
 ADDRESSES = [
@@ -101,8 +104,11 @@ MEMBERS = [
             (VERIFY, "token", {}, "nobody", "POST"),
             (CONFIRM, "token", {}, "nobody", "POST"),
         )
-        for value in ("", None, 1, True, [CANARY], {CANARY: CANARY}, "x" * 1025, f"{CANARY}\ud800")
+        for value in ("", None, 1, True, [CANARY], {CANARY: CANARY}, f"{CANARY}\ud800")
     ),
+    of_body("new_password of 1,025", f"{ME}/password", {"current_password": PASSWORD, "new_password": "x" * 1025}, "too_long",
+            method="PUT", who="user"),
+    of_body("new_password of 1,025 by a link", RESET, {"token": CANARY, "new_password": "x" * 1025}, "too_long"),
     *(
         of_body(f"new_password {value}", f"{ME}/password", {"new_password": value, "current_password": "x"}, "unprintable",
                 method="PUT", who="user")
@@ -153,6 +159,11 @@ LINKS = [
         ("another alphabet", "lt1." + "+/" * 33),
         ("beyond ASCII", "lt1.\u00e9" + "A" * 65),
         ("512 characters", "x" * 512),
+        ("513 characters", "x" * 513),
+        ("10 KB", f"lt1.{CANARY}".ljust(10_000, "A")),
+        ("NUL", f"{CANARY}\0"),
+        ("a control character", f"{CANARY}\x1b"),
+        ("an invisible character", f"lt1.{CANARY}\u200b"),
         ("an id that does not exist", "lt1." + "A" * 66),
     )
     for attack in of_link(name, secret)
@@ -183,7 +194,7 @@ LOGINS = [
     form("separators", b"&" * 1000),
     form("equals signs", b"=" * 100),
     form("JSON called a form", b'{"grant_type": "password"}'),
-    form("5,000 members", b"&".join(b"a%d=1" % number for number in range(5000)), *SYNTAX),
+    form("2,000 members", b"&".join(b"a%d=1" % number for number in range(2000)), *SYNTAX),
     form("grant_type missing", GOOD.partition(b"&")[2]),
     form("grant_type empty", GOOD.replace(b"=password&", b"=&")),
     *(form(f"{name} twice", GOOD + b"&" + name.encode() + b"=password") for name in ("grant_type", "username", "password")),
@@ -194,13 +205,23 @@ LOGINS = [
         part.partition(b"=")[0] + b"=" if part.startswith(name.encode()) else part for part in GOOD.split(b"&")
     )) for name in ("username", "password")),
     form("username an array", GOOD.replace(b"username=", b"username[]=")),
-    form("an unknown member", GOOD + b"&is_superuser=true"),
-    *(form(f"username with {raw!r}", GOOD.replace(b"username=", b"username=" + raw)) for raw in (
-        NUL, b"%0a", b"%EF%BF%BE", b"%7F", b"a" * 400,
+    *(form(f"an unknown member, {raw!r}", GOOD + b"&" + raw, "invalid_grant") for raw in (
+        b"audience=x", b"is_superuser=true", b"resource=" + NUL, b"x", b"=", b"x=%0a", b"long=" + b"x" * 10_000, b"grant_type%00=x",
     )),
-    *(form(f"password with {raw!r}", GOOD + raw) for raw in (b"x" * 257, b"x" * 500_000)),
-    *(form(f"password with {raw!r}", GOOD + raw, "invalid_grant") for raw in (NUL, b"%C2%85", b"%0a")),
-    *(form(f"scope {raw!r}", GOOD + b"&scope=" + raw) for raw in (NUL, b"%22", b"%5C", b"%C3%A9", b"a" * 513)),
+    form("an unknown member twice", GOOD + b"&audience=x&audience=y"),
+    form("a member twice, once escaped", GOOD + b"&%67rant_type=password"),
+    *(form(f"username with {raw!r}", GOOD.replace(b"username=", b"username=" + raw)) for raw in (
+        NUL, b"%0a", b"%EF%BF%BE", b"%7F",
+    )),
+    *(form(f"username with {raw[:20]!r}", GOOD.replace(b"username=", b"username=" + raw), "invalid_grant") for raw in (
+        b"a" * 400, b"a" * 10_000, b"%E2%80%AE", b"%E2%80%8B", b"%CD%B8",
+    )),
+    *(form(f"password with {raw[:20]!r}", GOOD + raw, "invalid_grant") for raw in (
+        NUL, b"%C2%85", b"%0a", b"x" * 257, b"x" * 10_000, b"%CC%81%CC%96" * 1000, b"%E2%80%AE",
+    )),
+    *(form(f"scope {raw[:20]!r}", GOOD + b"&scope=" + raw, "invalid_scope") for raw in (
+        NUL, b"%22", b"%5C", b"%0a", b"%C2%A0", b"%C3%A9", b"a" * 513, b"a" * 10_000,
+    )),
     *(form(f"client_id {raw!r}", GOOD + b"&client_id=" + raw) for raw in (NUL, b"x" * 256, b"%0a")),
     *(form(f"{raw!r} in {name}", GOOD.replace(name.encode() + b"=", name.encode() + b"=" + raw), *SYNTAX)
       for name in ("grant_type", "username", "password") for raw in (HIGH, b"%FF", b"\xff", b"%C0%AF")),
@@ -212,18 +233,48 @@ LOGINS = [
 ]  # fmt: skip
 REFRESHES = [
     *(form(f"refresh {token[:40]!r}", {"grant_type": "refresh_token", "refresh_token": token}, "invalid_grant") for token in (
-        "x", CANARY, "rt1.", "rt1." + "A" * 60, "rt1." + "A" * 86, f"rt2.{CANARY}" + "A" * 60, "A" * 4096, "eyJhbGciOiJub25lIn0.e30.",
+        "x", CANARY, "rt1.", "rt1." + "A" * 60, "rt1." + "A" * 86, f"rt2.{CANARY}" + "A" * 60, "A" * 4096, "A" * 10_000,
+        "eyJhbGciOiJub25lIn0.e30.",
         f"lt1.{CANARY}".ljust(70, "A"), "rt1.\u00e9" + "A" * 60, "rt1." + "=" * 60, "x\0", "\x1b[0m",
     )),
-    *(form(f"refresh {token[:40]!r}", {"grant_type": "refresh_token", "refresh_token": token}) for token in ("", "A" * 4097)),
+    form("refresh nothing", {"grant_type": "refresh_token", "refresh_token": ""}),
+    *(form(f"refresh with the scope {scope[:20]!r}", {"grant_type": "refresh_token", "refresh_token": "a", "scope": scope}, "invalid_scope")
+      for scope in ('"', "\\", "\0", "a" * 10_000)),
     form("refresh a surrogate", b"grant_type=refresh_token&refresh_token=" + HIGH, *SYNTAX),
     form("refresh twice", b"grant_type=refresh_token&refresh_token=a&refresh_token=b"),
-    form("refresh with a password", b"grant_type=refresh_token&refresh_token=a&password=" + CANARY.encode()),
+    form("refresh with a password", b"grant_type=refresh_token&refresh_token=a&password=" + CANARY.encode(), "invalid_grant"),
     *(form(f"revoke {raw!r}", raw, target=REVOKE) for raw in (
-        b"", b"token=", b"token=a&token=b", b"tokens=a", b"token=" + b"x" * 4097,
-        b"token=a&token_type_hint=" + b"x" * 256, b"token=a&foo=1", b"token=a&token_type_hint=%00",
+        b"", b"token=", b"token=a&token=b", b"tokens=a", b"token=a&foo=1&foo=2",
+        b"token=a&token_type_hint=" + b"x" * 256, b"token=a&token_type_hint=%00",
     )),
     *(form(f"revoke {raw!r}", b"token=" + raw, *SYNTAX, target=REVOKE) for raw in (b"%FF", HIGH, b"\xff")),
+]  # fmt: skip
+SECRETS = [
+    *(
+        Attack(
+            f"{target.rpartition('/')[2]} with {secret[:20]!a}", 403, "forbidden", target, method,
+            json.dumps(body | {name: secret}).encode(), who="user", codes=("wrong_password",), writes=frozenset({"audit_events"}),
+        )
+        for target, method, name, body in (
+            (REAUTHENTICATE, "POST", "password", {}),
+            (f"{ME}/password", "PUT", "current_password", {"new_password": PASSWORD}),
+            (f"{ME}/email", "POST", "password", {"new_email": "v@example.com"}),
+        )
+        for secret in ("x" * 257, CANARY * 1000, f"{CANARY}\0", f"{CANARY}\x1b", "\u202e", "a" + "\u0301\u0316" * 5000)
+    ),
+    *(
+        Attack(
+            name, 413, "payload-too-large", target, body=body, headers=(FORM, *length), oauth="invalid_request",
+            answers={"connection": "close"},
+        )
+        for name, target, body in (
+            ("a refresh token over the limit of forms", TOKEN, b"grant_type=refresh_token&refresh_token=".ljust(MAX_FORM_SIZE + 1, b"A")),
+            ("a password of 500 KB", TOKEN, GOOD + b"x" * 500_000),
+            ("a token to revoke", REVOKE, b"token=".ljust(MAX_FORM_SIZE + 1, b"A")),
+            ("nothing but ampersands", REVOKE, b"&" * 1_000_000),
+        )
+        for length in ((), (("Content-Length", str(len(body))),))
+    ),
 ]  # fmt: skip
 FORBIDDEN = [
     Attack(
@@ -251,8 +302,8 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize(
-    "attacks", [ADDRESSES, PASSWORDS, MEMBERS, LINKS, LOGINS, REFRESHES, FORBIDDEN],
-    ids=["addresses", "passwords", "members", "links", "logins", "tokens", "scopes"],
+    "attacks", [ADDRESSES, PASSWORDS, MEMBERS, LINKS, LOGINS, REFRESHES, SECRETS, FORBIDDEN],
+    ids=["addresses", "passwords", "members", "links", "logins", "tokens", "secrets", "scopes"],
 )  # fmt: skip
 async def test_what_cannot_be_what_it_claims_is_refused(
     target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]

@@ -118,7 +118,24 @@ CREDENTIALS = [
             f"client credentials: {value[:20]}", 401, "unauthorized", TOKEN, body=LOGIN, headers=(FORM, ("Authorization", value)),
             codes=("invalid_client",), oauth="invalid_client", answers={"www-authenticate": 'Basic realm="bedplate"'},
         )
-        for value in ("Basic", "Basic ===", f"Basic {CANARY}", "Basic AAAA", "Basic //8=", f"Basic {'A' * 65_000}", f"Bearer {CANARY}")
+        for value in ("Basic", "Basic ===", f"Basic {CANARY}", "Basic AAAA", "Basic //8=", f"Basic {'A' * 65_000}", f"basic {CANARY}")
+    ),
+    Attack(
+        "client credentials beside a token", 401, "unauthorized", TOKEN, body=LOGIN,
+        headers=(FORM, ("Authorization", f"Bearer {CANARY}"), ("Authorization", f"Basic {CANARY}")),
+        codes=("invalid_client",), oauth="invalid_client", answers={"www-authenticate": 'Basic realm="bedplate"'},
+    ),
+    *(
+        Attack(
+            f"ignored at a login: {values}"[:60], 400, "invalid-grant", TOKEN, body=LOGIN,
+            headers=(FORM, *(("Authorization", value) for value in values)), codes=("invalid_grant",), oauth="invalid_grant",
+            writes=frozenset({"audit_events"}),
+        )
+        for values in (
+            [f"Bearer {CANARY}"], [f"Bearer {JWT}"], ["Bearer"], [""], [f"Bearer {'a' * 60_000}"], ["Bearer \x00"], [f"Digest {CANARY}"],
+            [CANARY],
+            [f"Bearer {CANARY}", f"Bearer {JWT}"], [f"Basics {CANARY}"],
+        )
     ),
     *(
         Attack("a token in a cookie", 401, "unauthorized", ME, "GET", headers=(("Cookie", f"{name}={JWT}"),), codes=("unauthorized",))

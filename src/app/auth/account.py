@@ -15,8 +15,8 @@ from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPass
 from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
 from app.auth.toolkit import Toolkit
 from app.core.database import WriteSession
-from app.core.errors import InvalidInputError
-from app.core.passwords import refuse_weak
+from app.core.errors import FieldError, InvalidInputError
+from app.core.passwords import composed, refuse_weak
 from app.jobs import queue
 from app.users import jobs as user_jobs
 from app.users import links
@@ -101,6 +101,7 @@ async def change_password(
     """Change the password of a logged-in owner; the other login sessions end."""
     old, new = payload.current_password.get_secret_value(), payload.new_password.get_secret_value()
     stored = await service.confirm_password(kit, actor, account.id, old)
+    _refuse_unchanged(old, new)
     _refuse_weak(kit, account, new)
     hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
 
@@ -184,6 +185,14 @@ async def _counting_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
     except (InvalidLinkError, InvalidInputError):
         await kit.limiter.hit(*limits.token_misuse(actor))
         raise
+
+
+def _refuse_unchanged(old: str, new: str) -> None:
+    # Only after the present password has proved right, so this tells nobody what it is. A reset does not compare: its caller has
+    # proved no password, and could try one guess after the other.
+    if composed(old) == composed(new):
+        detail = "This is the present password. Choose another one."
+        raise InvalidInputError(FieldError(_NEW_PASSWORD, "password_unchanged", detail))
 
 
 def _refuse_weak(kit: Toolkit, account: Account, password: str) -> None:

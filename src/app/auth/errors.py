@@ -87,7 +87,7 @@ class InvalidRequestError(MalformedRequestError):
     """A token request that RFC 6749 calls malformed."""
 
     code = "invalid_request"
-    detail = "A parameter is missing, repeated, unknown or malformed."
+    detail = "A parameter is missing, repeated or malformed, or the address has a query."
     oauth_error = "invalid_request"
 
 

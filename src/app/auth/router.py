@@ -73,7 +73,7 @@ class TokenRoute(routing.Route):
         handle = super().get_route_handler()
 
         async def with_oauth_errors(request: Request) -> Response:
-            if "authorization" in request.headers:
+            if any(_is_basic(header) for header in request.headers.getlist("authorization")):
                 raise InvalidClientError
             try:
                 response = await handle(request)
@@ -88,10 +88,17 @@ class TokenRoute(routing.Route):
         return with_oauth_errors
 
 
+def _is_basic(authorization: str) -> bool:
+    # There are no client credentials to check. Any other scheme is ignored: many clients add their bearer token to every request.
+    return authorization.partition(" ")[0].lower() == "basic"
+
+
 def _oauth_error(error: RequestValidationError) -> AppError:
     errors = {(one["loc"][-1], one["type"]): one for one in error.errors()}
     if ("client_secret", "too_long") in errors:
         return InvalidClientError()
+    if {name for name, _ in errors} == {"scope"}:
+        return InvalidScopeError()
     unknown_grant = errors.get(("body", "union_tag_invalid"))
     # RFC 6749, 3.1: a parameter sent empty counts as left out.
     return UnsupportedGrantTypeError() if unknown_grant and unknown_grant["ctx"]["tag"] else InvalidRequestError()
@@ -150,9 +157,10 @@ async def revoke_token(
 
     A token that names none is no error: it is worthless either way.
     """
-    # Whatever a page of this origin has kept of the session; a token in the storage of another origin is its page's own to delete.
-    response.headers["Clear-Site-Data"] = '"cache", "storage"'
-    await service.revoke(session, request.state["auth"], visitor, payload.token.get_secret_value())
+    if await service.revoke(session, request.state["auth"], visitor, payload.token.get_secret_value()):
+        # Only then: a form on a foreign site can send any other token, and must not clear what this origin stores. Not "cache":
+        # no response may be cached, and Chromium hangs for seconds while it clears that.
+        response.headers["Clear-Site-Data"] = '"storage"'
 
 
 @router.post(

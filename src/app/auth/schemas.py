@@ -8,19 +8,16 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
 from app.audit.schemas import AuditEventRead
-from app.core.fields import Answer, OpaqueSecret, Payload, Printable, PrintableSecret, ShortText
+from app.core.fields import Answer, FormPayload, OpaqueSecret, Payload, Plain, PrintableSecret, ShortText
 from app.users.schemas import Email, UserRead
 
-MAX_PASSWORD_LENGTH = 256
-
-
 Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
-Hint = Annotated[str, StringConstraints(max_length=255), Printable]
-Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_LENGTH), OpaqueSecret]
-Token = Annotated[SecretStr, Field(min_length=1, max_length=4096), OpaqueSecret]
+Hint = Annotated[str, StringConstraints(max_length=255), Plain]
+# A password to compare, a token, the secret of a link.
+Secret = Annotated[SecretStr, Field(min_length=1), OpaqueSecret]
 
 
-class _Grant(Payload):
+class _Grant(FormPayload):
     scope: Scope | None = Field(
         default=None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
     )
@@ -32,17 +29,18 @@ class PasswordGrant(_Grant):
     """RFC 6749, 4.3, in the shape that OAuth tools send."""
 
     grant_type: Literal["password"] = Field(description="Log in.")
-    username: Annotated[str, StringConstraints(min_length=1, max_length=320), Printable] = Field(
-        description="The email address."
+    # A longer one is the name of no account, and is answered like any other unknown one.
+    username: Annotated[str, StringConstraints(min_length=1), Plain] = Field(
+        description="The email address.", json_schema_extra={"maxLength": 320}
     )
-    password: Password = Field(description="The password.")
+    password: Secret = Field(description="The password.")
 
 
 class RefreshGrant(_Grant):
     """RFC 6749, 6."""
 
     grant_type: Literal["refresh_token"] = Field(description="Go on with a login session.")
-    refresh_token: Token = Field(description="The refresh token; it works once.")
+    refresh_token: Secret = Field(description="The refresh token; it works once.")
 
 
 class TokenPair(Answer):
@@ -56,10 +54,10 @@ class TokenPair(Answer):
     scope: str = Field(description="Scopes granted, separated by spaces.")
 
 
-class RevocationRequest(Payload):
+class RevocationRequest(FormPayload):
     """RFC 7009, 2.1."""
 
-    token: Token = Field(description="Any token of the login session.")
+    token: Secret = Field(description="Any token of the login session.")
     token_type_hint: Hint | None = Field(default=None, description="Ignored: a token says itself what it is.")
     client_id: Hint | None = Field(default=None, description="Ignored.")
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
@@ -68,12 +66,11 @@ class RevocationRequest(Payload):
 class Reauthentication(Payload):
     """The password, given again."""
 
-    password: Password
+    password: Secret
 
 
 # Room for what is refused with a code of its own; the rules are in `core/passwords.py`.
 FreshPassword = Annotated[SecretStr, Field(min_length=1, max_length=1024), PrintableSecret]
-LinkSecret = Annotated[SecretStr, Field(min_length=1, max_length=512), OpaqueSecret]
 
 
 class Registration(Payload):
@@ -93,20 +90,20 @@ class EmailRequest(Payload):
 class LinkProof(Payload):
     """The secret of a mailed link."""
 
-    token: LinkSecret
+    token: Secret
 
 
 class NewPassword(Payload):
     """The secret of a mailed link, and the password to set."""
 
-    token: LinkSecret
+    token: Secret
     new_password: FreshPassword
 
 
 class PasswordChange(Payload):
     """The present password, and the one to set."""
 
-    current_password: Password
+    current_password: Secret
     new_password: FreshPassword
 
 
@@ -114,7 +111,7 @@ class EmailChange(Payload):
     """The address to move to, and the present password."""
 
     new_email: Email
-    password: Password
+    password: Secret
 
 
 class Accepted(Answer):

@@ -119,14 +119,17 @@ async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials |
         await audit.record(session, actor, "auth.login_failed", subject_id=subject_id, reason=reason)
 
 
-async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> None:
-    """End the login session that any token of it names; unknown tokens change nothing and are no error (RFC 7009)."""
+async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> bool:
+    """End the login session that a token belongs to, and return whether one ended.
+
+    An unknown token changes nothing and is not an error (RFC 7009).
+    """
     try:
         claims = kit.access_tokens.read(token)
     except InvalidTokenError:
-        await sessions.end_by_refresh_token(session, kit, actor, token)
+        return await sessions.end_by_refresh_token(session, kit, actor, token)
     else:
-        await sessions.end_by_access_token(session, actor, claims.user_id, claims.session_id)
+        return await sessions.end_by_access_token(session, actor, claims.user_id, claims.session_id)
 
 
 async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication) -> TokenPair:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -106,7 +107,7 @@ async def start(
 def _shortened(user_agent: str | None) -> str | None:
     if user_agent is None:
         return None
-    return "".join(character for character in user_agent if character.isprintable())[:_MAX_USER_AGENT]
+    return "".join(islice(filter(str.isprintable, user_agent), _MAX_USER_AGENT))
 
 
 def granted_scopes(role: str, requested: str | None, within: str = "") -> frozenset[str]:
@@ -217,25 +218,24 @@ async def renew(session: WriteSession, kit: Toolkit, actor: Actor) -> TokenPair:
     return issue(kit, state)
 
 
-async def end_by_refresh_token(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> None:
-    """End the session that a refresh token of any generation belongs to; anything else changes nothing (RFC 7009)."""
+async def end_by_refresh_token(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> bool:
+    """End the session that a refresh token of any generation belongs to, and return whether one ended."""
     presented = refresh_tokens.parse(token)
     stored = presented and await crud.classify(
         session, presented.session_id, grace=kit.settings.auth.refresh_reuse_grace
     )
-    if presented and stored and refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
-        await _end(session, actor, stored.state.user_id, stored.state.id)
+    if not presented or not stored or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
+        return False
+    return await end_by_access_token(session, actor, stored.state.user_id, stored.state.id)
 
 
-async def end_by_access_token(session: WriteSession, actor: Actor, user_id: UUID, session_id: UUID) -> None:
-    """End the session that a verified access token belongs to."""
-    await _end(session, actor, user_id, session_id)
-
-
-async def _end(session: WriteSession, actor: Actor, user_id: UUID, session_id: UUID) -> None:
-    if await crud.revoke(session, user_id, session_id, "logout"):
+async def end_by_access_token(session: WriteSession, actor: Actor, user_id: UUID, session_id: UUID) -> bool:
+    """End the session that a verified token belongs to, and return whether it was still live."""
+    has_ended = await crud.revoke(session, user_id, session_id, "logout")
+    if has_ended:
         owner = Actor(user_id, session_id, actor.ip_prefix, actor.request_id)
         await audit.record(session, owner, "auth.logged_out", subject_id=user_id)
+    return has_ended
 
 
 async def end_one(session: WriteSession, actor: Actor, user_id: UUID, session_id: UUID) -> None:

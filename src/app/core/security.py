@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import threading
-import unicodedata
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from app.core.breaches import refuse_breached
 from app.core.config import AuthSettings
 from app.core.errors import UnavailableError
 from app.core.metrics import Reading, Tally
+from app.core.passwords import composed
 
 _HASHES = Tally(
     "password_hashes", "Passwords hashed or verified, and those refused by a full queue.", outcome=("begun", "refused")
@@ -129,11 +129,11 @@ class PasswordHasher:
 
     async def hash(self, password: str, *, pointer: str = "#/password") -> str:
         """Hash a new password by the preferred scheme; raise an `InvalidInputError` for one that is known from a breach."""
-        return await self._run(lambda: self._hash(_composed(password), pointer))
+        return await self._run(lambda: self._hash(composed(password), pointer))
 
     async def verify(self, password: str, stored: str | None) -> Verification:
         """Check a password; without a stored hash the same work is done and the answer is no."""
-        return await self._run(lambda: self._verify(_composed(password), stored))
+        return await self._run(lambda: self._verify(composed(password), stored))
 
     def _hash(self, password: str, pointer: str) -> str:
         if self._breached:
@@ -181,11 +181,6 @@ class PasswordHasher:
 
     def _count_down(self) -> None:
         self._admitted -= 1
-
-
-def _composed(password: str) -> str:
-    # Keyboards differ in how they spell an accent; the person has typed the same password (NIST 800-63B, 3.1.1.2).
-    return unicodedata.normalize("NFC", password)
 
 
 def _lower_priority() -> None:
