@@ -91,14 +91,16 @@ class Plans:
 
 
 @asynccontextmanager
-async def filled(template_url: str, statement: str) -> AsyncIterator[Database]:
-    """Give a database with 100,000 rows of one kind."""
+async def filled(
+    template_url: str, statement: str, *, analyze: str = "VACUUM ANALYZE users, audit_events", **settings: Any
+) -> AsyncIterator[Database]:
+    """Give a database with many rows of one kind."""
     async with cloned(template_url) as url:
         connection = await asyncpg.connect(plain(url))
         await connection.execute(statement)
-        await connection.execute("VACUUM ANALYZE users, audit_events")
+        await connection.execute(analyze)
         await connection.close()
-        database = Database(make_settings(url).database)
+        database = Database(make_settings(url, database=settings).database)
         yield database
         await database.dispose()
 
@@ -106,6 +108,32 @@ async def filled(template_url: str, statement: str) -> AsyncIterator[Database]:
 def plain(url: str) -> str:
     """Write the URL for the driver alone."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def plans_of(database: Database, run: Callable[[WriteSession], Awaitable[Any]]) -> list[Plan]:
+    """Give the plan of each kind of statement of a piece of work. Nothing of it is committed."""
+    plans = []
+    async with explaining(database) as explainer:
+        for statement, parameters in dict(await _statements(database, run)).items():
+            plans.append(await explainer.undone(statement, parameters))
+    return plans
+
+
+async def _statements(
+    database: Database, run: Callable[[WriteSession], Awaitable[Any]]
+) -> list[tuple[str, tuple[Any, ...]]]:
+    statements: list[tuple[str, tuple[Any, ...]]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    engine = database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    async with database.sessions() as session:
+        await run(session)
+        await session.rollback()
+    event.remove(engine, "before_cursor_execute", note)
+    return statements
 
 
 class Explainer:
@@ -116,19 +144,18 @@ class Explainer:
         self._connection = connection
 
     async def __call__(self, run: Callable[[WriteSession], Awaitable[Any]]) -> Plans:
-        statements: list[tuple[str, tuple[Any, ...]]] = []
-
-        def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-            statements.append((statement, parameters))
-
-        engine = self._database.engine.sync_engine
-        event.listen(engine, "before_cursor_execute", note)
-        async with self._database.sessions() as session:
-            await run(session)
-        event.remove(engine, "before_cursor_execute", note)
-        ((statement, parameters),) = statements
+        ((statement, parameters),) = await _statements(self._database, run)
         custom, generic = [await self._explain(statement, parameters, mode) for mode in ("custom", "generic")]
         return Plans(statement, custom, generic)
+
+    async def undone(self, statement: str, parameters: tuple[Any, ...]) -> Plan:
+        """Explain a statement that writes, and roll it back."""
+        transaction = self._connection.transaction()
+        await transaction.start()
+        explain = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}"
+        plan = json.loads(await self._connection.fetchval(explain, *parameters))[0]["Plan"]
+        await transaction.rollback()
+        return Plan(list(_walk(plan)))
 
     async def _explain(self, statement: str, parameters: tuple[Any, ...], mode: str) -> Plan:
         await self._connection.execute(f"SET plan_cache_mode = force_{mode}_plan")

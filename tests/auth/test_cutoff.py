@@ -118,7 +118,7 @@ async def test_what_is_ended_after_the_cutoff_is_no_longer_remembered_is_publish
     assert await kinds(session) == [4, 1]
 
 
-async def test_a_portion_is_the_next_live_sessions_below_the_line(
+async def test_a_portion_is_the_next_sessions_below_the_line_and_ends_those_that_live(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     for _ in range(5):
@@ -127,13 +127,12 @@ async def test_a_portion_is_the_next_live_sessions_below_the_line(
     ended, *ids, line = (await session.scalars(text("SELECT id FROM sessions ORDER BY id"))).all()
     await shift(session, ended, "revoked_at = now(), revoke_reason = 'user'")
 
-    first = await crud.revoke_before(session, line, after=None, batch=2)
-    after_a_live_one = await crud.revoke_before(session, line, after=ids[2], batch=9)
-    rest = await crud.revoke_before(session, line, after=None, batch=9)
+    first = await crud.revoke_before(session, line, None, batch=2)
+    second = await crud.revoke_before(session, line, first[1], batch=2)
+    rest = await crud.revoke_before(session, line, second[1], batch=2)
+    nothing = await crud.revoke_before(session, line, rest[1], batch=2)
     await session.commit()
 
-    assert sorted(first) == ids[:2]
-    assert sorted(after_a_live_one) == ids[3:]
-    assert list(rest) == [ids[2]]
+    assert [first, second, rest, nothing] == [(1, ids[0]), (2, ids[2]), (1, ids[3]), (0, None)]
     assert (await row(session, ended)).revoke_reason == "user"
     assert (await row(session, line)).revoked_at is None

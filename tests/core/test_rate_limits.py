@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Row, text
 
+from app.core import rate_limits
 from app.core.database import Database, WriteSession
 from app.core.errors import RateLimitedError
 from app.core.rate_limits import Counted, Limit, RateLimiter
@@ -172,7 +173,7 @@ async def test_windows_that_are_over_are_deleted(limiter: RateLimiter, session: 
     await limiter.hit((THREE, "ada"), (FIVE, "ada"))
     await shift(session, "16 min")
 
-    await limiter.purge()
+    await rate_limits.purge(session, None, batch=1000)
 
     assert await counters(session) == {"five": 1}
 

@@ -518,18 +518,33 @@ async def test_housekeeping_goes_on_after_an_error(clone: Database, make_worker:
     async def job(work: Work) -> None: ...
 
     async with clone.begin() as session:
-        await session.execute(text("ALTER FUNCTION procrastinate_prune_stalled_workers_v1 RENAME TO away"))
+        await session.execute(text("ALTER TABLE procrastinate_workers RENAME TO away"))
     await enqueue_committed(clone, job)
     worker: JobWorker = make_worker(job, stalled_after="100ms")
     house = asyncio.create_task(worker._keep_house())
     await eventually(lambda: asyncio.sleep(0, bool(logged.about("housekeeping failed"))))
     async with clone.begin() as session:
-        await session.execute(text("ALTER FUNCTION away RENAME TO procrastinate_prune_stalled_workers_v1"))
+        await session.execute(text("ALTER TABLE away RENAME TO procrastinate_workers"))
     await leave_in_hand(clone)
 
     await until(clone, "todo")
 
     house.cancel()
+
+
+async def test_an_ended_job_does_not_name_its_worker(clone: Database, make_worker: MakeWorker) -> None:
+    named: list[object] = []
+
+    async def job(work: Work) -> None:
+        named.extend(await rows(clone, "SELECT worker_id FROM procrastinate_jobs WHERE worker_id IS NOT NULL"))
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+        left = await rows(clone, "SELECT 1 FROM procrastinate_jobs WHERE worker_id IS NOT NULL")
+
+    assert len(named) == 1
+    assert left == []
 
 
 async def test_a_worker_that_is_stopped_before_it_starts_runs_nothing(clone: Database, make_worker: MakeWorker) -> None:

@@ -51,7 +51,7 @@ async def list_about(session: ReadSession, user_id: UUID) -> Sequence[Row[Any]]:
     return (await session.execute(_LIST.where(about).order_by(AuditEvent.occurred_at, AuditEvent.id))).all()
 
 
-async def purge(session: WriteSession, age: timedelta, *, batch: int) -> int:
-    """Delete at most `batch` events older than `age` through the one door the trigger leaves open."""
+async def purge(session: WriteSession, _after: bool | None, *, age: timedelta, batch: int) -> bool | None:
+    """Delete the oldest `batch` events above an age through the one door the trigger leaves open; None at the end."""
     purged: int = await session.scalar(select(func.purge_audit_events(age, batch))) or 0
-    return purged
+    return True if purged == batch else None

@@ -1,16 +1,18 @@
-"""What becomes of old events."""
+"""The purge of old audit events."""
+
+from datetime import timedelta
+from functools import partial
 
 from app.audit import crud
+from app.jobs import housekeeping
+from app.jobs.housekeeping import BATCH
 from app.jobs.queue import Work
 
-# As many as go in one statement without holding anything up.
-BATCH = 5000
+# It runs once a day. A job may take five minutes.
+_BUDGET = timedelta(minutes=4)
 
 
 async def purge(work: Work) -> None:
-    """Delete the events that are older than the setting says, a batch a transaction."""
-    while True:
-        async with work.database.begin() as session:
-            purged = await crud.purge(session, work.settings.audit.keep, batch=BATCH)
-        if purged < BATCH:
-            return
+    """Delete the events that are older than the setting says, in short transactions."""
+    step = partial(crud.purge, age=work.settings.audit.keep, batch=BATCH)
+    await housekeeping.purge_all(work.database, {"audit_events": step}, budget=_BUDGET)

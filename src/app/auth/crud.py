@@ -13,7 +13,6 @@ from sqlalchemy import (
     Select,
     Update,
     bindparam,
-    delete,
     exists,
     func,
     insert,
@@ -87,6 +86,7 @@ class Standing(NamedTuple):
 
 
 KEY_WITHDRAWN = 3
+_LOWEST = UUID(int=0)
 _LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()).limit(1)
 _LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
 # Ids begin with 48 bits of time (RFC 9562); the rest is chance.
@@ -281,11 +281,17 @@ def beyond(cutoff: UUID | None, session_id: UUID) -> UUID:
     return UUID(int=cutoff.int | session_id.int & ((1 << _CHANCE_BITS) - 1))
 
 
-async def revoke_before(session: WriteSession, cutoff: UUID, *, after: UUID | None, batch: int) -> Sequence[UUID]:
-    """End the next live sessions below a cut-off, and give their ids."""
-    portion = select(LoginSession.id).where(LoginSession.id < cutoff, _IS_LIVE)
-    portion = portion.where(LoginSession.id > after) if after else portion
-    return await _revoke(session, LoginSession.id.in_(portion.order_by(LoginSession.id).limit(batch)), "all")
+async def revoke_before(
+    session: WriteSession, cutoff: UUID, after: UUID | None, *, batch: int
+) -> tuple[int, UUID | None]:
+    """End those that are live among the next `batch` sessions below a cut-off; return how many, and where to go on."""
+    below = (LoginSession.id < cutoff) & (LoginSession.id > (after or _LOWEST))
+    portion = select(LoginSession.id).where(below).order_by(LoginSession.id).limit(batch).subquery()
+    # The last one is found first, dead or alive: a step never reads past `batch` rows in search of live ones.
+    last = await session.scalar(select(portion.c.id).order_by(portion.c.id.desc()).limit(1))
+    if last is None:
+        return 0, None
+    return len(await _revoke(session, below & (LoginSession.id <= last) & _IS_LIVE, "all")), last
 
 
 async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: str) -> Sequence[UUID]:
@@ -336,8 +342,28 @@ async def list_all(session: ReadSession, user_id: UUID) -> Sequence[Row[*tuple[A
     return (await session.execute(statement)).all()
 
 
-async def purge(session: WriteSession, *, keep: timedelta) -> None:
-    """Delete sessions that ended longer than `keep` ago, and revocations no token can still need."""
-    await session.execute(delete(LoginSession).where(LoginSession.absolute_expires_at < func.now() - keep))
-    await session.execute(delete(LoginSession).where(LoginSession.revoked_at < func.now() - keep))
-    await session.execute(delete(Revocation).where(Revocation.expires_at < func.now()))
+async def purge_expired_sessions(
+    session: WriteSession, after: datetime | None, *, keep: timedelta, batch: int
+) -> datetime | None:
+    """Delete the next sessions that ended by themselves longer than `keep` ago; return where to go on."""
+    before = func.now() - keep
+    return await crud.remove_expired(
+        session, LoginSession.id, LoginSession.absolute_expires_at, before, after=after, limit=batch
+    )
+
+
+async def purge_revoked_sessions(
+    session: WriteSession, after: datetime | None, *, keep: timedelta, batch: int
+) -> datetime | None:
+    """Delete the next sessions that were revoked longer than `keep` ago; return where to go on."""
+    before = func.now() - keep
+    return await crud.remove_expired(
+        session, LoginSession.id, LoginSession.revoked_at, before, after=after, limit=batch
+    )
+
+
+async def purge_revocations(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
+    """Delete the next revocations that no token can still need; return where to go on."""
+    return await crud.remove_expired(
+        session, Revocation.id, Revocation.expires_at, func.now(), after=after, limit=batch
+    )

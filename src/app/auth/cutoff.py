@@ -10,8 +10,8 @@ _BATCH = 5000
 async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
     """End every login session and give how many; logins meanwhile and afterwards are not touched.
 
-    First the cut-off, which all processes learn of at once, and only then the sessions, in portions that hold up nobody. When
-    that is interrupted, running it again does the rest.
+    The cut-off comes first, and all processes learn of it at once. The sessions follow in short transactions. After an
+    interruption, run it again: it does the rest.
     """
     async with database.begin() as session:
         cutoff = await crud.cut_off(session)
@@ -19,7 +19,7 @@ async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
     ended, after = 0, None
     while True:
         async with database.begin() as session:
-            ids = await crud.revoke_before(session, cutoff, after=after, batch=batch)
-        if not ids:
+            count, after = await crud.revoke_before(session, cutoff, after, batch=batch)
+        ended += count
+        if after is None:
             return ended
-        ended, after = ended + len(ids), max(ids)

@@ -4,21 +4,26 @@ Each may be run twice: a registration does nothing the second time, and a second
 """
 
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import crud, limits
+from app.core import rate_limits
 from app.core.database import WriteSession
 from app.core.errors import RateLimitedError
 from app.core.rate_limits import RateLimiter
-from app.jobs import queue
+from app.jobs import housekeeping, queue
+from app.jobs.housekeeping import BATCH
 from app.jobs.queue import Work
 from app.users import jobs as user_jobs
 from app.users import links
 from app.users import service as users_service
 
 _KEEP_ENDED_SESSIONS = timedelta(days=30)
+# Of each purge. Together they stay below the five minutes that a job may take.
+_BUDGET = timedelta(seconds=50)
 
 
 async def register(work: Work, email: str, full_name: str | None, hashed_password: str | None = None) -> None:
@@ -61,10 +66,18 @@ async def forgot_password(work: Work, email: str) -> None:
 
 
 async def purge(work: Work) -> None:
-    """Delete sessions long ended, revocations no token can still need, and counters that are over."""
-    async with work.database.begin() as session:
-        await crud.purge(session, keep=_KEEP_ENDED_SESSIONS)
-    await _limiter(work).purge()
+    """Delete login sessions long ended, and revocations, counters and links that have expired."""
+    await housekeeping.purge_all(
+        work.database,
+        {
+            "expired_sessions": partial(crud.purge_expired_sessions, keep=_KEEP_ENDED_SESSIONS, batch=BATCH),
+            "revoked_sessions": partial(crud.purge_revoked_sessions, keep=_KEEP_ENDED_SESSIONS, batch=BATCH),
+            "revocations": partial(crud.purge_revocations, batch=BATCH),
+            "rate_limits": partial(rate_limits.purge, batch=BATCH),
+            "account_links": partial(links.purge, batch=BATCH),
+        },
+        budget=_BUDGET,
+    )
 
 
 async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: links.Purpose) -> None:

@@ -41,7 +41,9 @@ class LoginSession(Base):
             name="revoke_reason",
         ),
         Index(None, "user_id", "last_seen_at", "id"),
+        # For their purge.
         Index(None, "absolute_expires_at"),
+        Index(None, "revoked_at", postgresql_where=text("revoked_at IS NOT NULL")),
     )
 
     id: Mapped[PrimaryKey]

@@ -4,10 +4,11 @@ They run one statement each, never commit, and answer `None` or `False` where no
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import ColumnElement, Select, any_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -60,6 +61,34 @@ async def remove[M: Base](session: WriteSession, model: type[M], key: UUID, *, v
     if version is not None:
         statement = statement.where(columns.version == version)
     return await session.scalar(statement) is not None
+
+
+async def remove_expired(
+    session: WriteSession,
+    key: InstrumentedAttribute[Any],
+    expiry: InstrumentedAttribute[Any],
+    before: ColumnElement[datetime],
+    *,
+    after: datetime | None,
+    limit: int,
+) -> datetime | None:
+    """Delete the next `limit` rows whose `expiry` is earlier than `before`; return where to go on, None at the end.
+
+    The table needs an index that begins with `expiry`. Rows that somebody else has locked are left for a later run.
+    """
+    portion = select(key).where(expiry < before).order_by(expiry).limit(limit).with_for_update(skip_locked=True)
+    if after is not None:
+        # Past the index entries of the rows that the steps before have deleted.
+        portion = portion.where(expiry >= after)
+    statement = (
+        delete(key.class_)
+        # An array, not a join: PostgreSQL then finds each row by its primary key, whatever the statistics say.
+        .where(key == any_(func.array(portion.scalar_subquery())))
+        .returning(expiry)
+        .execution_options(synchronize_session=False)
+    )
+    expiries = (await session.scalars(statement)).all()
+    return max(expiries) if len(expiries) == limit else None
 
 
 async def page(

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-from sqlalchemy import CTE, Index, Update, text, update
+from sqlalchemy import CTE, Index, Update, func, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.core import crud
 from app.core.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
 from app.core.metrics import Tally
@@ -37,7 +38,6 @@ WITH given AS (
 )
 SELECT key, hits, extract(epoch FROM expires_at - now()) FROM (TABLE counted UNION ALL TABLE exhausted) AS outcome
 """)
-_PURGE = text("DELETE FROM rate_limits WHERE expires_at < now()")
 
 _ATTEMPTS = Tally(
     "rate_limit_attempts", "What was counted against a limit, and what was refused by it.", limit=(), outcome=()
@@ -114,10 +114,10 @@ class RateLimiter:
         keys = [self._digest(limit, subject) for limit, subject in counted]
         return update(RateLimit).where(RateLimit.key.in_(keys), RateLimit.hits > 0).values(hits=RateLimit.hits - 1)
 
-    async def purge(self) -> None:
-        """Delete windows that are over."""
-        async with self._database.begin() as session:
-            await session.execute(_PURGE)
-
     def _digest(self, limit: Limit, subject: str) -> str:
         return f"{limit.name}:{hmac.digest(self._key, f'{limit.name}\0{subject}'.encode(), 'sha256').hex()}"
+
+
+async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
+    """Delete the next windows that are over; return where to go on."""
+    return await crud.remove_expired(session, RateLimit.key, RateLimit.expires_at, func.now(), after=after, limit=batch)

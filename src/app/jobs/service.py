@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import override
+from typing import Any, override
 
 from sqlalchemy import text
 
@@ -22,16 +22,17 @@ _FAILED = text("""
     FROM procrastinate_jobs job LEFT JOIN job_errors error ON error.job_id = job.id
     WHERE job.status = 'failed' ORDER BY job.id
 """)
-# What waits for its time, to be tried again say, is not late.
+# A job that waits for its time, such as that of a retry, is not late. One index serves each status: the jobs that have
+# finished, millions perhaps, are not read.
 _LENGTHS = text("""
-    SELECT count(*) FILTER (WHERE status = 'todo' AND due <= now()) AS waiting,
-           count(*) FILTER (WHERE status = 'todo' AND due > now()) AS scheduled,
-           count(*) FILTER (WHERE status = 'doing') AS running,
-           count(*) FILTER (WHERE status = 'failed') AS failed,
-           coalesce(extract(epoch FROM now() - min(due) FILTER (WHERE status = 'todo' AND due <= now())), 0) AS lateness
+    SELECT count(*) FILTER (WHERE due <= now()) AS waiting,
+           count(*) FILTER (WHERE due > now()) AS scheduled,
+           (SELECT count(*) FROM procrastinate_jobs WHERE status = 'doing') AS running,
+           (SELECT count(*) FROM procrastinate_jobs WHERE status = 'failed') AS failed,
+           coalesce(extract(epoch FROM now() - min(due) FILTER (WHERE due <= now())), 0) AS lateness
     FROM (
-        SELECT status, coalesce(scheduled_at, (SELECT max(at) FROM procrastinate_events WHERE job_id = job.id), now()) AS due
-        FROM procrastinate_jobs job WHERE status IN ('todo', 'doing', 'failed')
+        SELECT coalesce(scheduled_at, (SELECT max(at) FROM procrastinate_events WHERE job_id = job.id), now()) AS due
+        FROM procrastinate_jobs job WHERE status = 'todo'
     ) AS unfinished
 """)
 # Without its queueing lock: two runs of one periodic job may be put back together.
@@ -43,28 +44,49 @@ _RECORD_ERROR = text("""
     INSERT INTO job_errors (job_id, error) VALUES (:job_id, :error)
     ON CONFLICT (job_id) DO UPDATE SET error = excluded.error, occurred_at = now()
 """)
+# Oldest first: a worker that another process prunes at this moment is skipped.
+_STALLED = text("""
+    SELECT id FROM procrastinate_workers WHERE last_heartbeat < now() - CAST(:silence AS interval)
+    ORDER BY last_heartbeat LIMIT :batch FOR UPDATE SKIP LOCKED
+""")
+# Jobs that ended before a trigger began to forget their worker. Deleting a worker would update all of its jobs at once.
+_DETACH = text("""
+    UPDATE procrastinate_jobs SET worker_id = NULL WHERE id = ANY(ARRAY(
+        SELECT id FROM procrastinate_jobs WHERE worker_id = ANY(:workers) AND status <> 'doing'
+        LIMIT :batch FOR UPDATE SKIP LOCKED
+    ))
+""")
+_PRUNE = text("DELETE FROM procrastinate_workers WHERE id = ANY(:workers)")
 # A job in hand whose worker is not registered: it died, or it could not write how the job had ended.
-_PRUNE = text("SELECT procrastinate_prune_stalled_workers_v1(:seconds)")
 _ORPHANS = text("""
     SELECT id, task_name AS name, attempts, queueing_lock IS NOT NULL AS is_periodic
-    FROM procrastinate_jobs WHERE status = 'doing' AND worker_id IS NULL FOR UPDATE SKIP LOCKED
+    FROM procrastinate_jobs WHERE status = 'doing' AND worker_id IS NULL LIMIT :batch FOR UPDATE SKIP LOCKED
 """)
 _RELEASE = text("""
     UPDATE procrastinate_jobs SET status = CAST(:status AS procrastinate_job_status), attempts = attempts + 1
     WHERE id = :id
 """)
+# A job's age is in its events. The jobs are read in the order of their creation, without a lock.
+_PORTION = text("""
+    SELECT job.id,
+           job.status NOT IN ('todo', 'doing') AND event.last < now() - CASE job.status
+               WHEN 'failed' THEN CAST(:keep_failed AS interval) ELSE CAST(:keep_finished AS interval) END AS is_old,
+           event.first > now() - least(CAST(:keep_failed AS interval), CAST(:keep_finished AS interval)) AS is_young
+    FROM (SELECT id, status FROM procrastinate_jobs WHERE id > :after ORDER BY id LIMIT :batch) AS job
+    CROSS JOIN LATERAL (
+        SELECT min(at) AS first, max(at) AS last FROM procrastinate_events WHERE job_id = job.id
+    ) AS event
+    ORDER BY job.id
+""")
+# Once more by status: a failed job may have been put back since it was read.
 _PURGE = text("""
-    WITH ended AS (
-        SELECT job.id, job.status, (SELECT max(at) FROM procrastinate_events event WHERE event.job_id = job.id) AS at
-        FROM procrastinate_jobs job WHERE job.status NOT IN ('todo', 'doing') FOR UPDATE SKIP LOCKED
-    ), old AS (
-        SELECT id FROM ended
-        WHERE at < now() - CASE status WHEN 'failed' THEN CAST(:keep_failed AS interval) ELSE :keep_finished END
-        LIMIT :batch
+    WITH old AS (
+        SELECT id FROM procrastinate_jobs WHERE id = ANY(:ids) AND status NOT IN ('todo', 'doing')
+        FOR UPDATE SKIP LOCKED
     ), errors AS (
-        DELETE FROM job_errors USING old WHERE job_id = old.id
+        DELETE FROM job_errors WHERE job_id = ANY(ARRAY(SELECT id FROM old))
     )
-    DELETE FROM procrastinate_jobs job USING old WHERE job.id = old.id RETURNING job.id
+    DELETE FROM procrastinate_jobs WHERE id = ANY(ARRAY(SELECT id FROM old))
 """)
 
 
@@ -136,11 +158,14 @@ async def record_error(session: WriteSession, job_id: int, error: BaseException)
 
 
 async def release_orphans(
-    session: WriteSession, policy: Callable[[str], Policy], *, stalled_after: timedelta
+    session: WriteSession, policy: Callable[[str], Policy], *, stalled_after: timedelta, batch: int
 ) -> list[tuple[int, str]]:
-    """Give the jobs of dead workers to others, at most as often as their policy says: a job may be what kills them."""
-    await session.execute(_PRUNE, {"seconds": stalled_after.total_seconds()})
-    orphans = (await session.execute(_ORPHANS)).all()
+    """Give the jobs of dead workers to others, at most as often as their policy says: a job may be what kills them.
+
+    One call handles `batch` dead workers and `batch` of their jobs at most.
+    """
+    await _prune_workers(session, stalled_after, batch)
+    orphans = (await session.execute(_ORPHANS, {"batch": batch})).all()
     for orphan in orphans:
         error = WorkerDiedError("the worker that ran it died")
         is_over = orphan.is_periodic or policy(orphan.name).delay(orphan.attempts + 1, error) is None
@@ -149,7 +174,25 @@ async def release_orphans(
     return [(orphan.id, orphan.name) for orphan in orphans]
 
 
-async def purge(session: WriteSession, *, keep_finished: timedelta, keep_failed: timedelta, batch: int = 1000) -> int:
-    """Delete jobs that ended long ago, a batch at a time; give how many."""
-    values = {"keep_finished": keep_finished, "keep_failed": keep_failed, "batch": batch}
-    return len((await session.scalars(_PURGE, values)).all())
+async def _prune_workers(session: WriteSession, stalled_after: timedelta, batch: int) -> None:
+    stalled = (await session.scalars(_STALLED, {"silence": stalled_after, "batch": batch})).all()
+    if not stalled:
+        return
+    detached: Any = await session.execute(_DETACH, {"workers": stalled, "batch": batch})
+    # With more jobs to detach, the workers wait for the next call.
+    if detached.rowcount < batch:
+        await session.execute(_PRUNE, {"workers": stalled})
+
+
+async def purge(
+    session: WriteSession, after: int | None, *, keep_finished: timedelta, keep_failed: timedelta, batch: int
+) -> int | None:
+    """Look at the next jobs and delete those that ended long ago; return where to go on.
+
+    Jobs are numbered in the order of their creation, so the walk ends at one that is too young to have ended long ago.
+    """
+    keep = {"keep_finished": keep_finished, "keep_failed": keep_failed}
+    portion = (await session.execute(_PORTION, {**keep, "after": after or 0, "batch": batch})).all()
+    if old := [job.id for job in portion if job.is_old]:
+        await session.execute(_PURGE, {"ids": old})
+    return portion[-1].id if len(portion) == batch and not portion[-1].is_young else None

@@ -8,21 +8,22 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic
+from functools import partial
 
 import procrastinate
 from opentelemetry.trace import Tracer
 from sqlalchemy import text
 
-from app.core.failures import is_transient
 from app.core.tracing import UNTRACED
-from app.jobs import service
+from app.jobs import housekeeping, service
 from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
 from app.jobs.queue import AnyJob, Work, name_of
 from app.jobs.runner import JobRunner
 
 _PAUSE = 1.0
 _PURGE_EVERY = 3600.0
+# Each takes two statements, all in one transaction.
+_ORPHANS_AT_ONCE = 100
 
 log = logging.getLogger(__name__)
 
@@ -128,28 +129,31 @@ class JobWorker:
             await asyncio.wait_for(self._stopping.wait(), _PAUSE)
 
     async def _keep_house(self) -> None:
-        next_purge = 0.0
-        while True:
-            try:
-                await self._release_orphans()
-                if monotonic() >= next_purge:
-                    await self._purge()
-                    next_purge = monotonic() + _PURGE_EVERY
-            except Exception as error:
-                if not is_transient(error):
-                    log.exception("housekeeping failed")
-            await asyncio.sleep(self._settings.jobs.stalled_after.total_seconds() / REPORTS_PER_STALL)
+        beat = self._settings.jobs.stalled_after.total_seconds() / REPORTS_PER_STALL
+        # Side by side: a long purge does not keep the jobs of a dead worker waiting.
+        await asyncio.gather(
+            housekeeping.repeat(self._release_orphans, every=beat, first_retry=beat),
+            housekeeping.repeat(self._purge, every=_PURGE_EVERY, first_retry=beat),
+        )
 
     async def _release_orphans(self) -> None:
-        stalled_after = self._settings.jobs.stalled_after
-        async with self._database.begin() as session:
-            released = await service.release_orphans(session, self._runner.policy_of, stalled_after=stalled_after)
+        async with housekeeping.watched("dead_workers"):
+            released = await self._database.unit(
+                partial(
+                    service.release_orphans,
+                    policy=self._runner.policy_of,
+                    stalled_after=self._settings.jobs.stalled_after,
+                    batch=_ORPHANS_AT_ONCE,
+                )
+            )
         for job_id, name in released:
             log.warning("the worker that ran this job died", extra={"job": name, "job_id": job_id})
 
     async def _purge(self) -> None:
         keep_finished, keep_failed = self._settings.jobs.keep_finished, self._settings.jobs.keep_failed
-        deleted = 1
-        while deleted:
-            async with self._database.begin() as session:
-                deleted = await service.purge(session, keep_finished=keep_finished, keep_failed=keep_failed)
+        step = partial(service.purge, keep_finished=keep_finished, keep_failed=keep_failed, batch=housekeeping.BATCH)
+        position: int | None = None
+        while True:
+            position = await housekeeping.purge(self._database, "finished_jobs", step, start=position)
+            if position is None:
+                return

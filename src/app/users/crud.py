@@ -196,3 +196,10 @@ async def get_live_link(session: ReadSession, link_id: UUID) -> AccountLink | No
             AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now()
         )
     )
+
+
+async def purge_links(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
+    """Delete the next links that have expired; return where to go on."""
+    return await crud.remove_expired(
+        session, AccountLink.id, AccountLink.expires_at, func.now(), after=after, limit=batch
+    )

@@ -8,7 +8,7 @@ import hmac
 import os
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -87,6 +87,11 @@ async def use(session: WriteSession, link: AccountLink) -> bool:
 async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purpose]) -> None:
     """Make the links of these purposes worthless."""
     await crud.delete_links(session, user_id, sorted(purposes))
+
+
+async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
+    """Delete the next links that have expired, with the addresses in them; return where to go on."""
+    return await crud.purge_links(session, after, batch=batch)
 
 
 def secret(keys: KeyRing, link: AccountLink) -> str:

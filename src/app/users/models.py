@@ -51,6 +51,8 @@ class AccountLink(Base):
             "purpose IN ('verify_email', 'set_password', 'reset_password', 'confirm_email')", name="purpose"
         ),
         Index(None, "user_id", "purpose"),
+        # For their purge.
+        Index(None, "expires_at"),
     )
 
     id: Mapped[PrimaryKey]

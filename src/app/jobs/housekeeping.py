@@ -1,0 +1,113 @@
+"""Housekeeping: deletes old rows in bounded steps, and reports failures that repeat.
+
+A step is one short transaction with a limited number of rows. It takes the position where the step before it ended and
+returns its own, or None when nothing is left.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from app.core import failures
+from app.core.database import Database, WriteSession
+from app.core.metrics import Tally
+from app.jobs.errors import TemporaryError
+
+# Rows that one step looks at or deletes.
+BATCH = 1000
+# Time of one run. The next run does the rest.
+BUDGET = timedelta(minutes=1)
+# Leaves room for requests between two steps.
+_PAUSE = 0.005
+
+_RUNS = Tally("housekeeping_runs", "Runs of housekeeping tasks, by outcome.", task=(), outcome=())
+_failures_in_a_row: Counter[str] = Counter()
+
+log = logging.getLogger(__name__)
+
+type Step[P] = Callable[[WriteSession, P | None], Awaitable[P | None]]
+
+
+class HousekeepingError(TemporaryError):
+    """Tasks of a run failed. The log has a line with the reason for each."""
+
+
+@asynccontextmanager
+async def watched(task: str) -> AsyncIterator[None]:
+    """Count how the block ends, and log a failure with the number of failures in a row."""
+    try:
+        yield
+    except Exception as error:
+        _failures_in_a_row[task] += 1
+        _RUNS.count(task, "failed")
+        _log_failure(task, error)
+        raise
+    del _failures_in_a_row[task]
+    _RUNS.count(task, "done")
+
+
+def _log_failure(task: str, error: Exception) -> None:
+    number = _failures_in_a_row[task]
+    is_transient = failures.is_transient(error)
+    # An outage of hours must not fill the log: failures 1, 2, 4, 8, … are logged.
+    if number & (number - 1) == 0:
+        cause = error.orig or error if isinstance(error, DBAPIError) else error
+        log.log(
+            logging.WARNING if is_transient and number == 1 else logging.ERROR,
+            "housekeeping failed",
+            extra={"task": task, "failures_in_a_row": number, "reason": failures.reason(cause)},
+            exc_info=None if is_transient else error,
+        )
+
+
+async def repeat(run: Callable[[], Awaitable[None]], *, every: float, first_retry: float) -> None:
+    """Run a watched task for ever. After a failure the pause is short at first and doubles up to `every`."""
+    retry = first_retry
+    while True:
+        try:
+            await run()
+        except Exception:  # noqa: BLE001  # `watched` has logged and counted it.
+            await asyncio.sleep(min(retry, every))
+            retry *= 2
+        else:
+            retry = first_retry
+            await asyncio.sleep(every)
+
+
+async def purge[P](
+    database: Database, task: str, step: Step[P], *, start: P | None = None, budget: timedelta = BUDGET
+) -> P | None:
+    """Repeat a step until nothing is left or the budget is spent; return where the next run has to start."""
+    ends = monotonic() + budget.total_seconds()
+    position = start
+    async with watched(task):
+        while True:
+            position = await database.unit(partial(_one, step, position))
+            if position is None or monotonic() >= ends:
+                return position
+            await asyncio.sleep(_PAUSE)
+
+
+async def _one[P](step: Step[P], position: P | None, session: WriteSession) -> P | None:
+    return await step(session, position)
+
+
+async def purge_all(database: Database, steps: Mapping[str, Step[Any]], *, budget: timedelta = BUDGET) -> None:
+    """Run several purges. One that fails does not keep the others from running."""
+    failed = []
+    for task, step in steps.items():
+        try:
+            await purge(database, task, step, budget=budget)
+        except Exception:  # noqa: BLE001  # `watched` has logged and counted it.
+            failed.append(task)
+    if failed:
+        message = f"housekeeping failed: {', '.join(failed)}"
+        raise HousekeepingError(message)
