@@ -166,6 +166,8 @@ class JoinedDatabase(Database):
         self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
         self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
         self.reads = SessionReads(self.read_sessions)
+        # The probes ask the pools themselves.
+        self.engine = self.read_engine = connection.engine
 
     @override
     async def dispose(self) -> None:

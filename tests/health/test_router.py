@@ -1,14 +1,16 @@
 """The probes: what they say while the database is well, away, old or silent."""
 
+import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import Database
 from app.health.service import check_readiness
@@ -165,15 +167,93 @@ async def test_a_database_that_takes_no_connection_is_found_out_within_two_secon
     assert elapsed < 2.5
 
 
-async def test_a_pool_without_a_free_connection_is_not_ready(clone_url: str) -> None:
-    async with application(clone_url, pool_size=1, pool_wait="100ms") as (client, database):
-        async with database.read_sessions() as session:
-            await session.execute(text("SELECT 1"))
+@pytest.mark.parametrize(
+    ("pools", "detail"),
+    [
+        (["writing"], "Not ready: the writing pool has no free connection."),
+        (["reading"], "Not ready: the reading pool has no free connection."),
+        (
+            ["writing", "reading"],
+            "Not ready: the writing pool has no free connection, the reading pool has no free connection.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("pool_wait", ["100ms", "30s"])
+async def test_a_pool_without_a_free_connection_is_not_ready_and_named(
+    clone_url: str, pools: list[str], detail: str, pool_wait: str
+) -> None:
+    async with application(clone_url, pool_size=1, pool_wait=pool_wait) as (client, database):
+        async with AsyncExitStack() as stack:
+            for pool in pools:
+                await hold_connection(stack, database, pool)
+            started = time.monotonic()
             busy = await client.get("/readyz")
+            elapsed = time.monotonic() - started
         free = await client.get("/readyz")
 
-    assert_not_ready(busy, "Not ready: the database cannot be reached.")
+    assert_not_ready(busy, detail)
+    assert elapsed < 2.5
     assert free.status_code == 200
+
+
+async def hold_connection(stack: AsyncExitStack, database: Database, pool: str) -> None:
+    session = await stack.enter_async_context(database.sessions() if pool == "writing" else database.read_sessions())
+    await session.execute(text("SELECT 1"))
+
+
+async def test_a_busy_pool_that_gives_a_connection_in_time_is_ready(clone_url: str) -> None:
+    async with application(clone_url, pool_size=1, pool_wait="30s") as (client, database):
+        async with AsyncExitStack() as stack:
+            await hold_connection(stack, database, "writing")
+            probe = asyncio.create_task(client.get("/readyz"))
+            await until(lambda: waiting(database.engine) == 1)
+        response = await probe
+
+    assert response.status_code == 200
+
+
+async def test_probes_leave_the_queue_of_an_exhausted_pool(clone_url: str) -> None:
+    async with application(clone_url, pool_size=1, pool_wait="30s") as (client, database):
+        async with AsyncExitStack() as stack:
+            await hold_connection(stack, database, "writing")
+            await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
+            await until(lambda: waiting(database.engine) == 0)
+        await execute(database, "SELECT 1")
+        async with database.read_sessions() as session:
+            count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+            open_transactions = await session.scalar(text(count))
+
+    assert open_transactions == 0
+    assert [checked_out(engine) for engine in (database.engine, database.read_engine)] == [0, 0]
+
+
+def waiting(engine: AsyncEngine) -> int:
+    count: int = engine.pool.waiting  # type: ignore[attr-defined]  # Of the pool that is used.
+    return count
+
+
+def checked_out(engine: AsyncEngine) -> int:
+    count: int = engine.pool.checkedout()  # type: ignore[attr-defined]  # As above.
+    return count
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  # The pool tells nobody.
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("pool", ["writing", "reading"])
+async def test_a_pool_that_does_not_reach_the_database_is_named(clone_url: str, pool: str) -> None:
+    elsewhere = Database(make_settings("postgresql://nobody@127.0.0.1:1/nothing").database)
+    async with application(clone_url) as (client, database):
+        if pool == "writing":
+            database.engine = elsewhere.engine
+        else:
+            database.read_engine, database.read_sessions = elsewhere.read_engine, elsewhere.read_sessions
+        response = await client.get("/readyz")
+
+    assert_not_ready(response, f"Not ready: the {pool} pool cannot reach the database.")
 
 
 async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

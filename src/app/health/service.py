@@ -1,17 +1,21 @@
 """Whether this process is fit to be sent traffic."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import Database
-from app.core.failures import DatabaseUnavailableError, is_transient
+from app.core.failures import is_transient
 from app.health.errors import NotReadyError
 from app.migrations.revisions import named
 
+# For each pool. A pool under load hands its connections on within milliseconds; one that gives none for so long serves nobody.
 _TIMEOUT = 2.0
+_GREETING = text("SELECT 1")
 _REVISIONS = text("SELECT version_num FROM alembic_version ORDER BY version_num")
 _HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 
@@ -45,29 +49,58 @@ class SchemaWatch:
 async def check_readiness(
     database: Database, *, schema: Callable[[Sequence[str]], str | None], checks: Iterable[Callable[[], str | None]]
 ) -> None:
-    """Return when the database answers, this code can work on its schema, and every check is content."""
-    try:
-        revisions = await _in_time(_revisions(database))
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        raise NotReadyError(["the database cannot be reached"]) from error
+    """Return when both pools reach the database, this code can work on its schema, and every check is content."""
+    revisions = await _ask_both_pools(database)
     if reason := schema(revisions):
         raise NotReadyError([reason])
     if waiting := [reason for check in checks if (reason := check())]:
         raise NotReadyError(waiting)
 
 
-async def _in_time[T](question: Coroutine[Any, Any, T]) -> T:
+async def _ask_both_pools(database: Database) -> Sequence[str]:
+    """Give the revisions of the schema; raise the error that names each pool which does not answer in time."""
+    greeting, revisions = await asyncio.gather(
+        _ask(database.engine, _greet(database.engine)), _ask(database.read_engine, _revisions(database))
+    )
+    if isinstance(greeting, _Fault) or isinstance(revisions, _Fault):
+        raise NotReadyError(_reasons({"writing": greeting, "reading": revisions}))
+    return revisions
+
+
+def _reasons(answers: Mapping[str, object]) -> list[str]:
+    if all(answer is _Fault.UNREACHABLE for answer in answers.values()):
+        return ["the database cannot be reached"]
+    return [f"the {pool} pool {answer.value}" for pool, answer in answers.items() if isinstance(answer, _Fault)]
+
+
+class _Fault(Enum):
+    UNREACHABLE = "cannot reach the database"
+    EXHAUSTED = "has no free connection"
+
+
+async def _ask[T](engine: AsyncEngine, question: Coroutine[Any, Any, T]) -> T | _Fault:
     task = asyncio.ensure_future(question)
     _asked.add(task)
     task.add_done_callback(_asked.discard)
     await asyncio.wait({task}, timeout=_TIMEOUT)
-    if not task.done():
-        # It ends on its own time: giving up a connection that has gone silent takes as long again.
-        task.cancel()
-        raise DatabaseUnavailableError
-    return task.result()
+    fault = _fault(engine)
+    try:
+        # One that has not ended does so on its own time: giving up a connection that has gone silent takes as long again.
+        return fault if task.cancel() else task.result()
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        return fault
+
+
+def _fault(engine: AsyncEngine) -> _Fault:
+    pool: Any = engine.pool
+    return _Fault.EXHAUSTED if pool.checkedout() >= pool.size() else _Fault.UNREACHABLE
+
+
+async def _greet(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        await connection.execute(_GREETING)
 
 
 async def _revisions(database: Database) -> Sequence[str]:
