@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.core.config import DatabaseSettings, Settings
 from app.core.database import Database, ReadSession, WriteSession
+from app.core.environment import forget_libpq
 from app.core.keys import generate_key_set
 from app.core.reads import SessionReads
 from app.core.security import PasswordHasher
@@ -32,6 +33,8 @@ from app.migrations.errors import MigrationError
 from tests.factories import PASSWORD, make_user
 
 ROOT = Path(__file__).parent.parent
+# Keeps the hosts that the shell excepts from its proxies.
+_PROXY_EXCEPTIONS = "TEST_PROXY_EXCEPTIONS"
 _SERVER = pytest.StashKey[Any]()
 _TEMPLATE = pytest.StashKey[str]()
 KEY_SET = generate_key_set()
@@ -45,6 +48,7 @@ type Clone = Callable[[], Awaitable[str]]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server and make the template, once: in the controller, or in the only process there is."""
+    _leave_shell()
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if template := os.environ.get(TEMPLATE_VARIABLE):
@@ -57,6 +61,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_TEMPLATE] = asyncio.run(make_template(url))
     except (EmbeddedPostgresError, MigrationError, OSError, asyncpg.PostgresError) as error:
         pytest.exit(f"The database for the tests cannot be made: {error}", returncode=1)
+
+
+def _leave_shell() -> None:
+    """Drop what the developer's shell says about databases and proxies: everything that the tests speak to is on this machine."""
+    forget_libpq()
+    os.environ.setdefault(_PROXY_EXCEPTIONS, os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"
+
+
+def outside() -> dict[str, str]:
+    """Give the environment for a program that installs packages, for which proxies are meant."""
+    exceptions = os.environ[_PROXY_EXCEPTIONS]
+    return {**os.environ, "no_proxy": exceptions, "NO_PROXY": exceptions}
 
 
 def pytest_configure_node(node: Any) -> None:

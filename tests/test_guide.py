@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.migrations.revisions import head
-from tests.conftest import ROOT
+from tests.conftest import ROOT, outside
 from tests.listings import Listing, apply, copy_repository, listings
 
 GUIDE = ROOT / "docs" / "adding-a-feature.md"
@@ -49,7 +49,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def run(copy: Path, *command: str, **environment: str) -> str:
     """Run a command in the copy, and give what it wrote."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
+    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=copy,

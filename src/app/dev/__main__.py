@@ -6,12 +6,20 @@ from typing import Annotated
 
 import typer
 
+from app.core.environment import forget_libpq
 from app.dev import docs as generated_docs
 from app.dev import run as make_run
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 
 # Tracebacks with local variables would show passwords and keys.
 program = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@program.callback()
+def commands() -> None:
+    """What the Makefile calls."""
+    # In a developer's shell they mean another database.
+    forget_libpq()
 
 
 @program.command()

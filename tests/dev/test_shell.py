@@ -1,0 +1,93 @@
+"""What a developer's shell says about other databases and about proxies changes nothing for the private database."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.dev.test_run import MEANT_FOR_THE_APPLICATION, PROGRAM
+
+NOWHERE = "http://192.0.2.1:1"
+SHELL = {
+    "PGSSLMODE": "verify-full",
+    "PGHOST": "192.0.2.1",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGPASSWORD": "wrong",
+    "PGSERVICE": "nowhere",
+    "PGOPTIONS": "-c no_such_setting=1",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGCONNECT_TIMEOUT": "1",
+    "HTTP_PROXY": NOWHERE,
+    "http_proxy": NOWHERE,
+    "HTTPS_PROXY": NOWHERE,
+    "https_proxy": NOWHERE,
+    # A client without the package for this protocol fails when it is only made.
+    "ALL_PROXY": "socks5://192.0.2.1:1",
+    "all_proxy": "socks5://192.0.2.1:1",
+}
+# A client of the application, a real server, and a worker, which has another driver.
+TESTS = (
+    "tests/health/test_router.py",
+    "tests/test_server.py::test_the_server_does_not_say_what_it_is",
+    "tests/jobs/test_worker.py",
+    "-k",
+    "ready or not_say or runs",
+)
+
+
+def shell() -> dict[str, str]:
+    left = ("TEST_", "NO_PROXY", "no_proxy", *MEANT_FOR_THE_APPLICATION)
+    return {name: value for name, value in os.environ.items() if not name.startswith(left)} | SHELL
+
+
+@pytest.mark.parametrize("command", ["run", "database"])
+def test_the_private_database_is_found_whatever_the_shell_says(tmp_path: Path, command: str) -> None:
+    programs = {"run": PROGRAM, "database": DATABASE_PROGRAM}
+    process = subprocess.Popen(
+        [sys.executable, "-c", programs[command], str(tmp_path / "local")],
+        env=shell() | {"PORT": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+
+    said = ""
+    while "127.0.0.1" not in said and (line := process.stdout.readline()):
+        said += line
+    process.terminate()
+    process.communicate(timeout=30)
+
+    assert "127.0.0.1" in said, said
+    assert process.returncode == 0
+
+
+DATABASE_PROGRAM = """
+import sys
+from pathlib import Path
+from app.dev import run
+run.LOCAL = Path(sys.argv[1])
+sys.argv[1:] = ["database"]
+from app.dev.__main__ import program
+program()
+"""
+
+
+@pytest.mark.slow
+def test_the_tests_pass_whatever_the_shell_says() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *TESTS],
+        cwd=ROOT,
+        env=shell(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert finished.returncode == 0, finished.stdout
