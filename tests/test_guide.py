@@ -12,11 +12,12 @@ import pytest
 
 from app.migrations.revisions import head
 from tests.conftest import ROOT, outside
-from tests.listings import Listing, apply, copy_repository, listings
+from tests.listings import apply, copy_repository, listings
 
 GUIDE = ROOT / "docs" / "adding-a-feature.md"
 LISTINGS = [listing for listing in listings(GUIDE) if listing.path]
 NEW = [listing.path for listing in LISTINGS if listing.path and listing.language == "python"]
+(MIGRATION,) = (listing for listing in LISTINGS if "/versions/" in str(listing.path))
 TOUCHED = {listing.path for listing in LISTINGS if listing.language == "diff"}
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider")
 # The rules that bind a new feature; the rest of these files would pass or fail without it just the same.
@@ -25,12 +26,6 @@ BINDING = (
     "or own_downgrade or schema_agree or in_use or by_its_date or is_recorded"
 )
 CONVENTIONS = [f"tests/test_{name}.py" for name in ("access", "boundaries", "conventions", "migrations")]
-
-
-def adapted(listing: Listing) -> Listing:
-    """Let the guide's migration follow the newest one, as its reader would."""
-    text = re.sub(r'^down_revision = ".*"$', f'down_revision = "{head()}"', listing.text, flags=re.MULTILINE)
-    return Listing(listing.language, listing.path, text)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with suppress(FileNotFoundError, shutil.Error):
         shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
     for listing in LISTINGS:
-        apply(adapted(listing), copy)
+        apply(listing, copy)
     return copy
 
 
@@ -74,13 +69,32 @@ def test_the_guide_adds_to_lists_and_changes_nothing_else() -> None:
     assert [path for path in NEW if (ROOT / path).exists()] == []
 
 
-def test_the_guides_migration_follows_one_that_exists() -> None:
-    (migration,) = (listing.text for listing in LISTINGS if "/versions/" in str(listing.path))
-    followed = re.findall(r'^down_revision = "(.*)"$', migration, flags=re.MULTILINE)
+def test_the_guides_migration_follows_the_newest_one() -> None:
+    followed = re.findall(r'^down_revision = "(.*)"$', MIGRATION.text, flags=re.MULTILINE)
 
-    versions = {path.stem for path in (ROOT / "src/app/migrations/versions").glob("*.py")}
-    assert set(followed) <= versions
-    assert followed
+    assert followed == [head()], "write the guide again: make docs"
+
+
+async def test_the_guides_command_drafts_the_file_that_the_guide_shows(tmp_path: Path, clone_url: str) -> None:
+    copy_repository(ROOT, tmp_path)
+    for listing in LISTINGS[: LISTINGS.index(MIGRATION)]:
+        apply(listing, tmp_path)
+    (tmp_path / ".local").mkdir()
+    (tmp_path / ".local" / "database-url").write_text(clone_url)
+    (command,) = (listing.text for listing in listings(GUIDE) if "alembic revision" in listing.text)
+    before = set((tmp_path / "src").rglob("*.py"))
+
+    await run(tmp_path, "sh", "-euc", command.replace(".venv/bin/", f"{Path(sys.executable).parent}/"))
+
+    (draft,) = set((tmp_path / "src").rglob("*.py")) - before
+    assert str(draft.relative_to(tmp_path)) == MIGRATION.path
+    # Black's quotes are not Alembic's.
+    assert named(draft.read_text().replace("'", '"')) == named(MIGRATION.text)
+
+
+def named(migration: str) -> set[str]:
+    """Give what a migration says about itself, and what it makes."""
+    return set(re.findall(r'^(?:down_)?revision = .*$|op\.f\("\w+"\)', migration, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize(

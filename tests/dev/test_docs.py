@@ -1,9 +1,17 @@
 """Documents that are written from the code say what the code says."""
 
+import re
+import sys
 from pathlib import Path
+
+import pytest
 
 from app.core.config import variables
 from app.dev import docs
+from app.dev.__main__ import program
+from app.migrations import revisions
+from app.migrations.errors import MigrationFileError
+from app.migrations.revisions import Revisions
 
 
 def test_the_documents_in_the_repository_are_up_to_date() -> None:
@@ -26,3 +34,50 @@ def test_a_changed_or_missing_document_is_stale_until_it_is_written(tmp_path: Pa
     with (tmp_path / "docs" / "configuration.md").open("a") as document:
         document.write("| `APP_INVENTED` | | |\n")
     assert docs.stale(tmp_path) == [Path("docs/configuration.md")]
+
+
+def test_the_guides_migration_follows_the_newest_and_has_its_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = docs.guide()
+    monkeypatch.setattr(revisions, "_revisions", lambda: Revisions("20991231_newest", frozenset({"20991231_newest"})))
+
+    after = docs.guide()
+
+    assert 'revision = "20991231_notes"\ndown_revision = "20991231_newest"\n' in after
+    assert "versions/20991231_notes.py" in after
+    assert "--rev-id 20991231_notes " in after
+    assert len(after.splitlines()) == len(before.splitlines())
+    assert docs.stale() == [Path("docs/adding-a-feature.md")]
+
+
+def test_the_guide_keeps_its_date_after_a_revision_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    (own,) = re.findall(r'^revision = "(\w+)"', docs.guide(), flags=re.MULTILINE)
+    monkeypatch.setattr(revisions, "_revisions", lambda: Revisions("newest", frozenset({"newest"})))
+
+    assert f'revision = "{own}"\ndown_revision = "newest"\n' in docs.guide()
+
+
+def test_the_guide_stays_as_it_is_where_somebody_has_followed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = docs.guide()
+    (own,) = re.findall(r'^revision = "(\w+)"', before, flags=re.MULTILINE)
+    monkeypatch.setattr(
+        revisions, "_revisions", lambda: Revisions("20991231_later", frozenset({own, "20991231_later"}))
+    )
+
+    assert docs.guide() == before
+
+
+@pytest.mark.parametrize("arguments", [["docs"], ["docs", "--check"]])
+def test_migrations_that_make_no_history_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    def refuse() -> None:
+        message = "two heads"
+        raise MigrationFileError(message)
+
+    monkeypatch.setattr(revisions, "_revisions", refuse)
+    monkeypatch.setattr(sys, "argv", ["app.dev", *arguments])
+
+    with pytest.raises(SystemExit) as ended:
+        program()
+
+    assert (ended.value.code, capsys.readouterr()) == (1, ("", "two heads\n"))

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -10,6 +10,7 @@ from app.core.environment import forget_libpq
 from app.dev import docs as generated_docs
 from app.dev import run as make_run
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
+from app.migrations.errors import MigrationError
 
 # Tracebacks with local variables would show passwords and keys.
 program = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -47,11 +48,18 @@ def database() -> None:
 @program.command()
 def docs(*, check: Annotated[bool, typer.Option("--check", help="Only say what is out of date.")] = False) -> None:
     """Write the documentation that comes from the code."""
-    if not check:
-        generated_docs.write()
-    elif stale := generated_docs.stale():
-        typer.echo(f"Out of date: {', '.join(map(str, stale))}. Write it again with: make docs", err=True)
-        sys.exit(1)
+    try:
+        if not check:
+            generated_docs.write()
+        elif stale := generated_docs.stale():
+            _refuse(f"Out of date: {', '.join(map(str, stale))}. Write it again with: make docs")
+    except MigrationError as error:
+        _refuse(str(error))
+
+
+def _refuse(sentence: str) -> NoReturn:
+    typer.echo(sentence, err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

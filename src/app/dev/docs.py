@@ -1,5 +1,6 @@
 """Documentation that is written from the code, so that it cannot say something else."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,8 +11,10 @@ from pydantic.fields import FieldInfo
 from app.core.config import Settings, variables
 from app.dev import security
 from app.dev.markdown import cell, setting, table
+from app.migrations import revisions
 
 ROOT = Path(__file__).resolve().parents[3]
+_GUIDE = Path("docs/adding-a-feature.md")
 # Defaults that are computed from the machine: the document must not depend on who writes it.
 _COMPUTED = {"APP_AUTH__HASH_THREADS": "one per usable core"}
 _HEADING = """# Settings
@@ -41,8 +44,23 @@ def configuration() -> str:
     return "\n\n".join([_HEADING.strip(), *sections]) + "\n"
 
 
+def guide() -> str:
+    """The guide to a new feature: its migration follows the newest one, so that it can be pasted as it stands."""
+    text = (ROOT / _GUIDE).read_text()
+    (own,) = re.findall(r'^revision = "(\d{8}_\w+)"$', text, flags=re.MULTILINE)
+    if own in revisions.known():
+        # Somebody has followed the guide here.
+        return text
+    newest = revisions.head()
+    # The same date keeps migrations dated in their order, and the page the same from one day to the next.
+    date = newest[:8] if newest[:8].isdigit() else own[:8]
+    text = text.replace(own, date + own[8:])
+    return re.sub(r'^down_revision = ".*"$', f'down_revision = "{newest}"', text, flags=re.MULTILINE)
+
+
 DOCUMENTS: Mapping[Path, Callable[[], str]] = MappingProxyType(
     {
+        _GUIDE: guide,
         Path("docs/configuration.md"): configuration,
         Path("docs/security/asvs.md"): security.report,
         Path("docs/security/facts.md"): security.facts,
