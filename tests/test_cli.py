@@ -23,6 +23,7 @@ from app.core.keys import parse_key_ring
 from app.loading import loading
 from app.migrations import runner
 from app.migrations.revisions import head
+from app.users.roles import Role
 from tests.conftest import KEY_SET
 from tests.factories import PASSWORD
 
@@ -124,6 +125,20 @@ def test_checking_an_empty_database_says_what_to_do(app: Command, empty_url: str
 
     assert_failed(result, f"the schema is at revision none, this program needs {head()}; run `app migrate`")
     assert aftermath(empty_url, "SELECT to_regclass('users') AS users") == [{"users": None}]
+
+
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_role_that_the_database_refuses_is_told(app: Command, clone_url: str, options: list[str]) -> None:
+    aftermath(clone_url, "ALTER TABLE users DROP CONSTRAINT ck_users_role")
+    aftermath(clone_url, "ALTER TABLE users ADD CONSTRAINT ck_users_role CHECK (role IN ('another'))")
+
+    result = app("migrate", *options, url=clone_url)
+
+    assert_failed(
+        result,
+        f"the code declares {', '.join(Role)} for role, and the constraint ck_users_role of the database refuses that; "
+        'write a migration that replaces it: docs/adding-a-feature.md, "Adding a role"',
+    )
 
 
 def test_the_sql_of_the_migrations_needs_no_database(app: Command) -> None:

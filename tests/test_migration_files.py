@@ -24,6 +24,7 @@ from app.main import create_app
 from app.migrations import revisions, scripts
 from app.migrations.errors import MigrationFileError
 from tests.conftest import KEY_SET, ROOT, make_settings, running
+from tests.listings import listings
 
 MIGRATIONS = ROOT / "src" / "app" / "migrations"
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -380,6 +381,29 @@ def test_a_draft_keeps_its_label_and_what_it_depends_on(repository: Repository) 
     assert (script.down_revision, script.dependencies) == ("left", "right")
     assert "side" in script.branch_labels
     assert Path(script.path).name == "draft.py"
+
+
+def test_the_guides_migration_for_a_role_lets_the_database_take_it(
+    app: Command, repository: Repository, clone_url: str
+) -> None:
+    shutil.copytree(MIGRATIONS / "versions", repository.versions, dirs_exist_ok=True)
+    (functions,) = (one.text for one in listings(ROOT / "docs/adding-a-feature.md") if "def allow(roles" in one.text)
+    header = f'from alembic import op\n\nrevision = "editor"\ndown_revision = {revisions.head()!r}\n\n\n'
+    (repository.versions / "editor.py").write_text(header + functions)
+    written = repository.root / "migrations.sql"
+    editor = "INSERT INTO users (id, email, email_key, role) VALUES (gen_random_uuid(), '', '', 'editor')"
+
+    code, _, _ = app("migrate", url=clone_url)
+    query(clone_url, editor)
+    written.write_text(app("migrate", "--sql")[1])
+    back, _, _ = app("migrate", "--to", "-1", url=clone_url)
+
+    assert (code, back) == (0, 0)
+    assert query(clone_url, "SELECT role FROM users") == ["user"]
+    with pytest.raises(asyncpg.CheckViolationError):
+        query(clone_url, editor)
+    squawk = (Path(sys.executable).with_name("squawk"), "--config", ROOT / ".squawk.toml", written)
+    subprocess.run(squawk, check=True, capture_output=True)
 
 
 UNUSABLE: dict[str, tuple[dict[str, str], str]] = {

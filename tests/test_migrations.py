@@ -159,7 +159,11 @@ async def test_the_checks_of_the_models_and_the_schema_agree(database_url: str, 
         await connection.run_sync(Base.metadata.create_all)
     await engine.dispose()
 
-    assert await _checks(empty_url, tables) == await _checks(database_url, tables)
+    declared, migrated = await _checks(empty_url, tables), await _checks(database_url, tables)
+    differences = sorted(set(declared) ^ set(migrated))
+    assert not differences, (
+        f"the models (first) and the migrations differ: write a migration that ends with the former: {differences}"
+    )
 
 
 async def _checks(url: str, tables: list[str]) -> list[tuple[Any, ...]]:

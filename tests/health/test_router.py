@@ -13,10 +13,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.database import Database
-from app.health.service import check_readiness
+from app.health.service import SchemaWatch, check_readiness
 from app.main import create_app
 from app.migrations import runner
 from app.migrations.revisions import head
+from app.users.roles import Role
 from tests.conftest import make_settings, running
 from tests.core.wire import tapped
 
@@ -138,6 +139,19 @@ async def test_readiness_comes_back_with_the_schema(clone_url: str) -> None:
         after = await client.get("/readyz")
 
     assert (before.status_code, after.status_code) == (503, 200)
+
+
+async def test_a_database_that_refuses_a_role_of_the_code_is_not_ready_until_it_takes_it(clone_url: str) -> None:
+    async with application(clone_url) as (client, database):
+        await execute(database, "ALTER TABLE users DROP CONSTRAINT ck_users_role")
+        await execute(database, "ALTER TABLE users ADD CONSTRAINT ck_users_role CHECK (role IN ('another'))")
+        before = await client.get("/readyz")
+        await execute(database, "ALTER TABLE users DROP CONSTRAINT ck_users_role")
+        after = await client.get("/readyz")
+
+    assert before.status_code == 503
+    assert f"the code declares {', '.join(Role)} for role, and the constraint ck_users_role" in before.json()["detail"]
+    assert after.status_code == 200
 
 
 async def test_a_silent_database_is_found_out_within_two_seconds(clone_url: str) -> None:
@@ -263,8 +277,10 @@ async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatc
 
     monkeypatch.setattr(database, "read_sessions", broken)
 
+    watch = SchemaWatch(head="any", known=frozenset(), accepts_newer=False)
+
     with pytest.raises(LookupError):
-        await check_readiness(database, schema=lambda _: None, checks=())
+        await check_readiness(database, schema=watch.unready, checks=())
 
 
 async def test_what_a_probe_says_names_nothing_secret() -> None:

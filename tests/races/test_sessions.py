@@ -19,7 +19,7 @@ from sqlalchemy import select
 from app.auth.revocation import FENCE
 from app.core.keys import parse_key_ring
 from app.users import links
-from app.users.models import User
+from app.users.models import Purpose, User
 from tests.conftest import KEY_SET, cloned
 from tests.factories import PASSWORD
 from tests.proxy import Proxy, proxied
@@ -237,7 +237,7 @@ async def test_nothing_is_alive_after_an_end_however_it_meets_a_use(
 # Links that are followed twice, or while the password changes
 
 
-async def mailed(workers: Fleet, email: str, purpose: links.Purpose) -> str:
+async def mailed(workers: Fleet, email: str, purpose: Purpose) -> str:
     """Give the secret of a link to an account, as its mail would."""
     async with workers.database.begin() as session:
         user_id = (await session.scalars(select(User.id).where(User.email == email))).one()

@@ -21,8 +21,7 @@ from app.jobs import queue
 from app.users import jobs as user_jobs
 from app.users import links
 from app.users import service as users_service
-from app.users.links import Purpose
-from app.users.models import AccountLink
+from app.users.models import AccountLink, Purpose
 from app.users.service import Account, Confirm
 
 _VERIFIES = frozenset[Purpose]({"verify_email"})

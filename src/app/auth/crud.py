@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from app.auth.models import LoginSession, Revocation, SessionCutoff
+from app.auth.models import LoginSession, Revocation, RevokeReason, SessionCutoff
 from app.core import crud
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
@@ -248,7 +248,7 @@ async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionSta
     return None if row is None else SessionState._make(row)
 
 
-async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason: str) -> bool:
+async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason: RevokeReason) -> bool:
     """End one live session of an account; False when there is none such."""
     ended = await _revoke(
         session, (LoginSession.id == session_id) & (LoginSession.user_id == user_id) & _IS_LIVE, reason
@@ -256,7 +256,9 @@ async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason:
     return bool(ended)
 
 
-async def revoke_all(session: WriteSession, user_id: UUID, reason: str, *, but: UUID | None = None) -> Sequence[UUID]:
+async def revoke_all(
+    session: WriteSession, user_id: UUID, reason: RevokeReason, *, but: UUID | None = None
+) -> Sequence[UUID]:
     """End every session of an account, but for one."""
     condition = (LoginSession.user_id == user_id) & LoginSession.revoked_at.is_(None)
     return await _revoke(session, condition & (LoginSession.id != but) if but else condition, reason)
@@ -294,12 +296,12 @@ async def revoke_before(
     return len(await _revoke(session, below & (LoginSession.id <= last) & _IS_LIVE, "all")), last
 
 
-async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: str) -> Sequence[UUID]:
+async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: RevokeReason) -> Sequence[UUID]:
     statement = _revoking(condition, reason).returning(LoginSession.id).execution_options(synchronize_session=False)
     return (await session.scalars(statement)).all()
 
 
-def _revoking(condition: ColumnElement[bool], reason: str) -> Update:
+def _revoking(condition: ColumnElement[bool], reason: RevokeReason) -> Update:
     return (
         update(LoginSession)
         .where(condition, LoginSession.revoked_at.is_(None))

@@ -20,6 +20,7 @@ from app.jobs.queue import Work
 from app.users import jobs as user_jobs
 from app.users import links
 from app.users import service as users_service
+from app.users.models import Purpose
 
 _KEEP_ENDED_SESSIONS = timedelta(days=30)
 # Of each purge. Together they stay below the five minutes that a job may take.
@@ -80,7 +81,7 @@ async def purge(work: Work) -> None:
     )
 
 
-async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: links.Purpose) -> None:
+async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: Purpose) -> None:
     link_id = await links.create(session, work.keys, user_id, purpose)
     await queue.enqueue(session, user_jobs.mail_link, link_id)
 

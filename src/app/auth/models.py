@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, override
+from typing import Annotated, Literal, get_args, override
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, func, text
@@ -11,8 +11,22 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
+from app.core.choices import one_of
 from app.core.database import Base, CreatedAt, PrimaryKey
 
+# A trigger of the database writes "disabled".
+type RevokeReason = Literal[
+    "logout",
+    "user",
+    "admin",
+    "password_changed",
+    "password_reset",
+    "email_changed",
+    "disabled",
+    "refresh_reuse",
+    "evicted",
+    "all",
+]
 Now = Annotated[datetime, mapped_column(server_default=func.now())]
 
 
@@ -35,11 +49,7 @@ class LoginSession(Base):
 
     __tablename__ = "sessions"
     __table_args__ = (
-        CheckConstraint(
-            "revoke_reason IN ('logout', 'user', 'admin', 'password_changed', 'password_reset', 'email_changed', "
-            "'disabled', 'refresh_reuse', 'evicted', 'all')",
-            name="revoke_reason",
-        ),
+        one_of("revoke_reason", get_args(RevokeReason.__value__)),
         Index(None, "user_id", "last_seen_at", "id"),
         # For their purge.
         Index(None, "absolute_expires_at"),

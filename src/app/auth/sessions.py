@@ -27,7 +27,7 @@ from app.auth.errors import (
     SessionNotFoundError,
     TooManyReplaysError,
 )
-from app.auth.models import LoginSession
+from app.auth.models import LoginSession, RevokeReason
 from app.auth.refresh_tokens import Presented
 from app.auth.schemas import TokenPair
 from app.auth.toolkit import Toolkit
@@ -251,7 +251,7 @@ async def end_others(session: WriteSession, actor: Actor, user_id: UUID, *, but:
     await audit.record(session, actor, "auth.other_sessions_ended", subject_id=user_id, count=len(ended))
 
 
-async def end_all(session: WriteSession, actor: Actor, user_id: UUID, reason: str) -> None:
+async def end_all(session: WriteSession, actor: Actor, user_id: UUID, reason: RevokeReason) -> None:
     """End all of an account's sessions."""
     ended = await crud.revoke_all(session, user_id, reason)
     await audit.record(session, actor, "auth.all_sessions_ended", subject_id=user_id, count=len(ended), reason=reason)

@@ -1,7 +1,7 @@
 """What any endpoint may ask for."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Annotated, TypedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
@@ -23,8 +23,8 @@ class CoreState(TypedDict):
     cursors: CursorSigner
     addresses: ClientAddresses
     readiness: Sequence[ReadinessCheck]
-    # Says why this program cannot work on a schema at these revisions, or None.
-    schema: Callable[[Sequence[str]], str | None]
+    # Says why this program cannot work on the schema of a database, or None.
+    schema: Callable[[Database], Coroutine[Any, Any, str | None]]
 
 
 class CoreRequest(Request[CoreState]):

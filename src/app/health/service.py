@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.core.database import Database
+from app.core import choices
+from app.core.database import Base, Database, ReadSession
 from app.core.failures import is_transient
 from app.health.errors import NotReadyError
 from app.migrations.revisions import named
@@ -24,7 +25,7 @@ _asked: set[asyncio.Task[Any]] = set()
 
 
 class SchemaWatch:
-    """Whether this program may work on a schema: on its own, and on a newer one that came while it was at work.
+    """Whether this program may work on a schema: on its own, and on a newer one that came while it was running.
 
     Migrations keep the program before them working, so those that run when a release arrives must not be taken out of
     rotation by it. A program that starts on a schema it has never heard of may be years too old.
@@ -34,9 +35,20 @@ class SchemaWatch:
         self._head = head
         self._known = known
         self._accepts_newer = accepts_newer
+        self._allows_choices = False
 
-    def unready(self, revisions: Sequence[str]) -> str | None:
-        """Say what is wrong with a schema at these revisions: none when empty, several between a branch and its merge."""
+    async def unready(self, database: Database) -> str | None:
+        """Say why this program cannot work on the schema of a database."""
+        async with database.read_sessions() as session:
+            if complaint := self._behind(await _revisions(session)):
+                return complaint
+            # A later migration may add values, and take none away that this program uses.
+            if not self._allows_choices:
+                complaint = await choices.refused(session, Base.metadata)
+                self._allows_choices = complaint is None
+            return complaint
+
+    def _behind(self, revisions: Sequence[str]) -> str | None:
         if list(revisions) == [self._head]:
             self._accepts_newer = True
             return None
@@ -47,24 +59,26 @@ class SchemaWatch:
 
 
 async def check_readiness(
-    database: Database, *, schema: Callable[[Sequence[str]], str | None], checks: Iterable[Callable[[], str | None]]
+    database: Database,
+    *,
+    schema: Callable[[Database], Coroutine[Any, Any, str | None]],
+    checks: Iterable[Callable[[], str | None]],
 ) -> None:
     """Return when both pools reach the database, this code can work on its schema, and every check is content."""
-    revisions = await _ask_both_pools(database)
-    if reason := schema(revisions):
-        raise NotReadyError([reason])
+    if complaint := await _ask_both_pools(database, schema(database)):
+        raise NotReadyError([complaint])
     if waiting := [reason for check in checks if (reason := check())]:
         raise NotReadyError(waiting)
 
 
-async def _ask_both_pools(database: Database) -> Sequence[str]:
-    """Give the revisions of the schema; raise the error that names each pool which does not answer in time."""
-    greeting, revisions = await asyncio.gather(
-        _ask(database.engine, _greet(database.engine)), _ask(database.read_engine, _revisions(database))
+async def _ask_both_pools(database: Database, schema: Coroutine[Any, Any, str | None]) -> str | None:
+    """Say what is wrong with the schema; raise the error that names each pool which does not answer in time."""
+    greeting, complaint = await asyncio.gather(
+        _ask(database.engine, _greet(database.engine)), _ask(database.read_engine, schema)
     )
-    if isinstance(greeting, _Fault) or isinstance(revisions, _Fault):
-        raise NotReadyError(_reasons({"writing": greeting, "reading": revisions}))
-    return revisions
+    if isinstance(greeting, _Fault) or isinstance(complaint, _Fault):
+        raise NotReadyError(_reasons({"writing": greeting, "reading": complaint}))
+    return complaint
 
 
 def _reasons(answers: Mapping[str, object]) -> list[str]:
@@ -103,8 +117,8 @@ async def _greet(engine: AsyncEngine) -> None:
         await connection.execute(_GREETING)
 
 
-async def _revisions(database: Database) -> Sequence[str]:
-    async with database.read_sessions() as session:
-        if not await session.scalar(_HAS_REVISIONS):
-            return ()
-        return (await session.scalars(_REVISIONS)).all()
+async def _revisions(session: ReadSession) -> Sequence[str]:
+    """Read the revisions that the schema is at: none when empty, several between a branch and its merge."""
+    if not await session.scalar(_HAS_REVISIONS):
+        return ()
+    return (await session.scalars(_REVISIONS)).all()

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core import tls
+from app.core import choices, tls
 from app.core.config import DatabaseSettings
 from app.core.connections import milliseconds
 from app.core.database import MINIMUM_VERSION
@@ -27,6 +27,7 @@ from app.migrations import revisions, scripts
 from app.migrations.errors import MigrationError
 from app.migrations.steps import Move, resolve, resolve_offline
 from app.migrations.steps import status as describe
+from app.models import Base
 
 _LOCK_KEY = 4_021_973_155
 _LOCK_PATIENCE = 60.0
@@ -60,21 +61,30 @@ async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
 async def _move(connection: AsyncConnection, directory: ScriptDirectory, revision: str) -> Move:
     before = await _current(connection)
     step = resolve(directory, before, revision)
-    if step is None:
-        return Move(before, before)
-    change = command.downgrade if step.is_back else command.upgrade
-    await connection.run_sync(_run, lambda configuration: change(configuration, step.target))
-    return Move(before, await _current(connection))
+    if step:
+        change = command.downgrade if step.is_back else command.upgrade
+        await connection.run_sync(_run, lambda configuration: change(configuration, step.target))
+    after = await _current(connection)
+    if not revisions.missing(after):
+        await _refuse_older_choices(connection)
+    return Move(before, after)
+
+
+async def _refuse_older_choices(connection: AsyncConnection) -> None:
+    complaint = await choices.refused(connection, Base.metadata)
+    await connection.rollback()
+    if complaint:
+        raise MigrationError(complaint)
 
 
 async def check(settings: DatabaseSettings) -> str:
     """Say where the schema is; raise a `MigrationError` unless that is the newest revision."""
     revisions.head()
     async with _connect(settings) as connection:
-        current = await _current(connection)
-    if complaint := revisions.missing(current):
-        message = f"{complaint}; run `app migrate`"
-        raise MigrationError(message)
+        if complaint := revisions.missing(await _current(connection)):
+            message = f"{complaint}; run `app migrate`"
+            raise MigrationError(message)
+        await _refuse_older_choices(connection)
     return f"The schema is at {revisions.head()}, which this program needs."
 
 

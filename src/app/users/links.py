@@ -9,21 +9,18 @@ import os
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 from app.core.database import ReadSession, WriteSession
 from app.core.keys import KeyRing
 from app.jobs.errors import TemporaryError
 from app.users import crud
-from app.users.models import AccountLink
+from app.users.models import AccountLink, Purpose
 
 
 class UnknownPepperError(TemporaryError):
     """This process does not have the pepper that a link was made with."""
 
-
-type Purpose = Literal["verify_email", "set_password", "reset_password", "confirm_email"]
 
 LIFETIMES: dict[Purpose, timedelta] = {
     "verify_email": timedelta(hours=24),

@@ -1,13 +1,17 @@
 """The accounts, and the links that are mailed about them."""
 
 from datetime import datetime
+from typing import Literal, get_args
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, text
+from sqlalchemy import ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.core.choices import one_of
 from app.core.database import Base, CreatedAt, PrimaryKey, UpdatedAt, Version
 from app.users.roles import Role
+
+type Purpose = Literal["verify_email", "set_password", "reset_password", "confirm_email"]
 
 
 class User(Base):
@@ -15,7 +19,7 @@ class User(Base):
 
     __tablename__ = "users"
     __table_args__ = (
-        CheckConstraint("role IN ('user', 'admin')", name="role"),
+        one_of("role", Role),
         # One for each way the list is filtered and sorted; the email order has its unique index.
         Index(None, "created_at", "id"),
         Index(None, "role", "created_at", "id"),
@@ -47,9 +51,7 @@ class AccountLink(Base):
 
     __tablename__ = "account_links"
     __table_args__ = (
-        CheckConstraint(
-            "purpose IN ('verify_email', 'set_password', 'reset_password', 'confirm_email')", name="purpose"
-        ),
+        one_of("purpose", get_args(Purpose.__value__)),
         Index(None, "user_id", "purpose"),
         # For their purge.
         Index(None, "expires_at"),
