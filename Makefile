@@ -54,9 +54,9 @@ contracts: setup ## Check who imports whom
 	@.venv/bin/lint-imports
 
 .PHONY: migrations
-migrations: setup ## Check that no migration locks a table in use
+migrations: setup ## Check that no migration locks a table in use or leaves a type behind
 	@mkdir -p .local
-	@$(PYTHON_IN_VENV) -m app migrate --sql > .local/migrations.sql
+	@$(PYTHON_IN_VENV) -m app.dev migrations > .local/migrations.sql
 	@.venv/bin/squawk .local/migrations.sql
 
 .PHONY: generated

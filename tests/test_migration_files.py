@@ -1,6 +1,7 @@
 """Migration files as Alembic writes them, and files that make no history: what the commands do, and what they say."""
 
 import asyncio
+import os
 import re
 import shlex
 import shutil
@@ -20,8 +21,9 @@ from sqlalchemy import make_url
 from app.cli import main
 from app.core.database import Database
 from app.dev import run as make_run
+from app.dev.ports import free_port
 from app.main import create_app
-from app.migrations import revisions, scripts
+from app.migrations import revisions, runner, scripts
 from app.migrations.errors import MigrationFileError
 from tests.conftest import KEY_SET, ROOT, make_settings, running
 from tests.listings import listings
@@ -524,18 +526,23 @@ def test_a_migration_that_is_wrong_is_named_and_changes_nothing(
     assert stored(empty_url) == {"a"}
 
 
+def test_a_migration_without_a_way_back_is_named(app: Command, repository: Repository, empty_url: str) -> None:
+    repository.write("a")
+    (repository.versions / "b.py").write_text("revision = 'b'\ndown_revision = 'a'\n\ndef upgrade():\n    pass\n")
+    app("migrate", url=empty_url)
+
+    code, out, complaint = app("migrate", "--to", "a", url=empty_url)
+
+    assert (code, out, stored(empty_url)) == (1, "", {"b"})
+    assert complaint.startswith("app: b.py: this migration fails (AttributeError: ")
+
+
 def test_what_fails_outside_of_the_migrations_is_a_bug(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     repository.write("a")
     monkeypatch.setattr(command, "upgrade", lambda *_, **__: SimpleNamespace().missing)
 
     with pytest.raises(AttributeError):
-        from_runner().sql()
-
-
-def from_runner() -> Any:
-    from app.migrations import runner  # noqa: PLC0415
-
-    return runner
+        runner.sql()
 
 
 @pytest.mark.usefixtures("restored_logging")
@@ -548,6 +555,64 @@ def test_a_process_does_not_start_on_two_heads(app: Command, repository: Reposit
     assert code == 1
     assert complaint.startswith("app: left.py and right.py are the newest migrations of separate branches; join them: ")
     assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("app", "migrate"),
+        ("app", "migrate", "--check"),
+        ("app", "migrate", "--sql"),
+        ("app", "migrate", "--to", "base"),
+        ("app", "serve"),
+        ("app", "worker"),
+        ("app.dev", "run"),
+        ("app.dev", "migrations"),
+        ("app.dev", "docs", "--check"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.slow
+def test_no_real_process_ends_with_a_traceback(grown: Path, command: tuple[str, ...]) -> None:
+    # `--to base` needs no head, so it goes on to the database.
+    reason = (
+        "cannot connect to PostgreSQL" if "base" in command else "and right.py are the newest migrations of separate "
+    )
+    environment = {
+        "PYTHONPATH": str(grown / "src"),
+        "APP_ENVIRONMENT": "test",
+        "APP_AUTH__SIGNING_KEYS": KEY_SET,
+        "DATABASE_URL": NOWHERE,
+        "PORT": str(free_port()),
+        "PATH": os.environ["PATH"],
+    }
+
+    ended = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=grown,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert reason in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program with two migrations after the newest one."""
+    copy = tmp_path_factory.mktemp("grown")
+    # With its bytecode, which is good for files of the same size and age.
+    shutil.copytree(ROOT / "src", copy / "src")
+    shutil.copytree(ROOT / "docs", copy / "docs")
+    for name in ("left", "right"):
+        text = f'"""Nothing."""\n\nrevision = "{name}"\ndown_revision = "{revisions.head()}"\n'
+        (copy / "src" / "app" / "migrations" / "versions" / f"{name}.py").write_text(text)
+    return copy
 
 
 def test_make_run_tells_two_heads_before_it_starts_a_database(

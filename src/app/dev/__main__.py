@@ -8,8 +8,10 @@ import typer
 
 from app.core.environment import forget_libpq
 from app.dev import docs as generated_docs
+from app.dev import migrations as checked_migrations
 from app.dev import run as make_run
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
+from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
 
 # Tracebacks with local variables would show passwords and keys.
@@ -53,6 +55,20 @@ def docs(*, check: Annotated[bool, typer.Option("--check", help="Only say what i
             generated_docs.write()
         elif stale := generated_docs.stale():
             _refuse(f"Out of date: {', '.join(map(str, stale))}. Write it again with: make docs")
+    except MigrationError as error:
+        _refuse(str(error))
+
+
+@program.command()
+def migrations() -> None:
+    """Print the SQL of all migrations, unless one of them leaves a type behind when it is undone."""
+    try:
+        sql = runner.sql()
+        with scripts.telling():
+            leftovers = list(checked_migrations.leftovers())
+        if leftovers:
+            _refuse("\n".join(leftovers))
+        sys.stdout.write(sql)
     except MigrationError as error:
         _refuse(str(error))
 

@@ -4,15 +4,14 @@ import asyncio
 import io
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from time import monotonic
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -44,6 +43,9 @@ log = logging.getLogger(__name__)
 async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
     """Bring the schema to a revision, forward or back; a second runner waits for the first and finds nothing to do."""
     directory = scripts.read()
+    if revision == "head":
+        # Two of them are reported without a database.
+        scripts.head(directory)
     async with _exclusive(settings) as connection:
         deadline = monotonic() + _TABLE_PATIENCE
         while True:
@@ -100,25 +102,9 @@ def sql(revision: str = "head") -> str:
     target = resolve_offline(scripts.read(), revision)
     configuration = scripts.config()
     configuration.output_buffer = io.StringIO()
-    with _telling():
+    with scripts.telling():
         command.upgrade(configuration, target, sql=True)
     return configuration.output_buffer.getvalue()
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
-    """Turn what Alembic refuses, and a mistake in a migration, into a `MigrationError`."""
-    try:
-        yield
-    except (DBAPIError, MigrationError):
-        raise
-    except CommandError as error:
-        raise MigrationError(str(error)) from error
-    except Exception as error:
-        if (place := scripts.culprit(error)) is None:
-            raise
-        message = f"{place}: this migration fails ({type(error).__name__}: {error}); correct the file"
-        raise MigrationError(message) from error
 
 
 @asynccontextmanager
@@ -201,5 +187,5 @@ async def _current(connection: AsyncConnection) -> tuple[str, ...]:
 def _run(connection: Connection, step: Callable[[Config], None]) -> None:
     configuration = scripts.config()
     configuration.attributes["connection"] = connection
-    with _telling():
+    with scripts.telling():
         step(configuration)

@@ -1,7 +1,8 @@
 """The migration files, read by Alembic. Errors name the files and say what to do."""
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -11,9 +12,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
 from alembic.util import CommandError, load_python_file
+from sqlalchemy.exc import DBAPIError
 
 from app.migrations import revisions
-from app.migrations.errors import MigrationFileError
+from app.migrations.errors import MigrationError, MigrationFileError
 
 # Alembic's version table stores it as VARCHAR(32).
 _LONGEST_REVISION = 32
@@ -64,16 +66,35 @@ def several_heads(scripts: ScriptDirectory, heads: list[str]) -> str:
     )
 
 
-def culprit(error: BaseException) -> str | None:
+@contextmanager
+def telling() -> Iterator[None]:
+    """Turn what Alembic refuses, and a mistake in a migration, into a `MigrationError`."""
+    try:
+        yield
+    except (DBAPIError, MigrationError):
+        raise
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
+    except Exception as error:
+        if (place := _culprit(error)) is None:
+            raise
+        message = f"{place}: this migration fails ({type(error).__name__}: {error}); correct the file"
+        raise MigrationError(message) from error
+
+
+def _culprit(error: Exception) -> str | None:
     """Name the migration file and the line that an error comes from; None if it comes from elsewhere."""
-    if isinstance(error, SyntaxError) and error.filename and _is_migration(error.filename):
-        return f"{Path(error.filename).name}, line {error.lineno}"
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and _is_migration(error.obj.__file__):
+        # Alembic asks the file for `upgrade` or `downgrade`.
+        return Path(str(error.obj.__file__)).name
+    if isinstance(error, SyntaxError) and _is_migration(error.filename):
+        return f"{Path(str(error.filename)).name}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_migration(frame.filename)]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else None
 
 
-def _is_migration(file: str) -> bool:
-    return Path(file).parent == (revisions.DIRECTORY / "versions").absolute()
+def _is_migration(file: str | None) -> bool:
+    return file is not None and Path(file).parent == (revisions.DIRECTORY / "versions").absolute()
 
 
 def _files() -> list[Path]:
@@ -86,7 +107,7 @@ def _load(file: Path) -> ModuleType:
     try:
         module = load_python_file(file.parent, file.name)
     except Exception as error:
-        place = culprit(error) or file.name
+        place = _culprit(error) or file.name
         message = f"{place}: this migration cannot be loaded ({type(error).__name__}: {error}); correct the file"
         raise MigrationFileError(message) from error
     _refuse_unnamed(file, module)

@@ -1,0 +1,44 @@
+"""What `make migrations` checks beyond squawk: a downgrade drops the types that its upgrade makes."""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from alembic.operations import Operations
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+
+from app.migrations import scripts
+
+_CREATED = re.compile(r"\bCREATE\s+(?:TYPE|DOMAIN)\s+([\w.\"]+)", re.IGNORECASE)
+_DROPPED = re.compile(r"\bDROP\s+(?:TYPE|DOMAIN)\s+(?:IF\s+EXISTS\s+)?([\w.\", ]+)", re.IGNORECASE)
+
+
+def leftovers() -> Iterator[str]:
+    """Name each migration whose downgrade leaves a type behind: the next upgrade would fail on it."""
+    directory = scripts.read()
+    for script in directory.walk_revisions():
+        # A table takes its enumerations along when it is created, not when it is dropped. Alembic's drafts do no more.
+        created = set(_CREATED.findall(_sql(directory, script.module.upgrade)))
+        for name in sorted(created - _dropped(_sql(directory, script.module.downgrade))):
+            yield (
+                f"{Path(script.path).name} creates the type {name}, and its downgrade does not drop it; end downgrade() with: "
+                f'op.execute("DROP TYPE {name}")'
+            )
+
+
+def _dropped(sql: str) -> set[str]:
+    # `DROP TYPE one, two CASCADE`
+    return {name.split()[0] for names in _DROPPED.findall(sql) for name in names.split(",") if name.strip()}
+
+
+def _sql(directory: ScriptDirectory, function: Callable[[], None]) -> str:
+    """Give the SQL of one function of a migration, as `alembic upgrade --sql` would."""
+    output = io.StringIO()
+    with EnvironmentContext(scripts.config(), directory, as_sql=True) as environment:
+        environment.configure(dialect_name="postgresql", output_buffer=output, literal_binds=True)
+        context = environment.get_context()
+        with context.begin_transaction(), Operations.context(context):
+            function()
+    return output.getvalue()
