@@ -30,6 +30,7 @@ from app.core.errors import (
     FieldError,
     GoneMeanwhileError,
     InvalidInputError,
+    NotFoundError,
     RateLimitedError,
     UnavailableError,
 )
@@ -544,6 +545,73 @@ async def test_any_other_exception_is_a_defect(error: Any) -> None:
         response = await client.get("/raise")
 
     problem(response, 500, "internal_error")
+
+
+class ShelfNotFoundError(NotFoundError):
+    code = "shelf_not_found"
+    detail = "There is no such shelf."
+
+
+class ThingNotFoundError(NotFoundError):
+    code = "thing_not_found"
+    detail = "There is no such thing."
+
+
+class Bought(Payload):
+    count: int
+
+
+shop = routing.router(prefix="/shop")
+UNKNOWN = str(UUID(int=7))
+
+
+@shop.get("/{shelf_id}", openapi_extra=public, responses=problem_responses(ShelfNotFoundError))
+async def read_shelf(shelf_id: PathIdentifier) -> None:  # noqa: ARG001
+    raise ShelfNotFoundError
+
+
+@shop.get("/numbers/{number}", openapi_extra=public, responses=problem_responses(ThingNotFoundError))
+async def read_number(number: int) -> None:  # noqa: ARG001
+    raise ThingNotFoundError
+
+
+@shop.get("/plain/{plain_id}", openapi_extra=public)
+async def read_plain(plain_id: PathIdentifier) -> None:  # noqa: ARG001
+    raise NotFoundError
+
+
+@shop.put(
+    "/{shelf_id}/things/{thing_id}",
+    openapi_extra=public,
+    responses=problem_responses(ShelfNotFoundError, ThingNotFoundError),
+)
+async def buy(shelf_id: PathIdentifier, thing_id: PathIdentifier, payload: Bought) -> None:  # noqa: ARG001
+    raise ShelfNotFoundError if str(shelf_id) == UNKNOWN else ThingNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("method", "malformed", "unknown", "code"),
+    [
+        ("GET", "/shop/x", f"/shop/{UNKNOWN}", "shelf_not_found"),
+        ("GET", "/shop/numbers/x", "/shop/numbers/7", "thing_not_found"),
+        ("GET", "/shop/plain/x", f"/shop/plain/{UNKNOWN}", "not_found"),
+        ("PUT", "/shop/x/things/x", f"/shop/{UNKNOWN}/things/{UNKNOWN}", "shelf_not_found"),
+        ("PUT", f"/shop/{UUID(int=1)}/things/x", f"/shop/{UUID(int=1)}/things/{UNKNOWN}", "thing_not_found"),
+    ],
+)
+async def test_a_malformed_id_gets_the_same_document_as_an_unknown_one(
+    method: str, malformed: str, unknown: str, code: str
+) -> None:
+    body = {"count": 1} if method == "PUT" else None
+    async with serving(shop) as client:
+        documents = [problem(await client.request(method, path, json=body), 404, code) for path in (malformed, unknown)]
+        refused = [await client.put(f"/shop/{shelf}/things/{shelf}", json={}) for shelf in ("x", UNKNOWN)]
+
+    but = {"instance": "", "request_id": ""}
+    assert documents[0] | but == documents[1] | but
+    # What the operation refuses before it looks an id up, it refuses whatever the id.
+    assert [one.status_code for one in refused] == [422, 422]
+    assert refused[0].json()["errors"] == refused[1].json()["errors"]
 
 
 def raising_router(error: Any) -> APIRouter:

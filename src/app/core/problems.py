@@ -255,7 +255,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return _http_problem(app, request.scope, error) if is_error else await http_exception_handler(request, error)
 
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
-        return problem_response(request.scope, _from_validation(error.errors()))
+        return problem_response(request.scope, _from_validation(request.scope, error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
         if isinstance(error, DBAPIError) and _is_declared_as_gone(request, error):
@@ -351,11 +351,21 @@ def _matching(app: FastAPI | None, path: str) -> Iterator[Any]:
             yield route
 
 
-def _from_validation(errors: Sequence[Any]) -> AppError:
-    if any(error["loc"][:1] == ("path",) for error in errors):
-        # An id that cannot exist is answered like one that does not.
-        return NotFoundError()
-    return InvalidInputError(*_field_errors(errors))
+def _from_validation(scope: Any, errors: Sequence[Any]) -> AppError:
+    others = [error for error in errors if error["loc"][0] != "path"]
+    # The operation refuses these before it looks an id up.
+    if others:
+        return InvalidInputError(*_field_errors(others))
+    # An id that cannot exist is answered like one that does not.
+    return _not_found(scope["route"], errors[0]["loc"][1])()
+
+
+def _not_found(route: Any, parameter: str) -> type[AppError]:
+    """Give the error with which the operation answers an unknown id in this parameter of its path."""
+    examples = route.responses.get(404, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+    kinds = [kind for kind in _kinds() if kind.code in examples and kind.status == HTTPStatus.NOT_FOUND]
+    named = [kind for kind in kinds if kind.code == f"{parameter.removesuffix('_id')}_not_found"]
+    return (named or kinds or [NotFoundError])[0]
 
 
 def _field_errors(errors: Sequence[Any]) -> Iterator[FieldError]:
