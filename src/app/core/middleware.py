@@ -36,6 +36,10 @@ from app.core.tracing import current_trace_id
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
 _SECRETS_IN_URL = frozenset({b"access_token", b"password", b"token"})
 _CLIENT_CLOSED_REQUEST = 499
+# Answers without content; nothing may describe it (RFC 9110, 8.3, 8.6 and 15.4.5).
+_STATUSES_WITHOUT_CONTENT = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT, HTTPStatus.NOT_MODIFIED})
+_OURS = frozenset({b"x-request-id"})
+_WITHOUT_CONTENT = _OURS | {b"content-type", b"content-length"}
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -201,7 +205,8 @@ class _Exchange:
     async def _send_completed(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = int(message["status"])
-            headers = [header for header in message.get("headers", ()) if header[0] != b"x-request-id"]
+            left_out = _WITHOUT_CONTENT if self._status in _STATUSES_WITHOUT_CONTENT else _OURS
+            headers = [header for header in message.get("headers", ()) if header[0] not in left_out]
             present = {name for name, _ in headers}
             headers += [header for header in self._headers if header[0] not in present]
             message = {**message, "headers": [*headers, (b"x-request-id", self._request_id.encode())]}
