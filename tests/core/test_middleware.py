@@ -1,6 +1,7 @@
 import asyncio
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import structlog
@@ -11,6 +12,7 @@ from app.core import routing
 from app.core.access import public
 from app.core.config import LogSettings
 from app.core.errors import NotFoundError
+from app.core.etags import IfMatch, IfNoneMatch
 from app.core.fields import Payload
 from app.core.middleware import RequestMiddleware
 from app.core.telemetry import REDACTED, configure
@@ -93,6 +95,20 @@ async def cacheable(response: Response) -> str:
     return "x"
 
 
+@router.get("/conditions", openapi_extra=public)
+async def read_conditions(if_match: IfMatch = None, if_none_match: IfNoneMatch = None) -> list[str | None]:
+    return [if_match, if_none_match]
+
+
+@router.delete("/emptied/{status}", openapi_extra=public)
+async def answer_nothing(status: int, response: Response) -> None:
+    response.status_code = status
+
+
+@router.delete("/emptied", openapi_extra=public, status_code=204)
+async def answer_nothing_as_declared() -> None: ...
+
+
 @pytest.fixture
 async def app() -> Any:
     async with serving(router) as client:
@@ -154,6 +170,55 @@ async def test_what_says_so_itself_may_be_kept(app: AsyncClient) -> None:
     response = await app.get("/cacheable")
 
     assert response.headers.get_list("cache-control") == ["public, max-age=60"]
+
+
+@pytest.mark.parametrize("path", ["/emptied", "/emptied/204", "/emptied/205", "/emptied/304"])
+async def test_an_answer_without_content_does_not_describe_any(app: AsyncClient, path: str) -> None:
+    response = await app.delete(path)
+
+    assert response.content == b""
+    assert "content-type" not in response.headers
+    assert "content-length" not in response.headers
+    assert "x-request-id" in response.headers
+
+
+@pytest.mark.parametrize(
+    ("lines", "read"),
+    [
+        ([("If-Match", '"1"'), ("If-None-Match", '"3"'), ("If-Match", '"2"')], ['"1", "2"', '"3"']),
+        ([("If-None-Match", '"1"'), ("If-None-Match", '"2"')], [None, '"1", "2"']),
+        ([("If-Match", ", ".join(['"1"'] * 1000))], [", ".join(['"1"'] * 1000), None]),
+    ],
+)
+async def test_a_condition_may_be_long_and_stand_on_several_lines(
+    app: AsyncClient, lines: list[tuple[str, str]], read: list[str | None]
+) -> None:
+    response = await app.get("/conditions", headers=lines)
+
+    assert (response.status_code, response.json()) == (200, read)
+
+
+@pytest.mark.parametrize("path", ["/things/a%2Fb", "/things%2fa", "/%2fthings/a", "/things/a%00", "/things/%2e%2e%2fa"])
+async def test_an_encoded_slash_or_nul_leads_nowhere(app: AsyncClient, path: str) -> None:
+    response = await app.get(path)
+
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/things/a%5cb", "/things/a%252fb", "/things/a;b=c"])
+async def test_what_only_resembles_an_encoded_slash_is_part_of_its_segment(app: AsyncClient, path: str) -> None:
+    response = await app.get(path)
+
+    assert response.json() == {"id": unquote(path.rpartition("/")[2])}
+
+
+async def test_a_server_that_does_not_tell_the_raw_path_is_served() -> None:
+    scope = scope_of("GET", "/things/1")
+    del scope["raw_path"]
+
+    sent = await call("GET", "", scope=scope)
+
+    assert sent[0]["status"] == 200
 
 
 async def test_local_responses_do_not_pin_https() -> None:

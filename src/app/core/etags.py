@@ -1,20 +1,34 @@
 """Optimistic concurrency over HTTP: strong entity tags made of a row's version (RFC 9110, 8.8 and 13.1)."""
 
 import re
+from collections.abc import Collection
 from typing import Annotated
 
 from fastapi import Header, Response
-from pydantic import StringConstraints
+from starlette.types import Scope
 
 from app.core.fields import Printable
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 
-type _Condition = Annotated[str, StringConstraints(max_length=1024), Printable] | None
+# The server bounds the length of all headers; a longer condition is a condition all the same.
+type _Condition = Annotated[str, Printable] | None
 type IfMatch = Annotated[_Condition, Header(alias="If-Match", description="Only if the ETag is still one of these.")]
 type IfNoneMatch = Annotated[
     _Condition, Header(alias="If-None-Match", description="Only if the ETag is none of these; otherwise 304.")
 ]
+
+
+_CONDITIONS = (b"if-match", b"if-none-match")
+
+
+def join_conditions(scope: Scope, names: Collection[bytes]) -> None:
+    """Make one header of a condition that the client sends on several lines (RFC 9110, 5.3); `names` are all it sends."""
+    for name in _CONDITIONS:
+        if name in names:
+            lines = [value for given, value in scope["headers"] if given == name]
+            others = [header for header in scope["headers"] if header[0] != name]
+            scope["headers"] = [*others, (name, b", ".join(lines))]
 
 
 def etag(version: int) -> str:

@@ -26,6 +26,7 @@ from app.core.errors import (
     PayloadTooLargeError,
     UnavailableError,
 )
+from app.core.etags import join_conditions
 from app.core.forms import field_names
 from app.core.metrics import Distribution, Level
 from app.core.problems import problem_response
@@ -137,6 +138,7 @@ class _Exchange:
         self._method: str = scope["method"]
         # The first of each counts.
         request_headers = dict(reversed(scope["headers"]))
+        join_conditions(scope, request_headers.keys())
         self._request_id = scope["request_id"] = _request_id(request_headers.get(b"x-request-id"))
         self._content_length: bytes = request_headers.get(b"content-length", b"")
 
