@@ -214,6 +214,8 @@ BROKEN_BODIES = {
     "more than the size says": CHUNKED + b"5\r\nhello world\r\n0\r\n\r\n" + GET,
     "an extension without end": CHUNKED + b"5;" + b"a" * 300_000,
     "trailers without end": CHUNKED + b"5\r\nhello\r\n0\r\n" + b"A: b\r\n" * 50_000,
+    "more trailers than headers": CHUNKED + b"5\r\nhello\r\n0\r\n" + b"A: b\r\n" * 129 + b"\r\n",
+    "chunks without end": CHUNKED + b"1\r\na\r\n" * 20_000,
 }
 TOO_LARGE = {
     "a long target": (b"GET /" + b"a" * 16_384 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, "uri_too_long"),
@@ -290,6 +292,17 @@ async def test_a_sound_request_is_answered_and_the_connection_kept(
         assert await client.is_closed()
 
     assert place.application.seen == [("/a", body), ("/a", body), ("/last", b"")]
+
+
+async def test_a_large_body_may_have_more_chunks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_MAX_CHUNKS", 10)
+    large, small = [CHUNKED + b"%x\r\n%b\r\n" % (size, b"a" * size) * 100 + b"0\r\n\r\n" for size in (1024, 900)]
+
+    async with place.client() as client:
+        await client.say(large)
+        assert (await client.hear()).status == 200
+        await client.say(small)
+        assert (await client.hear()).status == 400
 
 
 @pytest.mark.parametrize("host", [b"", HOST])

@@ -4,11 +4,15 @@ A new parser joins by a row of `COSTLY`. The time is that of the thread that run
 answered. Work in other threads (password hashes) does not count.
 """
 
+import asyncio
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -27,6 +31,7 @@ from tests.hostile.attack import (
     Target,
     exchange,
 )
+from tests.servers import Server, real_server
 
 BOUND = 0.020
 TRIES = 5
@@ -324,3 +329,67 @@ async def test_no_refused_input_keeps_the_event_loop_busy(target: Target, subtes
 
             assert status < 500
             assert seconds < BOUND, f"{seconds * 1000:.1f} ms"
+
+
+HOST = b"Host: test\r\n"
+READ_JSON = b"POST /api/v1/auth/register HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+READ_FORM = b"POST /api/v1/auth/token HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+LENGTH = b"Content-Length: %d\r\n\r\n"
+WIRE = {
+    "chunks of a byte": READ_JSON + CHUNKED + b"1\r\n \r\n" * BODY,
+    "as many chunks as are read": READ_JSON + CHUNKED + b"1\r\n \r\n" * 8000 + b"0\r\n\r\n",
+    "chunks of 64 bytes": READ_JSON + CHUNKED + (b"40\r\n" + b" " * 64 + b"\r\n") * (BODY // 64) + b"0\r\n\r\n",
+    "a form in chunks": READ_FORM + CHUNKED + b"1\r\n&\r\n" * BODY,
+    "a long extension of a chunk": READ_JSON + CHUNKED + b"1;".ljust(BODY, b"a"),
+    "trailers": READ_JSON + CHUNKED + b"0\r\n" + b"a:\r\n" * 16_000,
+    "a body as long as it may be": READ_JSON + LENGTH % BODY + b" " * BODY,
+    "a body of 10 MB": READ_FORM + LENGTH % 10_000_000 + b"%" * 10_000_000,
+    "ends of lines": b"\r\n" * (BODY // 2),
+    "letters": b"A" * BODY,
+    "short headers": b"GET / HTTP/1.1\r\n" + HOST + b"a:\r\n" * (BODY // 4),
+    "a long header": b"GET / HTTP/1.1\r\n" + HOST + b"a: ".ljust(BODY, b"b"),
+    "a target as long as it may be": b"GET /".ljust(15_999, b"%") + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a long target": b"GET /".ljust(BODY, b"%"),
+    "a long host": b"GET / HTTP/1.1\r\nHost: ".ljust(HEAD, b"a") + b"@\r\n\r\n",
+}
+
+
+def spent(server: Server) -> float:
+    """Return the processor time of the thread that runs the event loop, in seconds."""
+    thread = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/schedstat")
+    return int(thread.read_text().split()[0]) / 1e9
+
+
+async def send(server: Server, data: bytes) -> bytes:
+    """Send bytes until there is an answer, and return its status."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.base_url).port)
+    writing = asyncio.ensure_future(_write(writer, data))
+    line = await asyncio.wait_for(reader.readline(), 10)
+    # The server reads on for a moment, and throws away what it reads.
+    await asyncio.sleep(0.1)
+    writing.cancel()
+    writer.close()
+    return line.split()[1]
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    # The answer comes before all is sent, and the connection is closed.
+    with suppress(ConnectionError):
+        writer.write(data)
+        await writer.drain()
+
+
+async def test_nothing_that_comes_over_a_socket_keeps_the_event_loop_busy(
+    clone_url: str, subtests: pytest.Subtests
+) -> None:
+    async with real_server(clone_url) as server:
+        for name, data in WIRE.items():
+            with subtests.test(name):
+                times = []
+                for _ in range(3):
+                    before = spent(server)
+                    assert (await send(server, data)).startswith(b"4")
+                    times.append(spent(server) - before)
+
+                assert min(times) < BOUND, f"{min(times) * 1000:.1f} ms"

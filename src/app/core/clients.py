@@ -12,7 +12,6 @@ import struct
 import termios
 from itertools import islice
 from typing import Any, override
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
@@ -35,6 +34,7 @@ from app.core.errors import (
     UnavailableError,
     UriTooLongError,
 )
+from app.core.forms import unescape
 
 _MAX_TARGET = 16_000
 _MAX_HEAD = 65_536
@@ -42,6 +42,9 @@ _MAX_HEADERS = 128
 # What a body sent in chunks may cost beyond its content: eight bytes for each, and what extensions and trailers need.
 _FRAMING_PER_BYTE = 8
 _MAX_EXTRAS = 65_536
+# Chunks of a body: each costs about 1 µs, however small it is. Large bodies may have one more for each KiB.
+_MAX_CHUNKS = 10_000
+_CONTENT_PER_CHUNK = 1024
 # How long the rest of a request that was answered early is read and thrown away: closing at once would reset the connection,
 # and the client might never see the answer.
 _LINGER = 2.0
@@ -115,6 +118,7 @@ class Connection(HttpToolsProtocol):
         # What has come of the head, or of the body with its framing; and of the body alone.
         self._size = 0
         self._content = 0
+        self._chunks = 0
         # The header that says how long the body is, if there is one.
         self._framing: bytes | None = None
         # Whether a request has been read ever, and whether one is answered now.
@@ -201,6 +205,13 @@ class Connection(HttpToolsProtocol):
             raise UriTooLongError
 
     @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        # Now, and not when all are there: short headers cost most.
+        if len(self.headers) > _MAX_HEADERS:
+            raise HeadersTooLargeError if self._body_since is None else MalformedRequestError
+
+    @override
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
         self._framing = self._check_head(version)
@@ -218,7 +229,7 @@ class Connection(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
         self._has_asked = self._is_answering = True
         self._head_since = None
-        self._size = self._content = 0
+        self._size = self._content = self._chunks = 0
         # Trailers are added to this list; they must not pass for headers.
         self.headers = []
         if self._framing:
@@ -229,7 +240,7 @@ class Connection(HttpToolsProtocol):
         path = target.path.decode("ascii")
         self.scope["method"] = self.parser.get_method().decode("ascii")
         self.scope["http_version"] = version
-        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["path"] = unescape(target.path).decode("utf-8", "replace") if "%" in path else path
         self.scope["raw_path"] = target.path
         self.scope["query_string"] = target.query or b""
 
@@ -251,6 +262,9 @@ class Connection(HttpToolsProtocol):
     @override
     def on_body(self, body: bytes) -> None:
         self._content += len(body)
+        self._chunks += 1
+        if self._chunks > _MAX_CHUNKS + self._content // _CONTENT_PER_CHUNK:
+            raise MalformedRequestError
         super().on_body(body)
 
     @override
@@ -283,7 +297,7 @@ class Connection(HttpToolsProtocol):
         """Refuse what servers understand in different ways; give the header that announces a body."""
         names = [name for name, _ in self.headers]
         headers = dict(self.headers)
-        if len(names) > _MAX_HEADERS or (self._size > _MAX_HEAD and self._length_of_head() > _MAX_HEAD):
+        if self._size > _MAX_HEAD and self._length_of_head() > _MAX_HEAD:
             raise HeadersTooLargeError
         # Only HTTP/1.0 may leave the host out.
         has_host = names.count(b"host") == 1 and _HOST.fullmatch(headers[b"host"])
