@@ -12,7 +12,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import text
 
 from app.core.database import Database, WriteSession
-from app.core.security import HashingBusyError, PasswordHasher
+from app.core.security import HashingBusyError, PasswordHasher, Verification
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, jobs
@@ -67,6 +67,33 @@ async def test_after_ten_wrong_passwords_the_right_one_waits_too(client: AsyncCl
     assert right.json()["error_description"] == right.json()["detail"]
     assert 895 <= int(right.headers["Retry-After"]) <= 900
     assert answer(wrong) == answer(right)
+
+
+@pytest.mark.parametrize("word", ["x" * 257, "x" * 10_000, f"{PASSWORD}\0"])
+async def test_a_password_that_cannot_be_right_counts_and_costs_a_hash_like_any_wrong_one(
+    client: AsyncClient, ada: User, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    tried: list[str | None] = []
+    verify = PasswordHasher.verify
+
+    async def noted(hasher: PasswordHasher, password: str, stored: str | None) -> Verification:
+        tried.append(stored)
+        return await verify(hasher, password, stored)
+
+    monkeypatch.setattr(PasswordHasher, "verify", noted)
+
+    statuses = [(await log_in(client, ada.email, word)).status_code for _ in range(10)]
+    right = await log_in(client, ada.email)
+
+    assert statuses == [400] * 10
+    assert tried == [ada.hashed_password] * 10
+    assert right.status_code == 429
+
+
+async def test_a_user_name_that_is_too_long_counts_like_any_unknown_one(client: AsyncClient) -> None:
+    statuses = await fail(client, "x" * 10_000, 11)
+
+    assert statuses == [400] * 10 + [429]
 
 
 async def test_whether_there_is_such_an_account_cannot_be_seen(client: AsyncClient, ada: User) -> None:
@@ -371,7 +398,11 @@ def reauthenticate(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Respo
     return client.post(f"{AUTH}/reauthenticate", json={"password": WRONG}, headers=bearer(pair))
 
 
-@pytest.mark.parametrize("ask", [put_password, post_email, reauthenticate])
+def reauthenticate_at_length(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/reauthenticate", json={"password": "x" * 5000}, headers=bearer(pair))
+
+
+@pytest.mark.parametrize("ask", [put_password, post_email, reauthenticate, reauthenticate_at_length])
 async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient, ada: User, ask: Ask) -> None:
     pair = await pair_of(client, ada.email)
 
@@ -434,7 +465,15 @@ def refresh_junk(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Respon
     return refresh(client, {"refresh_token": "junk"})
 
 
-@pytest.mark.parametrize("ask", [verify, confirm, reset, refresh_junk])
+def refresh_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return refresh(client, {"refresh_token": "A" * 10_000})
+
+
+def verify_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/verify-email", json={"token": "A" * 10_000})
+
+
+@pytest.mark.parametrize("ask", [verify, confirm, reset, refresh_junk, refresh_at_length, verify_at_length])
 async def test_guessed_links_and_tokens_count_against_the_address(
     client: AsyncClient, session: WriteSession, ada: User, ask: Ask
 ) -> None:

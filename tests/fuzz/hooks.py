@@ -1,7 +1,6 @@
 """Who asks, and what the document has no words for: which characters are printable, and which password is whose."""
 
 import os
-import unicodedata
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -11,6 +10,7 @@ import psycopg
 import schemathesis
 from schemathesis import GenerationMode
 
+from app.core import characters
 from app.users.emails import InvalidEmailError, normalize
 
 _INSERT = """
@@ -91,13 +91,13 @@ def after_call(_context: Any, case: Any, response: Any) -> None:
 
 
 def _printable(members: dict[str, Any]) -> dict[str, Any]:
-    """No schema can say which characters are assigned, nor that a name is not blank."""
+    """No schema can say which characters are seen, nor that a name is not blank."""
     return {name: _clean(value) if isinstance(value, str) else value for name, value in members.items()}
 
 
 def _clean(text: str) -> str:
-    kept = "".join("x" if unicodedata.category(one)[0] == "C" or one == "\ufffd" else one for one in text)
-    return kept if kept.strip() else "x" * len(kept)
+    kept = "".join(one if characters.is_printable(one) and characters.has_only_visible(one) else "x" for one in text)
+    return "x" * len(kept) if characters.is_blank(kept) or characters.is_flooded(kept) else kept
 
 
 def _addressed(members: dict[str, Any]) -> dict[str, Any]:
