@@ -177,6 +177,8 @@ async def explaining(database: Database) -> AsyncIterator[Explainer]:
 
 
 def _literal(value: object) -> str:
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(_literal, value))}]::uuid[]"
     return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
 
 

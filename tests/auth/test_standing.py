@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 
 from app.audit.service import Actor
 from app.auth.dependencies import CurrentPrincipal, Principal
-from app.auth.errors import InvalidTokenError
+from app.auth.errors import InsufficientScopeError, InvalidTokenError
 from app.auth.tokens import AccessTokens
 from app.core import routing
 from app.core.config import Settings
@@ -22,11 +22,13 @@ from app.core.database import Database, WriteSession
 from app.core.keys import parse_key_ring
 from app.core.security import PasswordHasher
 from app.main import create_app
-from tests.aftermath import assert_problem
+from app.users.roles import granted
+from tests.aftermath import assert_problem, snapshot
 from tests.auth.forge import Forge, signing_jwk
 from tests.auth.login_sessions import ME, SESSIONS, Pair, is_accepted, start
 from tests.conftest import KEY_SET, cloned, make_settings, running
 from tests.factories import PASSWORD, make_user
+from tests.test_access import ACCESS
 
 WHO = "/who"
 MODES = pytest.mark.parametrize("access_check", ["memory", "database"])
@@ -279,6 +281,7 @@ async def test_nothing_is_written_by_a_key_that_has_been_withdrawn_meanwhile(
         scopes=frozenset(),
         auth_time=claims["auth_time"],
         kid="its key",
+        needed=frozenset(),
         actor=Actor(),
     )
 
@@ -289,3 +292,59 @@ async def test_nothing_is_written_by_a_key_that_has_been_withdrawn_meanwhile(
 
     with pytest.raises(InvalidTokenError):
         await principal.confirm(session)
+
+
+SCOPED_WRITES = [
+    operation for operation, access in ACCESS.items() if access.scopes and not operation.startswith("GET ")
+]
+
+
+@MODES
+@pytest.mark.parametrize("operation", SCOPED_WRITES)
+async def test_nothing_is_written_by_a_token_with_a_scope_that_the_role_does_not_grant(
+    shared_url: str, hasher: PasswordHasher, access_check: str, operation: str
+) -> None:
+    access = ACCESS[operation]
+    scope = " ".join(sorted(access.scopes or ()))
+    async with service(shared_url, access_check) as (client, database):
+        tokens = await start(client, await add_account(database, hasher))
+        target = tokens.claims["sub"]
+        forge = Forge(tokens.access, signing_jwk(KEY_SET))
+        headers = {"Authorization": f"Bearer {forge.with_claims(scope=scope)}"}
+        method, _, path = operation.partition(" ")
+        async with database.read_sessions() as session:
+            before = await snapshot(session)
+
+        path = path.format(**{"user_id": target, **access.path})
+        response = await client.request(method, path, json=access.json, headers=headers)
+
+        async with database.read_sessions() as session:
+            after = await snapshot(session)
+    assert_problem(response, 403, "insufficient_scope")
+    assert f'scope="{scope}"' in response.headers["www-authenticate"]
+    assert after == before
+
+
+async def test_a_write_confirms_what_the_role_grants(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher
+) -> None:
+    account = await make_user(session, hasher)
+    await session.commit()
+    claims = (await start(client, account.email)).claims
+    principal = Principal(
+        user_id=account.id,
+        session_id=UUID(claims["sid"]),
+        version=claims["ver"],
+        scopes=frozenset({"users:write"}),
+        auth_time=claims["auth_time"],
+        kid="its key",
+        needed=frozenset({"users:write"}),
+        actor=Actor(),
+    )
+
+    with pytest.raises(InsufficientScopeError):
+        await principal.confirm(session)
+
+
+def test_a_role_of_another_release_grants_nothing() -> None:
+    assert granted("a role of another release") == frozenset()

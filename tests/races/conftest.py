@@ -8,7 +8,7 @@ import pytest
 from app.core.database import Database
 from app.core.security import PasswordHasher
 from app.main import create_app
-from tests.auth.post import Post
+from tests.auth.post import PATIENT, Post
 from tests.conftest import make_settings, running
 from tests.races.site import Site
 from tests.volume import plain
@@ -18,7 +18,7 @@ from tests.volume import plain
 async def site(clone_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]:
     """The application, on ten connections for writing and ten for reading."""
     # Everybody here has one address.
-    settings = make_settings(clone_url, rate_limit={"enabled": False})
+    settings = make_settings(clone_url, rate_limit={"enabled": False}, database=PATIENT)
     database = Database(settings.database)
     watcher = await asyncpg.connect(plain(clone_url))
     async with running(create_app(settings, database)) as client:

@@ -13,7 +13,7 @@ from tests.auth.post import Post
 from tests.conftest import LoggedIn, log_in
 from tests.factories import make_user
 
-_WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+_WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @dataclass
@@ -37,10 +37,10 @@ class Site:
         rows: list[Any] = await self.watcher.fetch(statement, *values)
         return rows
 
-    async def until_waiting(self, task: asyncio.Task[Any]) -> None:
-        """Wait until somebody waits for a lock, or the task has ended without."""
-        async with asyncio.timeout(20):
-            while not (task.done() or await self.fetch(_WAITING)):
+    async def until_waiting(self, task: asyncio.Task[Any], *, count: int = 1) -> None:
+        """Wait until `count` connections wait for a lock, or the task has ended without."""
+        async with asyncio.timeout(60):
+            while not (task.done() or len(await self.fetch(_WAITING)) >= count):
                 await asyncio.sleep(0.01)
                 # Within a transaction what others do is otherwise read once.
                 await self.fetch("SELECT pg_stat_clear_snapshot()")

@@ -1,23 +1,27 @@
 """One function per statement; private to auth's services."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     ColumnElement,
     Interval,
     Row,
     Select,
     Update,
+    Uuid,
+    any_,
     bindparam,
     exists,
     func,
     insert,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.orm import aliased
@@ -26,7 +30,9 @@ from app.auth.models import LoginSession, Revocation, RevokeReason, SessionCutof
 from app.core import crud
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
+from app.users import locks
 from app.users.models import User
+from app.users.roles import Role
 
 
 class SessionState(NamedTuple):
@@ -77,12 +83,20 @@ class StoredState(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """What decides whether an access token still speaks for its account and session."""
+    """What decides whether an access token still speaks for its account and session, and for which scopes."""
 
     is_active: bool
     authz_version: int
+    role: str
     is_session_live: bool
     is_key_withdrawn: bool
+
+
+class HeldStanding(NamedTuple):
+    """The same, and the active administrators among the accounts that are locked."""
+
+    standing: Standing
+    admins: Sequence[UUID]
 
 
 KEY_WITHDRAWN = 3
@@ -103,14 +117,45 @@ _STANDING = (
     select(
         User.is_active,
         User.authz_version,
+        User.role,
         _IS_LIVE.label("is_session_live"),
         _IS_KEY_WITHDRAWN.label("is_key_withdrawn"),
     )
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
-# For itself alone: shared, the rows would be handed on from write to write, past whoever waits to end the session.
-_HELD_STANDING = _STANDING.with_for_update(key_share=True, of=(User, LoginSession))
+_IS_ADMIN = (User.role == Role.ADMIN) & User.is_active
+
+
+def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
+    """Build the statement that locks these accounts, then the caller's login session, and reads the caller's standing."""
+    held = locks.in_order(select(User).where(User.id == any_(account_ids))).cte("held")
+    is_caller = held.c.id == bindparam("user_id")
+    # An aggregate needs all rows: every account is locked before the first session is.
+    accounts = select(
+        func.bool_or(held.c.is_active).filter(is_caller).label("is_active"),
+        func.max(held.c.authz_version).filter(is_caller).label("authz_version"),
+        func.max(held.c.role).filter(is_caller).label("role"),
+        func.array_agg(held.c.id).filter((held.c.role == Role.ADMIN) & held.c.is_active).label("admins"),
+    ).subquery("accounts")
+    return (
+        select(
+            accounts.c.is_active,
+            accounts.c.authz_version,
+            accounts.c.role,
+            _IS_LIVE.label("is_session_live"),
+            _IS_KEY_WITHDRAWN.label("is_key_withdrawn"),
+            accounts.c.admins,
+        )
+        .join(accounts, true())
+        .where(LoginSession.id == bindparam("session_id"), LoginSession.user_id == bindparam("user_id"))
+        .with_for_update(key_share=True, of=LoginSession)
+    )
+
+
+_ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
+_HELD_STANDING = _holding(_ACCOUNT_IDS)
+_HELD_STANDING_WITH_ADMINS = _holding(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
 # Of tables, not of entities, and built once: the statement takes less than half of the time that way.
 _TABLE = LoginSession.metadata.tables[LoginSession.__tablename__]
 _SESSIONS, _USERS = _TABLE.c, User.__table__.c
@@ -146,11 +191,8 @@ _LISTED = (
 
 async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
     """Hold an account against changes and other logins until the transaction ends."""
-    statement = (
-        select(User.id, User.is_active, User.authz_version, User.role, _LAST_CUTOFF.scalar_subquery())
-        .where(User.id == user_id)
-        .with_for_update(key_share=True)
-    )
+    columns = (User.id, User.is_active, User.authz_version, User.role, _LAST_CUTOFF.scalar_subquery())
+    statement = locks.in_order(select(*columns).where(User.id == user_id))
     row = (await session.execute(statement)).one_or_none()
     return None if row is None else LockedUser._make(row)
 
@@ -285,15 +327,27 @@ def beyond(cutoff: UUID | None, session_id: UUID) -> UUID:
 
 async def revoke_before(
     session: WriteSession, cutoff: UUID, after: UUID | None, *, batch: int
-) -> tuple[int, UUID | None]:
-    """End those that are live among the next `batch` sessions below a cut-off; return how many, and where to go on."""
+) -> tuple[Sequence[UUID], Collection[UUID], UUID | None]:
+    """End those that are live among the next `batch` sessions below a cut-off; return them, and where to go on.
+
+    A transaction that does not hold the accounts must not wait for a session while it holds others. Live sessions that are
+    locked are left, and returned apart.
+    """
     below = (LoginSession.id < cutoff) & (LoginSession.id > (after or _LOWEST))
     portion = select(LoginSession.id).where(below).order_by(LoginSession.id).limit(batch).subquery()
     # The last one is found first, dead or alive: a step never reads past `batch` rows in search of live ones.
     last = await session.scalar(select(portion.c.id).order_by(portion.c.id.desc()).limit(1))
     if last is None:
-        return 0, None
-    return len(await _revoke(session, below & (LoginSession.id <= last) & _IS_LIVE, "all")), last
+        return (), (), None
+    live = select(LoginSession.id).where(below & (LoginSession.id <= last) & _IS_LIVE)
+    found = (await session.scalars(live)).all()
+    ended = await _revoke(session, LoginSession.id.in_(live.with_for_update(key_share=True, skip_locked=True)), "all")
+    return ended, set(found) - set(ended), last
+
+
+async def revoke_locked(session: WriteSession, session_id: UUID) -> bool:
+    """End one session that `revoke_before` has left, once its lock is free; False when it has ended meanwhile."""
+    return bool(await _revoke(session, (LoginSession.id == session_id) & _IS_LIVE, "all"))
 
 
 async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason: RevokeReason) -> Sequence[UUID]:
@@ -311,20 +365,23 @@ def _revoking(condition: ColumnElement[bool], reason: RevokeReason) -> Update:
 
 async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:
     """Read what decides about an access token, by primary keys."""
-    return await _standing(session, _STANDING, user_id, session_id, kid)
-
-
-async def hold_standing(session: WriteSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:
-    """Read the same, and hold account and login session against changes until the transaction ends."""
-    return await _standing(session, _HELD_STANDING, user_id, session_id, kid)
-
-
-async def _standing(
-    session: ReadSession, statement: Select[bool, int, bool, bool], user_id: UUID, session_id: UUID, kid: str
-) -> Standing | None:
     parameters = {"user_id": user_id, "session_id": session_id, "kid": kid}
-    row = (await session.execute(statement, parameters)).one_or_none()
+    row = (await session.execute(_STANDING, parameters)).one_or_none()
     return None if row is None else Standing._make(row)
+
+
+async def hold_standing(
+    session: WriteSession, user_id: UUID, session_id: UUID, kid: str, *, accounts: Collection[UUID], with_admins: bool
+) -> HeldStanding | None:
+    """Read the same, and lock the accounts and then the login session until the transaction ends.
+
+    The accounts are the caller's, those given and, if asked for, those of all active administrators.
+    """
+    statement = _HELD_STANDING_WITH_ADMINS if with_admins else _HELD_STANDING
+    account_ids = [user_id, *accounts]
+    parameters = {"user_id": user_id, "session_id": session_id, "kid": kid, "account_ids": account_ids}
+    row = (await session.execute(statement, parameters)).one_or_none()
+    return None if row is None else HeldStanding(Standing._make(row[:-1]), row.admins or ())
 
 
 async def page(

@@ -1,5 +1,7 @@
 """Log everybody out: one row ends every login session there is, and none that begins afterwards."""
 
+from uuid import UUID
+
 from app.audit import service as audit
 from app.auth import crud
 from app.core.database import Database
@@ -16,10 +18,15 @@ async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
     async with database.begin() as session:
         cutoff = await crud.cut_off(session)
         await audit.record(session, audit.SYSTEM, "auth.everybody_logged_out")
-    ended, after = 0, None
+    ended, after, locked = 0, None, set[UUID]()
     while True:
         async with database.begin() as session:
-            count, after = await crud.revoke_before(session, cutoff, after, batch=batch)
-        ended += count
+            done, left, after = await crud.revoke_before(session, cutoff, after, batch=batch)
+        ended += len(done)
+        locked.update(left)
         if after is None:
-            return ended
+            break
+    for session_id in locked:
+        async with database.begin() as session:
+            ended += await crud.revoke_locked(session, session_id)
+    return ended

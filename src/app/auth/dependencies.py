@@ -52,6 +52,8 @@ class Principal:
     scopes: frozenset[str]
     auth_time: int
     kid: str
+    # The scopes that the operation asks for.
+    needed: frozenset[str]
     actor: Actor
 
     def require_recent_login(self) -> None:
@@ -59,10 +61,21 @@ class Principal:
         if time.time() - self.auth_time > RECENT_LOGIN:
             raise StaleLoginError(RECENT_LOGIN)
 
-    async def confirm(self, session: WriteSession) -> None:
-        """Refuse a token that has been revoked since it was let in; whoever revokes it now waits for the transaction."""
-        await standing.hold(
-            session, user_id=self.user_id, session_id=self.session_id, version=self.version, kid=self.kid
+    async def confirm(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
+        """Check again, in the transaction of a write, that the token is not revoked and its role grants what it needs.
+
+        Call it before anything else locks a row, and name every account that the write acts upon: it locks all of them in one
+        order, see `users.locks`. With `with_admins` it locks the active administrators too, and returns them.
+        """
+        return await standing.hold(
+            session,
+            user_id=self.user_id,
+            session_id=self.session_id,
+            version=self.version,
+            kid=self.kid,
+            needed=self.needed,
+            accounts=accounts,
+            with_admins=with_admins,
         )
 
 
@@ -86,7 +99,7 @@ class AccessTokenGuard(OAuth2, Guard):
         """Give the caller, or say what is missing."""
         state = request.state
         claims = state["auth"].access_tokens.read(_bearer_token(request))
-        await state["standing"].refuse_revoked(claims, ask=self._ask)
+        await state["standing"].refuse_revoked(claims, needed.scopes, ask=self._ask)
         request.scope["user_id"], request.scope["session_id"] = claims.user_id, claims.session_id
         if not claims.scopes.issuperset(needed.scopes):
             raise InsufficientScopeError(needed.scopes)
@@ -97,6 +110,7 @@ class AccessTokenGuard(OAuth2, Guard):
             scopes=claims.scopes,
             auth_time=claims.auth_time,
             kid=claims.kid,
+            needed=frozenset(needed.scopes),
             actor=replace(await get_visitor(request), user_id=claims.user_id, session_id=claims.session_id),
         )
 

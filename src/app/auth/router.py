@@ -190,6 +190,7 @@ async def list_my_sessions(
 @me.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)
 async def end_my_other_sessions(principal: ConfirmedPrincipal, session: SessionDep) -> None:
     """End all of one's login sessions but this one; their access tokens die at once."""
+    await principal.confirm(session)
     await sessions.end_others(session, principal.actor, principal.user_id, but=principal.session_id)
 
 
@@ -204,7 +205,7 @@ async def end_my_session(principal: ConfirmedPrincipal, session: SessionDep, ses
 @users.delete("/{user_id}/sessions", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(UserNotFoundError))
 async def end_user_sessions(writer: UsersWriter, session: SessionDep, user_id: UserId) -> None:
     """End every login session of an account."""
-    await writer.confirm(session)
+    await writer.confirm(session, user_id)
     await account.end_sessions(session, writer.actor, user_id)
 
 
@@ -319,7 +320,7 @@ async def send_password_reset(
     request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
 ) -> Accepted:
     """Mail an account's owner a link to set a new password; nobody else ever sees it."""
-    await writer.confirm(session)
+    await writer.confirm(session, user_id)
     await account.send_password_reset(session, request.state["auth"], writer.actor, user_id)
     return Accepted()
 

@@ -1,13 +1,15 @@
 """Does a verified access token still speak for its account and session? Decided without a query where that is safe."""
 
+from collections.abc import Collection
 from uuid import UUID
 
 from app.auth import crud
 from app.auth.crud import Standing
-from app.auth.errors import InvalidTokenError
+from app.auth.errors import InsufficientScopeError, InvalidTokenError
 from app.auth.revocation import RevocationListener
 from app.auth.tokens import AccessClaims
 from app.core.database import Database, WriteSession
+from app.users.roles import granted
 
 
 class StandingCheck:
@@ -17,9 +19,10 @@ class StandingCheck:
         self._database = database
         self._listener = listener
 
-    async def refuse_revoked(self, claims: AccessClaims, *, ask: bool = False) -> None:
+    async def refuse_revoked(self, claims: AccessClaims, needed: Collection[str] = (), *, ask: bool = False) -> None:
         """Raise `InvalidTokenError` for a revoked token; with `ask` the database decides, whatever this process knows.
 
+        The database also tells whether the account's role grants the needed scopes; without a query, the token's word is taken.
         When neither this process nor the database can tell, the error is that of the database: a 503, never a guess.
         """
         listener = self._listener
@@ -29,25 +32,41 @@ class StandingCheck:
             ):
                 raise InvalidTokenError
             return
-        await self._ask(claims)
+        await self._ask(claims, needed)
 
-    async def _ask(self, claims: AccessClaims) -> None:
+    async def _ask(self, claims: AccessClaims, needed: Collection[str]) -> None:
         async with self._database.read_sessions() as session:
             standing = await crud.get_standing(session, claims.user_id, claims.session_id, claims.kid)
-        _judge(standing, claims.version)
+        _judge(standing, claims.version, needed)
 
 
-async def hold(session: WriteSession, *, user_id: UUID, session_id: UUID, version: int, kid: str) -> None:
-    """Raise `InvalidTokenError` for a token that has been revoked by now, and keep it good until the transaction ends.
+async def hold(
+    session: WriteSession,
+    *,
+    user_id: UUID,
+    session_id: UUID,
+    version: int,
+    kid: str,
+    needed: Collection[str] = (),
+    accounts: Collection[UUID] = (),
+    with_admins: bool = False,
+) -> Collection[UUID]:
+    """Raise for a token that no longer speaks for its account or these scopes; otherwise it does until the transaction ends.
 
-    Whoever ends the session or changes the account meanwhile waits: once they have their answer, nothing is written by it.
+    Locks the caller's account, the others given and, if asked for, all active administrators, then the login session. Returns
+    the active administrators among the locked accounts. Whoever ends the session or changes one of the accounts waits.
     """
-    _judge(await crud.hold_standing(session, user_id, session_id, kid), version)
+    held = await crud.hold_standing(session, user_id, session_id, kid, accounts=accounts, with_admins=with_admins)
+    _judge(held and held.standing, version, needed)
+    return held.admins if held else ()
 
 
-def _judge(standing: Standing | None, version: int) -> None:
+def _judge(standing: Standing | None, version: int, needed: Collection[str]) -> None:
     if standing is None or not standing.is_active or not standing.is_session_live or standing.is_key_withdrawn:
         raise InvalidTokenError
     # A version to come is one the account has not had: the database has been set back to an earlier state.
     if version != standing.authz_version:
         raise InvalidTokenError
+    # The token is current, but says more than its account may do.
+    if not granted(standing.role).issuperset(needed):
+        raise InsufficientScopeError(needed)

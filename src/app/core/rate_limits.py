@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-from sqlalchemy import CTE, Index, Update, func, text, update
+from sqlalchemy import CTE, Index, Update, func, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core import crud
@@ -112,7 +112,13 @@ class RateLimiter:
     def _forgiving(self, counted: Sequence[Counted]) -> Update:
         # Turned off, nothing has been counted, and nothing is found.
         keys = [self._digest(limit, subject) for limit, subject in counted]
-        return update(RateLimit).where(RateLimit.key.in_(keys), RateLimit.hits > 0).values(hits=RateLimit.hits - 1)
+        # Locked by ascending key, like the counts: a login that succeeds and one that begins must not wait for each other.
+        locked = select(RateLimit.key).where(RateLimit.key.in_(keys), RateLimit.hits > 0).order_by(RateLimit.key)
+        return (
+            update(RateLimit)
+            .where(RateLimit.key.in_(locked.with_for_update(key_share=True)))
+            .values(hits=RateLimit.hits - 1)
+        )
 
     def _digest(self, limit: Limit, subject: str) -> str:
         return f"{limit.name}:{hmac.digest(self._key, f'{limit.name}\0{subject}'.encode(), 'sha256').hex()}"

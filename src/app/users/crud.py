@@ -14,8 +14,8 @@ from app.core.database import ReadSession, WriteSession
 from app.core.failures import constraint_name
 from app.core.keyset import Order, Position, after
 from app.core.reads import Reads
+from app.users import locks
 from app.users.models import AccountLink, User
-from app.users.roles import Role
 
 
 class Account(NamedTuple):
@@ -53,7 +53,7 @@ _TABLE = User.__table__.c
 _ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
 _ACCOUNT = _ACCOUNTS.where(_TABLE.id == bindparam("id"))
-_HELD_ACCOUNT = _ACCOUNT.with_for_update(key_share=True)
+_HELD_ACCOUNT = locks.in_order(_ACCOUNT)
 _FILTERS: Mapping[str, ColumnElement[bool]] = {
     "email_key": _TABLE.email_key == bindparam("email_key"),
     "role": _TABLE.role == bindparam("role"),
@@ -116,14 +116,8 @@ def _listing(filters: frozenset[str], order: Order, *, is_first: bool) -> Select
 
 
 async def lock(session: WriteSession, user_id: UUID) -> User | None:
-    """Read an account to change it; whoever else wants to waits."""
-    return await session.scalar(select(User).where(User.id == user_id).with_for_update())
-
-
-async def lock_active_admins(session: WriteSession) -> Sequence[UUID]:
-    """Hold every active administrator, in one order for all callers: two of them cannot remove each other."""
-    statement = select(User.id).where(User.role == Role.ADMIN, User.is_active).order_by(User.id).with_for_update()
-    return (await session.scalars(statement)).all()
+    """Read an account to change it, and lock it until the transaction ends."""
+    return await session.scalar(locks.in_order(select(User).where(User.id == user_id)))
 
 
 async def create(session: WriteSession, values: Mapping[str, Any]) -> User | None:

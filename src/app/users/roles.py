@@ -21,3 +21,8 @@ GRANTS: Final[dict[Role, frozenset[str]]] = {
     Role.USER: frozenset(),
     Role.ADMIN: frozenset(SCOPES),
 }
+
+
+def granted(role: str) -> frozenset[str]:
+    """Give the scopes that a role grants; none for a role that this release does not know."""
+    return GRANTS[Role(role)] if role in Role else frozenset()

@@ -1,7 +1,7 @@
 """What can happen to a user."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import Row, func
@@ -26,8 +26,13 @@ from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserUpdate
 
 __all__ = ["Account", "Credentials"]
 
-# Refuses whoever acts, if they may not any more, and holds that they may until the transaction ends.
-type Confirm = Callable[[WriteSession], Awaitable[None]]
+
+class Confirm(Protocol):
+    """Checks again, in the transaction of a write, that the caller may still act; see `Principal.confirm`."""
+
+    async def __call__(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
+        """Lock the caller's and these accounts, and return the active administrators among the locked accounts."""
+
 
 _BY_AGE = (User.created_at, User.id)
 _BY_EMAIL = (User.email_key,)
@@ -225,9 +230,10 @@ async def update(
 ) -> User:
     """Change an account that is still at one of `versions`; a change of rights ends the tokens issued before it."""
     deposes = payload.role is Role.USER or payload.is_active is False
-    user = await _lock_to_depose(session, user_id, versions) if deposes else await _lock(session, user_id, versions)
-    # Not before the locks: two administrators who depose each other would each hold what the other one waits for.
-    await confirm(session)
+    admins = await confirm(session, user_id, with_admins=deposes)
+    user = await _lock(session, user_id, versions)
+    if deposes:
+        _refuse_last_admin(user, admins)
     return await _change(session, actor, user, payload)
 
 
@@ -263,19 +269,16 @@ async def delete(
     session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None, confirm: Confirm
 ) -> None:
     """Delete an account that is still at one of `versions`; the log of what happened to it stays."""
-    await _lock_to_depose(session, user_id, versions)
-    await confirm(session)
+    admins = await confirm(session, user_id, with_admins=True)
+    _refuse_last_admin(await _lock(session, user_id, versions), admins)
     await crud.remove(session, user_id)
     await audit.record(session, actor, "users.deleted", subject_id=user_id)
 
 
-async def _lock_to_depose(session: WriteSession, user_id: UUID, versions: frozenset[int] | None) -> User:
-    # First the administrators, who then stay what they are, and only then this account: it may have become one meanwhile.
-    others = set(await crud.lock_active_admins(session)) - {user_id}
-    user = await _lock(session, user_id, versions)
-    if user.role == Role.ADMIN and user.is_active and not others:
+def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
+    # All of them are locked, so none of them stops being an administrator before this transaction ends.
+    if user.role == Role.ADMIN and user.is_active and set(admins) <= {user.id}:
         raise LastAdminError
-    return user
 
 
 async def _lock(session: WriteSession, user_id: UUID, versions: frozenset[int] | None) -> User:

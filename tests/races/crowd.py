@@ -1,0 +1,193 @@
+"""Accounts that many requests write to at once, and every request that writes."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from httpx2 import AsyncClient, Response
+from sqlalchemy import event
+
+from app.auth.cutoff import end_every_session
+from app.core.config import Settings
+from app.core.database import Database
+from app.core.failures import sqlstate
+from app.core.keys import load_key_ring
+from app.core.security import PasswordHasher
+from app.jobs.queue import AnyJob, Work, name_of
+from app.users import links
+from app.users.links import Purpose
+from app.worker import PERIODIC
+from tests.auth.post import Post
+from tests.factories import PASSWORD, make_user
+from tests.test_access import ACCESS, NEW_PASSWORD
+
+TOKEN = "/api/v1/auth/token"
+_DEADLOCK = "40P01"
+_PURPOSES: tuple[Purpose, ...] = ("verify_email", "reset_password", "confirm_email")
+_SAVED = ("users", "sessions", "account_links")
+
+
+@dataclass(frozen=True)
+class Party:
+    """An account with two login sessions, and the secret of a live link for each purpose."""
+
+    user_id: UUID
+    email: str
+    tokens: dict[str, Any]
+    other_session: UUID
+    secrets: dict[Purpose, str]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Give the header of the first login session."""
+        return {"Authorization": f"Bearer {self.tokens['access_token']}"}
+
+
+@dataclass
+class Crowd:
+    """The application and its accounts; `restore` puts their rows back, so that tokens and links work again."""
+
+    client: AsyncClient
+    database: Database
+    settings: Settings
+    watcher: asyncpg.Connection
+    parties: dict[str, Party] = field(default_factory=dict)
+    deadlocked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Note each statement that PostgreSQL chooses as the victim of a deadlock."""
+
+        def note(context: Any) -> None:
+            if context.sqlalchemy_exception is not None and sqlstate(context.sqlalchemy_exception) == _DEADLOCK:
+                self.deadlocked.append(context.statement)
+
+        event.listen(self.database.engine.sync_engine, "handle_error", note)
+
+    @cached_property
+    def post(self) -> Post:
+        """What runs the jobs that wait."""
+        return Post(self.database, self.settings)
+
+    @cached_property
+    def work(self) -> Work:
+        """What a job is called with."""
+        no_mailer: Any = None
+        return Work(self.database, no_mailer, load_key_ring(self.settings.auth), self.settings)
+
+    async def add(self, name: str, hasher: PasswordHasher, **values: Any) -> None:
+        """Add an account. Ids ascend in the order in which accounts are added."""
+        async with self.database.begin() as session:
+            user = await make_user(session, hasher, email=f"{name}@example.com", **values)
+            secrets = {}
+            for purpose in _PURPOSES:
+                moved = f"{name}-moved@example.com" if purpose == "confirm_email" else None
+                link_id = await links.create(session, self.work.keys, user.id, purpose, email=moved)
+                link = await links.find_live(session, link_id)
+                assert link
+                secrets[purpose] = links.secret(self.work.keys, link)
+        form = {"grant_type": "password", "username": user.email, "password": PASSWORD}
+        pairs = [(await self.client.post(TOKEN, data=form)).json() for _ in range(2)]
+        rows = await self.watcher.fetch("SELECT id FROM sessions WHERE user_id = $1 ORDER BY id DESC", user.id)
+        self.parties[name] = Party(user.id, user.email, pairs[0], rows[0]["id"], secrets)
+
+    async def save(self) -> None:
+        """Keep a copy of the rows of all accounts."""
+        for table in _SAVED:
+            await self.watcher.execute(f"CREATE TABLE saved_{table} AS TABLE {table}")
+
+    async def restore(self) -> None:
+        """Put the rows of all accounts back."""
+        await self.watcher.execute("DELETE FROM users; DELETE FROM rate_limits; DELETE FROM session_cutoffs")
+        for table in _SAVED:
+            await self.watcher.execute(f"INSERT INTO {table} SELECT * FROM saved_{table}")  # noqa: S608  # Our own names.
+
+    async def send(self, operation: str, actor: Party, target: Party, request: Mapping[str, Any]) -> Response:
+        """Send one request: by the actor where the path names the target, by the target itself elsewhere."""
+        method, _, path = operation.partition(" ")
+        caller = actor if "{user_id}" in path or path == "/api/v1/users" else target
+        headers = {} if ACCESS[operation].scopes is None else caller.headers
+        path = path.format(**{"user_id": target.user_id, **ACCESS[operation].path, **request.get("path", {})})
+        return await self.client.request(
+            method, path, json=request.get("json"), data=request.get("form"), headers=headers
+        )
+
+
+type Write = Callable[[Crowd, Party, Party], Awaitable[Response | None]]
+
+
+def _variants(operation: str) -> dict[str, Callable[[Party], Mapping[str, Any]]]:
+    """Give the requests of an operation by name, each made for its target."""
+    named: dict[str, dict[str, Callable[[Party], Mapping[str, Any]]]] = {
+        "POST /api/v1/auth/token": {
+            "log in": lambda target: {"form": _password_form(target, PASSWORD)},
+            "fail to log in": lambda target: {"form": _password_form(target, "not the password")},
+            "refresh": lambda target: {
+                "form": {"grant_type": "refresh_token", "refresh_token": target.tokens["refresh_token"]}
+            },
+        },
+        "POST /api/v1/auth/revoke": {"log out": lambda target: {"form": {"token": target.tokens["refresh_token"]}}},
+        "POST /api/v1/auth/verify-email": {
+            "verify": lambda target: {"json": {"token": target.secrets["verify_email"]}}
+        },
+        "POST /api/v1/auth/password/reset": {
+            "reset": lambda target: {"json": {"token": target.secrets["reset_password"], "new_password": NEW_PASSWORD}}
+        },
+        "POST /api/v1/auth/email/confirm": {
+            "move": lambda target: {"json": {"token": target.secrets["confirm_email"]}}
+        },
+        "POST /api/v1/auth/register": {
+            "register": lambda target: {"json": {"email": target.email, "password": NEW_PASSWORD}}
+        },
+        "POST /api/v1/auth/verify-email/resend": {"resend": lambda target: {"json": {"email": target.email}}},
+        "POST /api/v1/auth/password/forgot": {"forget": lambda target: {"json": {"email": target.email}}},
+        "DELETE /api/v1/users/me/sessions/{session_id}": {
+            "end a session": lambda target: {"path": {"session_id": target.other_session}}
+        },
+        "PATCH /api/v1/users/{user_id}": {
+            "rename": lambda _: {"json": {"full_name": "Ada"}},
+            "disable": lambda _: {"json": {"is_active": False}},
+            "demote": lambda _: {"json": {"role": "user"}},
+            "promote": lambda _: {"json": {"role": "admin"}},
+        },
+    }
+    return named.get(operation) or {
+        operation: lambda _: {"json": ACCESS[operation].json, "form": ACCESS[operation].form}
+    }
+
+
+def _password_form(target: Party, password: str) -> dict[str, str]:
+    return {"grant_type": "password", "username": target.email, "password": password}
+
+
+def _request(operation: str, variant: Callable[[Party], Mapping[str, Any]]) -> Write:
+    async def write(crowd: Crowd, actor: Party, target: Party) -> Response:
+        response = await crowd.send(operation, actor, target, variant(target))
+        if operation.startswith("POST /api/v1/auth/"):
+            # What the request has left for the worker is part of it.
+            await crowd.post.collect()
+        return response
+
+    return write
+
+
+def _job(job: AnyJob) -> Write:
+    async def run(crowd: Crowd, _actor: Party, _target: Party) -> None:
+        await job(crowd.work)
+
+    return run
+
+
+async def _log_everybody_out(crowd: Crowd, _actor: Party, _target: Party) -> None:
+    await end_every_session(crowd.database, batch=3)
+
+
+def writes() -> Iterator[tuple[str, Write]]:
+    """Give everything that writes: each operation that is no GET, each periodic job, and the operator's command."""
+    for operation in ACCESS:
+        if not operation.startswith("GET "):
+            yield from ((name, _request(operation, variant)) for name, variant in _variants(operation).items())
+    yield from ((name_of(periodic.job), _job(periodic.job)) for periodic in PERIODIC)
+    yield "log everybody out", _log_everybody_out

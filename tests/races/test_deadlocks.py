@@ -1,0 +1,110 @@
+"""Everything that writes, beside everything else that writes, on the same accounts: PostgreSQL finds no deadlock."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from itertools import batched, cycle, islice
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.main import create_app
+from tests.conftest import cloned, make_settings, running
+from tests.races.crowd import Crowd, writes
+from tests.volume import plain
+
+# The scenes take turns.
+ROUNDS = int(os.environ.get("RACE_ROUNDS", "1"))
+# Beside two requests of one kind, so many of other kinds run at once.
+COPIES = 2
+AT_ONCE = 4
+WRITES = dict(writes())
+NAMES = list(WRITES)
+# Who writes to whom, as (actor, target) for either side. By id: first < admin < boss < last.
+SCENES = (
+    (("admin", "first"), ("admin", "first")),
+    (("admin", "boss"), ("boss", "admin")),
+    (("admin", "last"), ("boss", "last")),
+)
+
+
+@pytest.fixture(scope="module")
+async def crowd(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Crowd]:
+    """Two administrators, an account below and one above them by id, and an administrator who is nobody's target."""
+    async with cloned(template_url) as url:
+        settings = make_settings(url, database={"pool_wait": "30s", "lock_timeout": "20s"})
+        watcher = await asyncpg.connect(plain(url))
+        # PostgreSQL looks for a deadlock when a lock has been waited for so long: by default, one second.
+        await watcher.execute(f"ALTER DATABASE \"{make_url(url).database}\" SET deadlock_timeout = '40ms'")
+        database = Database(settings.database)
+        async with running(create_app(settings, database)) as client:
+            crowd = Crowd(client, database, settings, watcher)
+            for name, role in (("first", "user"), ("admin", "admin"), ("boss", "admin"), ("last", "user")):
+                await crowd.add(name, hasher, role=role)
+            await crowd.add("keeper", hasher, role="admin")
+            await crowd.save()
+            yield crowd
+        await watcher.close()
+        await database.dispose()
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_writes_to_the_same_accounts_at_once_never_deadlock(crowd: Crowd, name: str) -> None:
+    scenes = islice(cycle(SCENES), NAMES.index(name) % len(SCENES), None)
+    deadlocked: dict[tuple[str, ...], list[str]] = {}
+    failed: dict[tuple[str, ...], list[int]] = {}
+
+    for others in list(batched(NAMES[NAMES.index(name) :], AT_ONCE, strict=False)) * ROUNDS:
+        (actor, target), (other_actor, other_target) = [[crowd.parties[who] for who in side] for side in next(scenes)]
+        await crowd.restore()
+        calls = [WRITES[name](crowd, actor, target) for _ in range(COPIES)]
+        calls += [WRITES[other](crowd, other_actor, other_target) for other in others]
+        responses = await asyncio.gather(*calls)
+
+        if crowd.deadlocked:
+            deadlocked[others], crowd.deadlocked = crowd.deadlocked, []
+        statuses = [response.status_code for response in responses if response is not None]
+        if any(status >= HTTPStatus.INTERNAL_SERVER_ERROR for status in statuses):
+            failed[others] = statuses
+
+    assert deadlocked == {}
+    assert failed == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_each_of_the_writes_is_one(crowd: Crowd, name: str) -> None:
+    await crowd.restore()
+
+    response = await WRITES[name](crowd, crowd.parties["admin"], crowd.parties["boss"])
+
+    # An address that is verified already, and a wrong password: these write, too, and are refused.
+    refused = name in {"verify", "fail to log in"}
+    assert response is None or (response.status_code == HTTPStatus.BAD_REQUEST if refused else response.is_success)
+
+
+async def test_a_deadlock_would_be_noticed(crowd: Crowd) -> None:
+    ids = [crowd.parties[name].user_id for name in ("first", "last")]
+
+    async def lock(first: UUID, second: UUID, is_locked: asyncio.Event, other_has_locked: asyncio.Event) -> None:
+        statement = text("SELECT FROM users WHERE id = :id FOR NO KEY UPDATE")
+        async with crowd.database.begin() as session:
+            await session.execute(statement, {"id": first})
+            is_locked.set()
+            await other_has_locked.wait()
+            await session.execute(statement, {"id": second})
+
+    one, other = asyncio.Event(), asyncio.Event()
+    results = await asyncio.gather(
+        lock(ids[0], ids[1], one, other), lock(ids[1], ids[0], other, one), return_exceptions=True
+    )
+
+    # The opposite order is noticed, so that the tests above can fail.
+    assert [type(result) for result in results if result is not None] == [DBAPIError]
+    assert len(crowd.deadlocked) == 1
+    crowd.deadlocked.clear()
