@@ -133,6 +133,7 @@ async def test_a_portion_is_the_next_sessions_below_the_line_and_ends_those_that
     nothing = await crud.revoke_before(session, line, rest[1], batch=2)
     await session.commit()
 
-    assert [first, second, rest, nothing] == [(1, ids[0]), (2, ids[2]), (1, ids[3]), (0, None)]
+    steps = [step[:2] for step in (first, second, rest, nothing)]
+    assert steps == [(1, ids[0]), (2, ids[2]), (1, ids[3]), (0, None)]
     assert (await row(session, ended)).revoke_reason == "user"
     assert (await row(session, line)).revoked_at is None

@@ -10,6 +10,7 @@ import pytest
 from httpx2 import Response
 
 from app.auth import standing
+from app.auth.cutoff import end_every_session
 from app.users.roles import GRANTS, Role
 from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn, log_in
@@ -356,3 +357,20 @@ async def test_an_administrator_who_writes_without_a_break_can_log_in_and_be_dem
             is_over.set()
 
     assert response.status_code == 200, response.text
+
+
+async def test_a_session_that_is_locked_when_everybody_is_logged_out_ends_once_it_is_free(site: Site) -> None:
+    users = [await site.account() for _ in range(3)]
+    locking = site.watcher.transaction()
+    await locking.start()
+    await site.watcher.execute("SELECT FROM sessions WHERE user_id = $1 FOR UPDATE", UUID(users[0].user_id))
+
+    ending = asyncio.create_task(end_every_session(site.database))
+    await site.until_waiting(ending)
+    ended = await site.fetch("SELECT user_id FROM sessions WHERE revoked_at IS NOT NULL")
+    await locking.rollback()
+
+    # The others did not wait for it.
+    assert {str(row["user_id"]) for row in ended} == {user.user_id for user in users[1:]}
+    assert await ending == len(users)
+    assert await site.fetch("SELECT FROM sessions WHERE revoked_at IS NULL") == []

@@ -327,22 +327,22 @@ def beyond(cutoff: UUID | None, session_id: UUID) -> UUID:
 
 async def revoke_before(
     session: WriteSession, cutoff: UUID, after: UUID | None, *, batch: int
-) -> tuple[Sequence[UUID], Collection[UUID], UUID | None]:
-    """End those that are live among the next `batch` sessions below a cut-off; return them, and where to go on.
+) -> tuple[int, UUID | None, Collection[UUID]]:
+    """End those that are live among the next `batch` sessions below a cut-off; return how many, and where to go on.
 
     A transaction that does not hold the accounts must not wait for a session while it holds others. Live sessions that are
-    locked are left, and returned apart.
+    locked are left, and returned as well.
     """
     below = (LoginSession.id < cutoff) & (LoginSession.id > (after or _LOWEST))
     portion = select(LoginSession.id).where(below).order_by(LoginSession.id).limit(batch).subquery()
     # The last one is found first, dead or alive: a step never reads past `batch` rows in search of live ones.
     last = await session.scalar(select(portion.c.id).order_by(portion.c.id.desc()).limit(1))
     if last is None:
-        return (), (), None
+        return 0, None, ()
     live = select(LoginSession.id).where(below & (LoginSession.id <= last) & _IS_LIVE)
     found = (await session.scalars(live)).all()
     ended = await _revoke(session, LoginSession.id.in_(live.with_for_update(key_share=True, skip_locked=True)), "all")
-    return ended, set(found) - set(ended), last
+    return len(ended), last, set(found) - set(ended)
 
 
 async def revoke_locked(session: WriteSession, session_id: UUID) -> bool:

@@ -21,8 +21,8 @@ async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
     ended, after, locked = 0, None, set[UUID]()
     while True:
         async with database.begin() as session:
-            done, left, after = await crud.revoke_before(session, cutoff, after, batch=batch)
-        ended += len(done)
+            count, after, left = await crud.revoke_before(session, cutoff, after, batch=batch)
+        ended += count
         locked.update(left)
         if after is None:
             break
