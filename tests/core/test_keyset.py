@@ -130,7 +130,7 @@ async def test_an_order_by_a_nullable_column_is_refused() -> None:
 
 def test_a_cursor_brings_every_type_back() -> None:
     order = Order((User.created_at, User.id, User.version, User.email_key))
-    position = (datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC), uuid7(), 2**62, 'ü"\\ \udc80')
+    position = (datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC), uuid7(), 2**62, 'ü"\\ \x01')
     signer = CursorSigner(KEY)
 
     assert signer.decode(signer.encode(position, binding=BINDING), order, binding=BINDING) == position

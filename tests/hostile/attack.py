@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 from starlette.types import ASGIApp
 
+from app.core.keyset import CursorSigner
 from tests import factories
 from tests.core.recording import Lines, Recording
 
@@ -100,6 +101,7 @@ class Target:
     tokens: dict[str, str]
     ids: Mapping[str, str]
     contract: Mapping[str, Any]
+    signer: CursorSigner
 
     async def log_in(self, email: str) -> str:
         """Give an access token."""

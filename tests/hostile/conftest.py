@@ -13,6 +13,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from app.core.database import Database
+from app.core.keyset import CursorSigner
 from app.core.security import PasswordHasher
 from app.main import create_app
 from tests.conftest import cloned, make_settings
@@ -41,9 +42,9 @@ async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Tar
                 await app({**scope, "state": dict(state or {})}, receive, send)
 
             watcher = await asyncpg.connect(plain(url))
-            attacked = Target(
-                with_state, watcher, {}, {role: str(user.id) for role, user in users.items()}, app.openapi()
-            )
+            ids = {role: str(user.id) for role, user in users.items()}
+            signer: CursorSigner = dict(state or {})["cursors"]
+            attacked = Target(with_state, watcher, {}, ids, app.openapi(), signer)
             for role, email in EMAILS.items():
                 attacked.tokens[role] = await attacked.log_in(email)
             yield attacked

@@ -6,21 +6,21 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import BindParameter, Row, Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
+from app.core import cursors
+from app.core.cursors import Value
 from app.core.errors import MalformedRequestError
 
-type Value = str | int | UUID | datetime
 type Position = tuple[Value, ...]
 
 _VERSION = b"\x01"
 _MAC_LENGTH = 16
-_MAX_LENGTH = 1024
+# An index entry has 2,704 bytes at most. Base64 and the escapes of JSON make more of them; a request target may have 16,000.
+_MAX_LENGTH = 8192
 
 
 class InvalidCursorError(MalformedRequestError):
@@ -42,11 +42,12 @@ class Order:
     descending: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a nullable column when the module is imported, not when rows go missing."""
+        """Refuse a column that pages cannot be sorted by when the module is imported, not when rows go missing."""
         for column in self.columns:
             if column.property.columns[0].nullable:
                 message = f"{column} is nullable: rows without a value would fall out of the pages"
                 raise ValueError(message)
+            cursors.reader_of(str(column), column.type)
 
     def position(self, row: Row[Any]) -> Position:
         """Tell where a row stands in this order; the row has each of the columns, or is an entity that does."""
@@ -93,8 +94,14 @@ class CursorSigner:
 
     def encode(self, position: Position, *, binding: str) -> str:
         """Write a position down for the client; `binding` names the list (path, filters, sort)."""
-        payload = json.dumps([_to_text(value) for value in position], separators=(",", ":")).encode()
-        return _encoded(_VERSION + self._mac(payload, binding) + payload)
+        payload = json.dumps([cursors.write(value) for value in position], separators=(",", ":")).encode()
+        cursor = _encoded(_VERSION + self._mac(payload, binding) + payload)
+        if len(cursor) > _MAX_LENGTH:
+            message = (
+                f"a cursor of {len(cursor)} characters is too long to come back; sort by a column of shorter values"
+            )
+            raise ValueError(message)
+        return cursor
 
     def decode(self, cursor: str, order: Order, *, binding: str) -> Position:
         """Read a position back; anything but an unchanged cursor of this very list is an `InvalidCursorError`."""
@@ -102,11 +109,13 @@ class CursorSigner:
         mac, payload = raw[1 : 1 + _MAC_LENGTH], raw[1 + _MAC_LENGTH :]
         if raw[:1] != _VERSION or not hmac.compare_digest(mac, self._mac(payload, binding)):
             raise InvalidCursorError
-        # Past this line the payload is one that `encode` made, though perhaps in a release that sorted otherwise.
+        # The payload is one that we signed, but perhaps a release did that sorts by other columns or writes values otherwise.
         try:
-            values = zip(json.loads(payload), order.columns, strict=True)
-            return tuple(_from_text(text, column) for text, column in values)
-        except ValueError as error:
+            texts = json.loads(payload)
+            if not isinstance(texts, list):
+                raise InvalidCursorError
+            return tuple(_read(text, column) for text, column in zip(texts, order.columns, strict=True))
+        except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
             raise InvalidCursorError from error
 
     def _mac(self, payload: bytes, binding: str) -> bytes:
@@ -131,16 +140,10 @@ def _encoded(raw: bytes) -> str:
     return urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def _to_text(value: Value) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _from_text(text: str, column: InstrumentedAttribute[Any]) -> Value:
-    kind = column.type.python_type
-    if kind is datetime:
-        return datetime.fromisoformat(text)
-    value: Value = kind(text)
-    return value
+def _read(text: object, column: InstrumentedAttribute[Any]) -> Value:
+    if not isinstance(text, str):
+        raise TypeError(text)
+    return cursors.reader_of(str(column), column.type)(text)
 
 
 def binding_of(path: str, parameters: Sequence[tuple[str, str]]) -> str:

@@ -1,0 +1,159 @@
+"""How a cursor writes the values of sort columns as text, and which column types it can carry.
+
+A value that comes back must be exactly the one that was written, and one that PostgreSQL takes for this column.
+"""
+
+import struct
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import types
+from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.types import TypeEngine
+
+type Value = bool | int | float | Decimal | date | time | UUID | Enum | str | bytes
+
+# PostgreSQL's limits for NUMERIC without a precision, for REAL, and for the offset of TIME WITH TIME ZONE.
+_MOST_DIGITS, _MOST_DECIMALS = 131_072, 16_383
+_REAL_BITS = 24
+_WIDEST_OFFSET = timedelta(hours=16)
+_CARRIED = "Boolean, SmallInteger, Integer, BigInteger, Float, Numeric, Date, Time, DateTime, Uuid, Enum, String, Text or LargeBinary"
+
+
+def write(value: Value) -> str:
+    """Write a value; `reader_of` its column reads it."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case Enum():
+            return value.name
+        case datetime(tzinfo=zone) if zone is not None:
+            return value.astimezone(UTC).isoformat()
+        case date() | time():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case _:
+            return str(value)
+
+
+def reader_of(name: str, kind: TypeEngine[Any]) -> Callable[[str], Value]:
+    """Give what reads a column's values back, or raise `TypeError` for a type that a cursor cannot carry.
+
+    The reader raises `ValueError`, `ArithmeticError` or `LookupError` for a text that is not a value of the column.
+    """
+    read = _reader(kind)
+    if read is None:
+        message = (
+            f"{name} is of type {kind!r}, which a cursor cannot carry; sort by a column of type {_CARRIED} "
+            "(with Python's default type for it), or by another column"
+        )
+        raise TypeError(message)
+
+    def exactly(text: str) -> Value:
+        value = read(text)
+        # Python reads more than one spelling of most types.
+        if write(value) != text:
+            raise ValueError(text)
+        return value
+
+    return exactly
+
+
+def _reader(kind: TypeEngine[Any]) -> Callable[[str], Value] | None:  # noqa: C901, PLR0911  # A table of types.
+    match kind:
+        case types.Boolean():
+            return {"true": True, "false": False}.__getitem__
+        case types.Integer():
+            return _integer(
+                15 if isinstance(kind, types.SmallInteger) else 63 if isinstance(kind, types.BigInteger) else 31
+            )
+        case types.Float(asdecimal=False):
+            return _real if isinstance(kind, types.REAL) or (kind.precision or 53) <= _REAL_BITS else float
+        case types.Numeric(asdecimal=True) if not isinstance(kind, types.Float):
+            return _decimal(kind.precision, kind.scale or 0)
+        case types.Date():
+            return date.fromisoformat
+        case types.Time():
+            return _time(has_zone=kind.timezone)
+        case types.DateTime():
+            return _instant(has_zone=kind.timezone)
+        case types.Uuid(as_uuid=True):
+            return UUID
+        case types.Enum():
+            return dict(
+                kind.enum_class.__members__ if kind.enum_class else zip(kind.enums, kind.enums, strict=True)
+            ).__getitem__
+        # CHAR ignores trailing spaces and CITEXT ignores case, but not in every comparison.
+        case types.String() if not isinstance(kind, types.CHAR | CITEXT):
+            return _text
+        case types.LargeBinary():
+            return bytes.fromhex
+        case _:
+            return None
+
+
+def _integer(bits: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text)
+        if not -(1 << bits) <= value < 1 << bits:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    (narrow,) = struct.unpack("f", struct.pack("f", value))
+    return float(narrow)
+
+
+def _decimal(precision: int | None, scale: int) -> Callable[[str], Decimal]:
+    digits, decimals = (precision - scale, scale) if precision else (_MOST_DIGITS, _MOST_DECIMALS)
+
+    def read(text: str) -> Decimal:
+        value = Decimal(text)
+        exponent = value.as_tuple().exponent
+        if isinstance(exponent, int):
+            is_held = value.adjusted() < digits and -exponent <= decimals
+        else:
+            is_held = text == "NaN" or (precision is None and value.is_infinite())
+        if not is_held:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _time(*, has_zone: bool) -> Callable[[str], time]:
+    def read(text: str) -> time:
+        value = time.fromisoformat(text)
+        offset = value.utcoffset()
+        if (offset is not None) != has_zone or (offset and (abs(offset) >= _WIDEST_OFFSET or offset.microseconds)):
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _instant(*, has_zone: bool) -> Callable[[str], datetime]:
+    def read(text: str) -> datetime:
+        value = datetime.fromisoformat(text)
+        if (value.tzinfo is not None) != has_zone:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _text(text: str) -> str:
+    # Neither fits into a text of PostgreSQL.
+    if "\0" in text:
+        raise ValueError(text)
+    text.encode()
+    return text
