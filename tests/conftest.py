@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
 from starlette.types import Receive, Scope, Send
 
 from app.core.config import DatabaseSettings, Settings
-from app.core.database import Database, ReadSession, WriteSession
+from app.core.database import Database, ReadSession, StreamSession, WriteSession
 from app.core.environment import forget_libpq
 from app.core.keys import generate_key_set
 from app.core.reads import SessionReads
@@ -182,6 +182,7 @@ class JoinedDatabase(Database):
         options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
         self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
         self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
+        self.stream_sessions = async_sessionmaker(connection, class_=StreamSession, autoflush=False, **options)
         self.reads = SessionReads(self.read_sessions)
         # The probes ask the pools themselves.
         self.engine = self.read_engine = connection.engine

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from time import monotonic
-from typing import Any, override
+from typing import Any, NoReturn, override
 
 import asyncpg
 from sqlalchemy import Connection, event
@@ -220,6 +220,19 @@ def _connect(
         except (*REFUSALS, DBAPIError, dialect.loaded_dbapi.Error) as error:
             refusal = error
     raise DatabaseUnavailableError from refusal
+
+
+async def close_for_good(engine: AsyncEngine) -> None:
+    """Close every connection of an engine, and refuse to open another: nobody would close that one."""
+    if event.contains(engine.sync_engine, "do_connect", _connect):
+        event.remove(engine.sync_engine, "do_connect", _connect)
+        event.listen(engine.sync_engine, "do_connect", _refuse_disposed)
+    await engine.dispose()
+
+
+def _refuse_disposed(*_: object) -> NoReturn:
+    message = "this database has been disposed of, because its application has ended; make another one"
+    raise RuntimeError(message)
 
 
 def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:

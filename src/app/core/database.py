@@ -7,13 +7,13 @@ from typing import Annotated, Any, override
 from uuid import UUID
 
 from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
+from sqlalchemy.ext.asyncio import AsyncResult, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, mapped_column
 from uuid_utils.compat import uuid7
 
 from app.core.attempts import note_committed, repeating
 from app.core.config import DatabaseSettings
-from app.core.connections import Recycling, create_engine, create_read_engine
+from app.core.connections import Recycling, close_for_good, create_engine, create_read_engine
 from app.core.metrics import Reading
 from app.core.reads import DirectReads, Reads, SessionReads
 from app.core.statements import Watch
@@ -44,7 +44,39 @@ class Base(DeclarativeBase):
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # As above.
 
 
-class _NoFlushSession(Session):
+class SessionEndedError(RuntimeError):
+    """A session was used after its request, job or command had ended it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session has ended, with the request, job or command that opened it. To stream rows to the client, take "
+            "StreamSessionDep. To do something after the response, enqueue a job, or open a unit of work with "
+            "Database.unit. See docs/recipes.md"
+        )
+
+
+class _EndingSession(Session):
+    """A session that ends for good when it is closed: used again, it would take a connection that nobody gives back."""
+
+    _has_ended = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # For whatever begins a transaction by another way than the method below.
+        super().__init__(*arguments, close_resets_only=False, **options)
+
+    @override
+    def close(self) -> None:
+        self._has_ended = True
+        super().close()
+
+    @override
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        if self._has_ended:
+            raise SessionEndedError
+        return super()._autobegin_t(begin)
+
+
+class _NoFlushSession(_EndingSession):
     @override
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.new or self.dirty or self.deleted:
@@ -52,7 +84,7 @@ class _NoFlushSession(Session):
             raise RuntimeError(message)
 
 
-class _CommittingSession(Session):
+class _CommittingSession(_EndingSession):
     @override
     def commit(self) -> None:
         super().commit()
@@ -66,6 +98,31 @@ class ReadSession(AsyncSession):
     """
 
     sync_session_class: type[Session] = _NoFlushSession
+    _streams: Sequence[AsyncResult[Any]] = ()
+
+    @override
+    async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
+        """Run a statement and give its rows as they are read, in a transaction."""
+        if type(self) is ReadSession:
+            message = "a ReadSession has no transaction to stream rows in; take StreamSessionDep, see docs/recipes.md"
+            raise TypeError(message)
+        result: AsyncResult[Any] = await super().stream(*arguments, **options)
+        self._streams = [*self._streams, result]
+        return result
+
+    @override
+    async def close(self) -> None:
+        """End the session, and with it the results of `stream`.
+
+        Such a result reads from the connection. After the end that may be in the transaction of another session.
+        """
+        for result in self._streams:
+            await result.close()
+        await super().close()
+
+
+class StreamSession(ReadSession):
+    """A session for reading that lasts as long as the response: one transaction, so every statement sees the same data."""
 
 
 class WriteSession(ReadSession):
@@ -88,6 +145,11 @@ class Database:
         self.read_sessions = async_sessionmaker(
             self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
         )
+        # The rows of a cursor need a transaction.
+        streaming = self.read_engine.execution_options(isolation_level="REPEATABLE READ")
+        self.stream_sessions = async_sessionmaker(
+            streaming, class_=StreamSession, expire_on_commit=False, autoflush=False
+        )
         # Behind a transaction pooler even a single read is a transaction.
         self.reads: Reads = (
             SessionReads(self.read_sessions)
@@ -96,9 +158,9 @@ class Database:
         )
 
     async def dispose(self) -> None:
-        """Close every connection."""
-        await self.engine.dispose()
-        await self.read_engine.dispose()
+        """Close every connection, for good: whatever asks for another one is refused."""
+        for engine in (self.engine, self.read_engine):
+            await close_for_good(engine)
 
     def readings(self) -> Iterator[Reading]:
         """Show how the pools are used."""

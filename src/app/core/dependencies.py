@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 
 from app.core.addresses import ClientAddresses
 from app.core.config import Settings
-from app.core.database import Database, ReadSession, WriteSession
+from app.core.database import Database, ReadSession, StreamSession, WriteSession
 from app.core.keyset import CursorSigner
 from app.core.reads import Reads
 
@@ -57,6 +57,12 @@ async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
         yield session
 
 
+async def get_stream_session(request: CoreRequest) -> AsyncIterator[StreamSession]:
+    """Open a session for reading that ends when the response has been sent, or its client has gone."""
+    async with request.state["database"].stream_sessions() as session:
+        yield session
+
+
 async def get_reads(request: CoreRequest) -> Reads:
     """Give what runs single statements."""
     return request.state["database"].reads
@@ -67,4 +73,6 @@ type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": the default would commit after the client had its answer.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
 type ReadsDep = Annotated[Reads, Depends(get_reads)]
+# scope="request": the response is still read from it when the endpoint has returned.
+type StreamSessionDep = Annotated[StreamSession, Depends(get_stream_session, scope="request")]
 type ReadSessionDep = Annotated[ReadSession, Depends(get_read_session, scope="function")]

@@ -140,8 +140,10 @@ class Route(APIRoute):
         return strict
 
     def _is_repeatable(self) -> bool:
-        # Without dependencies there is no session, and nothing to repeat.
-        return bool(self.dependant.dependencies) and (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
+        # Without dependencies there is no session, and nothing to repeat. What lasts until the response is sent, each attempt
+        # would open once more.
+        may_repeat: bool = (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
+        return may_repeat and bool(self.dependant.dependencies) and not _has_request_scope(self.dependant)
 
     def _media_type(self) -> str | None:
         if self.body_field is None:
@@ -173,6 +175,19 @@ def _repeating(handle: _Handler) -> _Handler:
         return await repeating(attempt)
 
     return work
+
+
+def _has_request_scope(dependant: Dependant) -> bool:
+    """Say whether an operation depends on a function with `yield` that goes on when the response has been sent."""
+    return any(
+        (dependency.scope != "function" and _has_yield(dependency.call)) or _has_request_scope(dependency)
+        for dependency in dependant.dependencies
+    )
+
+
+def _has_yield(call: Callable[..., Any] | None) -> bool:
+    functions = (call, getattr(call, "__call__", None))  # noqa: B004  # An object may be one, too.
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in functions)
 
 
 def options(*, repeatable: bool = True) -> dict[str, Any]:

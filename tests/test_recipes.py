@@ -1,0 +1,220 @@
+"""`docs/recipes.md`: its listings, run a thousand times, leave no connection taken."""
+
+import asyncio
+import importlib
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import asyncpg
+import pytest
+import uvicorn
+from httpx2 import AsyncClient
+
+import app as package
+from app.core.clients import Connection, Connections
+from app.core.config import ServerSettings
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from app.jobs.worker import JobWorker
+from app.main import API_PREFIX, create_app
+from tests.conftest import ROOT, log_in, make_settings
+from tests.factories import make_user
+from tests.jobs.conftest import QUICK, eventually, make_work
+from tests.listings import listings
+from tests.volume import plain
+
+RECIPES = ROOT / "docs" / "recipes.md"
+MODULES = ("jobs", "streams", "visits", "tasks")
+CONCURRENT = 10
+POOL_SIZE = 3
+FEW, MANY = 500, 20_000
+TIMES = pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.slow)])
+_HEAD = b"GET %b HTTP/1.1\r\nHost: test\r\nAuthorization: %b\r\n\r\n"
+_RESET = struct.pack("ii", 1, 0)
+
+
+@dataclass
+class Site:
+    """The application with the recipes in it, on real sockets; `watcher` is a connection that it does not know of."""
+
+    database: Database
+    connections: Connections
+    address: tuple[str, int]
+    client: AsyncClient
+    headers: dict[str, str]
+    watcher: asyncpg.Connection
+    modules: dict[str, ModuleType]
+
+    async def is_at_rest(self) -> bool:
+        """Say whether every request has ended, no connection is taken from a pool, and none is at work in the server."""
+        busy = await self.watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
+        )
+        taken = [getattr(self.database, name).pool.checkedout() for name in ("engine", "read_engine")]
+        return not self.connections.tasks and taken == [0, 0] and busy == 0
+
+    async def count(self, event: str) -> int:
+        """Count the events of this name in the audit log."""
+        found: int = await self.watcher.fetchval("SELECT count(*) FROM audit_events WHERE event = $1", event)
+        return found
+
+    async def add_accounts(self, number: int) -> None:
+        await self.watcher.execute(
+            "INSERT INTO users (id, email, email_key) SELECT gen_random_uuid(), n || '@x.co', n || '@x.co' "
+            "FROM generate_series(1, $1) AS n ON CONFLICT DO NOTHING",
+            number,
+        )
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
+    """The listings as modules of a package `app.reports`, and no trace of them afterwards."""
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for listing in listings(RECIPES):
+        assert listing.path
+        (tmp_path / Path(listing.path).relative_to("src/app")).write_text(listing.text)
+    package.__path__.append(str(tmp_path))
+    yield {name: importlib.import_module(f"app.reports.{name}") for name in MODULES}
+    package.__path__.remove(str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("app.reports")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+async def site(clone_url: str, hasher: PasswordHasher, reports: dict[str, ModuleType]) -> AsyncIterator[Site]:
+    settings = make_settings(clone_url, database={"pool_size": POOL_SIZE, "pool_wait": "30s"}, jobs=QUICK)
+    database = Database(settings.database)
+    async with database.begin() as session:
+        email = (await make_user(session, hasher, role="admin")).email
+    app = create_app(settings, database)
+    for name in MODULES[1:]:
+        app.include_router(reports[name].router, prefix=API_PREFIX)
+    watcher = await asyncpg.connect(plain(clone_url))
+    async with (
+        app.router.lifespan_context(app) as state,
+        listening(app, dict(state or {})) as (connections, address),
+        AsyncClient(base_url=f"http://{address[0]}:{address[1]}", timeout=60) as client,
+    ):
+        headers = await log_in(client, email)
+        yield Site(database, connections, address, client, headers, watcher, reports)
+    await watcher.close()
+    await database.dispose()
+
+
+@asynccontextmanager
+async def listening(app: Any, state: dict[str, Any]) -> AsyncIterator[tuple[Connections, tuple[str, int]]]:
+    """Serve as `app serve` does, in this process."""
+    config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, access_log=False)
+    config.load()
+    connections = Connections(ServerSettings(), limit=100)
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: Connection(config, connections, state, loop), "127.0.0.1", 0)
+    try:
+        yield connections, listener.sockets[0].getsockname()
+    finally:
+        listener.close()
+        for connection in list(connections.connections):
+            connection.transport.abort()
+        async with asyncio.timeout(10):
+            while connections.tasks or connections.connections:  # noqa: ASYNC110  # They tell nobody.
+                await asyncio.sleep(0.01)
+
+
+async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:
+    """Do something so many times, ten at once."""
+
+    async def some(number: int) -> None:
+        for _ in range(number):
+            await act()
+
+    await asyncio.gather(*(some(times // CONCURRENT) for _ in range(CONCURRENT)))
+
+
+async def begin_to_read(site: Site) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Ask for a stream that is longer than what sockets hold, and read its beginning."""
+    reader, writer = await asyncio.open_connection(*site.address, limit=1024)
+    path = f"{API_PREFIX}/reports/accounts".encode()
+    writer.write(_HEAD % (path, site.headers["Authorization"].encode()))
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+    return reader, writer
+
+
+@TIMES
+async def test_streams_are_complete_and_give_their_connections_back(site: Site, times: int) -> None:
+    await site.add_accounts(FEW)
+
+    async def read() -> None:
+        response = await site.client.get(f"{API_PREFIX}/reports/accounts", headers=site.headers)
+        assert (response.status_code, response.text.count("\n")) == (200, FEW + 1)
+
+    await repeat(times, read)
+
+    await eventually(site.is_at_rest)
+
+
+@TIMES
+async def test_streams_whose_clients_disconnect_give_their_connections_back(site: Site, times: int) -> None:
+    await site.add_accounts(MANY)
+
+    async def break_off() -> None:
+        _, writer = await begin_to_read(site)
+        # Reset, as a client that crashes does.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        writer.transport.abort()
+
+    await repeat(times, break_off)
+
+    await eventually(site.is_at_rest)
+    response = await site.client.get(f"{API_PREFIX}/reports/accounts", headers=site.headers)
+    assert response.text.count("\n") == MANY + 1
+
+
+async def test_streams_that_a_shutdown_cuts_give_their_connections_back(site: Site) -> None:
+    await site.add_accounts(MANY)
+    writers = [(await begin_to_read(site))[1] for _ in range(POOL_SIZE)]
+
+    # What the server does when its grace is over.
+    for task in list(site.connections.tasks):
+        task.cancel()
+
+    await eventually(site.is_at_rest)
+    for writer in writers:
+        writer.transport.abort()
+
+
+@TIMES
+async def test_background_tasks_give_their_connections_back(site: Site, times: int) -> None:
+    async def ask() -> None:
+        assert (await site.client.post(f"{API_PREFIX}/reports/glances", headers=site.headers)).status_code == 202
+
+    await repeat(times, ask)
+
+    await eventually(site.is_at_rest)
+    assert await site.count("reports.glanced") == times // CONCURRENT * CONCURRENT
+
+
+@TIMES
+async def test_jobs_run_after_the_response_and_give_their_connections_back(site: Site, times: int) -> None:
+    async def ask() -> None:
+        assert (await site.client.post(f"{API_PREFIX}/reports/visits", headers=site.headers)).status_code == 202
+
+    async def is_done() -> bool:
+        return await site.count("reports.visited") == times // CONCURRENT * CONCURRENT
+
+    await repeat(times, ask)
+    settings = make_settings(site.database.engine.url.render_as_string(hide_password=False), jobs=QUICK)
+    work = make_work(settings, site.database)
+
+    async with JobWorker(work, (site.modules["jobs"].record_visit,), ()).running():
+        await eventually(is_done, within=300)
+    await eventually(site.is_at_rest)
