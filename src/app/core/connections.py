@@ -16,7 +16,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from app.core import tls
 from app.core.attempts import note_commit_sent
 from app.core.config import DatabaseSettings
-from app.core.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, sqlstates
+from app.core.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, causes, sqlstates
 
 # The ways in which a server is not to be had.
 REFUSALS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -148,18 +148,20 @@ def _name_silence(context: ExceptionContext) -> Exception | None:
 
 
 def _name_timeouts(engine: AsyncEngine, idle_limit: timedelta) -> None:
-    """Report a transaction that a limit has ended while it was idle as unavailability, so that nothing repeats it.
+    """Give the error of a transaction that a limit has ended while it was idle the cause that it lacks, so that nothing repeats it.
 
     The server says why it closes a connection, but the driver drops that message when no statement is running. The age of the
     transaction has to tell a limit from a server that crashed. Limits set outside of this application count as well.
     """
     suspicious_age = min(idle_limit, _SUSPICIOUS_AGE).total_seconds()
 
-    def name(context: ExceptionContext) -> Exception | None:
+    def name(context: ExceptionContext) -> None:
         if context.connection is None or not context.is_disconnect or any(sqlstates(context.original_exception)):
-            return None
-        age = monotonic() - context.connection.info["began"]
-        return DatabaseUnavailableError() if age >= suspicious_age else None
+            return
+        if monotonic() - context.connection.info["began"] >= suspicious_age:
+            last = list(causes(context.original_exception))[-1]
+            last.__cause__ = asyncpg.IdleInTransactionSessionTimeoutError("the transaction was idle, or open, too long")
+            context.invalidate_pool_on_disconnect = False
 
     event.listen(engine.sync_engine, "begin", _note_begin)
     event.listen(engine.sync_engine, "handle_error", name)

@@ -41,14 +41,19 @@ def constraint_name(error: DBAPIError) -> str | None:
     return getattr(cause, "constraint_name", None)
 
 
-def sqlstates(error: BaseException | None) -> Iterator[str | None]:
-    """Give the PostgreSQL codes of an error and of its causes.
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an error and its causes.
 
     When a connection ends during a statement, the driver raises its own error and keeps the server's as the cause.
     """
     while error:
-        yield getattr(error, "sqlstate", None)
+        yield error
         error = error.__cause__
+
+
+def sqlstates(error: BaseException | None) -> Iterator[str | None]:
+    """Give the PostgreSQL codes of an error and of its causes."""
+    return (getattr(each, "sqlstate", None) for each in causes(error))
 
 
 def is_transient(error: Exception) -> bool:
