@@ -375,8 +375,8 @@ def test_what_is_no_origin_is_refused(environment: Environment, text: str) -> No
         ("postgres://a:b@h/d", "postgresql+asyncpg://a:b@h/d"),
         ("postgresql://a:b@h:6432/d", "postgresql+asyncpg://a:b@h:6432/d"),
         ("postgresql+psycopg://a:b@h/d", "postgresql+asyncpg://a:b@h/d"),
-        ("postgresql://a:b@h/d?sslmode=require", "postgresql+asyncpg://a:b@h/d?ssl=require"),
-        ("postgresql://a:p%40%2Fss@h/d?ssl=require", "postgresql+asyncpg://a:p%40%2Fss@h/d?ssl=require"),
+        ("postgresql://a:b@h/d?sslmode=require", "postgresql+asyncpg://a:b@h/d?sslmode=require"),
+        ("postgresql://a:p%40%2Fss@h/d?ssl=require", "postgresql+asyncpg://a:p%40%2Fss@h/d?sslmode=require"),
         ("postgresql:///d?host=/var/run/postgresql", "postgresql+asyncpg:///d?host=%2Fvar%2Frun%2Fpostgresql"),
     ],
 )
@@ -406,7 +406,7 @@ def test_a_url_parameter_the_driver_would_choke_on_is_refused(environment: Envir
     ("query", "reason"),
     [
         ("ssl=true", "ssl is one of disable, allow, prefer, require, verify-ca, verify-full"),
-        ("ssl=require&ssl=disable", "it has ssl more than once"),
+        ("ssl=require&ssl=disable", "it has sslmode more than once"),
         ("ssl=verify-full&sslrootcert=/a&sslrootcert=/b", "it has sslrootcert more than once"),
         ("ssl=require&sslrootcert=system", "sslrootcert=system needs ssl=verify-full"),
         ("sslrootcert=/a", "certificates are given, but ssl=prefer does not check any; append ?ssl=verify-full"),
@@ -486,7 +486,7 @@ def test_secrets_may_be_files(environment: Environment, secrets: Path) -> None:
 
     assert settings.auth.signing_keys is not None
     assert settings.auth.signing_keys.get_secret_value() == '{"keys": []}'
-    assert database_url(settings).endswith("@db.example.com/app?ssl=verify-full")
+    assert database_url(settings).endswith("@db.example.com/app?sslmode=verify-full")
 
 
 def test_a_variable_wins_over_a_file(environment: Environment, secrets: Path) -> None:

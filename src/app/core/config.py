@@ -51,7 +51,7 @@ _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 # Parameters that a URL of the database may have. `app.core.tls` knows those about TLS, the driver the others.
-_URL_PARAMETERS = {"ssl", "sslrootcert", "sslcert", "sslkey", "host", "port", "target_session_attrs"}
+_URL_PARAMETERS = {"sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "target_session_attrs"}
 _UNVERIFIED_MODES = ("disable", "allow", "prefer")
 _TLS_MODES = (*_UNVERIFIED_MODES, "require", "verify-ca", "verify-full")
 # The names that platforms set; the long ones win over them.
@@ -235,7 +235,7 @@ class DatabaseSettings(_Group):
             url = None
         if url is None or url.get_backend_name() not in {"postgresql", "postgres"} or not url.database:
             _refuse("write it as postgresql://user:password@host:5432/database")
-        query = {("ssl" if key == "sslmode" else key): text for key, text in url.query.items()}
+        query = {("sslmode" if key == "ssl" else key): text for key, text in url.query.items()}
         if unknown := sorted(query.keys() - _URL_PARAMETERS):
             _refuse(f"the driver does not know the parameter {unknown[0]}; take it out")
         _refuse_bad_tls(query)
@@ -245,7 +245,7 @@ class DatabaseSettings(_Group):
     @model_validator(mode="after")
     def _know_whom_to_trust(self) -> Self:
         for url in (self.sqlalchemy_url(), self.direct_sqlalchemy_url()):
-            mode, certificates = url.query["ssl"], url.query.get("sslrootcert")
+            mode, certificates = url.query["sslmode"], url.query.get("sslrootcert")
             if certificates and mode in _UNVERIFIED_MODES:
                 _refuse(f"certificates are given, but ssl={mode} does not check any; append ?ssl=verify-full")
             if mode == "verify-ca" and certificates in {None, "system"}:
@@ -277,7 +277,7 @@ class DatabaseSettings(_Group):
         # A standby takes no writes, and does not know what was revoked a moment ago. Loopback is private: TLS costs time there.
         defaults = {
             "target_session_attrs": "primary",
-            "ssl": "allow" if url.host and _is_loopback(url.host) else "prefer",
+            "sslmode": "allow" if url.host and _is_loopback(url.host) else "prefer",
             **({"sslrootcert": str(self.ca_file)} if self.ca_file else {}),
         }
         return url.set(query={**defaults, **url.query})
@@ -286,7 +286,7 @@ class DatabaseSettings(_Group):
 def _refuse_bad_tls(query: Mapping[str, object]) -> None:
     if twice := [name for name in query if name.startswith("ssl") and not isinstance(query[name], str)]:
         _refuse(f"it has {twice[0]} more than once")
-    if (mode := query.get("ssl", _TLS_MODES[0])) not in _TLS_MODES:
+    if (mode := query.get("sslmode", _TLS_MODES[0])) not in _TLS_MODES:
         _refuse(f"ssl is one of {', '.join(_TLS_MODES)}")
     if query.get("sslrootcert") == "system" and mode != "verify-full":
         _refuse("sslrootcert=system needs ssl=verify-full: anybody can have a certificate for another name")
@@ -762,7 +762,7 @@ def _unencrypted(database: DatabaseSettings) -> Iterator[str]:
     if database.direct_url:
         urls["APP_DATABASE__DIRECT_URL"] = database.direct_sqlalchemy_url()
     for name, url in urls.items():
-        if database.require_tls and url.query["ssl"] in _UNVERIFIED_MODES:
+        if database.require_tls and url.query["sslmode"] in _UNVERIFIED_MODES:
             yield (
                 f"{name}: append ?ssl=verify-full (or require, verify-ca), or set APP_DATABASE__REQUIRE_TLS=false on a "
                 "trusted network"

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL: the meaning of `ssl`, `sslrootcert`, `sslcert` and `sslkey` in the URL, the same for both drivers.
+"""TLS to PostgreSQL: what `sslmode` (or `ssl`) and its companions in the URL mean, the same for both drivers.
 
 Both drivers look into the home directory by default. That directory may be closed to the service, and its files would change
 silently who is trusted. So each driver is given everything.
@@ -27,7 +27,7 @@ _WRONG_WAY = (ConnectionError, ssl.SSLError, asyncpg.InvalidAuthorizationSpecifi
 class Tls(NamedTuple):
     """What the URL says, under its names there."""
 
-    ssl: str
+    sslmode: str
     sslrootcert: str | None = None
     sslcert: str | None = None
     sslkey: str | None = None
@@ -35,13 +35,13 @@ class Tls(NamedTuple):
 
 def tls_of(options: Mapping[str, Any]) -> Tls:
     """Read the parameters of TLS from a driver's options."""
-    return Tls(**{name: options.get(name) for name in Tls._fields})  # type: ignore[arg-type]  # `ssl` is always there.
+    return Tls(**{name: options.get(name) for name in Tls._fields})  # type: ignore[arg-type]  # `sslmode` is always there.
 
 
 async def connect(**options: Any) -> asyncpg.Connection:
     """Connect as the URL says. `prefer` and `allow` try the other way when the server refuses the first."""
     tls = tls_of(options)
-    *others, last = _WAYS.get(tls.ssl, _ONLY_TLS)
+    *others, last = _WAYS.get(tls.sslmode, _ONLY_TLS)
     # Without a password the driver would look for one in the home directory.
     given = {"password": "", **{name: value for name, value in options.items() if name not in Tls._fields}}
     for way in others:
@@ -66,8 +66,8 @@ def _context(tls: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["postgresql"])
-    context.check_hostname = tls.ssl == "verify-full"
-    context.verify_mode = ssl.CERT_REQUIRED if tls.ssl == "verify-full" or tls.sslrootcert else ssl.CERT_NONE
+    context.check_hostname = tls.sslmode == "verify-full"
+    context.verify_mode = ssl.CERT_REQUIRED if tls.sslmode == "verify-full" or tls.sslrootcert else ssl.CERT_NONE
     try:
         if tls.sslrootcert not in {None, "system"}:
             context.load_verify_locations(tls.sslrootcert)
@@ -87,11 +87,11 @@ def _context(tls: Tls) -> ssl.SSLContext:
 def for_libpq(options: Mapping[str, Any]) -> dict[str, str | None]:
     """Give libpq the same, and no file of the home directory."""
     tls = tls_of(options)
-    is_system = tls.ssl == "verify-full" and tls.sslrootcert in {None, "system"}
+    is_system = tls.sslmode == "verify-full" and tls.sslrootcert in {None, "system"}
     if is_system:
         _show_system_certificates()
     return {
-        "sslmode": tls.ssl,
+        "sslmode": tls.sslmode,
         "sslrootcert": "system" if is_system else tls.sslrootcert or _NO_FILE,
         "sslcert": tls.sslcert or _NO_FILE,
         "sslkey": tls.sslkey,
