@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from httpx2 import AsyncClient, HTTPError
 
+from app import __main__ as program
 from app import server
 from app.dev.ports import free_port
 from tests.conftest import KEY_SET, make_settings
@@ -126,6 +127,21 @@ main()
 """
 
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGHUP
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_service_ignores_what_has_no_meaning_to_it(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr("sys.argv", ["app", command])
+    monkeypatch.setenv("DATABASE_URL", "mysql://this.stops/the/start")
+    ignored = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = {one: signal.getsignal(one) for one in ignored}
+    try:
+        with pytest.raises(SystemExit):
+            program.main()
+        assert {signal.getsignal(one) for one in ignored} == {signal.SIG_IGN}
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @MODES
