@@ -38,6 +38,7 @@ CONNECTING = {
     "core/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
     "core/listening.py": "Listens; connects to nothing.",
     "core/reads.py": "Asks the pool for reading.",
+    "core/tls.py": "PostgreSQL: opens each connection of the pools, the listener and the migrations.",
     "core/supervisor.py": "Talks to its own worker processes; connects to nothing.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
