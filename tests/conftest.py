@@ -30,6 +30,7 @@ from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
 from app.migrations import runner
 from app.migrations.errors import MigrationError
+from tests.declared import Declarations
 from tests.factories import PASSWORD, make_user
 
 ROOT = Path(__file__).parent.parent
@@ -231,7 +232,9 @@ async def running(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, "state": dict(state or {})}, receive, send)
 
-        async with AsyncClient(transport=ASGITransport(with_state), base_url="http://test", **options) as client:
+        hooks: dict[str, list[Any]] = {"response": [Declarations(app).check]}
+        transport = ASGITransport(with_state)
+        async with AsyncClient(transport=transport, base_url="http://test", event_hooks=hooks, **options) as client:
             yield client
 
 

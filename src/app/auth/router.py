@@ -164,7 +164,9 @@ async def revoke_token(
 
 
 @router.post(
-    "/reauthenticate", response_model=TokenPair, responses=problem_responses(WrongPasswordError, HashingBusyError)
+    "/reauthenticate",
+    response_model=TokenPair,
+    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
 )
 async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
     """Give one's password again, for an operation that needs a recent login. The login session stays the same."""

@@ -443,7 +443,7 @@ def _page(name: str, errors: Iterable[type[AppError] | UnnamedKind]) -> str:
     )
 
 
-COMMON_ERRORS: tuple[type[AppError], ...] = (InternalError, UnavailableError)
+COMMON_ERRORS: tuple[type[AppError], ...] = (InternalError, UnavailableError, DatabaseUnavailableError)
 BODY_ERRORS: tuple[type[AppError], ...] = (
     MalformedRequestError,
     PayloadTooLargeError,
