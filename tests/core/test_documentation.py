@@ -1,16 +1,25 @@
 import json
 import re
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import pytest
 from httpx2 import AsyncClient
+from pydantic import BaseModel, Field, Json, SecretStr, create_model
 
+from app.core import routing
+from app.core.access import public
 from app.core.database import Database
+from app.core.fields import Omittable, Payload, ShortText
 from app.core.security import PasswordHasher
 from app.main import create_app
 from tests.conftest import make_settings, running
+from tests.core.applications import serving
 from tests.core.browser import PROGRAM, browsing
 from tests.factories import PASSWORD, make_user
 from tests.servers import real_server
@@ -202,3 +211,55 @@ async def test_the_page_logs_in_and_calls_the_api_in_a_browser(
     ]
     assert elsewhere == []
     assert f"{server.base_url}/api/v1/users/me" in page.requests
+
+
+# Members and parameters of any type
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Inner(BaseModel):
+    number: int
+
+
+TYPES: list[Any] = [
+    *(bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta, UUID, Colour, Inner, SecretStr, Any),
+    *(list[int], set[str], tuple[int, str], dict[str, Decimal], list[Inner], Json[int], Literal["a", 1], ShortText),
+    *(int | str, Inner | Colour, Decimal | None, list[Decimal | None], Annotated[int, Field(ge=1)], None),
+]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+async def test_a_member_that_may_be_left_out_has_any_type_and_is_never_null(kind: Any) -> None:
+    router = routing.router()
+    payload = create_model("Changed", __base__=Payload, member=(Omittable[kind], None))  # type: ignore[misc]  # mypy takes the alias for a class.
+
+    async def change(body: Any) -> None: ...
+
+    change.__annotations__["body"] = payload
+    router.patch("/things", openapi_extra=public)(change)
+    async with serving(router) as client:
+        document = (await client.get("/openapi.json")).json()
+        refused = await client.patch("/things", json={"member": None})
+
+    member = document["components"]["schemas"]["Changed"]["properties"]["member"]
+    assert {"type": "null"} not in member.get("anyOf", ())
+    assert "default" not in member
+    assert refused.json()["errors"][0]["code"] == "null"
+
+
+@pytest.mark.parametrize("kind", [Decimal, int | str, Literal[-1, 1], Literal["-a", "a"], Colour, date], ids=str)
+async def test_a_parameter_that_may_be_left_out_has_any_type_and_is_never_null(kind: Any) -> None:
+    router = routing.router()
+
+    async def read(member: Any = None) -> None: ...
+
+    read.__annotations__["member"] = kind | None
+    router.get("/things", openapi_extra=public)(read)
+    async with serving(router) as client:
+        document = (await client.get("/openapi.json")).json()
+
+    (parameter,) = document["paths"]["/things"]["get"]["parameters"]
+    assert {"type": "null"} not in parameter["schema"].get("anyOf", ())

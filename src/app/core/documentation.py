@@ -104,15 +104,16 @@ def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
     """Take null out of a parameter's schema: it is given or left out, and no text in an address or a form is null."""
     choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    if len(choices) != 1:
+    if not choices:
         return schema
-    return {name: value for name, value in schema.items() if name != "anyOf"} | choices[0]
+    others = {name: value for name, value in schema.items() if name != "anyOf"}
+    return others | (choices[0] if len(choices) == 1 else {"anyOf": choices})
 
 
 def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
     """Name the members of a sort order for generated clients, which can make no name of a minus sign."""
     members = schema.get("enum", ())
-    if not any(member.startswith("-") for member in members):
+    if not any(isinstance(member, str) and member.startswith("-") for member in members):
         return schema
     names = [member.removeprefix("-") + ("_descending" if member.startswith("-") else "") for member in members]
     return schema | {"x-enum-varnames": [name.upper() for name in names]}

@@ -107,8 +107,9 @@ def _refuse_null(value: object) -> object:
 
 def _without_null(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
-    (present,) = (kind for kind in schema.pop("anyOf") if kind != {"type": "null"})
-    schema.update(present)
+    # Some types are several already: a Decimal comes as a number or a string.
+    present = [kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}]
+    schema.update(present[0] if len(present) == 1 else {"anyOf": present} if present else {})
 
 
 _T = TypeVar("_T")
