@@ -28,11 +28,12 @@ from app.users import service as users_service
 from app.users.emails import InvalidEmailError
 from app.users.links import LIFETIMES as LINK_LIFETIMES
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-users = typer.Typer(no_args_is_help=True, help="Accounts.")
-keys = typer.Typer(no_args_is_help=True, help="Signing keys.")
-sessions = typer.Typer(no_args_is_help=True, help="Login sessions.")
-jobs = typer.Typer(no_args_is_help=True, help="Jobs that failed.")
+# Plain help: loading rich would double the time that it takes.
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+users = typer.Typer(no_args_is_help=True, help="Accounts.", rich_markup_mode=None)
+keys = typer.Typer(no_args_is_help=True, help="Signing keys.", rich_markup_mode=None)
+sessions = typer.Typer(no_args_is_help=True, help="Login sessions.", rich_markup_mode=None)
+jobs = typer.Typer(no_args_is_help=True, help="Jobs that failed.", rich_markup_mode=None)
 cli.add_typer(users, name="users")
 cli.add_typer(jobs, name="jobs")
 cli.add_typer(keys, name="keys")
