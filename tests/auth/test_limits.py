@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import bcrypt
 import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient, Response
@@ -17,6 +18,7 @@ from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, jobs
 from tests.auth.post import AUTH, ME, NEW_PASSWORD, PATIENT, answer, bearer, end_windows, log_in, pair_of, refresh
+from tests.auth.test_enumeration import statements
 from tests.conftest import make_settings, running
 from tests.factories import PASSWORD, make_user
 from tests.servers import real_server
@@ -250,7 +252,12 @@ async def set_hits(session: WriteSession, name: str, hits: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "amount", "wait"),
-    [("login-account-address", 10, 900), ("login-account", 100, 86400), ("login-address", 100, 900)],
+    [
+        ("login-account-address", 10, 900),
+        ("login-account-address-day", 100, 86400),
+        ("login-account", 100, 86400),
+        ("login-address", 100, 900),
+    ],
 )
 async def test_each_limit_of_the_login_has_its_amount_and_its_time(
     client: AsyncClient, session: WriteSession, ada: User, name: str, amount: int, wait: int
@@ -272,6 +279,125 @@ async def test_an_account_is_counted_over_all_addresses(client: AsyncClient, ses
     async with from_address(client, THERE) as elsewhere:
         assert (await log_in(elsewhere, ada.email)).status_code == 429
         assert await fail(elsewhere, "eve@example.com", 1) == [400]
+
+
+OWNERS = ["192.0.2.7", "::ffff:192.0.2.7", "2001:db8:0:ff::1"]
+
+
+async def attack(client: AsyncClient, email: str) -> None:
+    """Try a hundred wrong passwords from ten /64 networks of one /48."""
+    for number in range(10):
+        async with from_address(client, f"2001:db8:0:{number:x}::1") as attacker:
+            assert set(await fail(attacker, email, 10)) == {400}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+async def test_an_owner_gets_in_from_where_they_have_before_while_others_try_without_end(
+    client: AsyncClient, session: WriteSession, ada: User, owner: str
+) -> None:
+    async with from_address(client, owner) as home:
+        before = await pair_of(home, ada.email)
+        await client.post(f"{AUTH}/revoke", data={"token": before["refresh_token"]})
+        await attack(client, ada.email)
+
+        statuses = [(await log_in(home, ada.email)).status_code for _ in range(3)]
+
+    assert statuses == [200] * 3
+    # The owner's logins give the others nothing back.
+    everywhere = await session.scalar(text("SELECT hits FROM rate_limits WHERE key LIKE 'login-account:%'"))
+    assert everywhere == 100
+    async with from_address(client, "2001:db8:0:aa::1") as attacker:
+        assert (await log_in(attacker, ada.email)).status_code == 429
+
+
+async def test_above_the_limit_of_an_account_every_refusal_is_the_same(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher, ada: User
+) -> None:
+    await make_user(session, hasher, email="off@example.com", is_active=False)
+    await session.commit()
+    answers = []
+    async with from_address(client, "192.0.2.7") as home, from_address(client, "192.0.2.8") as neighbour:
+        await pair_of(home, ada.email)
+        for email in (ada.email, "off@example.com", "nobody@example.com"):
+            await fail(client, email, 1)
+        await set_hits(session, "login-account", 100)
+
+        for caller in (home, neighbour):
+            for email in (ada.email, "off@example.com", "nobody@example.com"):
+                answers += [answer(await log_in(caller, email, WRONG)) for _ in range(2)]
+        # The right password is worth nothing at an address that is not the owner's, and in the same network neither.
+        answers.append(answer(await log_in(neighbour, ada.email)))
+
+    assert {status for status, _, _ in answers} == {429}
+    waits = [int(headers.pop("retry-after")) for _, _, headers in answers]
+    assert max(waits) - min(waits) <= 5
+    for _, document, headers in answers:
+        assert (document, headers) == (answers[0][1], answers[0][2])
+    reasons = [event.detail["reason"] for event in await events(session, "auth.login_failed")]
+    assert "account_limit" in reasons
+
+
+async def test_a_guess_from_a_known_address_is_bounded_by_the_day(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    await pair_of(client, ada.email)
+    await fail(client, ada.email, 1)
+    await set_hits(session, "login-account", 100)
+    await set_hits(session, "login-account-address-day", 99)
+
+    assert (await log_in(client, ada.email)).status_code == 200
+    assert await fail(client, ada.email, 1) == [429]
+    assert (await log_in(client, ada.email)).status_code == 429
+
+
+async def test_a_caller_without_an_address_is_known_nowhere(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    transport: Any = client._transport  # As in `from_address`.
+    async with AsyncClient(
+        transport=ASGITransport(transport.app, client=("a socket", 0)), base_url="http://test"
+    ) as local:
+        await pair_of(local, ada.email)
+        await fail(local, ada.email, 1)
+        await set_hits(session, "login-account", 100)
+
+        assert (await log_in(local, ada.email)).status_code == 429
+
+
+async def test_above_the_limit_of_an_account_every_address_costs_the_same(
+    client: AsyncClient,
+    session: WriteSession,
+    worker_database: Database,
+    ada: User,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verified: list[bytes] = []
+    verify = bcrypt.checkpw
+
+    def counting(password: bytes, stored: bytes) -> bool:
+        verified.append(stored)
+        return verify(password, stored)
+
+    monkeypatch.setattr("app.core.security.bcrypt.checkpw", counting)
+    costs = []
+    async with from_address(client, "192.0.2.7") as home, from_address(client, "192.0.2.8") as neighbour:
+        await pair_of(home, ada.email)
+        for email in (ada.email, "nobody@example.com"):
+            await fail(client, email, 1)
+        await set_hits(session, "login-account", 100)
+        for caller, email, password in (
+            (home, ada.email, WRONG),
+            (neighbour, ada.email, WRONG),
+            (neighbour, ada.email, PASSWORD),
+            (neighbour, "nobody@example.com", WRONG),
+        ):
+            verified.clear()
+            with statements(worker_database) as sent:
+                await log_in(caller, email, password)
+            costs.append((len(verified), sent))
+
+    assert all(cost == costs[0] for cost in costs)
+    assert costs[0][0] == 1
 
 
 async def test_an_address_is_counted_over_all_accounts(client: AsyncClient, session: WriteSession, ada: User) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Interval,
     Row,
     Select,
+    Text,
     Update,
     Uuid,
     any_,
@@ -33,6 +34,7 @@ from app.core.keyset import Order, Position
 from app.users import locks
 from app.users.models import User
 from app.users.roles import Role
+from app.users.service import Credentials
 
 
 class SessionState(NamedTuple):
@@ -156,6 +158,12 @@ def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
 _ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
 _HELD_STANDING = _holding(_ACCOUNT_IDS)
 _HELD_STANDING_WITH_ADMINS = _holding(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
+_LOGIN = select(
+    *(getattr(User, name) for name in Credentials._fields),
+    exists()
+    .where(LoginSession.user_id == User.id, LoginSession.origin == bindparam("origin", type_=Text))
+    .label("is_known_origin"),
+).where(User.email_key == bindparam("email_key"))
 # Of tables, not of entities, and built once: the statement takes less than half of the time that way.
 _TABLE = LoginSession.metadata.tables[LoginSession.__tablename__]
 _SESSIONS, _USERS = _TABLE.c, User.__table__.c
@@ -187,6 +195,12 @@ _LISTED = (
     LoginSession.user_agent,
     LoginSession.ip_prefix,
 )
+
+
+async def get_login(session: ReadSession, email_key: str, origin: str | None) -> tuple[Credentials | None, bool]:
+    """Read what a login is checked against, and whether a session that is still stored began at this origin."""
+    row = (await session.execute(_LOGIN, {"email_key": email_key, "origin": origin})).one_or_none()
+    return (None, False) if row is None else (Credentials._make(row[:-1]), row.is_known_origin)
 
 
 async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:

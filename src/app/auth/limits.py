@@ -10,7 +10,9 @@ from app.users.emails import InvalidEmailError, identity
 
 _QUARTER = timedelta(minutes=15)
 _LOGIN_HERE = Limit("login-account-address", 10, _QUARTER)
-_LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1))
+_LOGIN_HERE_DAY = Limit("login-account-address-day", 100, timedelta(days=1))
+# Others could keep the owner out by it, so the login decides: it lets the owner in from where they have logged in before.
+_LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1), refuses=False)
 _LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER)
 _PASSWORD_HERE = Limit("password-account-address", 10, _QUARTER)
 _TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER)
@@ -28,6 +30,7 @@ def login(actor: Actor, username: str) -> tuple[Counted, ...]:
         account = username
     return (
         (_LOGIN_HERE, f"{account}\0{subscriber(actor.address)}"),
+        (_LOGIN_HERE_DAY, f"{account}\0{subscriber(actor.address)}"),
         (_LOGIN_ACCOUNT, account),
         (_LOGIN_ADDRESS, subscriber(actor.address)),
     )

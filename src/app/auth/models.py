@@ -51,6 +51,7 @@ class LoginSession(Base):
     __table_args__ = (
         one_of("revoke_reason", get_args(RevokeReason.__value__)),
         Index(None, "user_id", "last_seen_at", "id"),
+        Index(None, "user_id", "origin"),
         # For their purge.
         Index(None, "absolute_expires_at"),
         Index(None, "revoked_at", postgresql_where=text("revoked_at IS NOT NULL")),
@@ -74,6 +75,8 @@ class LoginSession(Base):
     revoked_at: Mapped[datetime | None]
     revoke_reason: Mapped[str | None]
     ip_prefix: Mapped[IPv4Network | IPv6Network | None] = mapped_column(CIDR)
+    # A digest of the address: while others exhaust the limit of an account, its owner logs in from where they have before.
+    origin: Mapped[str | None]
     user_agent: Mapped[str | None]
     # The user agent without its versions: the same browser after an update is no new device.
     device_family: Mapped[str]

@@ -18,10 +18,12 @@ from app.auth.errors import (
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
+from app.core.errors import RateLimitedError
 from app.core.metrics import Tally
 from app.core.rate_limits import Counted
 from app.core.security import HashingBusyError, Verification
 from app.users import service as users_service
+from app.users.emails import InvalidEmailError, identity
 from app.users.service import Account, Credentials
 
 _LOGINS = Tally("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
@@ -63,15 +65,19 @@ async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedErr
 async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
     """Trade an address and a password for a pair of tokens; every refusal costs the same work and looks the same."""
     counted = limits.login(actor, payload.username)
-    await kit.limiter.hit(*counted)
+    retry_after = await kit.limiter.hit(*counted)
+    if retry_after is not None:
+        counted = tuple((limit, subject) for limit, subject in counted if limit.refuses)
     # No connection is held while the password is hashed: read, give back, hash, and then write.
     async with kit.database.read_sessions() as session:
-        credentials = await users_service.find_credentials(session, payload.username)
-    stored = credentials.hashed_password if credentials and credentials.is_active else None
+        credentials, is_known_origin = await _find_login(session, kit, actor, payload.username)
+    is_shut_out = retry_after is not None and not is_known_origin
+    stored = credentials.hashed_password if credentials and credentials.is_active and not is_shut_out else None
     verification = await _verify(kit, counted, payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
-        await _record_failure(kit, actor, credentials, _reason(credentials))
-        raise InvalidGrantError
+        await _record_failure(kit, actor, credentials, "account_limit" if is_shut_out else _reason(credentials))
+        # One answer for everybody above the limit: it tells neither the account nor the owner's addresses.
+        raise InvalidGrantError if retry_after is None else RateLimitedError(retry_after=retry_after)
     if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
@@ -84,6 +90,17 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
         return await sessions.start(session, kit, actor, user, payload.scope, along=(forgiven,))
 
     return await kit.database.unit(start)
+
+
+async def _find_login(
+    session: ReadSession, kit: Toolkit, actor: Actor, username: str
+) -> tuple[Credentials | None, bool]:
+    """Read what the login is checked against, and whether the account has logged in from the caller's address before."""
+    try:
+        email_key = identity(username)
+    except InvalidEmailError:
+        return None, False
+    return await crud.get_login(session, email_key, sessions.origin(kit, actor))
 
 
 async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, stored: str | None) -> Verification:

@@ -4,6 +4,7 @@ A refresh token works once. Presented again within the grace it gives the same s
 log nobody out and nobody can fork a session; later, or two generations old, it is a sign of theft and ends the session.
 """
 
+import hmac
 import os
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from app.auth.models import LoginSession, RevokeReason
 from app.auth.refresh_tokens import Presented
 from app.auth.schemas import TokenPair
 from app.auth.toolkit import Toolkit
+from app.core.addresses import subscriber
 from app.core.database import ReadSession, WriteSession
 from app.core.keyset import Order, Position
 from app.core.metrics import Tally
@@ -74,6 +76,7 @@ async def start(
         "pepper_id": pepper_id,
         "scope": scope,
         "ip_prefix": actor.ip_prefix,
+        "origin": origin(kit, actor),
         "user_agent": _shortened(actor.user_agent),
         "device_family": _VERSION.sub("", _shortened(actor.user_agent) or ""),
     }
@@ -102,6 +105,13 @@ async def start(
         authz_version=user.authz_version,
     )
     return issue(kit, state)
+
+
+def origin(kit: Toolkit, actor: Actor) -> str | None:
+    """Return a keyed digest of the caller's address, or of its /64 in IPv6: it recognises the address and does not show it."""
+    if actor.address is None:
+        return None
+    return hmac.digest(kit.keys.derive("login-origin"), subscriber(actor.address).encode(), "sha256").hex()
 
 
 def _shortened(user_agent: str | None) -> str | None:

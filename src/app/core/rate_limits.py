@@ -23,20 +23,23 @@ from app.core.metrics import Tally
 # is not told so by the first look counts, waiting for those who came before. Sorted, so that all lock in one order.
 _COUNT = text("""
 WITH given AS (
-    SELECT key, amount, now() + period AS ends
-    FROM unnest(CAST(:keys AS text[]), CAST(:amounts AS bigint[]), CAST(:periods AS interval[])) AS each (key, amount, period)
+    SELECT key, amount, now() + period AS ends, refuses
+    FROM unnest(CAST(:keys AS text[]), CAST(:amounts AS bigint[]), CAST(:periods AS interval[]), CAST(:refuses AS boolean[]))
+        AS each (key, amount, period, refuses)
 ), exhausted AS (
-    SELECT key, hits + 1 AS hits, expires_at FROM rate_limits JOIN given USING (key)
+    SELECT key, hits + 1 AS hits, expires_at, refuses FROM rate_limits JOIN given USING (key)
     WHERE hits >= amount AND expires_at > now()
 ), counted AS (
     INSERT INTO rate_limits AS stored (key, hits, expires_at)
-    SELECT key, 1, ends FROM given WHERE NOT EXISTS (SELECT FROM exhausted) ORDER BY key
+    SELECT key, 1, ends FROM given
+    WHERE NOT EXISTS (SELECT FROM exhausted WHERE refuses) AND key NOT IN (SELECT key FROM exhausted) ORDER BY key
     ON CONFLICT (key) DO UPDATE SET
         hits = CASE WHEN stored.expires_at <= now() THEN 1 ELSE stored.hits + 1 END,
         expires_at = CASE WHEN stored.expires_at <= now() THEN excluded.expires_at ELSE stored.expires_at END
     RETURNING key, hits, expires_at
 )
-SELECT key, hits, extract(epoch FROM expires_at - now()) FROM (TABLE counted UNION ALL TABLE exhausted) AS outcome
+SELECT key, hits, extract(epoch FROM expires_at - now())
+FROM (TABLE counted UNION ALL SELECT key, hits, expires_at FROM exhausted) AS outcome
 """)
 
 _ATTEMPTS = Tally(
@@ -57,11 +60,15 @@ class RateLimit(Base):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How often within which time; `name` tells counters of the same subject apart."""
+    """How often within which time; `name` tells counters of the same subject apart.
+
+    A limit that does not refuse leaves the decision about the surplus to the caller of `hit`.
+    """
 
     name: str
     amount: int
     period: timedelta
+    refuses: bool = True
 
 
 type Counted = tuple[Limit, str]
@@ -75,29 +82,40 @@ class RateLimiter:
         self._key = key
         self._enabled = enabled
 
-    async def hit(self, *counted: Counted) -> None:
-        """Count an attempt against each limit; raise `RateLimitedError`, and count nothing, when it would exceed one."""
-        if self._enabled:
-            # Raising rolls the counts back.
-            await self._database.unit(lambda session: self.hit_within(session, *counted))
+    async def hit(self, *counted: Counted) -> int | None:
+        """Count an attempt against each limit; raise `RateLimitedError`, and count nothing, when it would exceed one.
 
-    async def hit_within(self, session: WriteSession, *counted: Counted) -> None:
+        Returns the seconds to wait when it exceeds a limit that does not refuse. That limit has not counted the attempt.
+        """
+        if not self._enabled:
+            return None
+        # Raising rolls the counts back.
+        return await self._database.unit(lambda session: self.hit_within(session, *counted))
+
+    async def hit_within(self, session: WriteSession, *counted: Counted) -> int | None:
         """Count in the caller's transaction, for work that is tried again as a whole when that fails."""
         if not self._enabled:
-            return
+            return None
         limits = {self._digest(limit, subject): limit for limit, subject in counted}
         parameters = {
             "keys": list(limits),
             "amounts": [limit.amount for limit in limits.values()],
             "periods": [limit.period for limit in limits.values()],
+            "refuses": [limit.refuses for limit in limits.values()],
         }
         rows = (await session.execute(_COUNT, parameters)).all()
-        refusals = {limits[key].name: float(remaining) for key, hits, remaining in rows if hits > limits[key].amount}
+        exceeded = {limits[key]: float(remaining) for key, hits, remaining in rows if hits > limits[key].amount}
+        is_refused = any(limit.refuses for limit in exceeded)
         for limit, _ in counted:
-            if not refusals or limit.name in refusals:
-                _ATTEMPTS.count(limit.name, "refused" if refusals else "counted")
-        if refusals:
-            raise RateLimitedError(retry_after=max(1, ceil(max(refusals.values()))))
+            if limit in exceeded or not is_refused:
+                _ATTEMPTS.count(limit.name, "refused" if limit in exceeded else "counted")
+        waits = [wait for limit, wait in exceeded.items() if limit.refuses or not is_refused]
+        if not waits:
+            return None
+        retry_after = max(1, ceil(max(waits)))
+        if is_refused:
+            raise RateLimitedError(retry_after=retry_after)
+        return retry_after
 
     async def forgive(self, *counted: Counted) -> None:
         """Take an attempt back that turned out to be rightful."""
