@@ -12,6 +12,7 @@ from app.core import rate_limits
 from app.core.database import Database, WriteSession
 from app.core.errors import RateLimitedError
 from app.core.rate_limits import Counted, Limit, RateLimiter
+from tests.auth.post import PATIENT
 from tests.conftest import make_settings
 
 THREE = Limit("three", 3, timedelta(minutes=15))
@@ -199,7 +200,7 @@ async def test_a_crash_of_the_database_forgets_counters_and_costs_no_log(session
 
 
 async def test_a_burst_over_many_connections_is_counted_exactly(clone_url: str) -> None:
-    databases = [Database(make_settings(clone_url).database) for _ in range(2)]
+    databases = [Database(make_settings(clone_url, database=PATIENT).database) for _ in range(2)]
     limiters = [RateLimiter(database, KEY, enabled=True) for database in databases]
     wide = Limit("wide", 1000, timedelta(hours=1))
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -53,7 +54,15 @@ def processes_of(directory: Path) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], patience: float = 10) -> None:
+def killed(pids: list[int]) -> list[int]:
+    """Kill these processes, and return them."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def wait_until(condition: Callable[[], bool], patience: float = 60) -> None:
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -163,11 +172,10 @@ def test_committed_data_survives_a_kill_of_everything(
     process, url = owner
     ask(url, "CREATE TABLE kept AS SELECT 42 AS answer", "SELECT 1")
 
-    for pid in (process.pid, *processes_of(directory)):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    process.kill()
+    process.wait()
+    # The server may start a process at any time, and a killed one takes a moment to end.
+    wait_until(lambda: not killed(processes_of(directory)))
 
     with Cluster(directory) as cluster:
         assert ask(cluster.url(), "SELECT answer FROM kept") == 42
