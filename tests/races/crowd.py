@@ -18,7 +18,7 @@ from app.core.keys import load_key_ring
 from app.core.security import PasswordHasher
 from app.jobs.queue import AnyJob, Work, name_of
 from app.users import links
-from app.users.links import Purpose
+from app.users.models import Purpose
 from app.worker import PERIODIC
 from tests.auth.post import Post
 from tests.factories import PASSWORD, make_user
