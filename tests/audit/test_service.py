@@ -66,9 +66,11 @@ async def test_everything_about_an_account_is_what_it_did_and_what_was_done_to_i
         )
     await session.commit()
 
-    about = await service.list_about(session, ADA)
+    about = await service.list_about(session, ADA, limit=9)
+    newest = await service.list_about(session, ADA, limit=2)
 
-    assert [row.event for row in about] == ["n.2", "n.1", "n.0"]
+    assert [row["event"] for row in about] == ["n.0", "n.1", "n.2"]
+    assert newest == about[:2]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ async def test_the_export_holds_account_sessions_and_log_and_no_secret(
 
     document: dict[str, Any] = response.json()
     assert response.status_code == 200
-    assert document.keys() == {"user", "sessions", "audit_events"}
+    assert document.keys() == {"user", "sessions", "audit_events", "is_complete"}
     assert document["user"]["email"] == "ada@example.com"
     sessions = {one["user_agent"]: (one["revoke_reason"], one["ip_prefix"]) for one in document["sessions"]}
     assert len(sessions) == len(document["sessions"]) == 2

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row, func, insert, select
+from sqlalchemy import CTE, ColumnElement, Row, func, insert, select, union
 from uuid_utils.compat import uuid7
 
 from app.audit.models import AuditEvent
@@ -25,6 +25,7 @@ _COLUMNS = (
     AuditEvent.detail,
 )
 _LIST = select(*_COLUMNS)
+_NEWEST = (AuditEvent.occurred_at.desc(), AuditEvent.id.desc())
 
 
 async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
@@ -45,10 +46,16 @@ async def page(
     return await crud.page(session, _LIST.where(*conditions), order, position, limit=limit)
 
 
-async def list_about(session: ReadSession, user_id: UUID) -> Sequence[Row[Any]]:
-    """Read every event that an account did or that was done to it, oldest first."""
-    about = (AuditEvent.actor_id == user_id) | (AuditEvent.subject_id == user_id)
-    return (await session.execute(_LIST.where(about).order_by(AuditEvent.occurred_at, AuditEvent.id))).all()
+async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[Any]]:
+    """Read the newest events that an account did or that were done to it, newest first."""
+    # One index serves each half, and each half ends at the limit. An OR would read and sort everything.
+    halves = [
+        select(_LIST.where(column == user_id).order_by(*_NEWEST).limit(limit).subquery())
+        for column in (AuditEvent.actor_id, AuditEvent.subject_id)
+    ]
+    both = union(*halves).subquery()
+    statement = select(both).order_by(both.c.occurred_at.desc(), both.c.id.desc()).limit(limit)
+    return (await session.execute(statement)).all()
 
 
 async def purge(session: WriteSession, _after: bool | None, *, age: timedelta, batch: int) -> bool | None:

@@ -27,6 +27,17 @@ class AuditEventRead(Answer):
     detail: dict[str, Any]
 
 
+class AuditEventExport(AuditEventRead):
+    """An event as the owner of the account sees it: with what others did to it, and without what is theirs."""
+
+    actor_id: UUID | None = Field(description="The account itself; null when somebody else did it, or the system.")
+    subject_id: UUID | None = Field(description="The account itself; null when it was done to somebody else.")
+    session_id: UUID | None = Field(description="The account's login session it was done in.")
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network, where the account itself did it.")
+    request_id: str | None = Field(description="The request, where the account itself sent it.")
+    detail: dict[str, Any] = Field(description="Empty when it was done to somebody else.")
+
+
 class AuditEventQuery(PageQuery):
     """Which events to list."""
 

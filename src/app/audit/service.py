@@ -90,6 +90,18 @@ def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:
         yield AuditEvent.occurred_at < query.before
 
 
-async def list_about(session: ReadSession, user_id: UUID) -> Sequence[Row[Any]]:
-    """Read everything the log holds about an account."""
-    return await crud.list_about(session, user_id)
+async def list_about(session: ReadSession, owner_id: UUID, *, limit: int) -> list[dict[str, Any]]:
+    """Read the newest events about an account as its owner may see them, newest first."""
+    return [_for_owner(row, owner_id) for row in await crud.list_about(session, owner_id, limit=limit)]
+
+
+def _for_owner(row: Row[Any], owner_id: UUID) -> dict[str, Any]:
+    """Leave out what is somebody else's: who acted on the account and from where, or on whom the owner acted and how."""
+    event = row._asdict()
+    if row.actor_id != owner_id:
+        event |= {"actor_id": None, "ip_prefix": None, "request_id": None}
+        # Nobody's session is the account's own: a token of it was used by nobody knows whom.
+        event["session_id"] = row.session_id if row.actor_id is None else None
+    if row.subject_id != owner_id:
+        event |= {"subject_id": None, "detail": {}}
+    return event

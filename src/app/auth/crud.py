@@ -406,12 +406,11 @@ async def page(
     return await crud.page(session, statement, order, position, limit=limit)
 
 
-async def list_all(session: ReadSession, user_id: UUID) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Read every session kept of an account, for its export."""
+async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Read the sessions kept of an account for its export, the one seen last first."""
     columns = (*_LISTED, LoginSession.revoked_at, LoginSession.revoke_reason)
-    statement = (
-        select(*columns).where(LoginSession.user_id == user_id).order_by(LoginSession.created_at, LoginSession.id)
-    )
+    newest = (LoginSession.last_seen_at.desc(), LoginSession.id.desc())
+    statement = select(*columns).where(LoginSession.user_id == user_id).order_by(*newest).limit(limit)
     return (await session.execute(statement)).all()
 
 

@@ -175,7 +175,10 @@ async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, pa
 
 @me.get("/export", response_model=AccountExport)
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
-    """Download all that is stored about one's own account, less secrets."""
+    """Download what is stored about one's own account, less secrets.
+
+    Of an event that somebody else caused, who it was and from where is left out.
+    """
     return await service.export(session, user)
 
 

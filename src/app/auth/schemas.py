@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
-from app.audit.schemas import AuditEventRead
+from app.audit.schemas import AuditEventExport
 from app.core.fields import Answer, FormPayload, OpaqueSecret, Payload, Plain, PrintableSecret, ShortText
 from app.users.schemas import Email, UserRead
 
@@ -162,9 +162,16 @@ class JsonWebKeySet(Answer):
     keys: list[JsonWebKey]
 
 
+# Sessions and events of an export. It is written in one piece, and holds up other requests for as long.
+EXPORTED = 2000
+
+
 class AccountExport(Answer):
-    """All that is stored about an account, less secrets."""
+    """What is stored about an account, less secrets and less what is about others."""
 
     user: UserRead
-    sessions: list[SessionExport]
-    audit_events: list[AuditEventRead]
+    sessions: list[SessionExport] = Field(description="The one seen last first.")
+    audit_events: list[AuditEventExport] = Field(description="The newest first.")
+    is_complete: bool = Field(
+        description=f"False when there are more sessions or events: an export holds the newest {EXPORTED:,} of each."
+    )

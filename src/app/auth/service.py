@@ -15,7 +15,7 @@ from app.auth.errors import (
     RefreshRefusedError,
     WrongPasswordError,
 )
-from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
+from app.auth.schemas import EXPORTED, PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
 from app.core.database import ReadSession, WriteSession
 from app.core.errors import RateLimitedError
@@ -178,9 +178,10 @@ async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: 
 
 
 async def export(session: ReadSession, user: Account) -> dict[str, Any]:
-    """Gather all that is stored about an account, less secrets."""
-    return {
-        "user": user,
-        "sessions": await sessions.list_all(session, user.id),
-        "audit_events": await audit.list_about(session, user.id),
+    """Gather what is stored about an account, less secrets: the newest `EXPORTED` of what there may be any number of."""
+    found = {
+        "sessions": await sessions.list_newest(session, user.id, limit=EXPORTED + 1),
+        "audit_events": await audit.list_about(session, user.id, limit=EXPORTED + 1),
     }
+    is_complete = all(len(rows) <= EXPORTED for rows in found.values())
+    return {"user": user, **{name: rows[:EXPORTED] for name, rows in found.items()}, "is_complete": is_complete}

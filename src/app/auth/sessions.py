@@ -275,6 +275,6 @@ async def list_page(
     return [{**row._asdict(), "is_current": row.id == current} for row in rows], following
 
 
-async def list_all(session: ReadSession, user_id: UUID) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Read every session kept of an account."""
-    return await crud.list_all(session, user_id)
+async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Read the sessions kept of an account, ended ones included, the one seen last first."""
+    return await crud.list_newest(session, user_id, limit=limit)
