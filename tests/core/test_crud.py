@@ -31,22 +31,6 @@ async def count_users(database: Database) -> int:
         return await session.scalar(select(func.count()).select_from(User)) or 0
 
 
-async def test_a_row_is_found_by_its_key(session: WriteSession) -> None:
-    user = await make_user(session)
-    session.expunge_all()
-
-    found = await crud.get(session, User, user.id)
-
-    assert found is not None
-    assert found.email == user.email
-
-
-async def test_an_unknown_key_finds_nothing(session: WriteSession) -> None:
-    await make_user(session)
-
-    assert await crud.get(session, User, uuid4()) is None
-
-
 async def test_inserting_gives_the_row_with_what_the_database_made(database: Database, session: WriteSession) -> None:
     user = await crud.insert_or_none(session, User, VALUES, unique=[User.email_key])
     await session.commit()
@@ -55,7 +39,7 @@ async def test_inserting_gives_the_row_with_what_the_database_made(database: Dat
     assert (user.version, user.role, user.is_active) == (1, "user", True)
     assert user.created_at.utcoffset() == timedelta(0)
     async with database.sessions() as other:
-        assert await crud.get(other, User, user.id) is not None
+        assert await other.get(User, user.id) is not None
 
 
 async def test_inserting_a_taken_value_gives_none_and_leaves_the_transaction_usable(session: WriteSession) -> None:
@@ -117,7 +101,7 @@ async def test_changing_raises_the_version_and_the_instant(database: Database, s
     assert (user.full_name, user.version) == ("Ada Lovelace", 2)
     assert user.updated_at >= before
     async with database.read_sessions() as other:
-        row = await crud.get(other, User, user.id)
+        row = await other.get(User, user.id)
         assert row is not None
         assert (row.full_name, row.version) == ("Ada Lovelace", 2)
 
@@ -132,24 +116,6 @@ async def test_changing_sets_the_instant_of_the_change(race_database: Database) 
     assert changed is not None
     assert changed.created_at == user.created_at
     assert changed.updated_at > user.updated_at
-
-
-async def test_a_change_for_the_present_version_is_made(session: WriteSession) -> None:
-    user = await make_user(session)
-
-    changed = await crud.change(session, User, user.id, {"full_name": "x"}, version=1)
-
-    assert changed is not None
-    assert changed.version == 2
-
-
-async def test_a_change_for_a_version_that_has_moved_on_is_not_made(session: WriteSession) -> None:
-    user = await make_user(session, full_name="Ada")
-    await crud.change(session, User, user.id, {"full_name": "first"})
-
-    assert await crud.change(session, User, user.id, {"full_name": "second"}, version=1) is None
-    await session.refresh(user)
-    assert (user.full_name, user.version) == ("first", 2)
 
 
 async def test_changing_what_is_gone_gives_none(session: WriteSession) -> None:
@@ -172,25 +138,6 @@ async def test_changing_one_row_leaves_the_others(session: WriteSession) -> None
     await session.refresh(other)
 
     assert (other.full_name, other.version) == (None, 1)
-
-
-async def test_of_racing_changes_to_one_version_one_is_made(race_database: Database) -> None:
-    async with race_database.begin() as session:
-        user = await make_user(session)
-    start = asyncio.Barrier(RACERS)
-
-    async def change(number: int) -> User | None:
-        async with race_database.begin() as session:
-            await session.execute(select(1))
-            await start.wait()
-            return await crud.change(session, User, user.id, {"full_name": str(number)}, version=1)
-
-    made = [one for one in await asyncio.gather(*map(change, range(RACERS))) if one is not None]
-
-    async with race_database.read_sessions() as reader:
-        row = await crud.get(reader, User, user.id)
-    assert row is not None
-    assert [(one.full_name, one.version) for one in made] == [(row.full_name, 2)]
 
 
 async def test_racing_changes_to_any_version_are_all_counted(race_database: Database) -> None:
@@ -219,13 +166,6 @@ async def test_removing_deletes_the_row_and_only_that(database: Database, sessio
 
 async def test_removing_what_is_gone_says_so(session: WriteSession) -> None:
     assert not await crud.remove(session, User, uuid4())
-
-
-async def test_removing_respects_the_version(session: WriteSession) -> None:
-    user = await make_user(session)
-
-    assert not await crud.remove(session, User, user.id, version=2)
-    assert await crud.remove(session, User, user.id, version=1)
 
 
 async def test_a_page_is_followed_by_a_position_until_the_end(session: WriteSession) -> None:

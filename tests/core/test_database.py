@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.core import routing
 from app.core.access import public
 from app.core.database import Database, ReadSession, WriteSession
-from app.core.dependencies import ReadSessionDep, SessionDep, SettingsDep
+from app.core.dependencies import ReadSessionDep, SessionDep
 from app.core.errors import ConflictError, GoneMeanwhileError
 from app.core.failures import DatabaseUnavailableError, is_transient, sqlstate
 from app.core.problems import problem_responses
@@ -533,11 +533,6 @@ async def create_and_break(session: SessionDep) -> None:
     raise ZeroDivisionError
 
 
-@router.get("/settings", openapi_extra=public)
-async def read_settings(settings: SettingsDep) -> str:
-    return settings.environment
-
-
 @pytest.fixture
 async def committing(clone_url: str) -> AsyncIterator[Database]:
     """A database whose `children` are checked for their parents when the transaction commits."""
@@ -604,11 +599,6 @@ async def test_an_exception_skips_the_commit(committing: Database, path: str, ex
 
     assert response.status_code == expected
     assert await count(committing, "users") == 0
-
-
-async def test_an_endpoint_may_ask_for_the_settings() -> None:
-    async with serving(router) as client:
-        assert (await client.get("/settings")).json() == "test"
 
 
 async def test_a_unit_of_work_commits_at_its_end(committing: Database) -> None:

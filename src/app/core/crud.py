@@ -16,11 +16,6 @@ from app.core.database import Base, ReadSession, WriteSession
 from app.core.keyset import Order, Position, after
 
 
-async def get[M: Base](session: ReadSession, model: type[M], key: UUID) -> M | None:
-    """Read one row by its primary key."""
-    return await session.scalar(select(model).where(_primary_key(model) == key))
-
-
 async def insert_or_none[M: Base](
     session: WriteSession,
     model: type[M],
@@ -36,10 +31,8 @@ async def insert_or_none[M: Base](
     return await session.scalar(statement)
 
 
-async def change[M: Base](
-    session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any], *, version: int | None = None
-) -> M | None:
-    """Change one row and raise its version; None when it is gone or, if `version` is given, has moved on."""
+async def change[M: Base](session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any]) -> M | None:
+    """Change one row and raise its version; None when it is gone."""
     columns: Any = model
     statement = (
         update(model)
@@ -49,17 +42,12 @@ async def change[M: Base](
         # A copy loaded earlier in this session shows the new values too.
         .execution_options(populate_existing=True)
     )
-    if version is not None:
-        statement = statement.where(columns.version == version)
     return await session.scalar(statement)
 
 
-async def remove[M: Base](session: WriteSession, model: type[M], key: UUID, *, version: int | None = None) -> bool:
-    """Delete one row; False when it is gone or, if `version` is given, has moved on."""
-    columns: Any = model
+async def remove[M: Base](session: WriteSession, model: type[M], key: UUID) -> bool:
+    """Delete one row; False when it is gone."""
     statement = delete(model).where(_primary_key(model) == key).returning(_primary_key(model))
-    if version is not None:
-        statement = statement.where(columns.version == version)
     return await session.scalar(statement) is not None
 
 

@@ -31,11 +31,6 @@ class CoreRequest(Request[CoreState]):
     """A request whose `state` is typed; FastAPI passes a plain one."""
 
 
-async def get_settings(request: CoreRequest) -> Settings:
-    """Give the settings this application was made with."""
-    return request.state["settings"]
-
-
 async def get_database(request: CoreRequest) -> Database:
     """Give the database, to those that open sessions themselves."""
     return request.state["database"]
@@ -68,7 +63,6 @@ async def get_reads(request: CoreRequest) -> Reads:
     return request.state["database"].reads
 
 
-type SettingsDep = Annotated[Settings, Depends(get_settings)]
 type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": the default would commit after the client had its answer.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
