@@ -37,6 +37,10 @@ guide: setup ## Follow docs/adding-a-feature.md in a copy, and run make check an
 faults: setup ## Kill, hang, restart and demote PostgreSQL under load, for some minutes; ARGS="-k demoted" hands arguments to pytest
 	@FAULTS=full $(PYTHON_IN_VENV) -m pytest -n0 tests/faults $(ARGS)
 
+.PHONY: volume
+volume: setup ## Run every step of the housekeeping on tables of 3,000,000 rows, for half an hour
+	@VOLUME=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_housekeeping.py $(ARGS)
+
 .PHONY: check
 check: lint types contracts migrations generated ## Run every other check; make -k check goes on after the first that fails
 

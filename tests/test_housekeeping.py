@@ -1,5 +1,6 @@
 """Housekeeping on large tables: each step is bounded in rows and in time, whatever the size of the table."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from app.users import links
 from tests.volume import filled, plans_of
 
 SMALL, LARGE = 12_000, 3_000_000
-SIZES = [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)]
+IS_FULL = os.environ.get("VOLUME") == "full"
+SIZES = [SMALL, pytest.param(LARGE, marks=pytest.mark.skipif(not IS_FULL, reason="takes half an hour: make volume"))]
 # A fifth of what the application allows a statement by default.
 TIME = {"statement_timeout": "1s", "lock_timeout": "200ms"}
 # A step reads its rows to find them, to lock them and to delete them; a job has two events here.
