@@ -171,7 +171,6 @@ async def test_junk_is_refused_like_a_dead_link(client: AsyncClient, token: str)
     [
         ({}, "#/token"),
         ({"token": ""}, "#/token"),
-        ({"token": "x" * 513}, "#/token"),
         ({"token": ["x"]}, "#/token"),
         ({"token": None}, "#/token"),
         ({"token": "x", "email": "ada@example.com"}, "#/email"),

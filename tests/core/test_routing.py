@@ -529,3 +529,11 @@ def test_a_response_that_is_no_problem_document_is_declared_as_it_is() -> None:
     responses = application(other).openapi()["paths"]["/x"]["get"]["responses"]
 
     assert responses["503"] == {"description": "Closed on Sundays"}
+
+
+async def test_more_parameters_than_any_operation_has_are_refused(things: AsyncClient) -> None:
+    response = await things.get(f"/things?n=1{'&' * 100}")
+
+    assert response.status_code == 422
+    assert [error["code"] for error in response.json()["errors"]] == ["too_many_parameters"]
+    assert (await things.get(f"/things?n=1{'&' * 99}")).status_code == 200

@@ -24,7 +24,7 @@ async def test_instants_are_utc_and_say_so(client: AsyncClient, session: WriteSe
     assert all(body[name].endswith("Z") for name in ("created_at", "updated_at"))
 
 
-@pytest.mark.parametrize("name", ["Ada", "<script>alert(1)</script>", "{{7*7}}", "ي مرحبا", "🐘", "\u202eevil"])
+@pytest.mark.parametrize("name", ["Ada", "<script>alert(1)</script>", "{{7*7}}", "ي مرحبا", "🐘", "=1+1"])
 async def test_a_name_is_shown_as_it_is_stored(
     client: AsyncClient, session: WriteSession, user: LoggedIn, name: str
 ) -> None:

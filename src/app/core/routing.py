@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, QueryParams, UploadFile
 
 from app.core.access import guards
 from app.core.attempts import repeating
@@ -218,10 +218,9 @@ def _query_names(dependant: Dependant) -> Iterable[str]:
 
 
 def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
-    if request.scope["query_string"].count(b"&") >= _MAX_PARAMETERS:
-        detail = f"There may be at most {_MAX_PARAMETERS} parameters."
-        raise InvalidInputError(FieldError("#/query", "too_many_parameters", detail))
-    given = [name for name, _ in request.query_params.multi_items()]
+    # The first ones are enough to say what is wrong.
+    first, *rest = _some_parameters(request.scope["query_string"])
+    given = [name for name, _ in (QueryParams(first) if rest else request.query_params).multi_items()]
     errors = [
         _parameter_error(name, "unknown_parameter", "There is no such parameter.")
         for name in given
@@ -232,8 +231,19 @@ def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
         for name, count in Counter(given).items()
         if count > 1 and name in allowed
     ]
+    if rest:
+        detail = f"There may be at most {_MAX_PARAMETERS} parameters."
+        errors.append(FieldError("#/query", "too_many_parameters", detail))
     if errors:
         raise InvalidInputError(*errors)
+
+
+def _some_parameters(query: bytes) -> list[bytes]:
+    """Return the query, or its first parameters and the rest."""
+    if query.count(b"&") < _MAX_PARAMETERS:
+        return [query]
+    *first, rest = query.split(b"&", _MAX_PARAMETERS)
+    return [b"&".join(first), rest]
 
 
 def _parameter_error(name: str, code: str, detail: str) -> FieldError:
