@@ -17,9 +17,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.config import DatabaseSettings
+from app.core.connections import create_engine
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError
 from app.migrations.revisions import head, is_ours, known
@@ -133,7 +133,7 @@ async def test_going_to_where_one_is_changes_nothing(clone_url: str) -> None:
 
 
 async def test_the_models_and_the_schema_agree(database_url: str) -> None:
-    engine = create_async_engine(settings_of(database_url).sqlalchemy_url())
+    engine = create_engine(settings_of(database_url))
 
     async with engine.connect() as connection:
         differences = await connection.run_sync(_differences)
@@ -154,7 +154,7 @@ def _differences(connection: Connection) -> list[Any]:
 async def test_the_checks_of_the_models_and_the_schema_agree(database_url: str, empty_url: str) -> None:
     # Autogenerate does not look at checks: PostgreSQL writes those of both in its own words.
     tables = list(Base.metadata.tables)
-    engine = create_async_engine(settings_of(empty_url).sqlalchemy_url())
+    engine = create_engine(settings_of(empty_url))
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     await engine.dispose()

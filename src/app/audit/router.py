@@ -9,13 +9,15 @@ from app.audit.schemas import AuditEventQuery, AuditEventRead
 from app.auth.dependencies import AuditReader
 from app.core import routing
 from app.core.dependencies import ReadSessionDep
+from app.core.keyset import InvalidCursorError
 from app.core.pages import Page
 from app.core.pagination import PagerDep
+from app.core.problems import problem_responses
 
 router = routing.router(prefix="/audit-events", tags=["audit"])
 
 
-@router.get("", response_model=Page[AuditEventRead])
+@router.get("", response_model=Page[AuditEventRead], responses=problem_responses(InvalidCursorError))
 async def list_audit_events(
     _reader: AuditReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[AuditEventQuery, Query()]
 ) -> dict[str, Any]:

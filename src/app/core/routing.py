@@ -158,6 +158,7 @@ class Route(APIRoute):
         yield InvalidInputError  # So are unknown parameters.
         if self.body_field is not None:
             yield from BODY_ERRORS
+            yield from () if self._media_type() == FORM else (DuplicateMemberError, TooDeepError)
         for guard, scopes in guards(self.dependant):
             yield from guard.errors(scopes)
 
