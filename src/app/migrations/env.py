@@ -7,6 +7,7 @@ from typing import Any
 
 from alembic import context
 from alembic.operations import MigrationScript
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -19,9 +20,9 @@ from app.models import Base
 _LONGEST_SLUG = 23
 
 
-def _name(_context: object, _revision: object, drafts: list[MigrationScript]) -> None:
-    """Call a draft by today's date and its message, unless `--rev-id` names it."""
-    if not getattr(context.config.cmd_opts, "rev_id", None):
+def _name(running: MigrationContext, _revision: object, drafts: list[MigrationScript]) -> None:
+    """Call a draft by today's date and its message, unless `--rev-id`, or `rev_id` of a caller, names it."""
+    if not running.opts["revision_context"].command_args["rev_id"]:
         for draft in drafts:
             slug = re.sub(r"[^a-z0-9]+", "_", (draft.message or "draft").lower())[:_LONGEST_SLUG].strip("_")
             draft.rev_id = f"{datetime.now(UTC):%Y%m%d}_{slug}"
