@@ -385,6 +385,8 @@ def test_an_unknown_command_is_an_error_of_usage(app: Command) -> None:
 
 def test_the_package_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["app", "--help"])
+    # Another test of this process may have imported it, and `runpy` warns of that.
+    monkeypatch.delitem(sys.modules, "app.__main__", raising=False)
 
     with pytest.raises(SystemExit):
         runpy.run_module("app", run_name="__main__")
