@@ -164,7 +164,9 @@ async def test_a_worker_outlives_a_restart_of_the_database(cluster: Cluster, log
 
     assert sorted(runs) == ["after it", "in hand", "in hand"]
     assert len(logged.about("the database is away")) == 1
-    assert not [record for record in logged.records if record.levelname == "ERROR"]
+    # Housekeeping that fails twice in a row is an error whatever the reason, and how often it is tried meanwhile is chance.
+    errors = [record for record in logged.records if record.levelname == "ERROR"]
+    assert [record for record in errors if record.name != "app.jobs.housekeeping"] == []
 
 
 async def all_done(database: Database) -> bool:
