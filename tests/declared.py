@@ -36,6 +36,9 @@ class Declarations:
     def _operation(self, response: Response) -> dict[str, Any] | None:
         method, path = response.request.method, response.request.url.path
         method = "GET" if method == "HEAD" else method
+        # The middleware answers a path with NUL; it reaches no operation.
+        if "\0" in path:
+            return None
         for route in iter_route_contexts(self._app.routes):
             is_operation = isinstance(route.original_route, APIRoute) and method in (route.methods or ())
             if is_operation and route.path_regex.match(path):

@@ -308,10 +308,10 @@ async def test_the_list_of_metrics_names_each_with_its_type_and_its_labels(site:
     await site.log_in("ada@example.com")
     shown = await site.until(lambda shown: "revocation_age_seconds" in shown.types)
 
-    # The table of alerts has another form.
+    # Other tables of the page have other words in the second column.
     listed: dict[str, tuple[str, set[str]]] = {}
     for names, kind, labels in re.findall(
-        r"^\| (`[^|]*) \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), flags=re.MULTILINE
+        r"^\| (`[^|]*) \| (counter|gauge|histogram) \|([^|]*)\|", DOCUMENT.read_text(), flags=re.MULTILINE
     ):
         for name in re.findall(r"`(\w+)`", names):
             listed[name.removesuffix("_total")] = (kind, set(re.findall(r"`(\w+)`", labels)))

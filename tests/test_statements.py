@@ -50,7 +50,7 @@ STATEMENTS = MappingProxyType(
         "PATCH /api/v1/users/{user_id}": 5,
         "DELETE /api/v1/users/{user_id}": 5,
         "GET /api/v1/audit-events": 1,
-        "GET /readyz": 2,
+        "GET /readyz": 3,
         **dict.fromkeys(["GET /livez", "GET /.well-known/jwks.json", "GET /problems/{name}", "GET /account/{name}"], 0),
         **dict.fromkeys(["GET /openapi.json", "GET /docs", "GET /docs/{name}"], 0),
     }

@@ -5,14 +5,26 @@ from collections.abc import Collection
 from typing import Annotated
 
 from fastapi import Header, Response
+from pydantic import BeforeValidator, StringConstraints
 from starlette.types import Scope
 
 from app.core.fields import Printable
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 
-# The server bounds the length of all headers; a longer condition is a condition all the same.
-type _Condition = Annotated[str, Printable] | None
+# A longer condition matches nothing. To read it would block the event loop for longer than any request may.
+_LONGEST_CONDITION = 8192
+_NO_TAG = ""
+
+
+def _bounded(condition: object) -> object:
+    is_too_long = isinstance(condition, str) and len(condition) > _LONGEST_CONDITION
+    return _NO_TAG if is_too_long else condition
+
+
+type _Condition = (
+    Annotated[str, BeforeValidator(_bounded), StringConstraints(max_length=_LONGEST_CONDITION), Printable] | None
+)
 type IfMatch = Annotated[_Condition, Header(alias="If-Match", description="Only if the ETag is still one of these.")]
 type IfNoneMatch = Annotated[
     _Condition, Header(alias="If-None-Match", description="Only if the ETag is none of these; otherwise 304.")
