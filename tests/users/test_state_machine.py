@@ -24,7 +24,7 @@ from app.core.database import Database
 from app.core.security import PasswordHasher
 from app.main import create_app
 from app.users.emails import identity
-from app.users.roles import SCOPES
+from app.users.roles import GRANTS, SCOPES, Role
 from tests.auth.forge import Forge, signing_jwk
 from tests.conftest import KEY_SET, log_in, make_settings, running
 from tests.factories import make_user
@@ -162,7 +162,7 @@ class World:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=60)
 
     def headers(self) -> tuple[Headers, Headers]:
-        """Speak for ordinary accounts with every scope: then the administrators are the model's alone."""
+        """Speak for ordinary accounts, to which `world` grants every scope: so all administrators are the model's."""
         now = int(time.time())
         claims = {"scope": " ".join(sorted(SCOPES)), "iat": now, "auth_time": now, "exp": now + 600}
         first, second = ({"Authorization": f"Bearer {forge.with_claims(**claims)}"} for forge in self.tokens)
@@ -186,8 +186,9 @@ class World:
 
 
 @pytest.fixture
-async def world(clone_url: str, hasher: PasswordHasher) -> AsyncIterator[World]:
+async def world(clone_url: str, hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """The two applications, running."""
+    monkeypatch.setitem(GRANTS, Role.USER, GRANTS[Role.ADMIN])
     configuration = make_settings(clone_url)
     databases = Database(configuration.database), Database(configuration.database)
     async with databases[0].begin() as session:

@@ -353,9 +353,12 @@ async def revoke_before(
     last = await session.scalar(select(portion.c.id).order_by(portion.c.id.desc()).limit(1))
     if last is None:
         return 0, None, ()
-    live = select(LoginSession.id).where(below & (LoginSession.id <= last) & _IS_LIVE)
+    step = below & (LoginSession.id <= last)
+    live = select(LoginSession.id).where(step & _IS_LIVE)
     found = (await session.scalars(live)).all()
-    ended = await _revoke(session, LoginSession.id.in_(live.with_for_update(key_share=True, skip_locked=True)), "all")
+    # The limits of the step stand outside of the subquery as well: no plan then reads the table beyond them.
+    unlocked = live.with_for_update(key_share=True, skip_locked=True)
+    ended = await _revoke(session, step & LoginSession.id.in_(unlocked), "all")
     return len(ended), last, set(found) - set(ended)
 
 
