@@ -156,6 +156,7 @@ async def test_a_link_refused_while_the_account_is_disabled_is_not_spent(
         "\0" * 70,
         "eyJhbGciOiJub25lIn0.e30.",
         "x" * 512,
+        "x" * 513,
     ],
 )
 async def test_junk_is_refused_like_a_dead_link(client: AsyncClient, token: str) -> None:
