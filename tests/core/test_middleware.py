@@ -188,6 +188,7 @@ async def test_an_answer_without_content_does_not_describe_any(app: AsyncClient,
         ([("If-Match", '"1"'), ("If-None-Match", '"3"'), ("If-Match", '"2"')], ['"1", "2"', '"3"']),
         ([("If-None-Match", '"1"'), ("If-None-Match", '"2"')], [None, '"1", "2"']),
         ([("If-Match", ", ".join(['"1"'] * 1000))], [", ".join(['"1"'] * 1000), None]),
+        ([("If-Match", "1" * 8192), ("If-None-Match", "1" * 8193)], ["1" * 8192, ""]),
     ],
 )
 async def test_a_condition_may_be_long_and_stand_on_several_lines(

@@ -237,7 +237,8 @@ HEADERS = {
     "Host": {"a long one": "a" * HEAD},
 }  # fmt: skip
 CONDITIONS = {
-    "as long as it may be": '"1",' * 250,
+    "as long as it may be": '"1",' * (8192 // 4),
+    "as many quotes as there may be": '"' * 8192,
     "many": '"1",' * (HEAD // 4),
     "quotes": '"' * HEAD,
     "commas": "," * HEAD,

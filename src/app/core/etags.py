@@ -11,6 +11,7 @@ from starlette.types import Scope
 from app.core.fields import Printable
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
+_VERSION = re.compile(r"[0-9]{1,18}")
 
 # A longer condition matches nothing. To read it would block the event loop for longer than any request may.
 _LONGEST_CONDITION = 8192
@@ -53,7 +54,7 @@ def acceptable_versions(if_match: str | None) -> frozenset[int] | None:
     if if_match is None or if_match.strip() == "*":
         return None
     # Weak tags never match here, by RFC 9110, 13.1.1.
-    return frozenset(int(tag) for weak, tag in _TAG.findall(if_match) if not weak and re.fullmatch(r"[0-9]{1,18}", tag))
+    return frozenset(int(tag) for weak, tag in _TAG.findall(if_match) if not weak and _VERSION.fullmatch(tag))
 
 
 def is_current(if_none_match: str | None, version: int) -> bool:
