@@ -276,7 +276,7 @@ async def test_what_is_too_large_is_refused(place: Place, request_bytes: bytes, 
         pytest.param(b"GET /a HTTP/1.1\r\n" + HOST + b"A: " + b"b" * 60_000 + b"\r\n\r\n", b"", id="a long header"),
         pytest.param(POST + b"Content-Length: 5\r\n\r\nhello", b"hello", id="a body"),
         pytest.param(CHUNKED + b"5;a=b\r\nhello\r\n0\r\n\r\n", b"hello", id="chunks"),
-        pytest.param(CHUNKED + b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n", b"a" * 10_000, id="small chunks"),
+        pytest.param(CHUNKED + b"1\r\na\r\n" * 4_000 + b"0\r\n\r\n", b"a" * 4_000, id="small chunks"),
         pytest.param(POST + b"Content-Length: 300000\r\n\r\n" + b"a" * 300_000, b"a" * 300_000, id="a large body"),
     ],
 )

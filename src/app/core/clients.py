@@ -43,7 +43,7 @@ _MAX_HEADERS = 128
 _FRAMING_PER_BYTE = 8
 _MAX_EXTRAS = 65_536
 # Chunks of a body: each costs about 1 µs, however small it is. Large bodies may have one more for each KiB.
-_MAX_CHUNKS = 10_000
+_MAX_CHUNKS = 5_000
 _CONTENT_PER_CHUNK = 1024
 # How long the rest of a request that was answered early is read and thrown away: closing at once would reset the connection,
 # and the client might never see the answer.
