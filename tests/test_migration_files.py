@@ -16,6 +16,7 @@ import alembic
 import asyncpg
 import pytest
 from alembic import command
+from alembic.util import CommandError
 from sqlalchemy import make_url
 
 from app.cli import main
@@ -24,7 +25,7 @@ from app.dev import run as make_run
 from app.dev.ports import free_port
 from app.main import create_app
 from app.migrations import revisions, runner, scripts
-from app.migrations.errors import MigrationFileError
+from app.migrations.errors import MigrationError, MigrationFileError
 from tests.conftest import KEY_SET, ROOT, make_settings, running
 from tests.listings import listings
 
@@ -504,6 +505,8 @@ def test_a_file_that_cannot_be_read_is_named(app: Command, repository: Repositor
 
     assert (code, complaint.count("\n")) == (1, 1)
     assert complaint.startswith("app: b.py: this migration cannot be loaded (ImportError: ")
+    with pytest.raises(MigrationFileError, match=r"b\.py: this migration cannot be loaded"):
+        revisions.head()
 
 
 def test_a_folder_without_migrations_is_named(app: Command, repository: Repository) -> None:
@@ -542,6 +545,17 @@ def test_what_fails_outside_of_the_migrations_is_a_bug(repository: Repository, m
     monkeypatch.setattr(command, "upgrade", lambda *_, **__: SimpleNamespace().missing)
 
     with pytest.raises(AttributeError):
+        runner.sql()
+
+
+def test_what_alembic_refuses_is_told_in_its_words(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CommandError("Only a test refuses this")
+
+    repository.write("a")
+    monkeypatch.setattr(command, "upgrade", refuse)
+
+    with pytest.raises(MigrationError, match="Only a test refuses this"):
         runner.sql()
 
 

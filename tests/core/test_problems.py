@@ -227,7 +227,9 @@ async def bug_in_the_handler_of_a_failure() -> None:
 
 @oauth.post("/oauth", openapi_extra=public)
 async def oauth_operation(payload: Secret) -> None:
-    raise UnavailableError if payload.count == 1 else RateLimitedError(retry_after=9)
+    if payload.count == 1:
+        raise UnavailableError
+    raise RateLimitedError(retry_after=9) if payload.count == 2 else HTTPException(402, "Pay first.")
 
 
 router.include_router(oauth)
@@ -907,6 +909,13 @@ async def test_errors_at_token_endpoints_speak_oauth_too(
     assert document["error_description"] == document["detail"]
     assert response.headers["pragma"] == "no-cache"
     assert response.headers["cache-control"] == "no-store"
+
+
+async def test_an_http_exception_of_a_token_endpoint_speaks_oauth(app: AsyncClient) -> None:
+    response = await app.post("/oauth", json={"password": "x", "count": 3})
+
+    assert (response.status_code, response.json()["error"]) == (402, "invalid_request")
+    assert response.json()["error_description"] == "Pay first."
 
 
 async def test_what_is_refused_before_the_routes_speaks_oauth_at_token_endpoints(app: AsyncClient) -> None:

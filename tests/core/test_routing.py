@@ -509,7 +509,7 @@ def test_errors_that_share_a_status_are_merged(document: Any) -> None:
     responses = document["paths"]["/things"]["put"]["responses"]
 
     examples = responses["400"]["content"]["application/problem+json"]["examples"]
-    assert set(examples) == {"malformed_request", "same_status"}
+    assert set(examples) == {"malformed_request", "duplicate_member", "too_deep", "same_status"}
     assert examples["same_status"]["value"]["detail"] == "As malformed as any."
     assert set(responses["409"]["content"]["application/problem+json"]["examples"]) == {"conflict"}
 
@@ -517,7 +517,7 @@ def test_errors_that_share_a_status_are_merged(document: Any) -> None:
 def test_merging_leaves_other_operations_alone(document: Any) -> None:
     examples = document["paths"]["/things"]["post"]["responses"]["400"]["content"]["application/problem+json"]
 
-    assert set(examples["examples"]) == {"malformed_request"}
+    assert set(examples["examples"]) == {"malformed_request", "duplicate_member", "too_deep"}
 
 
 def test_a_response_that_is_no_problem_document_is_declared_as_it_is() -> None:

@@ -186,6 +186,8 @@ async def test_a_database_that_was_disposed_of_opens_nothing(clone_url: str, ask
     statement = select(User.__table__.c.id)
     await database.reads.execute(statement, {})
     await database.dispose()
+    # Once more does no harm.
+    await database.dispose()
 
     with pytest.raises(RuntimeError, match="has been disposed of"):
         await once(database, ask, statement)

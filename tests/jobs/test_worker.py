@@ -5,6 +5,7 @@
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import text
 
 from app.core.database import Database
 from app.dev.ports import free_port
+from app.jobs import housekeeping
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.queue import AnyJob, Policy, Work, enqueue, name_of, policy
 from app.jobs.worker import JobWorker, Periodic
@@ -497,6 +499,25 @@ async def test_finished_jobs_are_deleted_after_a_while_and_failed_ones_kept(
         await eventually(is_purged)
 
     assert [row.error for row in await rows(clone, "SELECT error FROM job_errors")] == ["kept"]
+
+
+async def test_a_purge_that_has_spent_its_time_goes_on_where_it_stopped(
+    clone: Database, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def job(work: Work) -> None: ...
+
+    for _ in range(3):
+        await enqueue_committed(clone, job)
+    async with clone.begin() as session:
+        await session.execute(text("UPDATE procrastinate_jobs SET status = 'succeeded'"))
+        await session.execute(text("UPDATE procrastinate_events SET at = now() - interval '2 days'"))
+    monkeypatch.setattr(housekeeping, "BATCH", 1)
+    monkeypatch.setattr(housekeeping, "purge", partial(housekeeping.purge, budget=timedelta(0)))
+    worker: JobWorker = make_worker(job)
+
+    await worker._purge()
+
+    assert await rows(clone, "SELECT id FROM procrastinate_jobs") == []
 
 
 async def test_a_worker_that_fails_is_started_again(clone: Database, make_worker: MakeWorker, logged: Records) -> None:

@@ -92,9 +92,8 @@ def _quotas(root: Path) -> Iterator[float]:
             group = mount / path.lstrip("/")
             # In a container the path is often the host's, which does not exist here: the mount itself is then the group.
             for directory in (group, *group.parents):
-                yield from _quota(directory)
-                if directory == mount:
-                    break
+                if directory.is_relative_to(mount):
+                    yield from _quota(directory)
 
 
 def _quota(group: Path) -> Iterator[float]:

@@ -51,27 +51,25 @@ def is_ours(name: str | None, kind: str, _parents: object) -> bool:
 @cache
 def _revisions() -> Revisions:
     digest = _digest()
-    if digest and (cached := _cached(digest)):
+    if cached := _cached(digest):
         return cached
     # Alembic takes 100 ms of CPU to load. Only new or changed files need it.
     from app.migrations import scripts
 
     directory = scripts.read()
     revisions = Revisions(scripts.head(directory), frozenset(script.revision for script in directory.walk_revisions()))
-    if digest:
-        _keep(digest, revisions)
+    _keep(digest, revisions)
     return revisions
 
 
-def _digest() -> str | None:
-    """Identify the contents of the migration files; None if one cannot be read, which Alembic then reports."""
+def _digest() -> str:
+    """Identify the contents of the migration files. A file that cannot be read counts as empty; Alembic reports both."""
     digest = hashlib.sha256()
-    try:
-        for file in sorted((DIRECTORY / "versions").glob("*.py")):
+    for file in sorted((DIRECTORY / "versions").glob("*.py")):
+        content = b""
+        with suppress(OSError):
             content = file.read_bytes()
-            digest.update(f"{file.name}\0{len(content)}\0".encode() + content)
-    except OSError:
-        return None
+        digest.update(f"{file.name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
