@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, override
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Form, HTTPException, Request, Response, WebSocket
 from httpx2 import ASGITransport, AsyncClient
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
@@ -372,6 +372,23 @@ async def test_routes_added_after_the_first_request_are_served() -> None:
 
     assert before == ["any nested", "any top"]
     assert after == ["nested", "any top", "top"]
+
+
+async def test_a_websocket_at_the_same_address_takes_no_request() -> None:
+    router = APIRouter()
+
+    @router.websocket("/live")
+    async def listen(socket: WebSocket) -> None:
+        raise AssertionError(socket)
+
+    @router.get("/live", openapi_extra=public)
+    async def read_live() -> str:
+        return "an answer"
+
+    async with serving(application(router)) as client:
+        response = await client.get("/live")
+
+    assert (response.status_code, response.json()) == (200, "an answer")
 
 
 async def test_form_limits_of_a_router_hold() -> None:
