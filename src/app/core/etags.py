@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Annotated
 
 from fastapi import Header, Response
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import BeforeValidator
 from starlette.types import Scope
 
 from app.core.fields import Printable
@@ -23,9 +23,7 @@ def _bounded(condition: object) -> object:
     return _NO_TAG if is_too_long else condition
 
 
-type _Condition = (
-    Annotated[str, BeforeValidator(_bounded), StringConstraints(max_length=_LONGEST_CONDITION), Printable] | None
-)
+type _Condition = Annotated[str, BeforeValidator(_bounded), Printable] | None
 type IfMatch = Annotated[_Condition, Header(alias="If-Match", description="Only if the ETag is still one of these.")]
 type IfNoneMatch = Annotated[
     _Condition, Header(alias="If-None-Match", description="Only if the ETag is none of these; otherwise 304.")
