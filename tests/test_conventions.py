@@ -69,6 +69,8 @@ PUBLIC = {
 }
 # Text in a request that says neither which characters it may hold nor how long it is, and why that does no harm.
 UNENDING = {
+    "If-Match": "One that is too long matches nothing.",
+    "If-None-Match": "One that is too long matches nothing.",
     "cursor": "Its decoder says 400 to what it has not written, whatever the length: 422 would be another answer.",
 }
 LOOKED_UP = {

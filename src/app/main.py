@@ -6,7 +6,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
@@ -18,6 +17,7 @@ from app.auth.revocation import RevocationListener
 from app.auth.standing import StandingCheck
 from app.auth.tokens import AccessTokens
 from app.auth.toolkit import Toolkit
+from app.core import routing
 from app.core.access import refuse_undeclared
 from app.core.addresses import ClientAddresses
 from app.core.config import Settings
@@ -64,7 +64,6 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(settings, database, exposition, tracing, readiness),
-        generate_unique_id_function=_operation_id,
         telemetry=_telemetry(tracing),
     )
     if settings.server.cors_origins:
@@ -83,11 +82,11 @@ def create_app(
         log_settings=settings.log,
     )
     add_error_handlers(app)
-    app.include_router(health.router)
+    routing.include(app, health.router)
     for router in ROUTERS:
-        app.include_router(router, prefix=API_PREFIX)
+        routing.include(app, router, prefix=API_PREFIX)
     for router in (auth.well_known, pages.router, problem_pages()):
-        app.include_router(router)
+        routing.include(app, router)
     if settings.serves_docs:
         add_documentation(app)
     refuse_undeclared(app)
@@ -187,8 +186,3 @@ def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
 
 def _is_probe(scope: MutableMapping[str, Any]) -> bool:
     return scope["path"] in {"/livez", "/readyz"}
-
-
-def _operation_id(route: APIRoute) -> str:
-    # The function's name: stable under changes of path, and what a generated client calls its method.
-    return route.name

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from httpx2 import ASGITransport, AsyncClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.core import routing
 from app.core.config import LogSettings
 from app.core.database import Database
 from app.core.documentation import DocumentedAPI, add_documentation
@@ -33,8 +34,8 @@ def application(
         app.add_middleware(layer)
     app.add_middleware(RequestMiddleware, max_body_size=max_body_size, hsts=hsts, log_settings=log_settings)
     add_error_handlers(app)
-    app.include_router(router)
-    app.include_router(problem_pages())
+    routing.include(app, router)
+    routing.include(app, problem_pages())
     add_documentation(app)
     return app
 

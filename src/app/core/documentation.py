@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, override
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from app.core.access import PUBLIC_KEY
-from app.core.dispatch import DirectAPI
 from app.core.errors import NotFoundError
 from app.core.problems import Problem
 from app.core.routing import FORM
@@ -60,7 +59,7 @@ window.ui = SwaggerUIBundle({
 """
 
 
-class DocumentedAPI(DirectAPI):
+class DocumentedAPI(FastAPI):
     """FastAPI whose OpenAPI document has problem documents as its errors."""
 
     @override

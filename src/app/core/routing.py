@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from itertools import accumulate
-from typing import Any, NoReturn, override
+from typing import Any, NoReturn, Self, override
 
-from fastapi import APIRouter, Request, Response, params
+from fastapi import APIRouter, FastAPI, Request, Response, params
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -103,13 +103,21 @@ class Route(APIRoute):
 
     @override
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self._declared = dict(options)
         # The first sentence of the docstring says what the operation does: better than its name in title case.
         summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
         options["summary"] = options.get("summary") or " ".join(summary.split()).rstrip(".")
         super().__init__(path, endpoint, **options)
-        # A form feed ends the description for FastAPI; an empty one it would fill with the whole docstring again.
+        # `include_router` fills an empty description with the docstring, and cuts one at a form feed.
         self.description = description or "\f"
         self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
+
+    def moved(self, app: FastAPI, prefix: str) -> Self:
+        """Make the same operation again, as one of `app` itself below `prefix`."""
+        options = self._declared | {"endpoint": self.endpoint, "dependency_overrides_provider": app}
+        route = type(self)(prefix + self.path, **options)
+        route.description = route.description.strip()
+        return route
 
     @override
     def get_route_handler(self) -> _Handler:
@@ -204,7 +212,25 @@ def options(*, repeatable: bool = True) -> dict[str, Any]:
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
     """Make the router of a feature; this and no other, so that every operation is strict."""
-    return APIRouter(prefix=prefix, tags=list(tags or []), route_class=route_class)
+    return APIRouter(
+        prefix=prefix,
+        tags=list(tags or []),
+        route_class=route_class,
+        # The name of the function: it does not change with the path, and a generated client names its method so.
+        generate_unique_id_function=lambda route: route.name,
+    )
+
+
+def include(app: FastAPI, router: APIRouter, *, prefix: str = "") -> None:
+    """Add the operations of a router to the list of the application itself.
+
+    `FastAPI.include_router` keeps the routers nested, and each request searches them all. A list saves a sixth of the work of
+    a small request. What is no operation of ours, such as a mount or a WebSocket, is included in the framework's way.
+    """
+    if all(isinstance(route, Route) for route in router.routes):
+        app.router.routes += [route.moved(app, prefix) for route in router.routes if isinstance(route, Route)]
+    else:
+        app.include_router(router, prefix=prefix)
 
 
 def _query_names(dependant: Dependant) -> Iterable[str]:

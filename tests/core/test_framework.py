@@ -1,11 +1,10 @@
-"""Which operation a request finds, and the rest of what the framework documents: both as without our lookup."""
+"""Which operation a request finds, and the rest of what the framework documents: our routes and layers change none of it."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any, override
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Form, HTTPException, Request, Response, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from httpx2 import ASGITransport, AsyncClient
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
@@ -16,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core import routing
 from app.core.access import public
-from app.core.dispatch import DirectAPI
 from app.core.errors import ConflictError, NotFoundError
 from tests.aftermath import assert_problem
 from tests.core.applications import application, serving
@@ -306,7 +304,7 @@ async def test_what_was_declared_before_an_operation_serves_its_address(takes_ov
 
 async def test_a_mounted_application_is_routed_below_its_prefix(tmp_path: Any) -> None:
     (tmp_path / "page.txt").write_text("static")
-    inner = DirectAPI()
+    inner = FastAPI()
 
     @inner.get("/items/{name}")
     async def read_item(request: Request, name: str) -> dict[str, str]:
@@ -335,7 +333,7 @@ async def test_a_mounted_application_is_routed_below_its_prefix(tmp_path: Any) -
 
 
 async def test_an_application_below_a_root_path_answers_with_and_without_it() -> None:
-    app = DirectAPI()
+    app = FastAPI()
 
     @app.get("/here")
     async def read_here(request: Request) -> str:
@@ -346,32 +344,6 @@ async def test_an_application_below_a_root_path_answers_with_and_without_it() ->
         answers = [(await client.get(path)).json() for path in ("/here", "/prefix/here")]
 
     assert answers == ["http://test/prefix/here"] * 2
-
-
-async def test_routes_added_after_the_first_request_are_served() -> None:
-    nested, taken = routing.router(), routing.router()
-
-    @taken.get("/later/{name}", openapi_extra=public)
-    async def read_any(name: str) -> str:
-        return f"any {name}"
-
-    app = application(nested)
-    app.include_router(taken)
-    async with serving(app) as client:
-        before = [(await client.get(path)).json() for path in ("/later/nested", "/later/top")]
-
-        @nested.get("/later/nested", openapi_extra=public)
-        async def read_nested() -> str:
-            return "nested"
-
-        @app.get("/later/other/top", openapi_extra=public)
-        async def read_top() -> str:
-            return "top"
-
-        after = [(await client.get(path)).json() for path in ("/later/nested", "/later/top", "/later/other/top")]
-
-    assert before == ["any nested", "any top"]
-    assert after == ["nested", "any top", "top"]
 
 
 async def test_a_websocket_at_the_same_address_takes_no_request() -> None:
@@ -391,21 +363,7 @@ async def test_a_websocket_at_the_same_address_takes_no_request() -> None:
     assert (response.status_code, response.json()) == (200, "an answer")
 
 
-async def test_form_limits_of_a_router_hold() -> None:
-    limited = APIRouter(form_limits={"max_fields": 1})
-
-    @limited.post("/declared")
-    async def take_declared(a: Annotated[str, Form()]) -> str:
-        return a
-
-    app = DirectAPI()
-    app.include_router(limited)
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
-        files = {"a": (None, "1"), "b": (None, "2")}
-        assert (await client.post("/declared", files=files)).status_code == 400
-
-
-async def test_dependencies_overrides_and_the_lifespan_are_the_framework_s() -> None:
+async def test_dependencies_overrides_and_background_tasks_are_the_framework_s() -> None:
     steps: list[str] = []
 
     async def outer() -> AsyncIterator[str]:
@@ -417,29 +375,43 @@ async def test_dependencies_overrides_and_the_lifespan_are_the_framework_s() -> 
         finally:
             steps.append("closed")
 
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        steps.append("start")
-        yield
-        steps.append("stop")
+    router = routing.router(prefix="/value")
 
-    app = DirectAPI(lifespan=lifespan)
-
-    @app.get("/value")
+    @router.get("", openapi_extra=public)
     async def read_value(value: Annotated[str, Depends(outer)], background: BackgroundTasks) -> str:
         background.add_task(steps.append, "background")
         if value == "real":
             raise OwnError
         return value
 
-    async with (
-        app.router.lifespan_context(app),
-        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
-    ):
-        failed = await client.get("/value")
+    app = application(routing.router())
+    routing.include(app, router, prefix="/v1")
+    async with serving(app) as client:
+        failed = await client.get("/v1/value")
         app.dependency_overrides[outer] = lambda: "fake"
-        faked = await client.get("/value")
-        redirected = await client.get("/value/")
+        faked = await client.get("/v1/value")
 
-    assert (failed.status_code, faked.json(), redirected.status_code) == (410, "fake", 307)
-    assert steps == ["start", "seen", "closed", "background", "stop"]
+    assert (failed.status_code, faked.json()) == (410, "fake")
+    assert steps == ["seen", "closed", "background"]
+
+
+async def test_a_router_is_included_below_a_prefix_with_and_without_a_websocket() -> None:
+    mixed = routing.router(prefix="/mixed")
+
+    @mixed.get("/{name}", openapi_extra=public)
+    async def read_name(name: str) -> str:
+        return name
+
+    @mixed.websocket("/live")
+    async def listen(socket: WebSocket) -> None:
+        raise AssertionError(socket)
+
+    app = application(routing.router())
+    routing.include(app, things, prefix="/v1")
+    routing.include(app, mixed, prefix="/v2")
+    async with serving(app) as client:
+        paths = ("/v1/things/first", "/v2/mixed/one")
+        answers = [(await client.get(path)).json() for path in paths]
+
+    assert answers == [{"route": "read_first"}, "one"]
+    assert app.openapi()["paths"].keys() >= {"/v1/things/{thing_id}", "/v2/mixed/{name}"}
