@@ -282,7 +282,7 @@ async def test_nothing_is_written_by_a_key_that_has_been_withdrawn_meanwhile(
         auth_time=claims["auth_time"],
         kid="its key",
         needed=frozenset(),
-        actor=Actor(),
+        visitor=Actor,
     )
 
     await principal.confirm(session)
@@ -339,7 +339,7 @@ async def test_a_write_confirms_what_the_role_grants(
         auth_time=claims["auth_time"],
         kid="its key",
         needed=frozenset({"users:write"}),
-        actor=Actor(),
+        visitor=Actor,
     )
 
     with pytest.raises(InsufficientScopeError):

@@ -6,11 +6,14 @@ from time import perf_counter
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import Boolean, Integer, Numeric, Select, String, bindparam, cast, func, literal, null, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from app.core.attempts import repeating
 from app.core.database import Database
 from app.core.failures import DatabaseUnavailableError, is_transient, sqlstate
 from app.core.reads import DirectReads, SessionReads
@@ -130,6 +133,55 @@ async def test_whoever_gives_up_leaves_no_answer_to_the_next(database: Database)
             await database.reads.execute(sleeping, {})
 
     assert await number(database) == 1
+
+
+async def test_readers_take_turns(database: Database) -> None:
+    ended: list[int] = []
+
+    async def read(place: int) -> None:
+        await number(database)
+        ended.append(place)
+
+    async def read_thrice(place: int) -> None:
+        for _ in range(3):
+            await read(place)
+
+    # The first one would take the only connection again before those that wait for it.
+    await asyncio.gather(*(read_thrice(place) for place in range(3)))
+
+    assert ended == [0, 1, 2] * 3
+
+
+async def test_a_reader_waits_as_long_as_for_any_connection(clone_url: str) -> None:
+    database = Database(make_settings(clone_url, database={"pool_size": 1, "pool_wait": "50ms"}).database)
+    await number(database)
+    sleeping = asyncio.create_task(database.reads.execute(select(cast(func.pg_sleep(0.5), String).label("slept")), {}))
+    await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(number(database))
+    await asyncio.sleep(0.01)
+
+    values = {
+        reading.labels["pool"]: reading.value for reading in database.readings() if reading.name.endswith("waiting")
+    }
+    assert values == {"read": 1, "write": 0}
+    with pytest.raises(PoolTimeoutError):
+        await waiting
+    await sleeping
+    assert await number(database) == 1
+    await database.dispose()
+
+
+async def test_readers_survive_the_end_of_every_connection(clone_url: str) -> None:
+    watcher = await asyncpg.connect(clone_url.replace("+asyncpg", ""))
+    database = Database(make_settings(clone_url, database={"pool_size": 4}).database)
+    for _ in range(5):
+        # As an operation reads: the driver may not have noticed the end of a connection yet.
+        assert await asyncio.gather(*(repeating(lambda: number(database)) for _ in range(20))) == [1] * 20
+        await watcher.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    await watcher.close()
+    await database.dispose()
 
 
 async def test_statements_are_counted(database: Database) -> None:

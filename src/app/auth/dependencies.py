@@ -1,8 +1,9 @@
 """Who is calling: the principal of a request, and the account behind it."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, override
 from uuid import UUID
 
@@ -54,7 +55,13 @@ class Principal:
     kid: str
     # The scopes that the operation asks for.
     needed: frozenset[str]
-    actor: Actor
+    # Where the request comes from. Called when something is written: most requests only read.
+    visitor: Callable[[], Actor]
+
+    @property
+    def actor(self) -> Actor:
+        """Name the caller as the audit log does."""
+        return replace(self.visitor(), user_id=self.user_id, session_id=self.session_id)
 
     def require_recent_login(self) -> None:
         """Refuse a login too old for a sensitive operation (RFC 9470)."""
@@ -79,7 +86,7 @@ class Principal:
         )
 
 
-class AccessTokenGuard(OAuth2, Guard):
+class _Login(OAuth2, Guard):
     """Reads `Authorization: Bearer …` and nothing else: no query, no form, no cookie (RFC 9700, 4.3.2)."""
 
     def __init__(self, *, ask: bool = False) -> None:
@@ -94,8 +101,7 @@ class AccessTokenGuard(OAuth2, Guard):
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
         return (MissingTokenError, InvalidTokenError, *((InsufficientScopeError,) if scopes else ()))
 
-    @override
-    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.
+    async def principal(self, request: AuthRequest, needed: SecurityScopes) -> Principal:
         """Give the caller, or say what is missing."""
         state = request.state
         claims = state["auth"].access_tokens.read(_bearer_token(request))
@@ -111,12 +117,33 @@ class AccessTokenGuard(OAuth2, Guard):
             auth_time=claims.auth_time,
             kid=claims.kid,
             needed=frozenset(needed.scopes),
-            actor=replace(await get_visitor(request), user_id=claims.user_id, session_id=claims.session_id),
+            visitor=partial(_visitor, request),
         )
+
+
+class AccessTokenGuard(_Login):
+    """Gives the caller of an operation."""
+
+    @override
+    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.
+        return await self.principal(request, needed)
+
+
+class AccountGuard(_Login):
+    """Gives the caller's account. One dependency: each costs as much as the token that is verified."""
+
+    @override
+    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Account:  # type: ignore[override]  # Not the header.
+        principal = await self.principal(request, needed)
+        return await _standing_account(request.state["database"].reads, principal)
 
 
 async def get_visitor(request: AuthRequest) -> Actor:
     """Give what is known of a caller who has not said who they are."""
+    return _visitor(request)
+
+
+def _visitor(request: AuthRequest) -> Actor:
     address = request.state["addresses"].find(
         request.client.host if request.client else None,
         x_forwarded_for=",".join(request.headers.getlist("x-forwarded-for")),
@@ -156,11 +183,6 @@ type UsersWriter = Annotated[Principal, Security(confirmed_access_token, scopes=
 type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:read"])]
 
 
-async def get_current_user(request: AuthRequest, principal: CurrentPrincipal) -> Account:
-    """Read the caller's account."""
-    return await _standing_account(request.state["database"].reads, principal)
-
-
 async def _standing_account(reads: Reads, principal: Principal) -> Account:
     account = await users_service.find_account(reads, principal.user_id)
     if account is None or not account.is_active or account.authz_version != principal.version:
@@ -174,5 +196,5 @@ async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDe
     return await _standing_account(database.reads, principal)
 
 
-type CurrentUser = Annotated[Account, Depends(get_current_user)]
+type CurrentUser = Annotated[Account, Security(AccountGuard())]
 type ConfirmedUser = Annotated[Account, Depends(get_confirmed_user)]

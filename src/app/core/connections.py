@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from time import monotonic
 from typing import Any, NoReturn, override
@@ -9,9 +10,10 @@ from typing import Any, NoReturn, override
 import asyncpg
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util.concurrency import in_greenlet
 
 from app.core import tls
 from app.core.attempts import note_commit_sent
@@ -68,18 +70,26 @@ class Recycling:
             raise DisconnectionError
 
 
-class _Pool(AsyncAdaptedQueuePool):
+class Pool(AsyncAdaptedQueuePool):
     """A pool that knows how many wait."""
 
     waiting = 0
 
-    @override
-    def _do_get(self) -> ConnectionPoolEntry:
+    @contextmanager
+    def counted_as_waiting(self) -> Iterator[None]:
+        """Count a task that waits."""
         self.waiting += 1
         try:
-            return super()._do_get()
+            yield
         finally:
             self.waiting -= 1
+
+    @override
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self.checkedin():
+            return super()._do_get()
+        with self.counted_as_waiting():
+            return super()._do_get()
 
 
 def create_engine(settings: DatabaseSettings) -> AsyncEngine:
@@ -116,7 +126,7 @@ def _create_engine(
 ) -> AsyncEngine:
     engine = create_async_engine(
         settings.sqlalchemy_url(),
-        poolclass=_Pool,
+        poolclass=Pool,
         pool_size=settings.pool_size,
         # An overflow pool opens and closes connections under load; a fixed one queues fairly.
         max_overflow=0,
@@ -215,6 +225,10 @@ def _connect(
     dialect: Dialect, _entry: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
 ) -> DBAPIConnection:
     """Connect, turning every way in which that fails into the one error the edges know."""
+    if not in_greenlet():
+        # Before the driver makes a coroutine that nobody awaits.
+        message = "a connection is opened in a greenlet"
+        raise MissingGreenlet(message)
     refusal: Exception | None = None
     for place in each_host(options):
         try:

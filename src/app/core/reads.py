@@ -1,6 +1,8 @@
 """Single statements outside of any unit of work: what is read with every request, in a third of what a session costs."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
@@ -10,9 +12,13 @@ import asyncpg
 from sqlalchemy import Boolean, DateTime, Integer, Result, Select, String, Uuid
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
+from app.core.connections import Pool
 from app.core.failures import DatabaseUnavailableError
 from app.core.statements import Watch
 
@@ -66,6 +72,8 @@ class DirectReads(SessionReads):
     def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:
         super().__init__(sessions)
         self._engine = engine.sync_engine
+        # The queue of the pool gives a free connection to a newcomer before the tasks that wait. A semaphore is fair.
+        self._turns = asyncio.Semaphore(self._pool.size())
         self._watch = watch
         self._prepared = lru_cache(_MOST)(self._prepare)
 
@@ -82,8 +90,42 @@ class DirectReads(SessionReads):
             return await super().execute(statement, values)
         return IteratorResult(prepared.columns, iter(rows))
 
+    @property
+    def _pool(self) -> Pool:
+        # The engine replaces its pool when connections break.
+        pool = self._engine.pool
+        assert isinstance(pool, Pool)  # noqa: S101  # `connections` makes no other.
+        return pool
+
     async def _fetch(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
-        connection = await greenlet_spawn(self._engine.raw_connection)
+        if self._turns.locked():
+            await self._wait()
+        else:
+            await self._turns.acquire()
+        try:
+            return await self._fetch_now(text, values)
+        finally:
+            self._turns.release()
+
+    async def _wait(self) -> None:
+        pool = self._pool
+        try:
+            with pool.counted_as_waiting():
+                async with asyncio.timeout(pool.timeout()):
+                    await self._turns.acquire()
+        except TimeoutError as error:
+            message = f"no connection of the pool became free within {pool.timeout():g} s"
+            raise PoolTimeoutError(message) from error
+
+    async def _connection(self) -> PoolProxiedConnection:
+        if self._pool.checkedin():
+            # A greenlet costs a tenth of the whole request. Only a connection that has to be opened needs one.
+            with suppress(MissingGreenlet):
+                return self._engine.raw_connection()
+        return await greenlet_spawn(self._engine.raw_connection)
+
+    async def _fetch_now(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
+        connection = await self._connection()
         driver: Any = connection.driver_connection
         began_at = perf_counter()
         try:
