@@ -241,7 +241,7 @@ async def test_revocations_and_counters_that_are_over_are_deleted(session: Write
     for age in ("1 minute", "-1 minute"):
         parameters = {"age": age}
         await session.execute(
-            text("INSERT INTO revocations (kind, expires_at) VALUES (3, now() + CAST(CAST(:age AS text) AS interval))"),
+            text("INSERT INTO revocations (kind, expires_at) VALUES (1, now() + CAST(CAST(:age AS text) AS interval))"),
             parameters,
         )
         await session.execute(

@@ -76,7 +76,7 @@ async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def knows(listener: RevocationListener, session_id: UUID) -> bool:
-    return listener.covers(session_id=session_id, user_id=UUID(int=0), version=1, kid="")
+    return listener.covers(session_id=session_id, user_id=UUID(int=0), version=1)
 
 
 def lacks(listener: RevocationListener, session_id: UUID) -> bool:
@@ -106,18 +106,16 @@ async def test_whatever_was_revoked_before_is_known_from_the_start(
     session_id, user_id, over = uuid4(), uuid4(), uuid4()
     await connection.execute(NOTIFIED, session_id)
     await connection.execute("SELECT publish_revocation(2::smallint, $1, 5, NULL)", user_id)
-    await connection.execute("SELECT publish_revocation(3::smallint, NULL, NULL, 'old')")
     await connection.execute(
         "INSERT INTO revocations (kind, subject, expires_at) VALUES (1, $1, now() - interval '1 s')", over
     )
 
     async with listening(shared_url) as listener:
         nobody = UUID(int=0)
-        assert listener.covers(session_id=session_id, user_id=nobody, version=1, kid="new")
-        assert listener.covers(session_id=nobody, user_id=user_id, version=4, kid="new")
-        assert not listener.covers(session_id=nobody, user_id=user_id, version=5, kid="new")
-        assert listener.covers(session_id=nobody, user_id=nobody, version=1, kid="old")
-        assert not listener.covers(session_id=nobody, user_id=nobody, version=1, kid="new")
+        assert listener.covers(session_id=session_id, user_id=nobody, version=1)
+        assert listener.covers(session_id=nobody, user_id=user_id, version=4)
+        assert not listener.covers(session_id=nobody, user_id=user_id, version=5)
+        assert not listener.covers(session_id=nobody, user_id=nobody, version=1)
         assert not knows(listener, over)
 
 
@@ -269,6 +267,8 @@ async def test_stopping_what_was_never_started_is_no_error(shared_url: str) -> N
         "\u0661 \U0001f98a",
         "3",
         "3 ",
+        "3 a key",
+        "3 00000000-0000-0000-0000-000000000001",
     ],
 )
 def test_a_payload_that_says_nothing_revokes_nothing(payload: str) -> None:
@@ -276,7 +276,7 @@ def test_a_payload_that_says_nothing_revokes_nothing(payload: str) -> None:
 
     listener._apply(payload)
 
-    assert not listener.covers(session_id=UUID(int=1), user_id=UUID(int=1), version=0, kid="x")
+    assert not listener.covers(session_id=UUID(int=1), user_id=UUID(int=1), version=0)
 
 
 async def test_an_unreadable_notification_makes_the_poll_come_at_once(
@@ -290,21 +290,6 @@ async def test_an_unreadable_notification_makes_the_poll_come_at_once(
         await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
 
 
-async def test_a_withdrawn_key_is_known_by_the_notification_alone(
-    shared_url: str, connection: asyncpg.Connection
-) -> None:
-    async with listening(shared_url) as listener:
-
-        def covers(kid: str) -> bool:
-            return listener.covers(session_id=UUID(int=0), user_id=UUID(int=0), version=1, kid=kid)
-
-        # No row: the poll would never find it.
-        await connection.execute("SELECT pg_notify('revocations', '3 a key')")
-        await becomes(lambda: covers("a key"), within=BY_NOTIFICATION)
-
-        assert not covers("another key")
-
-
 async def test_a_forged_notification_can_only_revoke(shared_url: str, connection: asyncpg.Connection) -> None:
     session_id, user_id = uuid4(), uuid4()
     async with listening(shared_url) as listener:
@@ -313,8 +298,8 @@ async def test_a_forged_notification_can_only_revoke(shared_url: str, connection
         await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")
         await becomes(lambda: knows(listener, session_id), within=BY_NOTIFICATION)
 
-        assert listener.covers(session_id=UUID(int=0), user_id=user_id, version=4, kid="")
-        assert not listener.covers(session_id=UUID(int=0), user_id=user_id, version=5, kid="")
+        assert listener.covers(session_id=UUID(int=0), user_id=user_id, version=4)
+        assert not listener.covers(session_id=UUID(int=0), user_id=user_id, version=5)
 
 
 async def test_a_flood_of_forged_notifications_costs_few_polls_and_hides_nothing(
@@ -433,13 +418,13 @@ async def test_where_notifications_do_not_arrive_the_poll_does_it_alone(
 # The set itself
 
 
-type Entry = tuple[int, UUID | None, int | None, str | None]
+type Entry = tuple[int, UUID, int | None]
 
 subjects = st.sampled_from([UUID(int=number) for number in range(4)])
 entries: st.SearchStrategy[Entry] = st.one_of(
-    st.tuples(st.just(1), subjects, st.none(), st.none()),
-    st.tuples(st.just(2), subjects, st.integers(1, 5), st.none()),
-    st.tuples(st.just(3), st.none(), st.none(), st.sampled_from(["a", "b"])),
+    st.tuples(st.just(1), subjects, st.none()),
+    st.tuples(st.just(2), subjects, st.integers(1, 5)),
+    st.tuples(st.just(4), subjects, st.none()),
 )
 
 
@@ -459,30 +444,28 @@ def test_neither_order_nor_repetition_matters(applied: list[Entry], data: st.Dat
     assert len(one) == len(other)
     for subject in (UUID(int=number) for number in range(4)):
         for version in (1, 3, 5):
-            for kid in ("a", "c"):
-                facts: Any = {"session_id": subject, "user_id": UUID(int=9), "version": version, "kid": kid}
-                assert one.covers(**facts) == other.covers(**facts)
-                facts = {"session_id": UUID(int=9), "user_id": subject, "version": version, "kid": kid}
-                assert one.covers(**facts) == other.covers(**facts)
+            facts: Any = {"session_id": subject, "user_id": UUID(int=9), "version": version}
+            assert one.covers(**facts) == other.covers(**facts)
+            facts = {"session_id": UUID(int=9), "user_id": subject, "version": version}
+            assert one.covers(**facts) == other.covers(**facts)
 
 
 def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, dropped = uuid4(), uuid4()
     known = RevocationSet()
     monkeypatch.setattr(revocation, "_LONGEST", -1.0)
-    known.add(1, dropped, None, None)
-    known.add(2, dropped, 3, None)
+    known.add(1, dropped, None)
+    known.add(2, dropped, 3)
     monkeypatch.undo()
-    known.add(1, kept, None, None)
-    known.add(2, kept, 3, None)
-    known.add(3, None, None, "withdrawn")
+    known.add(1, kept, None)
+    known.add(2, kept, 3)
 
     known.sweep()
 
-    assert len(known) == 3
-    assert known.covers(session_id=kept, user_id=dropped, version=1, kid="")
-    assert known.covers(session_id=dropped, user_id=kept, version=1, kid="")
-    assert not known.covers(session_id=dropped, user_id=dropped, version=1, kid="")
+    assert len(known) == 2
+    assert known.covers(session_id=kept, user_id=dropped, version=1)
+    assert known.covers(session_id=dropped, user_id=kept, version=1)
+    assert not known.covers(session_id=dropped, user_id=dropped, version=1)
 
 
 def test_the_end_of_all_sessions_covers_those_below_until_no_token_can_need_it(
@@ -491,18 +474,18 @@ def test_the_end_of_all_sessions_covers_those_below_until_no_token_can_need_it(
     known, (below, cutoff, higher) = RevocationSet(), (UUID(int=number << 80) for number in (1, 2, 3))
 
     def covered(session_id: UUID) -> bool:
-        return known.covers(session_id=session_id, user_id=below, version=1, kid="")
+        return known.covers(session_id=session_id, user_id=below, version=1)
 
-    known.add(4, cutoff, None, None)
+    known.add(4, cutoff, None)
     assert (covered(below), covered(cutoff), covered(higher), len(known)) == (True, False, False, 1)
 
     # They come in any order; what is known only grows.
-    known.add(4, below, None, None)
+    known.add(4, below, None)
     known.sweep()
     assert (covered(below), covered(cutoff)) == (True, False)
 
     monkeypatch.setattr(revocation, "_LONGEST", 0.0)
-    known.add(4, higher, None, None)
+    known.add(4, higher, None)
     assert covered(cutoff)
     known.sweep()
     assert (covered(below), len(known)) == (False, 0)

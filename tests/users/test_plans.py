@@ -75,7 +75,7 @@ def together(first: str, second: str) -> bool:
 async def hold_admins(session: WriteSession) -> None:
     """Lock what a write locks that may depose an administrator."""
     nobody = UUID(int=0)
-    await auth_crud.hold_standing(session, nobody, nobody, "no key", accounts=[nobody], with_admins=True)
+    await auth_crud.hold_standing(session, nobody, nobody, accounts=[nobody], with_admins=True)
 
 
 @pytest.mark.slow

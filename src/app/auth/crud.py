@@ -91,7 +91,6 @@ class Standing(NamedTuple):
     authz_version: int
     role: str
     is_session_live: bool
-    is_key_withdrawn: bool
 
 
 class HeldStanding(NamedTuple):
@@ -101,7 +100,6 @@ class HeldStanding(NamedTuple):
     admins: Sequence[UUID]
 
 
-KEY_WITHDRAWN = 3
 _LOWEST = UUID(int=0)
 _LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()).limit(1)
 _LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
@@ -114,14 +112,12 @@ _IS_LIVE = (
     & (LoginSession.idle_expires_at > func.now())
     & (LoginSession.absolute_expires_at > func.now())
 )
-_IS_KEY_WITHDRAWN = exists().where(Revocation.kind == KEY_WITHDRAWN, Revocation.key_id == bindparam("kid"))
 _STANDING = (
     select(
         User.is_active,
         User.authz_version,
         User.role,
         _IS_LIVE.label("is_session_live"),
-        _IS_KEY_WITHDRAWN.label("is_key_withdrawn"),
     )
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
@@ -146,7 +142,6 @@ def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
             accounts.c.authz_version,
             accounts.c.role,
             _IS_LIVE.label("is_session_live"),
-            _IS_KEY_WITHDRAWN.label("is_key_withdrawn"),
             accounts.c.admins,
         )
         .join(accounts, true())
@@ -380,15 +375,15 @@ def _revoking(condition: ColumnElement[bool], reason: RevokeReason) -> Update:
     )
 
 
-async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID, kid: str) -> Standing | None:
+async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) -> Standing | None:
     """Read what decides about an access token, by primary keys."""
-    parameters = {"user_id": user_id, "session_id": session_id, "kid": kid}
+    parameters = {"user_id": user_id, "session_id": session_id}
     row = (await session.execute(_STANDING, parameters)).one_or_none()
     return None if row is None else Standing._make(row)
 
 
 async def hold_standing(
-    session: WriteSession, user_id: UUID, session_id: UUID, kid: str, *, accounts: Collection[UUID], with_admins: bool
+    session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
 ) -> HeldStanding | None:
     """Read the same, and lock the accounts and then the login session until the transaction ends.
 
@@ -396,7 +391,7 @@ async def hold_standing(
     """
     statement = _HELD_STANDING_WITH_ADMINS if with_admins else _HELD_STANDING
     account_ids = [user_id, *accounts]
-    parameters = {"user_id": user_id, "session_id": session_id, "kid": kid, "account_ids": account_ids}
+    parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
     row = (await session.execute(statement, parameters)).one_or_none()
     return None if row is None else HeldStanding(Standing._make(row[:-1]), row.admins or ())
 

@@ -52,7 +52,6 @@ class Principal:
     version: int
     scopes: frozenset[str]
     auth_time: int
-    kid: str
     # The scopes that the operation asks for.
     needed: frozenset[str]
     # Where the request comes from. Called when something is written: most requests only read.
@@ -79,7 +78,6 @@ class Principal:
             user_id=self.user_id,
             session_id=self.session_id,
             version=self.version,
-            kid=self.kid,
             needed=self.needed,
             accounts=accounts,
             with_admins=with_admins,
@@ -115,7 +113,6 @@ class _Login(OAuth2, Guard):
             version=claims.version,
             scopes=claims.scopes,
             auth_time=claims.auth_time,
-            kid=claims.kid,
             needed=frozenset(needed.scopes),
             visitor=partial(_visitor, request),
         )

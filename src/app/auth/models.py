@@ -92,9 +92,9 @@ class SessionCutoff(Base):
 
 
 class Revocation(Base):
-    """Kind 1: a session has ended; 2: a user's tokens below a version; 3: a signing key is withdrawn; 4: all sessions below an id.
+    """Kind 1: a session has ended; 2: a user's tokens below a version; 4: all sessions below an id. Triggers write it.
 
-    Written by triggers.
+    Kind 3 and its column `key_id` are not used. They stay in the table, because the release before reads the column.
     """
 
     __tablename__ = "revocations"

@@ -31,14 +31,14 @@ _EARLY_POLL = 0.05
 _RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
 _PROBE_PATIENCE = 2.0
 _SWEEP_INTERVAL = 60.0
-_SESSION_ENDED, _USER_BELOW, _KEY_WITHDRAWN, _SESSIONS_BEFORE = 1, 2, 3, 4
+_SESSION_ENDED, _USER_BELOW, _SESSIONS_BEFORE = 1, 2, 4
 _NOTHING = UUID(int=0), 0.0
 # No token outlives this, so no entry need.
 _LONGEST = 17 * 60.0
 
 # The row of the snapshot is there even when nothing was revoked: its xmin is where the next poll begins.
 _READ = """
-SELECT snapshot.xmin, kind, subject, min_version, key_id
+SELECT snapshot.xmin, kind, subject, min_version
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin) AS snapshot
 LEFT JOIN revocations ON revocations.expires_at > now() AND revocations.xid >= $1::text::xid8
 """
@@ -49,35 +49,31 @@ log = logging.getLogger(__name__)
 
 
 class RevocationSet:
-    """Sessions, users below a version, keys that tokens still alive must not use, and the end of all sessions at once."""
+    """Ended sessions, users below a version, and the end of all sessions at once."""
 
     def __init__(self) -> None:
         self._sessions: dict[UUID, float] = {}
         self._users: dict[UUID, tuple[int, float]] = {}
-        self._keys: set[str] = set()
         self._cutoff: tuple[UUID, float] = _NOTHING
 
     def __len__(self) -> int:
-        return len(self._sessions) + len(self._users) + len(self._keys) + (self._cutoff is not _NOTHING)
+        return len(self._sessions) + len(self._users) + (self._cutoff is not _NOTHING)
 
-    def covers(self, *, session_id: UUID, user_id: UUID, version: int, kid: str) -> bool:
+    def covers(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
         """Say whether a token of these is revoked."""
         return (
             session_id in self._sessions
             or version < self._users.get(user_id, (0, 0.0))[0]
-            or kid in self._keys
             or session_id < self._cutoff[0]
         )
 
-    def add(self, kind: int, subject: UUID | None, min_version: int | None, key_id: str | None) -> None:
-        """Apply one revocation; one applied before changes nothing."""
+    def add(self, kind: int, subject: UUID | None, min_version: int | None) -> None:
+        """Apply one revocation; one applied before, or of another kind, changes nothing."""
         ends = monotonic() + _LONGEST
         if kind == _SESSION_ENDED and subject:
             self._sessions[subject] = ends
         elif kind == _USER_BELOW and subject and min_version:
             self._users[subject] = (max(min_version, self._users.get(subject, (0, 0.0))[0]), ends)
-        elif kind == _KEY_WITHDRAWN and key_id:
-            self._keys.add(key_id)
         elif kind == _SESSIONS_BEFORE and subject:
             self._cutoff = max(self._cutoff, (subject, ends))
 
@@ -141,9 +137,9 @@ class RevocationListener:
         age = self.age
         return age is not None and age < FENCE
 
-    def covers(self, *, session_id: UUID, user_id: UUID, version: int, kid: str) -> bool:
+    def covers(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
         """Say whether a token is revoked, as far as this process knows; see `is_current`."""
-        return self._set.covers(session_id=session_id, user_id=user_id, version=version, kid=kid)
+        return self._set.covers(session_id=session_id, user_id=user_id, version=version)
 
     async def _run(self) -> None:
         pause = _RETRY_FIRST
@@ -194,7 +190,7 @@ class RevocationListener:
         rows = await connection.fetch(_READ, self._cursor, timeout=_POLL_TIMEOUT)
         for row in rows:
             if row["kind"] is not None:
-                self._set.add(row["kind"], row["subject"], row["min_version"], row["key_id"])
+                self._set.add(row["kind"], row["subject"], row["min_version"])
         self._cursor = rows[0]["xmin"]
         self._last_ok = sent
 
@@ -203,10 +199,7 @@ class RevocationListener:
         kind, _, rest = payload.partition(" ")
         subject, _, version = rest.partition(" ")
         try:
-            if kind == str(_KEY_WITHDRAWN):
-                self._set.add(_KEY_WITHDRAWN, None, None, rest)
-            else:
-                self._set.add(int(kind), UUID(subject), int(version) if version else None, None)
+            self._set.add(int(kind), UUID(subject), int(version) if version else None)
         except ValueError:
             self._wake.set()
 

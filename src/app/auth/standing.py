@@ -13,7 +13,7 @@ from app.users.roles import granted
 
 
 class StandingCheck:
-    """Refuses tokens of ended sessions, disabled or changed accounts and withdrawn keys."""
+    """Refuses tokens of ended sessions and of disabled or changed accounts."""
 
     def __init__(self, database: Database, listener: RevocationListener | None) -> None:
         self._database = database
@@ -27,16 +27,14 @@ class StandingCheck:
         """
         listener = self._listener
         if listener is not None and not ask and listener.is_current:
-            if listener.covers(
-                session_id=claims.session_id, user_id=claims.user_id, version=claims.version, kid=claims.kid
-            ):
+            if listener.covers(session_id=claims.session_id, user_id=claims.user_id, version=claims.version):
                 raise InvalidTokenError
             return
         await self._ask(claims, needed)
 
     async def _ask(self, claims: AccessClaims, needed: Collection[str]) -> None:
         async with self._database.read_sessions() as session:
-            standing = await crud.get_standing(session, claims.user_id, claims.session_id, claims.kid)
+            standing = await crud.get_standing(session, claims.user_id, claims.session_id)
         _judge(standing, claims.version, needed)
 
 
@@ -46,7 +44,6 @@ async def hold(
     user_id: UUID,
     session_id: UUID,
     version: int,
-    kid: str,
     needed: Collection[str] = (),
     accounts: Collection[UUID] = (),
     with_admins: bool = False,
@@ -56,13 +53,13 @@ async def hold(
     Locks the caller's account, the others given and, if asked for, all active administrators, then the login session. Returns
     the active administrators among the locked accounts. Whoever ends the session or changes one of the accounts waits.
     """
-    held = await crud.hold_standing(session, user_id, session_id, kid, accounts=accounts, with_admins=with_admins)
+    held = await crud.hold_standing(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
     _judge(held and held.standing, version, needed)
     return held.admins if held else ()
 
 
 def _judge(standing: Standing | None, version: int, needed: Collection[str]) -> None:
-    if standing is None or not standing.is_active or not standing.is_session_live or standing.is_key_withdrawn:
+    if standing is None or not standing.is_active or not standing.is_session_live:
         raise InvalidTokenError
     # A version to come is one the account has not had: the database has been set back to an earlier state.
     if version != standing.authz_version:
