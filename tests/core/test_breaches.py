@@ -1,8 +1,11 @@
 """Passwords looked up in a sorted file of digests."""
 
+import errno
 import hashlib
 import re
-from collections.abc import Iterable
+import resource
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,17 @@ def is_refused(password: str, file: Path) -> bool:
     except InvalidInputError:
         return True
     return False
+
+
+@contextmanager
+def without_free_files() -> Iterator[None]:
+    """Let this process open no file until the block ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def bytes_read() -> int:
@@ -120,6 +134,15 @@ def test_a_file_that_cannot_be_read_refuses_nothing_and_is_told(
     assert record.message == "breached passwords cannot be read"
     assert "CANARY" not in str(vars(record))
     assert digest("CANARY") not in str(vars(record))
+
+
+def test_without_a_free_file_descriptor_a_password_is_not_accepted_unseen(tmp_path: Path) -> None:
+    file = write(tmp_path / "breached.txt", BREACHED)
+
+    with without_free_files(), pytest.raises(OSError) as caught:  # noqa: PT011  # Its number is compared.
+        refuse_breached(BREACHED[0], file, pointer="#/password")
+
+    assert caught.value.errno == errno.EMFILE
 
 
 @pytest.mark.parametrize(

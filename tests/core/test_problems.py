@@ -1,5 +1,7 @@
 import asyncio
+import errno
 import json
+import os
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
@@ -797,6 +799,34 @@ async def test_other_violated_constraints_are_defects_whatever_is_declared(recor
     lines = recording()
     async with serving(router) as client:
         response = await client.get(f"/violations/{number}")
+
+    problem(response, 500, "internal_error")
+    assert [line["event"] for line in lines() if "exception" in line] == ["unhandled error"]
+
+
+# The files of the process
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_without_a_free_file_descriptor_the_answer_is_503_and_the_log_says_why(
+    recording: Recording, number: int
+) -> None:
+    lines = recording()
+    async with serving(raising_router(OSError(number, os.strerror(number), "CANARY"))) as client:
+        response = await client.get("/raise")
+
+    problem(response, 503, "service_unavailable")
+    assert response.headers["retry-after"] == "1"
+    assert "CANARY" not in response.text
+    (line,) = [line for line in lines() if line["logger"] == "app.core.problems"]
+    assert line["event"] == f"no file descriptor is free: [Errno {number}] {os.strerror(number)}: 'CANARY'"
+    assert line["request_id"] == response.headers["x-request-id"]
+
+
+async def test_any_other_failure_of_a_file_is_a_defect(recording: Recording) -> None:
+    lines = recording()
+    async with serving(raising_router(FileNotFoundError(errno.ENOENT, "CANARY"))) as client:
+        response = await client.get("/raise")
 
     problem(response, 500, "internal_error")
     assert [line["event"] for line in lines() if "exception" in line] == ["unhandled error"]

@@ -3,15 +3,22 @@
 import asyncio
 import os
 import resource
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from httpx2 import AsyncClient, Limits
+import pytest
+from httpx2 import AsyncClient, Limits, Response
 
-from tests.auth.post import log_in
+from app.core.database import Database
+from app.core.security import PasswordHasher
+from tests import conftest
+from tests.auth.post import AUTH, log_in
+from tests.core.test_breaches import write
+from tests.factories import make_user
 from tests.servers import SERVE, Server, real_server, server_by
+from tests.test_access import ACCESS, NEW_PASSWORD
 from tests.test_workers import until
 
 FILES = 256
@@ -68,6 +75,21 @@ def complaints(server: Server) -> list[str]:
     return [line for line in server.lines() if "Traceback" in line or '"level": "error"' in line]
 
 
+@contextmanager
+def without_free_files(server: Server) -> Iterator[None]:
+    """Let a server open no file until the block ends."""
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
+
+
+async def register(client: AsyncClient) -> Response:
+    return await client.post(f"{AUTH}/register", json={"email": "new@example.com", "password": NEW_PASSWORD})
+
+
 async def first_line(reader: asyncio.StreamReader) -> bytes:
     with suppress(ConnectionResetError):
         return await reader.readline()
@@ -116,4 +138,53 @@ async def test_with_few_files_the_surplus_is_told_and_some_are_left_for_the_rest
         assert set(await asyncio.gather(*told)) == {b"", b"HTTP/1.1 503 Service Unavailable\r\n"}
         assert taken < FILES
         assert (after.status_code, after.json()["error"]) == (400, "invalid_grant")
+        assert complaints(server) == []
+
+
+@pytest.mark.parametrize("has_breached_passwords", [False, True])
+async def test_a_request_that_needs_a_file_is_told_to_come_back(
+    clone_url: str, tmp_path: Path, has_breached_passwords: bool
+) -> None:
+    file = write(tmp_path / "breached.txt", ["another password"])
+    settings = {"APP_AUTH__BREACHED_PASSWORDS_FILE": str(file)} if has_breached_passwords else {}
+    async with real_server(clone_url, **settings) as server, client_of(server) as client:
+        # The lists of common passwords are read by the first registration, those of breached ones by each.
+        if has_breached_passwords:
+            assert (await register(client)).status_code == 202
+
+        with without_free_files(server):
+            refused = await register(client)
+        accepted = await register(client)
+
+        assert (refused.status_code, refused.json()["code"]) == (503, "service_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "no file descriptor is free" in server.log_file.read_text()
+        assert accepted.status_code == 202
+        assert complaints(server) == []
+
+
+async def test_no_operation_fails_for_want_of_a_file(clone_url: str, hasher: PasswordHasher) -> None:
+    database = Database(conftest.make_settings(clone_url).database)
+    async with database.begin() as session:
+        target = await make_user(session, hasher, email="target@example.com")
+        callers = [(await make_user(session, hasher, role="admin")).email for _ in ACCESS]
+    await database.dispose()
+    async with real_server(clone_url, APP_RATE_LIMIT__ENABLED="false") as server, client_of(server) as client:
+        headers = [await conftest.log_in(client, email) for email in callers]
+        answers: dict[str, Response] = {}
+
+        with without_free_files(server):
+            for (operation, access), header in zip(ACCESS.items(), headers, strict=True):
+                method, _, template = operation.partition(" ")
+                path = template.format(**{"user_id": target.id, **access.path})
+                given = {} if access.scopes is None else header
+                answers[operation] = await client.request(
+                    method, path, json=access.json, data=access.form, headers=given
+                )
+
+        defects = [operation for operation, answer in answers.items() if answer.status_code == 500]
+        refused = [answer for answer in answers.values() if answer.status_code == 503]
+        assert defects == []
+        assert refused
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert complaints(server) == []

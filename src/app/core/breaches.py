@@ -11,7 +11,7 @@ from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 
-from app.core.errors import ConfigurationError, FieldError, InvalidInputError
+from app.core.errors import ConfigurationError, FieldError, InvalidInputError, is_out_of_files
 from app.core.metrics import Tally
 
 _LOOKUPS = Tally(
@@ -27,11 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def refuse_breached(password: str, file: Path, *, pointer: str) -> None:
-    """Raise an `InvalidInputError` for a password that the file has; where it cannot be read, log that and accept."""
+    """Raise an `InvalidInputError` for a password that the file has. If the file cannot be read, log that and accept the password.
+
+    If no file descriptor is free, the `OSError` is raised: clients can cause that, and must not get a password accepted by it.
+    """
     try:
         with FileIO(file) as lines:
             is_breached = _has(lines, _digest(password))
     except (OSError, ValueError) as error:
+        if is_out_of_files(error):
+            raise
         # Else nobody could register, or recover an account, until a file is repaired.
         log.error("breached passwords cannot be read", extra={"reason": str(error)})  # noqa: TRY400  # No traceback.
         _LOOKUPS.count("failed")

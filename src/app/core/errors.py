@@ -23,6 +23,7 @@
 A feature subclasses a kind and adds `code` and `detail`; nothing here knows HTTP beyond the number.
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -239,3 +240,8 @@ class UnavailableError(AppError):
 
 class ConfigurationError(Exception):
     """The settings cannot be used; the text names every problem, one a line."""
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Tell whether an error means that this process, or the machine, has no free file descriptor."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}

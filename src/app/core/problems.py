@@ -36,6 +36,7 @@ from app.core.errors import (
     PayloadTooLargeError,
     UnavailableError,
     UnsupportedMediaTypeError,
+    is_out_of_files,
 )
 from app.core.failures import (
     FOREIGN_KEY_VIOLATION,
@@ -243,7 +244,7 @@ def _speaks_oauth(scope: Any) -> bool:
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every failure with a problem document, the framework's own included."""
-    note = _Note()
+    note = _Note("the database cannot answer")
 
     async def on_app_error(request: Request, error: AppError) -> Response:
         if isinstance(error, DatabaseUnavailableError):
@@ -271,6 +272,20 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
     for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
+    _answer_without_files(app)
+
+
+def _answer_without_files(app: FastAPI) -> None:
+    """Answer 503 when no file descriptor is free. Libraries import modules at their first use, and an import opens files."""
+    note = _Note("no file descriptor is free")
+
+    async def on_os_error(request: Request, error: OSError) -> Response:
+        if not is_out_of_files(error):
+            raise error
+        note.write(error)
+        return problem_response(request.scope, UnavailableError())
+
+    app.add_exception_handler(OSError, on_os_error)  # type: ignore[arg-type]
 
 
 def _is_declared_as_gone(request: Request, error: DBAPIError) -> bool:
@@ -283,9 +298,10 @@ def _is_declared_as_gone(request: Request, error: DBAPIError) -> bool:
 
 
 class _Note:
-    """Says why the database cannot answer: in an outage every request would, and that is more than anybody reads."""
+    """Logs why requests are answered 503. In an outage every request would, so lines of one kind are a second apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, event: str) -> None:
+        self._event = event
         self._written: dict[type, float] = {}
         self._withheld: Counter[type] = Counter()
 
@@ -298,8 +314,8 @@ class _Note:
             self._withheld[kind] += 1
             return
         self._written[kind] = now
-        text = reason if isinstance(error, DBAPIError) else repr(error)
-        log.warning("the database cannot answer: %s", text, extra={"withheld": self._withheld.pop(kind, 0)})
+        text = reason if isinstance(error, DBAPIError) or is_out_of_files(error) else repr(error)
+        log.warning("%s: %s", self._event, text, extra={"withheld": self._withheld.pop(kind, 0)})
 
 
 def _http_problem(app: FastAPI, scope: Any, error: HTTPException) -> Response:
