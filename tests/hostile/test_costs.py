@@ -81,6 +81,8 @@ FORMS: dict[str, Callable[[int], bytes]] = {
     "percent signs encoded": lambda size: filled(b"%25", size, b"grant_type="),
     "letters beyond ASCII": lambda size: filled("\u00e9".encode(), size, b"grant_type="),
     "letters beyond ASCII, encoded": lambda size: filled(b"%C3%A9", size, b"grant_type="),
+    "letters beyond ASCII, and percent signs": lambda size: filled("\u00e9%".encode(), size, b"grant_type="),
+    "members of percent signs, encoded": lambda size: filled(b"%25%25%=%25&", size),
     "ampersands": lambda size: filled(b"&", size),
     "equals signs": lambda size: filled(b"=", size),
     "plus signs": lambda size: filled(b"+", size, b"grant_type="),

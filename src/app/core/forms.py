@@ -1,4 +1,9 @@
-"""Forms, query strings and percent-encoding (WHATWG URL, 1.3 and 5). Python's parsers take 20 times as long for hostile input."""
+"""Parsers of forms, query strings and percent-encoding (WHATWG URL, 1.3 and 5).
+
+`urllib.parse.parse_qsl` gives the same fields, but leaves no margin below the 20 ms that a refused request may take on the event
+loop. Its worst form of 16 KiB, `é%` repeated, takes 12 ms on an idle core and 19 to 24 ms beside a busy one; the worst form for
+this module takes 3 and 6 ms. Given bytes it is as fast, but in Python 3.12 it refuses bytes beyond ASCII.
+"""
 
 import re
 
