@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, override
+from typing import Any, TextIO, override
 
 import asyncpg
 import pytest
@@ -40,9 +40,7 @@ class Terminal(io.StringIO):
 def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run a command on a database, and give its exit code, what it printed and what it complained about."""
 
-    def run(
-        *arguments: str, url: str = NOWHERE, stdin: io.StringIO | str = "", **environment: str
-    ) -> tuple[int, str, str]:
+    def run(*arguments: str, url: str = NOWHERE, stdin: TextIO | str = "", **environment: str) -> tuple[int, str, str]:
         given = {
             "APP_ENVIRONMENT": "test",
             "APP_AUTH__SIGNING_KEYS": KEY_SET,
@@ -149,6 +147,13 @@ def test_an_unknown_revision_is_told(app: Command, clone_url: str, options: list
     assert_failed(result, "no migration, or more than one, is called unknown; `app migrate --status` lists them")
 
 
+@pytest.mark.parametrize("options", [[], ["--sql"]])
+def test_an_empty_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
+    result = app("migrate", "--to", "", *options, url=clone_url)
+
+    assert_failed(result, "cannot go to '': name a revision, `head`, `base`, or a number of steps such as -1 or +1")
+
+
 def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:
     aftermath(clone_url, "UPDATE alembic_version SET version_num = '20991231_future'")
 
@@ -224,14 +229,21 @@ TOO_SHORT = "This must have at least 15 characters; a few words make a good one.
 @pytest.mark.parametrize(
     ("email", "password", "sentence"),
     [
-        pytest.param("ada@example.com", "short", TOO_SHORT, id="a short password"),
-        pytest.param("ada@example.com", "", TOO_SHORT, id="no password"),
-        pytest.param("not an address", PASSWORD, "this is not an email address", id="no address"),
+        pytest.param("ada@example.com", "short", f"password: {TOO_SHORT}", id="a short password"),
+        pytest.param("ada@example.com", "", "password: This must have a length of at least 1.", id="no password"),
+        pytest.param("not an address", PASSWORD, "email: This is not an email address.", id="no address"),
+        pytest.param("", PASSWORD, "email: This must have at least 3 characters.", id="an empty address"),
         pytest.param(
             "ada@example.com",
             "correct horse \udcff battery",
-            "what was given is not UTF-8",
+            "password: This holds a control character. Remove it.",
             id="a password that is no text",
+        ),
+        pytest.param(
+            "ada@example.com",
+            "correct horse \x1b battery",
+            "password: This holds a control character. Remove it.",
+            id="a password with a control character",
         ),
     ],
 )
@@ -242,6 +254,39 @@ def test_an_administrator_is_refused_in_one_sentence(
 
     assert_failed(result, sentence)
     assert aftermath(clone_url, "SELECT * FROM users") == []
+
+
+def test_a_password_in_another_encoding_is_told(app: Command, clone_url: str) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"correct horse \xff battery"), encoding="utf-8")
+
+    result = app("users", "create-admin", "ada@example.com", url=clone_url, stdin=stdin)
+
+    assert_failed(result, "what was given is not UTF-8")
+    assert aftermath(clone_url, "SELECT * FROM users") == []
+
+
+@pytest.mark.parametrize(
+    ("full_name", "sentence"),
+    [
+        pytest.param("", "full-name: This must have at least 1 characters.", id="empty"),
+        pytest.param(" ", "full-name: This must not be blank.", id="blank"),
+        pytest.param("x" * 129, "full-name: This may have at most 128 characters.", id="long"),
+        pytest.param("\x1b[31m", "full-name: This holds a control character. Remove it.", id="a control character"),
+        pytest.param("a\u202eb", "full-name: This holds an invisible character. Remove it.", id="another direction"),
+        pytest.param("\udcff", "full-name: This must be valid Unicode.", id="no text"),
+    ],
+)
+def test_a_name_is_refused_as_it_is_over_http(app: Command, clone_url: str, full_name: str, sentence: str) -> None:
+    command = ("users", "create-admin", "ada@example.com", "--full-name", full_name)
+
+    assert_failed(app(*command, url=clone_url, stdin=PASSWORD), sentence)
+    assert aftermath(clone_url, "SELECT * FROM users") == []
+
+
+def test_everything_that_is_refused_is_told_in_one_sentence_each(app: Command, clone_url: str) -> None:
+    result = app("users", "create-admin", "nobody", "--full-name", " ", url=clone_url, stdin=PASSWORD)
+
+    assert_failed(result, "email: This is not an email address. full-name: This must not be blank.")
 
 
 def test_an_address_that_is_taken_is_told(app: Command, clone_url: str) -> None:
@@ -374,6 +419,14 @@ def test_every_command_explains_itself(app: Command, arguments: list[str]) -> No
 
     assert code == 0
     assert "Usage: " in out
+
+
+@pytest.mark.parametrize("number", ["0", str(2**63), "9" * 30])
+def test_a_number_that_no_job_can_have_is_an_error_of_usage(app: Command, number: str) -> None:
+    code, out, complaint = app("jobs", "retry", number)
+
+    assert (code, out) == (2, "")
+    assert "Invalid value for 'ids': Input should be" in complaint
 
 
 def test_an_unknown_command_is_an_error_of_usage(app: Command) -> None:

@@ -9,25 +9,29 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from app.auth.cutoff import end_every_session
+from app.auth.schemas import Registration
 from app.core import rotation
 from app.core.config import Settings, load_settings
 from app.core.database import Database, WriteSession
-from app.core.errors import AppError, ConfigurationError, InvalidInputError
+from app.core.errors import AppError, ConfigurationError, FieldError, InvalidInputError
 from app.core.failures import DatabaseUnavailableError, reason
 from app.core.keys import generate_key_set
 from app.core.listening import PortInUseError
+from app.core.refusals import detail_of
 from app.core.security import PasswordHasher
 from app.core.supervisor import WorkerError
 from app.jobs import service as jobs_service
 from app.loading import loading
 from app.migrations.errors import MigrationError
 from app.users import service as users_service
-from app.users.emails import InvalidEmailError
 from app.users.links import LIFETIMES as LINK_LIFETIMES
 
+# Jobs are counted by a bigint.
+_LAST_JOB = 2**63 - 1
 # Plain help: loading rich would double the time that it takes.
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 users = typer.Typer(no_args_is_help=True, help="Accounts.", rich_markup_mode=None)
@@ -104,12 +108,21 @@ def create_admin(
 ) -> None:
     """Create an administrator; the password is asked for, or read from standard input."""
     settings = load_settings()
-    password = _ask_password()
-    user_id = asyncio.run(_create_admin(settings, email, password, full_name))
+    account = _validated(email, _ask_password(), full_name)
+    user_id = asyncio.run(_create_admin(settings, account))
     typer.echo(f"Created administrator {email} ({user_id}).")
 
 
-async def _create_admin(settings: Settings, email: str, password: str, full_name: str | None) -> str:
+def _validated(email: str, password: str, full_name: str | None) -> Registration:
+    """Apply the rules of a registration over HTTP."""
+    try:
+        return Registration.model_validate({"email": email, "password": password, "full_name": full_name})
+    except ValidationError as error:
+        refused = (FieldError(f"#/{one['loc'][0]}", one["type"], detail_of(one)) for one in error.errors())
+        raise InvalidInputError(*refused) from error
+
+
+async def _create_admin(settings: Settings, account: Registration) -> str:
     database = Database(settings.database)
     hasher = PasswordHasher(settings.auth)
     try:
@@ -117,9 +130,9 @@ async def _create_admin(settings: Settings, email: str, password: str, full_name
             user = await users_service.create_admin(
                 session,
                 hasher,
-                email=email,
-                password=password,
-                full_name=full_name,
+                email=account.email,
+                password=account.password.get_secret_value(),
+                full_name=account.full_name,
                 min_length=settings.auth.password_min_length,
             )
         return str(user.id)
@@ -144,7 +157,9 @@ def list_failed_jobs() -> None:
 
 @jobs.command("retry")
 def retry_jobs(
-    ids: Annotated[list[int] | None, typer.Argument(help="Numbers, as `app jobs failed` shows them.")] = None,
+    ids: Annotated[
+        list[int] | None, typer.Argument(min=1, max=_LAST_JOB, help="Numbers, as `app jobs failed` shows them.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every job that failed.")] = False,
 ) -> None:
     """Put failed jobs back into the queue, with all their attempts."""
@@ -247,13 +262,11 @@ def main() -> None:
     try:
         cli()
     except InvalidInputError as error:
-        _stop(" ".join(one.detail for one in error.errors))
+        _stop(" ".join(f"{_argument(one)}: {one.detail}" for one in error.errors))
     except DatabaseUnavailableError as error:
         _stop(f"cannot reach the database: {reason(error.__cause__ or error)}")
     except AppError as error:
         _stop(error.detail)
-    except InvalidEmailError:
-        _stop("this is not an email address")
     except UnicodeError:
         _stop("what was given is not UTF-8")
     except DBAPIError as error:
@@ -268,6 +281,10 @@ def main() -> None:
         MigrationError,
     ) as error:
         _stop(str(error))
+
+
+def _argument(error: FieldError) -> str:
+    return error.pointer.removeprefix("#/").replace("_", "-")
 
 
 def _stop(sentence: str) -> None:

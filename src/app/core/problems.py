@@ -46,6 +46,7 @@ from app.core.failures import (
     sqlstate,
 )
 from app.core.fields import Omittable
+from app.core.refusals import detail_of
 
 log = logging.getLogger(__name__)
 
@@ -53,40 +54,6 @@ MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 20
 _MAX_NAME = 64
 _NOTE_PAUSE = 1.0
-
-# What to say about each way a value can be wrong. The library's own sentences may quote the value, these cannot:
-# only the limits in the braces are filled in, and they come from the declaration.
-_DETAILS = {
-    "missing": "This is required.",
-    "extra_forbidden": "There is no such member.",
-    "string_type": "This must be a string.",
-    "string_too_short": "This must have at least {min_length} characters.",
-    "string_too_long": "This may have at most {max_length} characters.",
-    "too_short": "This must have a length of at least {min_length}.",
-    "too_long": "This must have a length of at most {max_length}.",
-    "string_unicode": "This must be valid Unicode.",
-    "string_pattern_mismatch": "This has the wrong form.",
-    "int_type": "This must be an integer.",
-    "int_parsing": "This must be an integer.",
-    "int_from_float": "This must be an integer.",
-    "int_parsing_size": "This number is too large.",
-    "bool_type": "This must be true or false.",
-    "bool_parsing": "This must be true or false.",
-    "greater_than_equal": "This must be {ge} or more.",
-    "less_than_equal": "This must be {le} or less.",
-    "literal_error": "This must be one of: {expected}.",
-    "enum": "This must be one of: {expected}.",
-    "model_type": "This must be an object.",
-    "model_attributes_type": "This must be an object.",
-    "dict_type": "This must be an object.",
-    "list_type": "This must be an array.",
-    "datetime_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
-    "datetime_from_date_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
-    "timezone_aware": "This must be an RFC 3339 instant with its offset, such as 2026-01-31T12:00:00Z.",
-    "uuid_type": "This must be a UUID.",
-    "uuid_parsing": "This must be a UUID.",
-}
-
 
 _STATUSES = frozenset(int(status) for status in HTTPStatus)
 _SERVER_ERRORS = 500
@@ -388,15 +355,7 @@ def _field_errors(errors: Sequence[Any]) -> Iterator[FieldError]:
     for error in errors[:_MAX_ERRORS]:
         place, *names = error["loc"]
         path = names if place == "body" else [place, *names]
-        yield FieldError(pointer=pointer(*path), code=error["type"], detail=_detail(error))
-
-
-def _detail(error: Any) -> str:
-    kind = error["type"]
-    if kind in _DETAILS:
-        return _DETAILS[kind].format_map(error.get("ctx", {}))
-    # Errors of our own types carry a sentence of ours; what remains is the library's and is not shown.
-    return error["msg"] if error.get("ctx", {}).get("ours") else "This value is not valid."
+        yield FieldError(pointer=pointer(*path), code=error["type"], detail=detail_of(error))
 
 
 def pointer(*names: str | int) -> str:

@@ -143,8 +143,10 @@ def _absolute(directory: ScriptDirectory, revision: str) -> str:
         return scripts.head(directory)
     if revision == "base":
         return revision
-    if _COMPOUND.search(revision):
-        message = f"cannot go to {revision}: name a revision, `head`, `base`, or a number of steps such as -1 or +1"
+    if not revision or _COMPOUND.search(revision):
+        message = (
+            f"cannot go to {revision or "''"}: name a revision, `head`, `base`, or a number of steps such as -1 or +1"
+        )
         raise MigrationError(message)
     try:
         return directory.get_revision(revision).revision

@@ -1,0 +1,48 @@
+"""Texts for each way in which a value can be wrong, for clients and for people at a terminal.
+
+The texts of pydantic may quote the value. These cannot: only the limits in the braces are filled in, and they come from the
+declaration.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_DETAILS = {
+    "missing": "This is required.",
+    "extra_forbidden": "There is no such member.",
+    "string_type": "This must be a string.",
+    "string_too_short": "This must have at least {min_length} characters.",
+    "string_too_long": "This may have at most {max_length} characters.",
+    "too_short": "This must have a length of at least {min_length}.",
+    "too_long": "This must have a length of at most {max_length}.",
+    "string_unicode": "This must be valid Unicode.",
+    "string_pattern_mismatch": "This has the wrong form.",
+    "int_type": "This must be an integer.",
+    "int_parsing": "This must be an integer.",
+    "int_from_float": "This must be an integer.",
+    "int_parsing_size": "This number is too large.",
+    "bool_type": "This must be true or false.",
+    "bool_parsing": "This must be true or false.",
+    "greater_than_equal": "This must be {ge} or more.",
+    "less_than_equal": "This must be {le} or less.",
+    "literal_error": "This must be one of: {expected}.",
+    "enum": "This must be one of: {expected}.",
+    "model_type": "This must be an object.",
+    "model_attributes_type": "This must be an object.",
+    "dict_type": "This must be an object.",
+    "list_type": "This must be an array.",
+    "datetime_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
+    "datetime_from_date_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
+    "timezone_aware": "This must be an RFC 3339 instant with its offset, such as 2026-01-31T12:00:00Z.",
+    "uuid_type": "This must be a UUID.",
+    "uuid_parsing": "This must be a UUID.",
+}
+
+
+def detail_of(error: Mapping[str, Any]) -> str:
+    """Return the text for one error of pydantic."""
+    kind = error["type"]
+    if kind in _DETAILS:
+        return _DETAILS[kind].format_map(error.get("ctx", {}))
+    # Errors of our own types carry a text of ours. The others have one of pydantic, which is not shown.
+    return str(error["msg"]) if error.get("ctx", {}).get("ours") else "This value is not valid."
