@@ -69,8 +69,6 @@ PUBLIC = {
 }
 # Text in a request that declares no length, or no rule for its characters either, and why that does no harm.
 UNENDING = {
-    "If-Match": "One that is too long matches nothing.",
-    "If-None-Match": "One that is too long matches nothing.",
     "cursor": "Its decoder says 400 to what it has not written, whatever the length: 422 would be another answer.",
     **dict.fromkeys(("If-Match", "If-None-Match"), "A condition that is too long matches nothing, and is not parsed."),
 }
