@@ -27,9 +27,11 @@ from app.migrations.runner import check, sql, upgrade
 from app.migrations.scripts import config
 from app.models import Base
 from tests.conftest import ROOT, make_settings
+from tests.proxy import Proxy, proxied
 
 VERSIONS = ROOT / "src" / "app" / "migrations" / "versions"
 DIGESTS = ROOT / "tests" / "migrations.sha256"
+PATIENCE = 30.0
 # The written SQL as psql runs it: what stands outside of transactions is executed statement by statement.
 TRANSACTION_OR_STATEMENT = re.compile(r"\s*(BEGIN;.*?^COMMIT;|[^;]+;)", re.DOTALL | re.MULTILINE)
 # What the schema is made of, as PostgreSQL itself tells it.
@@ -181,15 +183,23 @@ async def test_of_two_runners_one_waits_and_both_succeed(empty_url: str) -> None
     assert await revision(empty_url) == head()
 
 
-async def test_a_runner_waits_for_the_one_before_it(clone_url: str) -> None:
-    async with connected(clone_url) as other:
-        await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
-        waiting = asyncio.create_task(upgrade(settings_of(clone_url)))
-        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+async def asks_for_the_lock(proxy: Proxy, runner_: asyncio.Task[Any]) -> None:
+    """Wait until a runner has asked several times, each time in a transaction of its own."""
+    async with asyncio.timeout(PATIENCE):
+        # One that gets the lock sends fewer.
+        while proxy.sent.count(b"ROLLBACK") < 8:
+            assert not runner_.done()
+            await asyncio.sleep(0.01)
 
-        assert not done
+
+async def test_a_runner_waits_for_the_one_before_it(clone_url: str) -> None:
+    async with connected(clone_url) as other, proxied(clone_url) as proxy:
+        await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
+        waiting = asyncio.create_task(upgrade(settings_of(proxy.url)))
+        await asks_for_the_lock(proxy, waiting)
+
         await other.execute("SELECT pg_advisory_unlock($1)", runner._LOCK_KEY)
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, PATIENCE)
 
 
 async def test_a_runner_does_not_wait_forever(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,20 +212,20 @@ async def test_a_runner_does_not_wait_forever(clone_url: str, monkeypatch: pytes
 
 
 async def test_a_waiting_runner_does_not_keep_a_transaction_open(clone_url: str) -> None:
-    query = """SELECT count(*) FROM pg_stat_activity WHERE xact_start < clock_timestamp() - interval '50 ms'
+    query = """SELECT count(*) FROM pg_stat_activity WHERE state = 'idle' AND xact_start IS NULL
                AND application_name LIKE '%-migrate' AND datname = current_database()"""
-    async with connected(clone_url) as other:
+    async with connected(clone_url) as other, proxied(clone_url) as proxy:
         await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
-        waiting = asyncio.create_task(upgrade(settings_of(clone_url)))
-        counts = []
-        for _ in range(20):
-            await asyncio.sleep(0.02)
-            counts.append(await other.fetchval(query))
+        waiting = asyncio.create_task(upgrade(settings_of(proxy.url)))
+        await asks_for_the_lock(proxy, waiting)
+
+        # An index that another runner builds concurrently would wait for this transaction, and this one for the other.
+        async with asyncio.timeout(PATIENCE):
+            while not await other.fetchval(query):  # noqa: ASYNC110  # Another process changes it.
+                await asyncio.sleep(0.01)
+        assert not waiting.done()
         await other.execute("SELECT pg_advisory_unlock($1)", runner._LOCK_KEY)
         await waiting
-
-    # An index that another runner builds concurrently would wait for this one, and this one for the other.
-    assert counts.count(0) > len(counts) // 2
 
 
 async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(
