@@ -36,8 +36,8 @@ class Declarations:
     def _operation(self, response: Response) -> dict[str, Any] | None:
         method, path = response.request.method, response.request.url.path
         method = "GET" if method == "HEAD" else method
-        # The middleware answers an address with an encoded slash or NUL; it reaches no operation.
-        if "\0" in path or b"%2f" in response.request.url.raw_path.partition(b"?")[0].lower():
+        # The middleware answers an address with an encoded slash, final newline or NUL; it reaches no operation.
+        if "\0" in path or path.endswith("\n") or b"%2f" in response.request.url.raw_path.partition(b"?")[0].lower():
             return None
         for route in iter_route_contexts(self._app.routes):
             is_operation = isinstance(route.original_route, APIRoute) and method in (route.methods or ())

@@ -23,7 +23,7 @@ async def test_an_answer_that_is_not_declared_fails_the_test(number: int) -> Non
             await client.get(f"/things/{number}")
 
 
-@pytest.mark.parametrize("path", ["/things%2f1", "/things%2F1", "/%2fthings/1", "/things/1%00"])
+@pytest.mark.parametrize("path", ["/things%2f1", "/things%2F1", "/%2fthings/1", "/things/1%00", "/things/1%0a"])
 async def test_an_address_that_reaches_no_operation_is_compared_with_none(path: str) -> None:
     async with running(application(router)) as client:
         response = await client.get(path)

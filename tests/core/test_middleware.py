@@ -199,8 +199,14 @@ async def test_a_condition_may_be_long_and_stand_on_several_lines(
     assert (response.status_code, response.json()) == (200, read)
 
 
-@pytest.mark.parametrize("path", ["/things/a%2Fb", "/things%2fa", "/%2fthings/a", "/things/a%00", "/things/%2e%2e%2fa"])
-async def test_an_encoded_slash_or_nul_leads_nowhere(app: AsyncClient, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/things/a%2Fb", "/things%2fa", "/%2fthings/a", "/things/a%00", "/things/%2e%2e%2fa"),
+        *("/things/a%0a", "/conditions%0A"),
+    ],
+)
+async def test_an_encoded_slash_newline_or_nul_leads_nowhere(app: AsyncClient, path: str) -> None:
     response = await app.get(path)
 
     assert (response.status_code, response.json()["code"]) == (404, "not_found")

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import logging
 import re
-from collections import Counter
 from collections.abc import MutableMapping
 from http import HTTPStatus
 from time import perf_counter
@@ -138,7 +137,7 @@ class _Exchange:
         self._method: str = scope["method"]
         # The first of each counts.
         request_headers = dict(reversed(scope["headers"]))
-        join_conditions(scope, request_headers.keys())
+        join_conditions(scope, request_headers)
         self._request_id = scope["request_id"] = _request_id(request_headers.get(b"x-request-id"))
         self._content_length: bytes = request_headers.get(b"content-length", b"")
 
@@ -251,7 +250,7 @@ class _AccessLines:
         self._slow = settings.slow_request.total_seconds()
         self._sampled = frozenset(settings.sampled_routes)
         self._every = settings.sample_every
-        self._asked: Counter[str] = Counter()
+        self._asked = dict.fromkeys(self._sampled, 0)
 
     def write(
         self, scope: Scope, method: str, route: str, status: int, duration: float, statements: Statements
@@ -276,8 +275,8 @@ class _AccessLines:
 
     def _leaves_out(self, route: str) -> bool:
         # The first of each lot is written: a process that has just begun shows that it is asked.
-        place = self._asked[route] % self._every
-        self._asked[route] += 1
+        place = self._asked[route]
+        self._asked[route] = (place + 1) % self._every
         return place != 0
 
 
@@ -294,10 +293,14 @@ def _template(scope: MutableMapping[str, Any]) -> str:
 def _is_ambiguous(scope: Scope) -> bool:
     """Tell whether the decoded path has other segments than the address, or a NUL, which no file and no column takes.
 
-    Routes match the decoded path. An encoded slash would separate segments there, and bypass the path rules of a proxy.
+    Routes match the decoded path, and a pattern ends before a final newline too. An encoded slash or newline would bypass
+    the path rules of a proxy.
     """
     raw: bytes = scope.get("raw_path") or b""
-    return b"%2f" in raw.lower() or "\0" in scope["path"]
+    if b"%" not in raw:
+        return False
+    path: str = scope["path"]
+    return b"%2f" in raw.lower() or "\0" in path or path.endswith("\n")
 
 
 def _handler_of_defects(scope: Scope) -> ExceptionHandler | None:
