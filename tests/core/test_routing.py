@@ -3,7 +3,7 @@ from time import process_time
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Form, Header, Query
+from fastapi import Depends, Form, Header, Query, Response
 from httpx2 import AsyncClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -537,3 +537,54 @@ async def test_more_parameters_than_any_operation_has_are_refused(things: AsyncC
     assert response.status_code == 422
     assert [error["code"] for error in response.json()["errors"]] == ["too_many_parameters"]
     assert (await things.get(f"/things?n=1{'&' * 99}")).status_code == 200
+
+
+alone = routing.router(prefix="/alone")
+
+
+async def refuse() -> None:
+    raise NotFoundError
+
+
+@alone.get("/probe", openapi_extra=public)
+async def probe() -> Response:
+    return Response("well", media_type="text/plain")
+
+
+@alone.get("/broken", openapi_extra=public)
+async def probe_broken() -> Response:
+    raise ConflictError
+
+
+@alone.get("/guarded", openapi_extra=public, dependencies=[Depends(refuse)])
+async def probe_guarded() -> Response:
+    raise AssertionError
+
+
+@alone.get("/blocking", openapi_extra=public)
+def probe_blocking() -> Response:
+    return Response("from a thread")
+
+
+@alone.get("/told", openapi_extra=public)
+async def probe_told(word: str = "nothing") -> Response:
+    return Response(word)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("/alone/probe", 200, "well"),
+        ("/alone/probe?a=1", 422, "unknown_parameter"),
+        ("/alone/broken", 409, "conflict"),
+        ("/alone/guarded", 404, "not_found"),
+        ("/alone/blocking", 200, "from a thread"),
+        ("/alone/told?word=some", 200, "some"),
+    ],
+)
+async def test_an_operation_that_makes_its_response_itself_is_as_strict(path: str, status: int, text: str) -> None:
+    async with serving(alone) as client:
+        response = await client.get(path)
+
+    assert response.status_code == status
+    assert text in response.text
