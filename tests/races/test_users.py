@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 from collections import Counter
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,7 +15,7 @@ from app.auth.cutoff import end_every_session
 from app.users.roles import GRANTS, Role
 from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn, log_in
-from tests.factories import PASSWORD
+from tests.factories import PASSWORD, make_user
 from tests.races.site import Site
 
 USERS = "/api/v1/users"
@@ -229,6 +230,31 @@ async def test_a_password_reset_for_an_account_that_vanishes_finds_none(site: Si
     assert_problem(await request, 404, "user_not_found")
     assert await site.fetch("SELECT * FROM account_links") == []
     assert await site.transactions_left_open() == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "state"), [("password/forgot", {}), ("verify-email/resend", {"email_verified_at": None})]
+)
+async def test_a_link_asked_for_an_account_that_vanishes_is_not_made_and_no_error(
+    site: Site, path: str, state: dict[str, Any]
+) -> None:
+    async with site.database.begin() as session:
+        user = await make_user(session, **state)
+    await site.client.post(f"/api/v1/auth/{path}", json={"email": user.email})
+    deletion = site.watcher.transaction()
+    await deletion.start()
+    await site.watcher.execute("DELETE FROM users WHERE id = $1", user.id)
+
+    # The job finds the account, which is still there for it, and then waits for the deletion.
+    job = asyncio.create_task(site.post.collect())
+    await site.until_waiting(job)
+    is_waiting = not job.done()
+    await deletion.commit()
+
+    assert is_waiting
+    assert await job == []
+    assert await site.fetch("SELECT * FROM account_links") == []
+    assert await site.fetch("SELECT * FROM audit_events") == []
 
 
 async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_one_account(site: Site) -> None:

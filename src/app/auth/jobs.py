@@ -21,6 +21,7 @@ from app.users import jobs as user_jobs
 from app.users import links
 from app.users import service as users_service
 from app.users.models import Purpose
+from app.users.service import Account
 
 _KEEP_ENDED_SESSIONS = timedelta(days=30)
 # Of each purge. Together they stay below the five minutes that a job may take.
@@ -49,7 +50,7 @@ async def resend_verification(work: Work, email: str) -> None:
     async with work.database.begin() as session:
         if not await _may_mail(session, work, email):
             return
-        known = await users_service.find_credentials(session, email)
+        known = await _hold(session, email)
         if known and known.is_active and known.email_verified_at is None:
             await _mail_link(session, work, known.id, "verify_email")
             await audit.record(session, _actor(work), "auth.verification_requested", subject_id=known.id)
@@ -60,7 +61,7 @@ async def forgot_password(work: Work, email: str) -> None:
     async with work.database.begin() as session:
         if not await _may_mail(session, work, email):
             return
-        known = await users_service.find_credentials(session, email)
+        known = await _hold(session, email)
         if known and known.is_active:
             await _mail_link(session, work, known.id, "reset_password")
             await audit.record(session, _actor(work), "auth.password_reset_requested", subject_id=known.id)
@@ -79,6 +80,12 @@ async def purge(work: Work) -> None:
         },
         budget=_BUDGET,
     )
+
+
+async def _hold(session: WriteSession, email: str) -> Account | None:
+    # A deletion may commit between the two reads. The second read then finds no account, and no link refers to it.
+    known = await users_service.find_credentials(session, email)
+    return await users_service.hold_account(session, known.id) if known else None
 
 
 async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: Purpose) -> None:
