@@ -19,6 +19,7 @@ from app.core.failures import DatabaseUnavailableError, is_transient, sqlstate
 from app.core.reads import DirectReads, SessionReads
 from app.core.statements import count_statements
 from app.core.tracing import Tracing
+from app.jobs.exposing import pool_readings
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.factories import make_user
@@ -161,7 +162,7 @@ async def test_a_reader_waits_as_long_as_for_any_connection(clone_url: str) -> N
     await asyncio.sleep(0.01)
 
     values = {
-        reading.labels["pool"]: reading.value for reading in database.readings() if reading.name.endswith("waiting")
+        reading.labels["pool"]: reading.value for reading in pool_readings(database) if reading.name.endswith("waiting")
     }
     assert values == {"read": 1, "write": 0}
     with pytest.raises(PoolTimeoutError):

@@ -1,6 +1,6 @@
 """PostgreSQL: the two engines, the two kinds of session, the declarative base and its column types."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Annotated, Any, override
@@ -14,7 +14,6 @@ from uuid_utils.compat import uuid7
 from app.core.attempts import note_committed, repeating
 from app.core.config import DatabaseSettings
 from app.core.connections import Recycling, close_for_good, create_engine, create_read_engine
-from app.core.metrics import Reading
 from app.core.reads import DirectReads, Reads, SessionReads
 from app.core.statements import Watch
 
@@ -161,15 +160,6 @@ class Database:
         """Close every connection, for good: whatever asks for another one is refused."""
         for engine in (self.engine, self.read_engine):
             await close_for_good(engine)
-
-    def readings(self) -> Iterator[Reading]:
-        """Show how the pools are used."""
-        for name, engine in (("write", self.engine), ("read", self.read_engine)):
-            pool: Any = engine.pool
-            labels = {"pool": name}
-            yield Reading("database_pool_size", "Connections that the pool may have.", pool.size(), labels)
-            yield Reading("database_pool_in_use", "Connections taken from the pool.", pool.checkedout(), labels)
-            yield Reading("database_pool_waiting", "Tasks that wait for a connection.", pool.waiting, labels)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[WriteSession]:

@@ -1,7 +1,9 @@
-"""The queue among what a process shows of itself."""
+"""What a process shows of itself beside its own counters: the pools of connections, and the queue."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 from app.core.database import Database
 from app.core.exposition import Exposition
@@ -18,4 +20,16 @@ def exposing(
         async with database.read_sessions() as session:
             return await service.readings(session)
 
-    return exposed.serving([database.readings, *instruments], [look_at_queue]) if exposed else nullcontext()
+    return (
+        exposed.serving([partial(pool_readings, database), *instruments], [look_at_queue]) if exposed else nullcontext()
+    )
+
+
+def pool_readings(database: Database) -> Iterator[Reading]:
+    """Show how the pools of connections are used."""
+    for name, engine in (("write", database.engine), ("read", database.read_engine)):
+        pool: Any = engine.pool
+        labels = {"pool": name}
+        yield Reading("database_pool_size", "Connections that the pool may have.", pool.size(), labels)
+        yield Reading("database_pool_in_use", "Connections taken from the pool.", pool.checkedout(), labels)
+        yield Reading("database_pool_waiting", "Tasks that wait for a connection.", pool.waiting, labels)
