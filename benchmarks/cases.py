@@ -9,7 +9,7 @@ from statistics import linear_regression
 from urllib.parse import urlencode
 from uuid import UUID
 
-from app.core.keyset import CursorSigner, binding_of
+from app.core.db.keyset import CursorSigner, binding_of
 from benchmarks import seed
 from benchmarks.lab import Lab, Site
 from benchmarks.load import Load, Plan, Sending
@@ -274,8 +274,11 @@ def import_time(lab: Lab) -> dict[str, Contender]:
 
         return turn
 
-    reference = ("app.cli, app.server", f"{lab.against}/src") if lab.against else ("benchmarks.limit", str(ROOT))
-    return {kinds(lab)[0]: contender(*reference), "application": contender("app.cli, app.server", str(ROOT / "src"))}
+    reference = ("app.cli, app.server.serve", f"{lab.against}/src") if lab.against else ("benchmarks.limit", str(ROOT))
+    return {
+        kinds(lab)[0]: contender(*reference),
+        "application": contender("app.cli, app.server.serve", str(ROOT / "src")),
+    }
 
 
 def memory(lab: Lab) -> dict[str, Contender]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from app.core.config import load_settings
-from app.core.telemetry import configure
+from app.core.observability.logs import configure
 from app.dev.embedded_postgres import server_for_tests
 from app.main import create_app
 from benchmarks.cases import CALLERS, CPU, FAILED, ME, P50, P99, RATE, Sample, bearer, send

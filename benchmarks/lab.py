@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy import make_url
 
 from app.core.config import Settings
-from app.core.keys import KeyRing, generate_key_set, load_key_ring
+from app.core.security.keys import KeyRing, generate_key_set, load_key_ring
 from benchmarks import limit, seed
 from benchmarks.seed import Caller
 from benchmarks.servers import Command, Cores, Server

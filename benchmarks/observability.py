@@ -18,14 +18,14 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message
 
-from app.core import middleware, routing
-from app.core.access import public
 from app.core.config import LogSettings
-from app.core.documentation import DocumentedAPI
-from app.core.fields import Answer
-from app.core.metrics import Distribution
-from app.core.middleware import RequestMiddleware
-from app.core.telemetry import configure
+from app.core.http import middleware, routing
+from app.core.http.access import public
+from app.core.http.middleware import RequestMiddleware
+from app.core.http.openapi import DocumentedAPI
+from app.core.observability.logs import configure
+from app.core.observability.metrics import Distribution
+from app.core.schemas.fields import Answer
 
 _HEADERS = [
     (b"host", b"127.0.0.1:8000"),

@@ -14,8 +14,8 @@ from uuid_utils.compat import uuid7
 from app.auth import refresh_tokens
 from app.auth.tokens import AccessTokens
 from app.core.config import Settings
-from app.core.keys import KeyRing
-from app.core.security import BcryptSha256Hasher
+from app.core.security.hashing import BcryptSha256Hasher
+from app.core.security.keys import KeyRing
 from app.migrations import runner
 from app.users.roles import GRANTS, Role
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from app.auth.tokens import AccessTokens
-from app.core.keys import generate_key_set, parse_key_ring
+from app.core.security.keys import generate_key_set, parse_key_ring
 
 _TURN = 200
 

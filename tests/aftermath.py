@@ -8,7 +8,7 @@ from uuid import UUID
 from httpx2 import Response
 from sqlalchemy import Row, text
 
-from app.core.database import ReadSession, WriteSession
+from app.core.db.database import ReadSession, WriteSession
 from app.users.models import User
 from tests.auth.forge import Forge, signing_jwk
 from tests.conftest import KEY_SET, LoggedIn

@@ -21,11 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
 from starlette.types import Receive, Scope, Send
 
 from app.core.config import DatabaseSettings, Settings
-from app.core.database import Database, ReadSession, StreamSession, WriteSession
+from app.core.db.database import Database, ReadSession, StreamSession, WriteSession
+from app.core.db.reads import SessionReads
 from app.core.environment import forget_libpq
-from app.core.keys import generate_key_set
-from app.core.reads import SessionReads
-from app.core.security import PasswordHasher
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import generate_key_set
 from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
 from app.migrations import runner

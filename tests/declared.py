@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from httpx2 import Response
 
-from app.core.problems import MEDIA_TYPE
+from app.core.http.problems import MEDIA_TYPE
 
 # The middleware answers these before it knows the operation, or while it runs.
 _EARLY = frozenset({"secret_in_url", "payload_too_large", "shutting_down"})

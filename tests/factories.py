@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from app.core.database import WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.users.emails import identity
 from app.users.models import User
 

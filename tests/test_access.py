@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from httpx2 import AsyncClient, Response
 
-from app.core.access import PUBLIC_KEY, guards
 from app.core.config import RateLimitSettings, Settings
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.http.access import PUBLIC_KEY, guards
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.aftermath import assert_problem, snapshot
 from tests.conftest import LoggedIn, log_in, running

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import make_url
 
 from app.cli import main
-from app.core.keys import parse_key_ring
+from app.core.security.keys import parse_key_ring
 from app.migrations import runner
 from app.migrations.revisions import head
 from app.users.roles import Role

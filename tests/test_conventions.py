@@ -18,12 +18,20 @@ from pydantic import AfterValidator, BaseModel, SecretStr
 
 import app as package
 from app import models
-from app.core import routing
-from app.core.access import PUBLIC_KEY, undeclared_operations
 from app.core.config import variables
 from app.core.errors import AppError
-from app.core.fields import FormPayload, OpaqueSecret, Payload, Plain, Printable, PrintableLines, PrintableSecret
-from app.core.pages import PageQuery
+from app.core.http import routing
+from app.core.http.access import PUBLIC_KEY, undeclared_operations
+from app.core.http.pages import PageQuery
+from app.core.schemas.fields import (
+    FormPayload,
+    OpaqueSecret,
+    Payload,
+    Plain,
+    Printable,
+    PrintableLines,
+    PrintableSecret,
+)
 from app.main import create_app
 from tests.conftest import ROOT, make_settings
 
@@ -32,9 +40,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 COMMITTERS = {
     "auth/sessions.py _end_stolen": "The end of the session has to outlive the error that tells of the stolen token.",
-    "core/dependencies.py get_session": "The edge of HTTP: one commit for each request that writes.",
-    "core/database.py commit": "The session's own, which remembers that it was done.",
-    "core/database.py begin": "The edge of commands and jobs.",
+    "core/http/dependencies.py get_session": "The edge of HTTP: one commit for each request that writes.",
+    "core/db/database.py commit": "The session's own, which remembers that it was done.",
+    "core/db/database.py begin": "The edge of commands and jobs.",
     "migrations/env.py _connect_and_run": "Alembic's own command line.",
     "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
 }
@@ -45,12 +53,12 @@ DEFERRED_IMPORTS = {
     "cli.py migrate": "Only migrations need Alembic.",
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
     "main.py _jobs": "The job library, where jobs run in the web process: on a developer's machine.",
-    "core/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
-    "core/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",
+    "core/security/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
+    "core/observability/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",
 }
 OTHER_ROUTERS = {
-    "core/routing.py": "Where routers are made.",
-    "core/problems.py": "The pages that explain errors: HTML, without parameters, outside the document.",
+    "core/http/routing.py": "Where routers are made.",
+    "core/http/problems.py": "The pages that explain errors: HTML, without parameters, outside the document.",
 }
 PUBLIC = {
     "GET /.well-known/jwks.json",
@@ -195,8 +203,10 @@ def test_every_router_is_made_by_ours(application: FastAPI) -> None:
         if context.include_in_schema and not isinstance(route, routing.Route)
     }
 
-    assert found == OTHER_ROUTERS.keys(), "make routers with app.core.routing.router: it refuses what the others let in"
-    assert not lax, f"{lax} are not strict: make their router with app.core.routing.router"
+    assert found == OTHER_ROUTERS.keys(), (
+        "make routers with app.core.http.routing.router: it refuses what the others let in"
+    )
+    assert not lax, f"{lax} are not strict: make their router with app.core.http.routing.router"
 
 
 def incoming(application: FastAPI) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -233,7 +243,7 @@ def faults(where: str, schema: Any) -> Iterator[str]:
     # OAuth has unknown members of its forms ignored (RFC 6749, 3.2).
     is_form = where.endswith(" form")
     if schema.get("type") == "object" and schema.get("additionalProperties") is not False and not is_form:
-        yield f"{where} takes unknown members: derive its model from app.core.fields.Payload"
+        yield f"{where} takes unknown members: derive its model from app.core.schemas.fields.Payload"
     # A secret that is only compared ends with the body: one that is too long is a wrong one.
     bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {
         "uuid",
@@ -312,7 +322,7 @@ def test_every_text_that_comes_in_says_which_characters_it_may_hold(application:
     loose = {where for where, ruled in found.items() if not ruled} - exempt
     assert not loose, (
         f"{loose} may hold anything: NUL, controls, half a character; use ShortText, or add Printable (PrintableSecret for what is "
-        "kept, OpaqueSecret for what is only compared, Plain for what nobody reads) from app.core.fields"
+        "kept, OpaqueSecret for what is only compared, Plain for what nobody reads) from app.core.schemas.fields"
     )
     assert LOOKED_UP.keys() <= found.keys(), "take what is gone out of LOOKED_UP"
 

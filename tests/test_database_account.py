@@ -11,9 +11,9 @@ from sqlalchemy import make_url
 
 from app.audit import jobs as audit_jobs
 from app.auth import jobs as auth_jobs
-from app.core.database import Database
-from app.core.keys import load_key_ring
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import load_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import make_mailer
 from app.main import create_app

@@ -3,8 +3,8 @@
 import pytest
 from fastapi import HTTPException
 
-from app.core import routing
-from app.core.access import public
+from app.core.http import routing
+from app.core.http.access import public
 from tests.conftest import running
 from tests.core.applications import application
 

@@ -15,8 +15,8 @@ import typer
 
 from app.cli import cli
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.conftest import ROOT, make_settings
 from tests.factories import PASSWORD, make_user
 from tests.listings import Listing, listings

@@ -9,8 +9,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from sqlalchemy import select
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.conftest import ROOT, make_settings

@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from app.audit import crud as audit_crud
 from app.auth import crud as auth_crud
-from app.core import rate_limits
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
+from app.core.security import rate_limits
 from app.jobs import service as jobs_service
 from app.jobs.housekeeping import BATCH
 from app.jobs.queue import Policy

@@ -11,7 +11,7 @@ import pytest
 import time_machine
 
 from app.core.config import AuthSettings
-from app.core.keys import generate_key_set, load_key_ring, parse_key_ring
+from app.core.security.keys import generate_key_set, load_key_ring, parse_key_ring
 from tests.test_cli import Command, app, assert_failed
 
 __all__ = ["app"]

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
-from app.core.database import Database
+from app.core.db.database import Database
 from app.main import create_app
 from tests.conftest import make_settings, running
 

@@ -14,12 +14,12 @@ from httpx2 import AsyncClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from app.core import exposition as exposition_module
-from app.core import middleware
 from app.core.config import TelemetrySettings
-from app.core.database import Database
-from app.core.exposition import exposition
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.http import middleware
+from app.core.observability import exposition as exposition_module
+from app.core.observability.exposition import exposition
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.conftest import ROOT, cloned, make_settings, running
 from tests.core.scrape import Scrape, scrape

@@ -20,7 +20,7 @@ from alembic.util import CommandError
 from sqlalchemy import make_url
 
 from app.cli import main
-from app.core.database import Database
+from app.core.db.database import Database
 from app.dev import run as make_run
 from app.dev.ports import free_port
 from app.main import create_app

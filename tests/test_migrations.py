@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, make_url
 
 from app.core.config import DatabaseSettings
-from app.core.connections import create_engine
+from app.core.db.connections import create_engine
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError
 from app.migrations.revisions import head, is_ours, known

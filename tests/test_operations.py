@@ -12,8 +12,8 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.conftest import ROOT, cloned, log_in, make_settings
 from tests.factories import make_user
 from tests.listings import listings

@@ -16,7 +16,7 @@ from httpx2 import AsyncClient, HTTPError
 
 from app.dev.ports import free_port
 from tests.conftest import ROOT, outside
-from tests.core.test_tls import needs_tls
+from tests.core.db.test_tls import needs_tls
 from tests.tls import TlsServer, tls_server
 
 # An address of this machine that nobody else listens on at the port of the listing.

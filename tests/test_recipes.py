@@ -18,12 +18,12 @@ import uvicorn
 from httpx2 import AsyncClient
 
 import app as package
-from app.core.clients import Connection, Connections
 from app.core.config import ServerSettings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from app.jobs.worker import JobWorker
 from app.main import API_PREFIX, create_app
+from app.server.clients import Connection, Connections
 from tests.conftest import ROOT, log_in, make_settings
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, eventually, make_work

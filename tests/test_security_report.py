@@ -16,9 +16,9 @@ from pydantic import SecretStr
 from sqlalchemy import Table
 
 from app import models
-from app.core.access import PUBLIC_KEY
 from app.core.config import variables
-from app.core.database import Base
+from app.core.db.database import Base
+from app.core.http.access import PUBLIC_KEY
 from app.dev.security import STATUSES, read, requirements_of
 from app.main import create_app
 from tests.conftest import ROOT, make_settings
@@ -32,19 +32,19 @@ COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 # Who may open a connection, and to what.
 CONNECTING = {
     "auth/revocation.py": "PostgreSQL: the listener of revocations.",
-    "core/connections.py": "PostgreSQL: the two pools.",
-    "core/database.py": "Asks for those two.",
-    "core/failures.py": "Names the driver's errors; connects to nothing.",
-    "core/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
+    "core/db/connections.py": "PostgreSQL: the two pools.",
+    "core/db/database.py": "Asks for those two.",
+    "core/db/failures.py": "Names the driver's errors; connects to nothing.",
+    "core/observability/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
     "core/listening.py": "Listens; connects to nothing.",
-    "core/reads.py": "Asks the pool for reading.",
-    "core/tls.py": "PostgreSQL: opens each connection of the pools, the listener and the migrations.",
-    "core/supervisor.py": "Talks to its own worker processes; connects to nothing.",
+    "core/db/reads.py": "Asks the pool for reading.",
+    "core/db/tls.py": "PostgreSQL: opens each connection of the pools, the listener and the migrations.",
+    "server/supervisor.py": "Talks to its own worker processes; connects to nothing.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
     "migrations/env.py": "PostgreSQL: Alembic's own command line.",
     "migrations/runner.py": "PostgreSQL: migrations.",
-    "server.py": "Listens; connects to nothing.",
+    "server/serve.py": "Listens; connects to nothing.",
 }
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}
@@ -187,7 +187,7 @@ def test_no_pattern_is_built_from_input() -> None:
     }
 
     # Called while modules are loaded, with the constants that stand there.
-    assert built == {"core/fields.py _plain"}
+    assert built == {"core/schemas/fields.py _plain"}
 
 
 def test_secrets_come_from_the_operating_system() -> None:
@@ -204,7 +204,7 @@ def test_secrets_come_from_the_operating_system() -> None:
         and {alias.name for alias in node.names} - {"UUID"}
     }
 
-    pauses = {"auth/revocation.py", "core/attempts.py", "jobs/queue.py", "migrations/runner.py"}
+    pauses = {"auth/revocation.py", "core/db/retries.py", "jobs/queue.py", "migrations/runner.py"}
     assert used == {(file, "uniform") for file in pauses}, "a pause may be random; a secret comes from os.urandom"
     assert imported == set()
 

@@ -17,8 +17,8 @@ import pytest
 from httpx2 import AsyncClient, HTTPError
 
 from app import __main__ as program
-from app import server
 from app.dev.ports import free_port
+from app.server import serve as server
 from tests.conftest import KEY_SET, make_settings
 from tests.servers import SERVE, real_server
 from tests.test_workers import until, workers_of

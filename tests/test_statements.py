@@ -10,8 +10,8 @@ from unittest.mock import patch
 import pytest
 from httpx2 import AsyncClient, Response
 
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.conftest import cloned, log_in, make_settings, running
 from tests.factories import PASSWORD, make_user

@@ -10,7 +10,7 @@ from typing import Any, override
 import asyncpg
 from sqlalchemy import event, make_url
 
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
 from tests.conftest import cloned, make_settings
 
 ROWS = 100_000

@@ -14,19 +14,19 @@ from sqlalchemy.exc import DBAPIError
 
 from app.auth.cutoff import end_every_session
 from app.auth.schemas import Registration
-from app.core import rotation
 from app.core.config import Settings, load_settings
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
+from app.core.db.failures import DatabaseUnavailableError, reason
 from app.core.errors import AppError, ConfigurationError, FieldError, InvalidInputError
-from app.core.failures import DatabaseUnavailableError, reason
-from app.core.keys import generate_key_set
 from app.core.listening import PortInUseError
 from app.core.refusals import detail_of
-from app.core.security import PasswordHasher
-from app.core.supervisor import WorkerError
+from app.core.security import rotation
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import generate_key_set
 from app.jobs import service as jobs_service
 from app.loading import loading
 from app.migrations.errors import MigrationError
+from app.server.supervisor import WorkerError
 from app.users import service as users_service
 from app.users.links import LIFETIMES as LINK_LIFETIMES
 
@@ -60,9 +60,9 @@ def serve(
         # An option is a setting like any other, and told like one when it is wrong.
         os.environ["APP_SERVER__WORKERS"] = str(workers)
     with loading():
-        from app import server
+        from app.server.serve import serve
 
-    server.serve(load_settings())
+    serve(load_settings())
 
 
 @cli.command("worker")

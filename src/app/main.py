@@ -17,21 +17,21 @@ from app.auth.revocation import RevocationListener
 from app.auth.standing import StandingCheck
 from app.auth.tokens import AccessTokens
 from app.auth.toolkit import Toolkit
-from app.core import routing
-from app.core.access import refuse_undeclared
-from app.core.addresses import ClientAddresses
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.dependencies import ReadinessCheck
-from app.core.documentation import DocumentedAPI, add_documentation
-from app.core.exposition import Exposition
-from app.core.keys import KeyRing, following, load_key_ring
-from app.core.keyset import CursorSigner
-from app.core.middleware import RequestMiddleware
-from app.core.problems import add_error_handlers, problem_pages
-from app.core.rate_limits import RateLimiter
-from app.core.security import PasswordHasher
-from app.core.tracing import Tracing, tracing_from_environment
+from app.core.db.database import Database
+from app.core.db.keyset import CursorSigner
+from app.core.http import routing
+from app.core.http.access import refuse_undeclared
+from app.core.http.addresses import ClientAddresses
+from app.core.http.dependencies import ReadinessCheck
+from app.core.http.middleware import RequestMiddleware
+from app.core.http.openapi import DocumentedAPI, add_documentation
+from app.core.http.problems import add_error_handlers, problem_pages
+from app.core.observability.exposition import Exposition
+from app.core.observability.tracing import Tracing, tracing_from_environment
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import KeyRing, following, load_key_ring
+from app.core.security.rate_limits import RateLimiter
 from app.health import router as health
 from app.health.service import SchemaWatch
 from app.jobs.exposing import exposing

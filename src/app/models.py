@@ -2,8 +2,8 @@
 
 from app.audit.models import AuditEvent
 from app.auth.models import LoginSession, Revocation, SessionCutoff
-from app.core.database import Base
-from app.core.rate_limits import RateLimit
+from app.core.db.database import Base
+from app.core.security.rate_limits import RateLimit
 from app.jobs.models import JobError
 from app.users.models import AccountLink, User
 

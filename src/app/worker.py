@@ -6,14 +6,14 @@ from contextlib import AbstractAsyncContextManager
 
 from app.audit import jobs as audit
 from app.auth import jobs as auth
-from app.core import tls
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.exposition import Exposition, exposition
-from app.core.keys import KeyRing, following, load_key_ring
+from app.core.db import tls
+from app.core.db.database import Database
+from app.core.observability.exposition import Exposition, exposition
+from app.core.observability.logs import configure
+from app.core.observability.tracing import UNTRACED, Tracing, tracing_from_environment
+from app.core.security.keys import KeyRing, following, load_key_ring
 from app.core.signals import noting_hangups
-from app.core.telemetry import configure
-from app.core.tracing import UNTRACED, Tracing, tracing_from_environment
 from app.jobs.exposing import exposing
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic

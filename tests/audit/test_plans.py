@@ -11,7 +11,7 @@ from sqlalchemy import text
 from app.audit import service
 from app.audit.models import AuditEvent
 from app.audit.schemas import AuditEventQuery
-from app.core.keyset import Position
+from app.core.db.keyset import Position
 from tests.volume import EVENTS, ROWS, explaining, filled
 
 NEARLY_PAGE = 2 * 51

@@ -7,7 +7,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import delete, text
 
 from app.audit.models import AuditEvent
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from tests.aftermath import assert_problem, snapshot
 from tests.conftest import LoggedIn
 

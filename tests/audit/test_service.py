@@ -10,9 +10,9 @@ from app.audit import jobs, service
 from app.audit.models import AuditEvent
 from app.audit.service import SYSTEM, Actor
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.failures import sqlstate
-from app.core.keys import parse_key_ring
+from app.core.db.database import Database, WriteSession
+from app.core.db.failures import sqlstate
+from app.core.security.keys import parse_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import make_mailer
 from app.worker import PERIODIC

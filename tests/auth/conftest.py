@@ -7,8 +7,8 @@ import pytest
 from httpx2 import AsyncClient
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.auth.forge import Forge, signing_jwk
 from tests.auth.post import Post

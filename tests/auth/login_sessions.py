@@ -7,7 +7,7 @@ from uuid import UUID
 from httpx2 import AsyncClient, Response
 from sqlalchemy import Row, text
 
-from app.core.database import ReadSession, WriteSession
+from app.core.db.database import ReadSession, WriteSession
 from tests.auth.forge import read_part
 from tests.factories import PASSWORD
 

@@ -22,8 +22,8 @@ from typing import Any, override
 
 from httpx2 import AsyncClient
 
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
 from tests.auth.post import AUTH
 from tests.conftest import ROOT, cloned, make_settings, make_template

@@ -11,8 +11,8 @@ from procrastinate.jobs import Job as StoredJob
 from sqlalchemy import text
 
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.keys import load_key_ring
+from app.core.db.database import Database, WriteSession
+from app.core.security.keys import load_key_ring
 from app.jobs.queue import Work
 from app.jobs.runner import JobRunner
 from app.mail.mailer import Mailer

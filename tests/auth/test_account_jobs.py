@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from app.auth import jobs
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.keys import load_key_ring
+from app.core.db.database import Database, WriteSession
+from app.core.security.keys import load_key_ring
 from app.jobs import queue
 from app.jobs.queue import AnyJob, Work
 from app.mail.mailer import Mailer

@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 from httpx2 import AsyncClient, Response
 
-from app.core.database import WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import WriteSession
+from app.core.security.hashing import PasswordHasher
 from tests.aftermath import events
 from tests.auth.login_sessions import REVOKE, SESSIONS, Pair, send_refresh, shift, start
 from tests.conftest import LoggedIn

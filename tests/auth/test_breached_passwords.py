@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from httpx2 import AsyncClient, Response
 
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, jobs
 from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of
 from tests.conftest import LoggedIn, make_settings, running
-from tests.core.test_breaches import write
+from tests.core.security.test_breaches import write
 from tests.factories import make_user
 
 BREACHED = "crème brûlée for breakfast"

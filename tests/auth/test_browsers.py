@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.conftest import make_settings
 from tests.core.browser import PROGRAM, Page, browsing
 from tests.factories import PASSWORD, make_user

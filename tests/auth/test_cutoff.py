@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 
 from app.auth import crud
 from app.auth.cutoff import end_every_session
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
 from tests.aftermath import events
 from tests.auth.login_sessions import can_refresh, is_accepted, refresh, row, shift, start
 from tests.conftest import LoggedIn

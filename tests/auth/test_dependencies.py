@@ -8,10 +8,10 @@ from httpx2 import AsyncClient
 from sqlalchemy import delete, update
 
 from app.auth.dependencies import CurrentPrincipal, Principal, access_token
-from app.core import routing
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.http import routing
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from app.users.roles import SCOPES

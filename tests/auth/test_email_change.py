@@ -7,8 +7,8 @@ from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users import crud
 from app.users.models import User

@@ -8,8 +8,8 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import event
 
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.auth.measure_enumeration import (
     KINDS,

@@ -11,8 +11,8 @@ from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import service
 from app.auth.schemas import EXPORTED
-from app.core.database import WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import WriteSession
+from app.core.security.hashing import PasswordHasher
 from tests.conftest import LoggedIn, log_in
 from tests.factories import make_user
 

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import text
 
-from app.core.database import Database, WriteSession
-from app.core.security import HashingBusyError, PasswordHasher, Verification
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import HashingBusyError, PasswordHasher, Verification
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, jobs
@@ -378,7 +378,7 @@ async def test_above_the_limit_of_an_account_every_address_costs_the_same(
         verified.append(stored)
         return verify(password, stored)
 
-    monkeypatch.setattr("app.core.security.bcrypt.checkpw", counting)
+    monkeypatch.setattr("app.core.security.hashing.bcrypt.checkpw", counting)
     costs = []
     async with from_address(client, "192.0.2.7") as home, from_address(client, "192.0.2.8") as neighbour:
         await pair_of(home, ada.email)
@@ -452,7 +452,7 @@ async def test_a_refused_attempt_costs_no_hash_and_no_entry_in_the_log(
     def never(*_arguments: object) -> bool:
         raise AssertionError
 
-    monkeypatch.setattr("app.core.security.bcrypt.checkpw", never)
+    monkeypatch.setattr("app.core.security.hashing.bcrypt.checkpw", never)
 
     assert await fail(client, ada.email, 1) == [429]
     assert len(await events(session, "%")) == before

@@ -7,8 +7,8 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
-from app.core.database import WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.users.models import User
 from tests.aftermath import assert_problem, events
 from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of, refresh

@@ -10,8 +10,8 @@ from authlib.integrations.httpx_client import AsyncOAuth2Client
 from jwt import PyJWKClient
 
 from app.core.config import AuthSettings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.conftest import cloned, make_settings
 from tests.factories import PASSWORD, make_user
 from tests.servers import Server, real_server

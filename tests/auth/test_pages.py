@@ -7,8 +7,8 @@ from urllib.parse import urljoin
 import pytest
 from httpx2 import AsyncClient
 
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users.jobs import _PAGES
 from tests.aftermath import assert_problem, existing, snapshot

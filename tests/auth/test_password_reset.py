@@ -7,8 +7,8 @@ import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 
-from app.core.database import Database, WriteSession
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, jobs

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.auth import refresh_tokens
 from app.auth.refresh_tokens import Presented
-from app.core.keys import KeyRing
+from app.core.security.keys import KeyRing
 
 PEPPERS = {0: b"\0" * 32, 1: b"\1" * 32, 255: b"\xff" * 64}
 KEYS = KeyRing(signing={}, active="", peppers=PEPPERS, active_pepper=1, root=b"")

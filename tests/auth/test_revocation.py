@@ -20,8 +20,8 @@ from sqlalchemy import make_url
 from app.auth import revocation
 from app.auth.revocation import FENCE, RevocationListener, RevocationSet
 from app.core.config import DatabaseSettings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.auth.login_sessions import Pair, refresh, start
 from tests.auth.test_standing import (  # without_polls is a fixture.
     ENDS,

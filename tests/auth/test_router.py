@@ -14,8 +14,8 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import select, update
 
 from app.core.config import DatabaseSettings, Settings
-from app.core.database import Database, WriteSession
-from app.core.security import BcryptSha256Hasher, PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import BcryptSha256Hasher, PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.auth.conftest import Target
@@ -209,7 +209,7 @@ async def test_every_refused_login_hashes_once(
         hashed.append(int(hashed_password[4:6]))
         return checkpw(password, hashed_password)
 
-    monkeypatch.setattr("app.core.security.bcrypt.checkpw", counted)
+    monkeypatch.setattr("app.core.security.hashing.bcrypt.checkpw", counted)
 
     await log_in(client, names.get(who, "nobody@example.com"), "wrong password")
 

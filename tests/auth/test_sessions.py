@@ -18,9 +18,9 @@ from app.auth import jobs, sessions
 from app.auth.errors import InvalidGrantError
 from app.auth.refresh_tokens import _LAYOUT
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.keys import parse_key_ring
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import parse_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import make_mailer
 from app.main import create_app

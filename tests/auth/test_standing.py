@@ -17,11 +17,11 @@ from app.auth import revocation
 from app.auth.dependencies import CurrentPrincipal, Principal
 from app.auth.errors import InsufficientScopeError
 from app.auth.tokens import AccessTokens
-from app.core import routing
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.keys import parse_key_ring
-from app.core.security import PasswordHasher
+from app.core.db.database import Database, WriteSession
+from app.core.http import routing
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import parse_key_ring
 from app.main import create_app
 from app.users.roles import granted
 from tests.aftermath import assert_problem, snapshot

@@ -20,8 +20,8 @@ from joserfc.jwk import ECKey
 
 from app.auth.errors import InvalidTokenError
 from app.auth.tokens import MAX_LIFETIME, AccessTokens
-from app.core.database import Database
-from app.core.keys import generate_key_set, parse_key_ring
+from app.core.db.database import Database
+from app.core.security.keys import generate_key_set, parse_key_ring
 from app.main import create_app
 from tests.auth.conftest import Target
 from tests.auth.forge import MISSING, Forge, decode, encode, private_key, read_part, sign, signing_jwk

@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from httpx2 import ASGITransport, AsyncClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.core import routing
 from app.core.config import LogSettings
-from app.core.database import Database
-from app.core.documentation import DocumentedAPI, add_documentation
-from app.core.keyset import CursorSigner
-from app.core.middleware import RequestMiddleware
-from app.core.problems import add_error_handlers, problem_pages
+from app.core.db.database import Database
+from app.core.db.keyset import CursorSigner
+from app.core.http import routing
+from app.core.http.middleware import RequestMiddleware
+from app.core.http.openapi import DocumentedAPI, add_documentation
+from app.core.http.problems import add_error_handlers, problem_pages
 from tests.conftest import make_settings
 
 CURSOR_KEY = b"a key for cursors of these tests"

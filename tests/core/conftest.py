@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from app.core.config import LogSettings
-from app.core.telemetry import configure
+from app.core.observability.logs import configure
 from tests.core.recording import Lines, Recording
 
 

@@ -10,8 +10,8 @@ import signal
 import sys
 
 from app.core.config import TelemetrySettings
-from app.core.exposition import Exposition, exposition
-from app.core.metrics import Tally
+from app.core.observability.exposition import Exposition, exposition
+from app.core.observability.metrics import Tally
 
 COUNTED = Tally("test_counted", "What this process has counted.", what=())
 

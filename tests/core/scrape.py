@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.core.metrics import Distribution, _registry, counted
+from app.core.observability.metrics import Distribution, _registry, counted
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ SHELL = {
 # A client of the application, a real server, and a worker, which has another driver.
 TESTS = (
     "tests/health/test_router.py",
-    "tests/test_server.py::test_the_server_does_not_say_what_it_is",
+    "tests/server/test_serve.py::test_the_server_does_not_say_what_it_is",
     "tests/jobs/test_worker.py",
     "-k",
     "ready or not_say or runs",

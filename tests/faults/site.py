@@ -10,8 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from app.core.config import AuthSettings, DatabaseSettings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.factories import make_user
 from tests.faults.load import Comparison, Ledger
 from tests.faults.postgres import PrivatePostgres

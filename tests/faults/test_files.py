@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pytest
 from httpx2 import AsyncClient, Limits, Response
 
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests import conftest
 from tests.auth.post import AUTH, log_in
-from tests.core.test_breaches import write
+from tests.core.security.test_breaches import write
 from tests.factories import make_user
 from tests.servers import SERVE, Server, real_server, server_by
 from tests.test_access import ACCESS, NEW_PASSWORD

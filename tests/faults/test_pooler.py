@@ -11,9 +11,9 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.failures import sqlstate
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.db.failures import sqlstate
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.migrations import runner
 from app.migrations.errors import MigrationError

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.core.config import AuthSettings
-from app.core.security import PasswordHasher
+from app.core.security.hashing import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
 from tests.conftest import ROOT, cloned, make_settings, template
 from tests.factories import PASSWORD

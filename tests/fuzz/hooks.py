@@ -10,8 +10,8 @@ import psycopg
 import schemathesis
 from schemathesis import GenerationMode
 
-from app.core import characters
-from app.core.routing import FORM
+from app.core.http.routing import FORM
+from app.core.schemas import characters
 from app.users.emails import InvalidEmailError, normalize
 
 _INSERT = """

@@ -12,7 +12,7 @@ from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.core.database import Database
+from app.core.db.database import Database
 from app.health.service import SchemaWatch, check_readiness
 from app.main import create_app
 from app.migrations import runner

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from starlette.types import ASGIApp
 
-from app.core.keyset import CursorSigner
+from app.core.db.keyset import CursorSigner
 from tests import factories
 from tests.core.recording import Lines, Recording
 

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.core.database import Database
-from app.core.keyset import CursorSigner
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.db.keyset import CursorSigner
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.conftest import cloned, make_settings
 from tests.core.conftest import recording  # noqa: F401  # A fixture.

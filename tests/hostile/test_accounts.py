@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from app.core.routing import MAX_FORM_SIZE
+from app.core.http.routing import MAX_FORM_SIZE
 from tests.core.recording import Recording
 from tests.hostile.attack import (
     API,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.core.keyset import CursorSigner, InvalidCursorError, Order, Position
+from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, Position
 from tests.core.recording import Recording
 from tests.hostile.attack import CANARY, Attack, Reply, Target, strike
 

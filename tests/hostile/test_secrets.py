@@ -10,9 +10,9 @@ import asyncpg
 from httpx2 import AsyncClient, Response
 from sqlalchemy import make_url, select
 
-from app.core.database import Database
-from app.core.keys import load_key_ring
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import load_key_ring
 from app.users import links
 from app.users.models import AccountLink
 from tests.conftest import KEY_SET, make_settings

@@ -10,8 +10,8 @@ import structlog
 from sqlalchemy import text
 
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.keys import load_key_ring
+from app.core.db.database import Database
+from app.core.security.keys import load_key_ring
 from app.jobs.queue import AnyJob, Work
 from app.jobs.worker import JobWorker, Periodic
 from app.mail.mailer import Mailer

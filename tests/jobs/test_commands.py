@@ -8,7 +8,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
-from app.core.database import Database
+from app.core.db.database import Database
 from app.core.errors import NotFoundError
 from app.jobs.errors import PermanentError
 from app.jobs.queue import Work, enqueue

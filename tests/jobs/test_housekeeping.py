@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from app.audit import jobs as audit_jobs
 from app.auth import jobs as auth_jobs
-from app.core.database import Database, WriteSession
-from app.core.metrics import counted
+from app.core.db.database import Database, WriteSession
+from app.core.observability.metrics import counted
 from app.jobs import housekeeping
 from app.jobs.housekeeping import HousekeepingError, purge, repeat, watched
 from app.jobs.worker import JobWorker

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import app.migrations.versions
 from app.core.config import DatabaseSettings
-from app.core.failures import DatabaseUnavailableError
+from app.core.db.failures import DatabaseUnavailableError
 from app.jobs.library import conninfo, is_outage
 
 FROZEN = Path(app.migrations.versions.__path__[0]) / "20261123_jobs.sql"

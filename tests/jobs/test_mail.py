@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.core.database import Database
+from app.core.db.database import Database
 from app.jobs.queue import Policy, Work, enqueue, policy
 from app.jobs.worker import JobWorker
 from app.mail.mailer import make_mailer

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 from app import worker
 from app.core.config import DatabaseSettings
-from app.core.database import Database
-from app.core.keys import load_key_ring
+from app.core.db.database import Database
+from app.core.security.keys import load_key_ring
 from app.dev.embedded_postgres import Cluster
 from app.dev.ports import free_port
 from app.jobs.queue import Work, enqueue

@@ -9,7 +9,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import text
 
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.queue import Policy, Work, enqueue, from_json, name_of, parameters, policy, policy_of
 

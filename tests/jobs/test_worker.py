@@ -12,7 +12,7 @@ import pytest
 import structlog
 from sqlalchemy import text
 
-from app.core.database import Database
+from app.core.db.database import Database
 from app.dev.ports import free_port
 from app.jobs import housekeeping
 from app.jobs.errors import PermanentError, TemporaryError

@@ -13,10 +13,10 @@ from sqlalchemy import event
 
 from app.auth.cutoff import end_every_session
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.failures import sqlstate
-from app.core.keys import load_key_ring
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.db.failures import sqlstate
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import load_key_ring
 from app.jobs.queue import AnyJob, Work, name_of
 from app.users import links
 from app.users.models import Purpose

@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 from httpx2 import AsyncClient
 
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.auth.post import Post
 from tests.conftest import LoggedIn, log_in
 from tests.factories import make_user

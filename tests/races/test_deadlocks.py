@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.conftest import cloned, make_settings, running
 from tests.races.crowd import Crowd, writes

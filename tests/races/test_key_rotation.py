@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.core import rotation
 from app.core.config import AuthSettings
-from app.core.keys import generate_key_set, load_key_ring
-from app.core.rotation import Standing
+from app.core.security import rotation
+from app.core.security.keys import generate_key_set, load_key_ring
+from app.core.security.rotation import Standing
 from tests.auth.forge import encode, read_part
 from tests.conftest import cloned
 from tests.races.workers import ME, REVOKE, Answer, Fleet, fleet

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select
 
 from app.auth.revocation import FENCE
-from app.core.keys import parse_key_ring
+from app.core.security.keys import parse_key_ring
 from app.users import links
 from app.users.models import Purpose, User
 from tests.conftest import KEY_SET, cloned

@@ -14,8 +14,8 @@ import asyncpg
 from sqlalchemy import make_url
 
 from app.core.config import AuthSettings, DatabaseSettings
-from app.core.database import Database
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
 from tests.auth.forge import read_part
 from tests.factories import PASSWORD, make_user
 from tests.servers import Server, real_server

@@ -9,7 +9,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from uuid_utils.compat import uuid7
 
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, jobs, snapshot, stale, stored
 from tests.conftest import LoggedIn, log_in

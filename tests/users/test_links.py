@@ -8,8 +8,8 @@ from httpx2 import AsyncClient
 from sqlalchemy import text, update
 
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.keys import KeyRing, generate_key_set, parse_key_ring
+from app.core.db.database import Database, WriteSession
+from app.core.security.keys import KeyRing, generate_key_set, parse_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import Mailer
 from app.mail.message import Message

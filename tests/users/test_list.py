@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from app.users.emails import InvalidEmailError, identity, name_key
 from app.users.models import User
 from tests.aftermath import assert_problem

@@ -6,7 +6,7 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import update
 
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from app.users.models import User
 from tests.conftest import LoggedIn
 

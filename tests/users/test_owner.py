@@ -5,7 +5,7 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import delete
 
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, snapshot, stale, stored
 from tests.conftest import LoggedIn

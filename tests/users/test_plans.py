@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 
 from app.auth import crud as auth_crud
-from app.core.database import WriteSession
-from app.core.keyset import Position
+from app.core.db.database import WriteSession
+from app.core.db.keyset import Position
 from app.users import service
 from app.users.models import User
 from app.users.schemas import UserQuery

@@ -6,9 +6,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, select
 
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
 from app.core.errors import InvalidInputError
-from app.core.security import PasswordHasher
+from app.core.security.hashing import PasswordHasher
 from app.users import service
 from app.users.emails import InvalidEmailError, identity
 from app.users.errors import EmailTakenError, UserNotFoundError

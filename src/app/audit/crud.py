@@ -9,9 +9,9 @@ from sqlalchemy import CTE, ColumnElement, Row, func, insert, select, union
 from uuid_utils.compat import uuid7
 
 from app.audit.models import AuditEvent
-from app.core import crud
-from app.core.database import ReadSession, WriteSession
-from app.core.keyset import Order, Position
+from app.core.db import crud
+from app.core.db.database import ReadSession, WriteSession
+from app.core.db.keyset import Order, Position
 
 _COLUMNS = (
     AuditEvent.id,

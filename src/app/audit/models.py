@@ -8,7 +8,7 @@ from sqlalchemy import Index
 from sqlalchemy.dialects.postgresql import CIDR, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, CreatedAt, PrimaryKey
+from app.core.db.database import Base, CreatedAt, PrimaryKey
 
 
 class AuditEvent(Base):

@@ -7,12 +7,12 @@ from fastapi import Query
 from app.audit import service
 from app.audit.schemas import AuditEventQuery, AuditEventRead
 from app.auth.dependencies import AuditReader
-from app.core import routing
-from app.core.dependencies import ReadSessionDep
-from app.core.keyset import InvalidCursorError
-from app.core.pages import Page
-from app.core.pagination import PagerDep
-from app.core.problems import problem_responses
+from app.core.db.keyset import InvalidCursorError
+from app.core.http import routing
+from app.core.http.dependencies import ReadSessionDep
+from app.core.http.pages import Page
+from app.core.http.pagination import PagerDep
+from app.core.http.problems import problem_responses
 
 router = routing.router(prefix="/audit-events", tags=["audit"])
 

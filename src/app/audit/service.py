@@ -10,9 +10,9 @@ from sqlalchemy import CTE, ColumnElement, Row
 from app.audit import crud
 from app.audit.models import AuditEvent
 from app.audit.schemas import AuditEventQuery
-from app.core.addresses import Network
-from app.core.database import ReadSession, WriteSession
-from app.core.keyset import Order, Position
+from app.core.db.database import ReadSession, WriteSession
+from app.core.db.keyset import Order, Position
+from app.core.http.addresses import Network
 
 _ORDERS = {
     "occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id)),

@@ -14,9 +14,9 @@ from app.auth import crud, jobs, limits, service, sessions
 from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPasswordError
 from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
 from app.auth.toolkit import Toolkit
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from app.core.errors import FieldError, InvalidInputError
-from app.core.passwords import composed, refuse_weak
+from app.core.security.passwords import composed, refuse_weak
 from app.jobs import queue
 from app.users import jobs as user_jobs
 from app.users import links

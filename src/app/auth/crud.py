@@ -28,9 +28,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from app.auth.models import LoginSession, Revocation, RevokeReason, SessionCutoff
-from app.core import crud
-from app.core.database import ReadSession, WriteSession
-from app.core.keyset import Order, Position
+from app.core.db import crud
+from app.core.db.database import ReadSession, WriteSession
+from app.core.db.keyset import Order, Position
 from app.users import locks
 from app.users.models import User
 from app.users.roles import Role

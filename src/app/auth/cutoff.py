@@ -4,7 +4,7 @@ from uuid import UUID
 
 from app.audit import service as audit
 from app.auth import crud
-from app.core.database import Database
+from app.core.db.database import Database
 
 _BATCH = 5000
 

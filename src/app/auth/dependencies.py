@@ -16,13 +16,13 @@ from app.auth import standing
 from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
 from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
-from app.core.access import Guard
-from app.core.addresses import ip_prefix
-from app.core.database import WriteSession
-from app.core.dependencies import CoreState, DatabaseDep
+from app.core.db.database import WriteSession
+from app.core.db.reads import Reads
 from app.core.errors import AppError, MalformedRequestError
-from app.core.keys import KeyRing
-from app.core.reads import Reads
+from app.core.http.access import Guard
+from app.core.http.addresses import ip_prefix
+from app.core.http.dependencies import CoreState, DatabaseDep
+from app.core.security.keys import KeyRing
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account

@@ -10,10 +10,10 @@ from uuid import UUID
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import crud, limits
-from app.core import rate_limits
-from app.core.database import WriteSession
+from app.core.db.database import WriteSession
 from app.core.errors import RateLimitedError
-from app.core.rate_limits import RateLimiter
+from app.core.security import rate_limits
+from app.core.security.rate_limits import RateLimiter
 from app.jobs import housekeeping, queue
 from app.jobs.housekeeping import BATCH
 from app.jobs.queue import Work

@@ -4,8 +4,8 @@ from datetime import timedelta
 from uuid import UUID
 
 from app.audit.service import Actor
-from app.core.addresses import subscriber
-from app.core.rate_limits import Counted, Limit
+from app.core.http.addresses import subscriber
+from app.core.security.rate_limits import Counted, Limit
 from app.users.emails import InvalidEmailError, identity
 
 _QUARTER = timedelta(minutes=15)

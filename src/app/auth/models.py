@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from app.core.choices import one_of
-from app.core.database import Base, CreatedAt, PrimaryKey
+from app.core.db.choices import one_of
+from app.core.db.database import Base, CreatedAt, PrimaryKey
 
 # A trigger of the database writes "disabled".
 type RevokeReason = Literal[

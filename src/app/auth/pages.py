@@ -7,9 +7,9 @@ script takes it out of the address and sends it on when the person presses the b
 from fastapi import Response
 
 from app.auth.dependencies import AuthRequest
-from app.core import routing
-from app.core.access import public
 from app.core.errors import NotFoundError
+from app.core.http import routing
+from app.core.http.access import public
 
 router = routing.router(prefix="/account")
 

@@ -11,7 +11,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from uuid import UUID
 
-from app.core.keys import KeyRing
+from app.core.security.keys import KeyRing
 
 _PREFIX = "rt1."
 _FORM = re.compile(r"rt1\.[A-Za-z0-9_-]{76}")

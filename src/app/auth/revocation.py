@@ -17,10 +17,10 @@ from uuid import UUID
 
 import asyncpg
 
-from app.core import tls
 from app.core.config import DatabaseSettings
-from app.core.connections import REFUSALS, each_host
-from app.core.metrics import Reading
+from app.core.db import tls
+from app.core.db.connections import REFUSALS, each_host
+from app.core.observability.metrics import Reading
 
 CHANNEL = "revocations"
 FENCE = 3.0

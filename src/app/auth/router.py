@@ -47,16 +47,16 @@ from app.auth.schemas import (
     SessionRead,
     TokenPair,
 )
-from app.core import routing
-from app.core.access import public
-from app.core.dependencies import ReadSessionDep, SessionDep
+from app.core.db.keyset import InvalidCursorError
 from app.core.errors import AppError, GoneMeanwhileError, InvalidInputError, RateLimitedError
-from app.core.fields import PathIdentifier
-from app.core.keyset import InvalidCursorError
-from app.core.pages import Page, PageQuery
-from app.core.pagination import PagerDep
-from app.core.problems import problem_responses
-from app.core.security import HashingBusyError
+from app.core.http import routing
+from app.core.http.access import public
+from app.core.http.dependencies import ReadSessionDep, SessionDep
+from app.core.http.pages import Page, PageQuery
+from app.core.http.pagination import PagerDep
+from app.core.http.problems import problem_responses
+from app.core.schemas.fields import PathIdentifier
+from app.core.security.hashing import HashingBusyError
 from app.users.errors import UserNotFoundError
 
 # A key is announced a day before it signs, so half a day would still be safe.

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
 
 from app.audit.schemas import AuditEventExport
-from app.core.fields import Answer, FormPayload, OpaqueSecret, Payload, Plain, PrintableSecret, ShortText
+from app.core.schemas.fields import Answer, FormPayload, OpaqueSecret, Payload, Plain, PrintableSecret, ShortText
 from app.users.schemas import Email, UserRead
 
 Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
@@ -69,7 +69,7 @@ class Reauthentication(Payload):
     password: Secret
 
 
-# Room for what is refused with a code of its own; the rules are in `core/passwords.py`.
+# Room for what is refused with a code of its own; the rules are in `core/security/passwords.py`.
 FreshPassword = Annotated[SecretStr, Field(min_length=1, max_length=1024), PrintableSecret]
 
 

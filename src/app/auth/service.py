@@ -17,11 +17,11 @@ from app.auth.errors import (
 )
 from app.auth.schemas import EXPORTED, PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.toolkit import Toolkit
-from app.core.database import ReadSession, WriteSession
+from app.core.db.database import ReadSession, WriteSession
 from app.core.errors import RateLimitedError
-from app.core.metrics import Tally
-from app.core.rate_limits import Counted
-from app.core.security import HashingBusyError, Verification
+from app.core.observability.metrics import Tally
+from app.core.security.hashing import HashingBusyError, Verification
+from app.core.security.rate_limits import Counted
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError, identity
 from app.users.service import Account, Credentials

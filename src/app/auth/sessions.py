@@ -32,10 +32,10 @@ from app.auth.models import LoginSession, RevokeReason
 from app.auth.refresh_tokens import Presented
 from app.auth.schemas import TokenPair
 from app.auth.toolkit import Toolkit
-from app.core.addresses import subscriber
-from app.core.database import ReadSession, WriteSession
-from app.core.keyset import Order, Position
-from app.core.metrics import Tally
+from app.core.db.database import ReadSession, WriteSession
+from app.core.db.keyset import Order, Position
+from app.core.http.addresses import subscriber
+from app.core.observability.metrics import Tally
 from app.jobs import queue
 from app.users import jobs
 from app.users.roles import GRANTS, Role

@@ -8,7 +8,7 @@ from app.auth.crud import Standing
 from app.auth.errors import InsufficientScopeError, InvalidTokenError
 from app.auth.revocation import RevocationListener
 from app.auth.tokens import AccessClaims
-from app.core.database import Database, WriteSession
+from app.core.db.database import Database, WriteSession
 from app.users.roles import granted
 
 

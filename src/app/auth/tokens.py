@@ -19,7 +19,7 @@ from joserfc.jwa import JWSAlgModel
 from uuid_utils.compat import uuid7
 
 from app.auth.errors import InvalidTokenError
-from app.core.keys import KeyRing
+from app.core.security.keys import KeyRing
 
 TYPE = "at+jwt"
 # Both are the same media type (RFC 9068, 4; RFC 7515, 4.1.9), and media types have no case.

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from app.auth.tokens import AccessTokens
 from app.core.config import Settings
-from app.core.database import Database
-from app.core.keys import KeyRing
-from app.core.rate_limits import RateLimiter
-from app.core.security import PasswordHasher
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import KeyRing
+from app.core.security.rate_limits import RateLimiter
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ _PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "ex
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
-# Parameters that a URL of the database may have. `app.core.tls` knows those about TLS, the driver the others.
+# Parameters that a URL of the database may have. `app.core.db.tls` knows those about TLS, the driver the others.
 _URL_PARAMETERS = {"sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "target_session_attrs"}
 _UNVERIFIED_MODES = ("disable", "allow", "prefer")
 _TLS_MODES = (*_UNVERIFIED_MODES, "require", "verify-ca", "verify-full")

@@ -14,16 +14,16 @@ from pathlib import Path
 from sqlalchemy import text
 
 from app.core.config import Settings, load_settings
-from app.core.database import Database
+from app.core.db.database import Database
 from app.core.errors import AppError, ConfigurationError
-from app.core.keys import generate_key_set, load_key_ring
 from app.core.listening import PortInUseError, listen
-from app.core.security import PasswordHasher
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import generate_key_set, load_key_ring
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError, MigrationFileError
-from app.server import serve
+from app.server.serve import serve
 from app.users import service as users_service
 
 ROOT = Path(__file__).resolve().parents[3]

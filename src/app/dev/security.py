@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.auth import limits
 from app.core.config import variables
-from app.core.rate_limits import Limit
+from app.core.security.rate_limits import Limit
 from app.dev.markdown import duration, setting, table
 from app.users.schemas import MeUpdate, UserCreate, UserRead, UserUpdate
 

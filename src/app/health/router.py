@@ -2,10 +2,10 @@
 
 from fastapi import Response
 
-from app.core import routing
-from app.core.access import public
-from app.core.dependencies import CoreRequest
-from app.core.problems import problem_responses
+from app.core.http import routing
+from app.core.http.access import public
+from app.core.http.dependencies import CoreRequest
+from app.core.http.problems import problem_responses
 from app.health import service
 from app.health.errors import NotReadyError
 from app.health.schemas import Health

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from app.core.fields import Answer
+from app.core.schemas.fields import Answer
 
 
 class Health(Answer):

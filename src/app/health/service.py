@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.core import choices
-from app.core.database import Base, Database, ReadSession
-from app.core.failures import is_transient
+from app.core.db import choices
+from app.core.db.database import Base, Database, ReadSession
+from app.core.db.failures import is_transient
 from app.health.errors import NotReadyError
 from app.migrations.revisions import named
 

@@ -5,9 +5,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from app.core.database import Database
-from app.core.exposition import Exposition
-from app.core.metrics import Instrument, Reading
+from app.core.db.database import Database
+from app.core.observability.exposition import Exposition
+from app.core.observability.metrics import Instrument, Reading
 from app.jobs import service
 
 

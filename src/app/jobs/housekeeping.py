@@ -16,9 +16,9 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from app.core import failures
-from app.core.database import Database, WriteSession
-from app.core.metrics import Tally
+from app.core.db import failures
+from app.core.db.database import Database, WriteSession
+from app.core.observability.metrics import Tally
 from app.jobs.errors import TemporaryError
 
 # Rows that one step looks at or deletes.

@@ -16,9 +16,9 @@ from procrastinate.worker import Worker
 from psycopg.conninfo import make_conninfo
 
 from app.core.config import DatabaseSettings, JobsSettings
-from app.core.connections import milliseconds
-from app.core.failures import is_transient
-from app.core.tls import for_libpq
+from app.core.db.connections import milliseconds
+from app.core.db.failures import is_transient
+from app.core.db.tls import for_libpq
 from app.jobs.queue import QUEUE, Policy
 
 REPORTS_PER_STALL = 4

@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, CreatedAt
+from app.core.db.database import Base, CreatedAt
 
 
 class JobError(Base):

@@ -18,9 +18,9 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from app.core.config import Settings
-from app.core.database import Database, WriteSession
-from app.core.keys import KeyRing
-from app.core.tracing import current_parent
+from app.core.db.database import Database, WriteSession
+from app.core.observability.tracing import current_parent
+from app.core.security.keys import KeyRing
 from app.jobs.errors import PermanentError
 
 if TYPE_CHECKING:

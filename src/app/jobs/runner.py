@@ -14,9 +14,9 @@ from opentelemetry.trace import Tracer
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
-from app.core.failures import is_transient
-from app.core.metrics import Distribution, Tally
-from app.core.tracing import UNTRACED, continued
+from app.core.db.failures import is_transient
+from app.core.observability.metrics import Distribution, Tally
+from app.core.observability.tracing import UNTRACED, continued
 from app.jobs import service
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.library import delay

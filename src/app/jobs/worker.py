@@ -14,7 +14,7 @@ import procrastinate
 from opentelemetry.trace import Tracer
 from sqlalchemy import text
 
-from app.core.tracing import UNTRACED
+from app.core.observability.tracing import UNTRACED
 from app.jobs import housekeeping, service
 from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
 from app.jobs.queue import AnyJob, Work, name_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
 
 from app.core.config import MailSettings
-from app.core.metrics import Tally
+from app.core.observability.metrics import Tally
 from app.jobs.errors import PermanentError
 from app.mail.message import Message, parse_address
 from app.mail.transports import Transport, make_transport

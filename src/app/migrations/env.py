@@ -11,8 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.core import tls
 from app.core.config import load_settings
+from app.core.db import tls
 from app.migrations.revisions import is_ours
 from app.models import Base
 

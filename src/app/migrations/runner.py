@@ -17,11 +17,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core import choices, tls
 from app.core.config import DatabaseSettings
-from app.core.connections import milliseconds
-from app.core.database import MINIMUM_VERSION
-from app.core.failures import reason, sqlstate
+from app.core.db import choices, tls
+from app.core.db.connections import milliseconds
+from app.core.db.database import MINIMUM_VERSION
+from app.core.db.failures import reason, sqlstate
 from app.migrations import revisions, scripts
 from app.migrations.errors import MigrationError
 from app.migrations.steps import Move, resolve, resolve_offline

@@ -9,11 +9,11 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Integer, Row, Select, bindparam, delete, func, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
-from app.core import crud
-from app.core.database import ReadSession, WriteSession
-from app.core.failures import constraint_name
-from app.core.keyset import Order, Position, after
-from app.core.reads import Reads
+from app.core.db import crud
+from app.core.db.database import ReadSession, WriteSession
+from app.core.db.failures import constraint_name
+from app.core.db.keyset import Order, Position, after
+from app.core.db.reads import Reads
 from app.users import locks
 from app.users.models import AccountLink, User
 

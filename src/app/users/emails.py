@@ -4,7 +4,7 @@ import unicodedata
 
 from email_validator import EmailNotValidError, validate_email
 
-from app.core import characters
+from app.core.schemas import characters
 
 MAX_LENGTH = 254
 _MAX_LOCAL_LENGTH = 64

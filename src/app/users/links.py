@@ -11,8 +11,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from app.core.database import ReadSession, WriteSession
-from app.core.keys import KeyRing
+from app.core.db.database import ReadSession, WriteSession
+from app.core.security.keys import KeyRing
 from app.jobs.errors import TemporaryError
 from app.users import crud
 from app.users.models import AccountLink, Purpose

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.choices import one_of
-from app.core.database import Base, CreatedAt, PrimaryKey, UpdatedAt, Version
+from app.core.db.choices import one_of
+from app.core.db.database import Base, CreatedAt, PrimaryKey, UpdatedAt, Version
 from app.users.roles import Role
 
 type Purpose = Literal["verify_email", "set_password", "reset_password", "confirm_email"]

@@ -14,15 +14,15 @@ from app.auth.dependencies import (
     UsersWriter,
 )
 from app.auth.errors import StaleLoginError
-from app.core import routing
-from app.core.dependencies import ReadsDep, SessionDep
+from app.core.db.keyset import InvalidCursorError
 from app.core.errors import PreconditionFailedError
-from app.core.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
-from app.core.fields import PathIdentifier
-from app.core.keyset import InvalidCursorError
-from app.core.pages import Page
-from app.core.pagination import PagerDep
-from app.core.problems import problem_responses
+from app.core.http import routing
+from app.core.http.dependencies import ReadsDep, SessionDep
+from app.core.http.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
+from app.core.http.pages import Page
+from app.core.http.pagination import PagerDep
+from app.core.http.problems import problem_responses
+from app.core.schemas.fields import PathIdentifier
 from app.users import service
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
 from app.users.models import User

@@ -8,13 +8,13 @@ from sqlalchemy import Row, func
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.core.database import ReadSession, WriteSession
+from app.core.db.database import ReadSession, WriteSession
+from app.core.db.keyset import Order, Position
+from app.core.db.reads import Reads
 from app.core.errors import PreconditionFailedError
-from app.core.keys import KeyRing
-from app.core.keyset import Order, Position
-from app.core.passwords import refuse_weak
-from app.core.reads import Reads
-from app.core.security import PasswordHasher
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import KeyRing
+from app.core.security.passwords import refuse_weak
 from app.jobs import queue
 from app.users import crud, jobs, links
 from app.users.crud import Account, Credentials

@@ -1,0 +1,1 @@
+"""PostgreSQL: engines, sessions, retries, single reads, keyset pages."""

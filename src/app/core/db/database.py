@@ -1,0 +1,178 @@
+"""PostgreSQL: the two engines, the two kinds of session, the declarative base and its column types."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Annotated, Any, override
+from uuid import UUID
+
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, text
+from sqlalchemy.ext.asyncio import AsyncResult, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, mapped_column
+from uuid_utils.compat import uuid7
+
+from app.core.config import DatabaseSettings
+from app.core.db.connections import Recycling, close_for_good, create_engine, create_read_engine
+from app.core.db.query_log import Watch
+from app.core.db.reads import DirectReads, Reads, SessionReads
+from app.core.db.retries import note_committed, repeating
+
+MINIMUM_VERSION = 15
+
+# These stay plain assignments: SQLAlchemy reads Annotated directly, a `type` alias would need a registry entry.
+PrimaryKey = Annotated[UUID, mapped_column(primary_key=True, default=uuid7)]
+CreatedAt = Annotated[datetime, mapped_column(server_default=func.now())]
+UpdatedAt = Annotated[datetime, mapped_column(server_default=func.now(), onupdate=func.now())]
+Version = Annotated[int, mapped_column(server_default=text("1"))]
+
+
+class Base(DeclarativeBase):
+    """What every model inherits: names for constraints, time zones, and no lazy loading."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text(), int: BigInteger()}  # noqa: RUF012  # Declared an instance variable by SQLAlchemy.
+    # Values made by the server come back with the INSERT: async code can never load them later.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # As above.
+
+
+class SessionEndedError(RuntimeError):
+    """A session was used after its request, job or command had ended it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session has ended, with the request, job or command that opened it. To stream rows to the client, take "
+            "StreamSessionDep. To do something after the response, enqueue a job, or open a unit of work with "
+            "Database.unit. See docs/recipes.md"
+        )
+
+
+class _EndingSession(Session):
+    """A session that ends for good when it is closed: used again, it would take a connection that nobody gives back."""
+
+    _has_ended = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # For whatever begins a transaction by another way than the method below.
+        super().__init__(*arguments, close_resets_only=False, **options)
+
+    @override
+    def close(self) -> None:
+        self._has_ended = True
+        super().close()
+
+    @override
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        if self._has_ended:
+            raise SessionEndedError
+        return super()._autobegin_t(begin)
+
+
+class _NoFlushSession(_EndingSession):
+    @override
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        if self.new or self.dirty or self.deleted:
+            message = "a read session writes nothing; take the writing session"
+            raise RuntimeError(message)
+
+
+class _CommittingSession(_EndingSession):
+    @override
+    def commit(self) -> None:
+        super().commit()
+        note_committed()
+
+
+class ReadSession(AsyncSession):
+    """A session for reading: each statement is its own transaction and costs one round trip.
+
+    PostgreSQL itself refuses a write on its connections (`default_transaction_read_only`).
+    """
+
+    sync_session_class: type[Session] = _NoFlushSession
+    _streams: Sequence[AsyncResult[Any]] = ()
+
+    @override
+    async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
+        """Run a statement and give its rows as they are read, in a transaction."""
+        if type(self) is ReadSession:
+            message = "a ReadSession has no transaction to stream rows in; take StreamSessionDep, see docs/recipes.md"
+            raise TypeError(message)
+        result: AsyncResult[Any] = await super().stream(*arguments, **options)
+        self._streams = [*self._streams, result]
+        return result
+
+    @override
+    async def close(self) -> None:
+        """End the session, and with it the results of `stream`.
+
+        Such a result reads from the connection. After the end that may be in the transaction of another session.
+        """
+        for result in self._streams:
+            await result.close()
+        await super().close()
+
+
+class StreamSession(ReadSession):
+    """A session for reading that lasts as long as the response: one transaction, so every statement sees the same data."""
+
+
+class WriteSession(ReadSession):
+    """A session for one atomic change. A function that takes a `ReadSession` also takes this one, never the reverse."""
+
+    sync_session_class = _CommittingSession
+
+
+class Database:
+    """The way to PostgreSQL, made when the application starts and disposed of when it stops."""
+
+    def __init__(self, settings: DatabaseSettings, *, slow_query: timedelta | None = None) -> None:
+        self.engine = create_engine(settings)
+        self.read_engine = create_read_engine(settings)
+        Recycling().watch(self.engine, self.read_engine)
+        self.watch = Watch(slow=slow_query.total_seconds() if slow_query else None)
+        for engine in (self.engine, self.read_engine):
+            self.watch.listen(engine.sync_engine)
+        self.sessions = async_sessionmaker(self.engine, class_=WriteSession, expire_on_commit=False)
+        self.read_sessions = async_sessionmaker(
+            self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
+        )
+        # The rows of a cursor need a transaction.
+        streaming = self.read_engine.execution_options(isolation_level="REPEATABLE READ")
+        self.stream_sessions = async_sessionmaker(
+            streaming, class_=StreamSession, expire_on_commit=False, autoflush=False
+        )
+        # Behind a transaction pooler even a single read is a transaction.
+        self.reads: Reads = (
+            SessionReads(self.read_sessions)
+            if settings.transaction_pooler
+            else DirectReads(self.read_engine, self.read_sessions, self.watch)
+        )
+
+    async def dispose(self) -> None:
+        """Close every connection, for good: whatever asks for another one is refused."""
+        for engine in (self.engine, self.read_engine):
+            await close_for_good(engine)
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[WriteSession]:
+        """Open a unit of work that commits at the end, for the edges that are not HTTP."""
+        async with self.sessions() as session:
+            yield session
+            await session.commit()
+
+    async def unit[T](self, work: Callable[[WriteSession], Awaitable[T]]) -> T:
+        """Do the work in a unit of its own, and again after a deadlock or on a connection that broke; see `attempts`."""
+
+        async def once() -> T:
+            async with self.begin() as session:
+                return await work(session)
+
+        return await repeating(once)

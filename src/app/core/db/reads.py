@@ -1,0 +1,155 @@
+"""Single statements outside of any unit of work: what is read with every request, in a third of what a session costs."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from time import perf_counter
+from typing import Any, Protocol, override
+
+import asyncpg
+from sqlalchemy import Boolean, DateTime, Integer, Result, Select, String, Uuid
+from sqlalchemy.engine import IteratorResult
+from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from app.core.db.connections import Pool
+from app.core.db.failures import DatabaseUnavailableError
+from app.core.db.query_log import Watch
+
+# As many texts are kept; that of a statement which was built for one use makes room for others.
+_MOST = 1000
+# A limit was reached: the server's for a statement or a lock, or the driver's.
+_OUT_OF_TIME = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError, ConnectionError)
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_AS_THE_DRIVER_GIVES_IT = (Boolean, DateTime, Integer, String, Uuid)
+
+type Values = Mapping[str, Any]
+type Sessions = Callable[[], AsyncSession]
+
+
+class Reads(Protocol):
+    """What a function that runs one statement needs: any session is one."""
+
+    async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
+        """Run a statement, and give all of its rows."""
+        ...
+
+
+class SessionReads:
+    """Runs each statement in a session of its own."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
+        """Run a statement, and give all of its rows."""
+        async with self._sessions() as session:
+            result: Result[Any] = await session.execute(statement, values)
+            return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    text: str
+    names: Sequence[str]
+    constants: Values
+    columns: SimpleResultMetaData
+
+
+class DirectReads(SessionReads):
+    """Runs statements on a connection of the pool, past the session.
+
+    For statements that are built once, of columns whose values the driver itself converts, with `bindparam` for whatever
+    varies. Whatever fails here fails again, and gets its proper error, in a session.
+    """
+
+    def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:
+        super().__init__(sessions)
+        self._engine = engine.sync_engine
+        # The queue of the pool gives a free connection to a newcomer before the tasks that wait. A semaphore is fair.
+        self._turns = asyncio.Semaphore(self._pool.size())
+        self._watch = watch
+        self._prepared = lru_cache(_MOST)(self._prepare)
+
+    @override
+    async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
+        prepared = self._prepared(statement)
+        given = {**prepared.constants, **values}
+        try:
+            rows = await self._fetch(prepared.text, [given[name] for name in prepared.names])
+        except _OUT_OF_TIME as error:
+            # What has taken too long would take as long again.
+            raise DatabaseUnavailableError from error
+        except _FAILURES:
+            return await super().execute(statement, values)
+        return IteratorResult(prepared.columns, iter(rows))
+
+    @property
+    def _pool(self) -> Pool:
+        # The engine replaces its pool when connections break.
+        pool = self._engine.pool
+        assert isinstance(pool, Pool)  # noqa: S101  # `connections` makes no other.
+        return pool
+
+    async def _fetch(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
+        if self._turns.locked():
+            await self._wait()
+        else:
+            await self._turns.acquire()
+        try:
+            return await self._fetch_now(text, values)
+        finally:
+            self._turns.release()
+
+    async def _wait(self) -> None:
+        pool = self._pool
+        try:
+            with pool.counted_as_waiting():
+                async with asyncio.timeout(pool.timeout()):
+                    await self._turns.acquire()
+        except TimeoutError as error:
+            message = f"no connection of the pool became free within {pool.timeout():g} s"
+            raise PoolTimeoutError(message) from error
+
+    async def _connection(self) -> PoolProxiedConnection:
+        if self._pool.checkedin():
+            # A greenlet costs a tenth of the whole request. Only a connection that has to be opened needs one.
+            with suppress(MissingGreenlet):
+                return self._engine.raw_connection()
+        return await greenlet_spawn(self._engine.raw_connection)
+
+    async def _fetch_now(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
+        connection = await self._connection()
+        driver: Any = connection.driver_connection
+        began_at = perf_counter()
+        try:
+            rows: Sequence[Any] = await driver.fetch(text, *values)
+        except BaseException as error:
+            if not isinstance(error, _FAILURES):
+                # Given up: the answer may still come, and whoever took the connection next would get it.
+                driver.terminate()
+            raise
+        finally:
+            self._watch.note(text, perf_counter() - began_at)
+            connection.close()
+        return rows
+
+    def _prepare(self, statement: Select[*tuple[Any, ...]]) -> _Prepared:
+        dialect = self._engine.dialect
+        compiled = statement.compile(dialect=dialect)
+        for column in statement.selected_columns:
+            if not isinstance(column.type, _AS_THE_DRIVER_GIVES_IT):
+                message = f"{column} may be converted after it is read; take a session"
+                raise TypeError(message)
+        return _Prepared(
+            text=str(compiled),
+            names=compiled.positiontup or (),
+            constants=compiled.params,
+            columns=SimpleResultMetaData([str(column.key) for column in statement.selected_columns]),
+        )

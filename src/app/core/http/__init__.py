@@ -1,0 +1,1 @@
+"""HTTP: middleware, strict routing, problem documents, the OpenAPI document, pages, entity tags."""

@@ -1,0 +1,152 @@
+"""The OpenAPI document, and a page that shows it with assets of its own: nothing is loaded from anywhere else."""
+
+import importlib.resources
+import json
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, override
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from app.core.errors import NotFoundError
+from app.core.http.access import PUBLIC_KEY
+from app.core.http.problems import Problem
+from app.core.http.routing import FORM
+
+_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+_CACHE = {"Cache-Control": "public, max-age=86400"}
+# Swagger UI sets style attributes and draws its icons from data URLs; scripts come from here alone.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" type="image/png" href="/docs/favicon.png">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = """"use strict";
+window.ui = SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
+  layout: "BaseLayout",
+  // Swagger UI names itself to the token endpoint as a client without a name, and that is refused: there are no
+  // clients with credentials of their own.
+  requestInterceptor: (request) => {
+    if (request.headers.Authorization?.startsWith("Basic ")) delete request.headers.Authorization;
+    return request;
+  },
+});
+"""
+
+
+class DocumentedAPI(FastAPI):
+    """FastAPI whose OpenAPI document has problem documents as its errors."""
+
+    @override
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            schema = get_openapi(
+                title=self.title,
+                version=self.version,
+                summary=self.summary,
+                description=self.description,
+                routes=self.routes,
+                tags=self.openapi_tags,
+            )
+            schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
+            schemas |= _component(Problem)
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    _mend(operation)
+                    for form in _forms(operation, schemas):
+                        form["properties"] = {name: _not_null(member) for name, member in form["properties"].items()}
+            self.openapi_schema = schema
+        return self.openapi_schema
+
+
+def _mend(operation: dict[str, Any]) -> None:
+    operation.pop(PUBLIC_KEY, None)
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _with_names(_not_null(parameter["schema"]))
+        if parameter["name"] == "If-None-Match":
+            operation["responses"]["304"] = {"description": "The client's copy is current."}
+
+
+def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the schemas of the forms that an operation reads."""
+    body = operation.get("requestBody", {}).get("content", {}).get(FORM, {}).get("schema", {})
+    for schema in (body, *body.get("oneOf", ())):
+        if "$ref" in schema:
+            yield schemas[schema["$ref"].rpartition("/")[2]]
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Take null out of a parameter's schema: it is given or left out, and no text in an address or a form is null."""
+    choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    if not choices:
+        return schema
+    others = {name: value for name, value in schema.items() if name != "anyOf"}
+    return others | (choices[0] if len(choices) == 1 else {"anyOf": choices})
+
+
+def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
+    """Name the members of a sort order for generated clients, which can make no name of a minus sign."""
+    members = schema.get("enum", ())
+    if not any(isinstance(member, str) and member.startswith("-") for member in members):
+        return schema
+    names = [member.removeprefix("-") + ("_descending" if member.startswith("-") else "") for member in members]
+    return schema | {"x-enum-varnames": [name.upper() for name in names]}
+
+
+def _component(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    return {**schema.pop("$defs", {}), model.__name__: schema}
+
+
+def add_documentation(app: DocumentedAPI) -> None:
+    """Serve `/openapi.json` and `/docs`."""
+
+    async def openapi(_request: Request) -> Response:
+        return Response(json.dumps(app.openapi()), media_type="application/json")
+
+    async def page(_request: Request) -> Response:
+        content = _PAGE.format(title=app.title)
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+    async def asset(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name == "start.js":
+            return Response(_START, media_type="text/javascript", headers=_CACHE)
+        if name not in _ASSETS:
+            raise NotFoundError
+        return Response(_asset(name), media_type=_ASSETS[name], headers=_CACHE)
+
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
+    app.add_route("/docs", page, include_in_schema=False)
+    app.add_route("/docs/{name}", asset, include_in_schema=False)
+
+
+@cache
+def _asset(name: str) -> bytes:
+    # The package is wanted for the files it ships; its code is not imported.
+    return (importlib.resources.files("fastapi_offline") / "static" / name).read_bytes()

@@ -1,0 +1,379 @@
+"""The one way in: every operation reads its query and its body through `Route`, and gets the same strictness."""
+
+import inspect
+import json
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from itertools import accumulate
+from typing import Any, NoReturn, Self, override
+
+from fastapi import APIRouter, FastAPI, Request, Response, params
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.datastructures import FormData, QueryParams, UploadFile
+
+from app.core.db.retries import repeating
+from app.core.errors import (
+    AppError,
+    FieldError,
+    InvalidInputError,
+    MalformedRequestError,
+    NotAcceptableError,
+    UnsupportedMediaTypeError,
+)
+from app.core.http.access import guards
+from app.core.http.forms import parse_form
+from app.core.http.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses, pointer, problem_responses
+
+MAX_DEPTH = 32
+# Opening brackets and commas of one JSON body: about the number of its values. Each costs up to 4 µs when it is refused.
+MAX_VALUES = 2500
+# Python reads a number in a time that grows with the square of its length.
+_MAX_DIGITS = 65_536
+_MAX_PARAMETERS = 100
+_MAX_RANGES = 100
+# Room for a token of 10 KB. What a form costs to read grows with its size, and anybody may send one.
+MAX_FORM_SIZE = 16_384
+FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
+_ANYTHING = frozenset({"*/*", JSON})
+_JSON_RANGES = (JSON, "application/problem+json", "application/*", "*/*")
+_NOTHING_OF_IT = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
+# Possessive and without need of an end: a body of unended strings takes no longer than any other.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+# An opening bracket is a step down, a closing one a step up; a comma moves nothing.
+_STEPS = bytes.maketrans(b"[{]},", b"\x01\x01\xff\xff\x00")
+_NO_MARKS = bytes(set(range(256)) - set(b"[{]},"))
+_NO_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
+
+REPEATABLE_KEY = "x-repeatable"
+
+type _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class DuplicateMemberError(MalformedRequestError):
+    """A member occurs twice in one object: parsers disagree which one counts."""
+
+    code = "duplicate_member"
+    detail = "A member occurs twice in one object."
+
+
+class TooDeepError(MalformedRequestError):
+    """The body is nested deeper than any request here needs."""
+
+    code = "too_deep"
+    detail = f"The body is nested deeper than {MAX_DEPTH} levels."
+
+
+class TooManyValuesError(InvalidInputError):
+    """The body holds more values than any request here needs."""
+
+    def __init__(self) -> None:
+        detail = f"The body may hold at most {MAX_VALUES} values; send several requests."
+        super().__init__(FieldError("#/", "too_many_values", detail))
+
+
+class _Request(Request):
+    """A request whose body is read strictly, once."""
+
+    _parsed: Any = None
+
+    @override
+    async def json(self) -> Any:
+        if self._parsed is None:
+            self._parsed = parse_json(await self.body())
+        return self._parsed
+
+    async def read_form(self) -> FormData:
+        """Read the form, and keep it where the framework looks for it."""
+        fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
+        self._form = FormData(fields)
+        return self._form
+
+
+class Route(APIRoute):
+    """An operation that refuses unknown and repeated parameters, foreign media types and sloppy JSON."""
+
+    speaks_oauth = False
+
+    @override
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self._declared = dict(options)
+        # The first sentence of the docstring says what the operation does: better than its name in title case.
+        summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
+        options["summary"] = options.get("summary") or " ".join(summary.split()).rstrip(".")
+        super().__init__(path, endpoint, **options)
+        # `include_router` fills an empty description with the docstring, and cuts one at a form feed.
+        self.description = description or "\f"
+        self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
+
+    def moved(self, app: FastAPI, prefix: str) -> Self:
+        """Make the same operation again, as one of `app` itself below `prefix`."""
+        options = self._declared | {"endpoint": self.endpoint, "dependency_overrides_provider": app}
+        route = type(self)(prefix + self.path, **options)
+        route.description = route.description.strip()
+        return route
+
+    @override
+    def get_route_handler(self) -> _Handler:
+        handle = self._answer_alone if self._takes_nothing() else super().get_route_handler()
+        work = _repeating(handle) if self._is_repeatable() else handle
+        allowed = frozenset(_query_names(self.dependant))
+        media_type = self._media_type()
+        # Pages for people and probes answer as they please.
+        is_api = self.include_in_schema
+
+        async def strict(request: Request) -> Response:
+            if is_api and (accept := request.headers.get("accept", "*/*")) not in _ANYTHING:
+                _refuse_accept(accept)
+            if request.scope["query_string"]:
+                _refuse_parameters(request, allowed)
+            if media_type is None:
+                return await work(request)
+            _refuse_media_type(request, media_type)
+            if media_type == FORM:
+                request.scope["max_body_size"] = MAX_FORM_SIZE
+            request = _Request(request.scope, request.receive)
+            if media_type == JSON:
+                await request.json()
+            else:
+                _refuse_repeated([name for name, _ in (await request.read_form()).multi_items()])
+            return await work(request)
+
+        return strict
+
+    def _takes_nothing(self) -> bool:
+        """Tell whether the operation needs nothing of its request, and makes the response itself, as a probe does."""
+        signature = inspect.signature(self.endpoint)
+        answer = signature.return_annotation
+        return (
+            not signature.parameters
+            and not self.dependant.dependencies
+            and inspect.iscoroutinefunction(self.endpoint)
+            and isinstance(answer, type)
+            and issubclass(answer, Response)
+        )
+
+    async def _answer_alone(self, _request: Request) -> Response:
+        # The framework's solver would look for parameters, and is half of the work of such a request.
+        response: Response = await self.endpoint()
+        return response
+
+    def _is_repeatable(self) -> bool:
+        # Without dependencies there is no session, and nothing to repeat. What lasts until the response is sent, each attempt
+        # would open once more.
+        may_repeat: bool = (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
+        return may_repeat and bool(self.dependant.dependencies) and not _has_request_scope(self.dependant)
+
+    def _media_type(self) -> str | None:
+        if self.body_field is None:
+            return None
+        return FORM if isinstance(self.body_field.field_info, params.Form) else JSON
+
+    def _errors(self) -> Iterable[type[AppError]]:
+        """Name the errors that any operation of this shape can answer with."""
+        yield from COMMON_ERRORS
+        yield NotAcceptableError
+        yield MalformedRequestError  # Credentials in the query string are refused everywhere.
+        yield InvalidInputError  # So are unknown parameters.
+        if self.body_field is not None:
+            yield from BODY_ERRORS
+            yield from () if self._media_type() == FORM else (DuplicateMemberError, TooDeepError)
+        for guard, scopes in guards(self.dependant):
+            yield from guard.errors(scopes)
+
+
+def _repeating(handle: _Handler) -> _Handler:
+    async def work(request: Request) -> Response:
+        async def attempt() -> Response:
+            # Its commit included: the framework would commit only after all attempts. Here it closes what dependencies of scope
+            # `function` have opened.
+            stack: AsyncExitStack
+            async with AsyncExitStack() as stack:
+                request.scope["fastapi_function_astack"] = stack
+                return await handle(request)
+
+        return await repeating(attempt)
+
+    return work
+
+
+def _has_request_scope(dependant: Dependant) -> bool:
+    """Say whether an operation depends on a function with `yield` that goes on when the response has been sent."""
+    return any(
+        (dependency.scope != "function" and _has_yield(dependency.call)) or _has_request_scope(dependency)
+        for dependency in dependant.dependencies
+    )
+
+
+def _has_yield(call: Callable[..., Any] | None) -> bool:
+    functions = (call, getattr(call, "__call__", None))  # noqa: B004  # An object may be one, too.
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in functions)
+
+
+def options(*, repeatable: bool = True) -> dict[str, Any]:
+    """Declare what is special about an operation, as its `openapi_extra`; `public` is joined to it by `|`.
+
+    With `repeatable=False` it runs once, whatever fails: for effects outside of the database that must not happen twice.
+    """
+    if not isinstance(repeatable, bool):
+        message = "the option repeatable is True or False"
+        raise TypeError(message)
+    return {REPEATABLE_KEY: repeatable}
+
+
+def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
+    """Make the router of a feature; this and no other, so that every operation is strict."""
+    return APIRouter(
+        prefix=prefix,
+        tags=list(tags or []),
+        route_class=route_class,
+        # The name of the function: it does not change with the path, and a generated client names its method so.
+        generate_unique_id_function=lambda route: route.name,
+    )
+
+
+def include(app: FastAPI, router: APIRouter, *, prefix: str = "") -> None:
+    """Add the operations of a router to the list of the application itself.
+
+    `FastAPI.include_router` keeps the routers nested, and each request searches them all. A list saves a sixth of the work of
+    a small request. What is no operation of ours, such as a mount or a WebSocket, is included in the framework's way.
+    """
+    if all(isinstance(route, Route) for route in router.routes):
+        app.router.routes += [route.moved(app, prefix) for route in router.routes if isinstance(route, Route)]
+    else:
+        app.include_router(router, prefix=prefix)
+
+
+def _query_names(dependant: Dependant) -> Iterable[str]:
+    for field in dependant.query_params:
+        annotation = field.field_info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from (inner.alias or name for name, inner in annotation.model_fields.items())
+        else:
+            yield field.alias
+    for dependency in dependant.dependencies:
+        yield from _query_names(dependency)
+
+
+def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
+    # The first ones are enough to say what is wrong.
+    first, *rest = _some_parameters(request.scope["query_string"])
+    given = [name for name, _ in (QueryParams(first) if rest else request.query_params).multi_items()]
+    errors = [
+        _parameter_error(name, "unknown_parameter", "There is no such parameter.")
+        for name in given
+        if name not in allowed
+    ]
+    errors += [
+        _parameter_error(name, "duplicate_parameter", "This may be given once.")
+        for name, count in Counter(given).items()
+        if count > 1 and name in allowed
+    ]
+    if rest:
+        detail = f"There may be at most {_MAX_PARAMETERS} parameters."
+        errors.append(FieldError("#/query", "too_many_parameters", detail))
+    if errors:
+        raise InvalidInputError(*errors)
+
+
+def _some_parameters(query: bytes) -> list[bytes]:
+    """Return the query, or its first parameters and the rest."""
+    if query.count(b"&") < _MAX_PARAMETERS:
+        return [query]
+    *first, rest = query.split(b"&", _MAX_PARAMETERS)
+    return [b"&".join(first), rest]
+
+
+def _parameter_error(name: str, code: str, detail: str) -> FieldError:
+    return FieldError(pointer=pointer("query", name), code=code, detail=detail)
+
+
+def _refuse_repeated(names: list[str]) -> None:
+    errors = [
+        FieldError(pointer=pointer(name), code="duplicate_parameter", detail="This may be given once.")
+        for name, count in Counter(names).items()
+        if count > 1
+    ]
+    if errors:
+        raise InvalidInputError(*errors)
+
+
+def _refuse_accept(accept: str) -> None:
+    """Refuse a client that takes no JSON (RFC 9110, 12.5.1): what is most specific decides, and nonsense decides nothing."""
+    ranges: dict[str, bool] = {}
+    for part in accept.split(",", _MAX_RANGES)[:_MAX_RANGES]:
+        media_range, _, parameters = part.partition(";")
+        ranges[media_range.strip().lower()] = _NOTHING_OF_IT.search(parameters) is None
+    if not any("/" in media_range for media_range in ranges):
+        return
+    if not next((ranges[media_range] for media_range in _JSON_RANGES if media_range in ranges), False):
+        raise NotAcceptableError
+
+
+def _refuse_media_type(request: Request, expected: str) -> None:
+    given = request.headers.getlist("content-type")
+    encodings = request.headers.getlist("content-encoding")
+    if len(given) != 1 or any(encoding.strip().lower() != "identity" for encoding in encodings):
+        raise UnsupportedMediaTypeError
+    kind, _, parameters = given[0].partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if kind.strip().lower() != expected or charset not in {"", "charset=utf-8"}:
+        raise UnsupportedMediaTypeError
+
+
+def parse_json(body: bytes) -> Any:
+    """Read JSON as RFC 8259 means it: UTF-8, each member once, finite numbers, bounded depth."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedRequestError from error
+    _refuse_shape(body)
+    try:
+        return json.loads(text, object_pairs_hook=_members, parse_constant=_refuse_constant, parse_float=_finite)
+    except ValueError as error:
+        raise MalformedRequestError from error
+
+
+def _refuse_shape(body: bytes) -> None:
+    """Refuse a body that is too deep or holds too many values, before anything is built from it."""
+    # Most bodies have fewer of these than levels are allowed, and need no closer look.
+    if body.count(b"[") + body.count(b"{") + body.count(b",") <= MAX_DEPTH:
+        return
+    # A value is at most two strings, its name and its text. Strings beyond that need no reading.
+    most = 2 * MAX_VALUES
+    rest, strings = _STRING.subn(b"", body, count=most)
+    marks = rest.translate(None, _NO_MARKS)
+    depths = [*accumulate(array("b", marks[: 2 * most].translate(_STEPS)))]
+    if max(depths, default=0) > MAX_DEPTH:
+        raise TooDeepError
+    if 0 in depths[:-1]:
+        # Something follows the end of the document.
+        raise MalformedRequestError
+    if strings == most or sum(marks.count(mark) for mark in (b"[", b"{", b",")) > MAX_VALUES:
+        raise TooManyValuesError
+    if len(rest.translate(None, _NO_DIGITS)) > _MAX_DIGITS:
+        raise MalformedRequestError
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise DuplicateMemberError
+    return members
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise MalformedRequestError
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise MalformedRequestError
+    return number

@@ -1,0 +1,131 @@
+"""Traces by OpenTelemetry: off unless its standard variables ask for them, and then nothing of its SDK is loaded either."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import ExceptionContext
+
+from app.core.db.database import Database
+from app.core.db.reads import SessionReads
+from app.core.errors import ConfigurationError
+
+UNTRACED: Tracer = NoOpTracer()
+_EXPORTERS = {"otlp", "console"}
+_PROTOCOL = "http/protobuf"
+_W3C = TraceContextTextMapPropagator()
+_PARENT = "traceparent"
+
+
+class Tracing:
+    """Traces of one process: requests by FastAPI itself, their statements and the jobs by us."""
+
+    def __init__(self, provider: TracerProvider, shutdown: Callable[[], None]) -> None:
+        self.provider = provider
+        # Passes on what has not been yet; waits for whoever takes it.
+        self.shutdown = shutdown
+        self.tracer = provider.get_tracer("app")
+
+    def watch(self, database: Database) -> None:
+        """Make each statement of a traced request or job a span of its own."""
+        for engine in (database.engine, database.read_engine):
+            _trace_statements(engine.sync_engine, self.tracer)
+        # Of what goes past the engine there is nothing to see.
+        database.reads = SessionReads(database.read_sessions)
+
+
+def tracing_from_environment() -> Tracing | None:
+    """Begin to trace, if the standard variables name where to (opentelemetry.io/docs/specs/otel/configuration)."""
+    exporter = _wanted(os.environ)
+    if exporter is None:
+        return None
+    from app.core.observability import span_export
+
+    provider = span_export.make_provider(exporter)
+    return Tracing(provider, provider.shutdown)
+
+
+def _wanted(environment: Mapping[str, str]) -> str | None:
+    def setting(name: str) -> str:
+        return environment.get(name, "").strip().lower()
+
+    endpoint = setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or setting("OTEL_EXPORTER_OTLP_ENDPOINT")
+    exporter = setting("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
+    if setting("OTEL_SDK_DISABLED") == "true" or exporter == "none":
+        return None
+    if exporter not in _EXPORTERS:
+        message = f"OTEL_TRACES_EXPORTER: {exporter} is not known here; write otlp, console or none"
+        raise ConfigurationError(message)
+    protocol = setting("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or setting("OTEL_EXPORTER_OTLP_PROTOCOL") or _PROTOCOL
+    if protocol != _PROTOCOL:
+        message = f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not spoken here; write {_PROTOCOL}"
+        raise ConfigurationError(message)
+    return exporter
+
+
+def _trace_statements(engine: Engine, tracer: Tracer) -> None:
+    def begin(
+        _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        # What nobody asked for, such as the worker's look into its queue, would be a trace of its own each time.
+        if current_trace_id():
+            operation = statement.split(None, 1)[0].upper()
+            facts = {"db.system.name": "postgresql", "db.operation.name": operation, "db.query.text": statement}
+            context.span = tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=facts)
+
+    def end(
+        _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        if span := getattr(context, "span", None):
+            span.end()
+
+    def fail(failure: ExceptionContext) -> None:
+        if span := getattr(failure.execution_context, "span", None):
+            # Never the text of the error: it may quote the values.
+            error = failure.original_exception
+            span.set_attribute("error.type", getattr(error, "sqlstate", None) or type(error).__name__)
+            span.set_status(StatusCode.ERROR)
+            span.end()
+
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    event.listen(engine, "handle_error", fail)
+
+
+def current_trace_id() -> str | None:
+    """Give the id of the trace that the current task belongs to."""
+    context = trace.get_current_span().get_span_context()
+    return format(context.trace_id, "032x") if context.is_valid else None
+
+
+def current_parent() -> str | None:
+    """Give what another process needs to go on with the current trace (W3C Trace Context)."""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return carrier.get(_PARENT)
+
+
+@contextmanager
+def continued(tracer: Tracer, name: str, parent: str | None, **facts: str | int) -> Iterator[str | None]:
+    """Run a piece of work as a span of the trace that asked for it; give the id of the trace."""
+    context = _W3C.extract({_PARENT: parent} if parent else {})
+    with tracer.start_as_current_span(
+        name,
+        context,
+        kind=SpanKind.CONSUMER,
+        attributes=facts,
+        # The text of an exception may quote what it was made from; the log has it, redacted.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield current_trace_id()
+        except Exception as error:
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(StatusCode.ERROR)
+            raise

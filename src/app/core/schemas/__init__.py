@@ -1,0 +1,1 @@
+"""Types of fields that several features use."""

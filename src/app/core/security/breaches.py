@@ -1,0 +1,103 @@
+"""Passwords known from breaches, looked up in a file of their digests that is never loaded: it has tens of gigabytes.
+
+The file is that of Pwned Passwords: lines of `DIGEST:COUNT`, SHA-1 in upper-case hexadecimal, by order of the digests.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from io import FileIO
+from itertools import pairwise
+from pathlib import Path
+
+from app.core.errors import ConfigurationError, FieldError, InvalidInputError, is_out_of_files
+from app.core.observability.metrics import Tally
+
+_LOOKUPS = Tally(
+    "breached_password_lookups",
+    "New passwords looked up among the breached ones.",
+    outcome=("found", "not_found", "failed"),
+)
+_LINE = re.compile(rb"([0-9A-F]{40})(?::\d{1,20})?(?:\r?\n|\r?\Z)")
+_LONGEST_LINE = 64
+_SAMPLES = 64
+
+log = logging.getLogger(__name__)
+
+
+def refuse_breached(password: str, file: Path, *, pointer: str) -> None:
+    """Raise an `InvalidInputError` for a password that the file has. If the file cannot be read, log that and accept the password.
+
+    If no file descriptor is free, the `OSError` is raised: clients can cause that, and must not get a password accepted by it.
+    """
+    try:
+        with FileIO(file) as lines:
+            is_breached = _has(lines, _digest(password))
+    except (OSError, ValueError) as error:
+        if is_out_of_files(error):
+            raise
+        # Else nobody could register, or recover an account, until a file is repaired.
+        log.error("breached passwords cannot be read", extra={"reason": str(error)})  # noqa: TRY400  # No traceback.
+        _LOOKUPS.count("failed")
+        return
+    _LOOKUPS.count("found" if is_breached else "not_found")
+    if is_breached:
+        detail = "This password has become known by a breach, so it is tried early; choose another one."
+        raise InvalidInputError(FieldError(pointer, "password_too_common", detail))
+
+
+def check_breached(file: Path) -> None:
+    """Raise a `ConfigurationError` for a file that cannot be searched, as far as samples tell."""
+    try:
+        with FileIO(file) as lines:
+            _check_samples(lines, _size(lines))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return
+    message = f"APP_AUTH__BREACHED_PASSWORDS_FILE: {file}: {reason}"
+    raise ConfigurationError(message)
+
+
+def _digest(password: str) -> bytes:
+    return hashlib.sha1(password.encode(), usedforsecurity=False).hexdigest().upper().encode()
+
+
+def _size(lines: FileIO) -> int:
+    return os.fstat(lines.fileno()).st_size
+
+
+def _has(lines: FileIO, sought: bytes) -> bool:
+    low, high = 0, _size(lines)
+    while low < high:
+        begin, end, digest = _line_at(lines, (low + high) // 2)
+        if digest == sought:
+            return True
+        if digest < sought:
+            low = end
+        else:
+            high = begin
+    return False
+
+
+def _line_at(lines: FileIO, position: int) -> tuple[int, int, bytes]:
+    """Give where the line around a position begins and ends, and its digest."""
+    first = max(position - _LONGEST_LINE, 0)
+    block = os.pread(lines.fileno(), 2 * _LONGEST_LINE, first)
+    line = _LINE.match(block, block.rfind(b"\n", 0, position - first) + 1)
+    if line is None:
+        message = f"at byte {position} is no line of a SHA-1 digest in upper-case hexadecimal, a colon and a count"
+        raise ValueError(message)
+    return first + line.start(), first + line.end(), line[1]
+
+
+def _check_samples(lines: FileIO, size: int) -> None:
+    positions = [size * number // _SAMPLES for number in range(_SAMPLES)]
+    samples = [_line_at(lines, position) for position in (*positions, max(size - 1, 0))]
+    for (begin, _, digest), (later, _, other) in pairwise(samples):
+        if later > begin and other <= digest:
+            message = f"it is not sorted by the digests: see the lines at bytes {begin} and {later}"
+            raise ValueError(message)

@@ -1,0 +1,118 @@
+from collections.abc import Collection, Iterable
+from typing import Annotated, override
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi.security import SecurityScopes
+
+from app.core.errors import AppError, ForbiddenError, UnauthenticatedError
+from app.core.http import routing
+from app.core.http.access import Guard, public, refuse_undeclared
+
+
+class Doorman(Guard):
+    async def __call__(self, needed: SecurityScopes) -> None:
+        """Let everybody in."""
+
+    @override
+    def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
+        return (UnauthenticatedError, ForbiddenError) if scopes else (UnauthenticatedError,)
+
+
+doorman = Doorman()
+
+
+async def through_another(_guarded: Annotated[None, Security(doorman)]) -> None:
+    """Depend on the guard one level down."""
+
+
+def application(router: APIRouter) -> FastAPI:
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(router, prefix="/api")
+    return app
+
+
+def test_an_operation_that_declares_nothing_stops_the_application() -> None:
+    router = routing.router(prefix="/things")
+
+    @router.put("/{thing_id}")
+    async def replace(thing_id: str) -> None: ...
+
+    with pytest.raises(RuntimeError, match=r"must declare who may call them .*: PUT /api/things/\{thing_id\}"):
+        refuse_undeclared(application(router))
+
+
+def test_every_undeclared_operation_is_named() -> None:
+    router = routing.router()
+
+    @router.get("/a")
+    async def a() -> None: ...
+
+    @router.api_route("/b", methods=["POST", "DELETE"])
+    async def b() -> None: ...
+
+    with pytest.raises(RuntimeError, match="GET /api/a, DELETE POST /api/b"):
+        refuse_undeclared(application(router))
+
+
+def test_a_public_operation_with_a_guard_contradicts_itself() -> None:
+    router = routing.router()
+
+    @router.get("/both", openapi_extra=public, dependencies=[Security(doorman)])
+    async def both() -> None: ...
+
+    with pytest.raises(RuntimeError, match="GET /api/both"):
+        refuse_undeclared(application(router))
+
+
+def test_public_and_guarded_operations_start() -> None:
+    router = routing.router()
+
+    @router.get("/public", openapi_extra=public)
+    async def anybody() -> None: ...
+
+    @router.get("/guarded")
+    async def guarded(_caller: Annotated[None, Security(doorman)]) -> None: ...
+
+    @router.get("/deeper", dependencies=[Depends(through_another)])
+    async def deeper() -> None: ...
+
+    refuse_undeclared(application(router))
+
+
+def test_other_openapi_extras_do_not_declare_an_operation_public() -> None:
+    router = routing.router()
+
+    @router.get("/x", openapi_extra={"x-public": False, "x-other": True})
+    async def x() -> None: ...
+
+    with pytest.raises(RuntimeError, match="GET /api/x"):
+        refuse_undeclared(application(router))
+
+
+def test_a_guard_on_the_whole_router_guards_each_operation() -> None:
+    router = APIRouter(route_class=routing.Route, dependencies=[Security(doorman)])
+
+    @router.get("/a")
+    async def a() -> None: ...
+
+    refuse_undeclared(application(router))
+
+
+def test_what_is_no_operation_needs_no_declaration() -> None:
+    app = application(routing.router())
+    app.add_route("/page", lambda _request: None)  # type: ignore[arg-type,return-value]  # Never called.
+
+    refuse_undeclared(app)
+
+
+@pytest.mark.parametrize(("scopes", "statuses"), [([], {401}), (["things:write"], {401, 403})])
+def test_an_operation_declares_what_its_guard_answers(scopes: list[str], statuses: set[int]) -> None:
+    router = routing.router()
+
+    @router.get("/x", dependencies=[Security(doorman, scopes=scopes)])
+    async def x() -> None: ...
+
+    (route,) = router.routes
+    assert isinstance(route, routing.Route)
+    assert {status for status in route.responses if status in {401, 403}} == statuses

@@ -1,0 +1,56 @@
+import pytest
+
+from app.core.http.etags import acceptable_versions, etag, is_current, not_modified
+
+
+def test_a_tag_is_strong_and_quoted() -> None:
+    assert etag(7) == '"7"'
+
+
+@pytest.mark.parametrize("header", [None, "*", " * "])
+def test_without_a_condition_any_version_will_do(header: str | None) -> None:
+    assert acceptable_versions(header) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "versions"),
+    [
+        ('"7"', {7}),
+        ('"7", "8"', {7, 8}),
+        ('"7","x", "9"', {7, 9}),
+        ('W/"7"', set()),
+        ("7", set()),
+        ('"x"', set()),
+        ('"-1"', set()),
+        ('"1.0"', set()),
+        ('"\u0661"', set()),
+        (f'"{"9" * 100}"', set()),
+        ("", set()),
+    ],
+)
+def test_a_condition_names_versions_and_what_is_no_tag_of_ours_matches_nothing(header: str, versions: set[int]) -> None:
+    assert acceptable_versions(header) == frozenset(versions)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, False),
+        ("*", True),
+        ('"7"', True),
+        ('W/"7"', True),
+        ('"6", "7"', True),
+        ('"6"', False),
+        ('"07"', False),
+        ("7", False),
+        ("", False),
+    ],
+)
+def test_a_copy_is_current_when_one_of_its_tags_is_the_row_s(header: str | None, *, expected: bool) -> None:
+    assert is_current(header, 7) == expected
+
+
+def test_the_answer_to_a_current_copy_has_the_tag_and_no_body() -> None:
+    response = not_modified(7)
+
+    assert (response.status_code, response.headers["etag"], response.body) == (304, '"7"', b"")

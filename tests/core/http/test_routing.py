@@ -1,0 +1,590 @@
+import json
+from time import process_time
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, Form, Header, Query, Response
+from httpx2 import AsyncClient
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from app.core.errors import AppError, ConflictError, InvalidInputError, MalformedRequestError, NotFoundError
+from app.core.http import routing
+from app.core.http.access import public
+from app.core.http.problems import problem_responses
+from app.core.http.routing import MAX_DEPTH, MAX_VALUES, parse_json
+from app.core.schemas.fields import Payload, ShortText
+from tests.aftermath import assert_problem
+from tests.core.applications import application, serving
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+class Thing(Payload):
+    name: ShortText
+    count: int = Field(default=0, ge=0)
+
+
+class Place(Payload):
+    street: ShortText
+    city: ShortText = "Bern"
+
+
+router = routing.router(prefix="/things", tags=["things"])
+
+
+@router.post("", openapi_extra=public)
+async def create_thing(payload: Thing) -> dict[str, Any]:
+    """Create a thing.
+
+    It has a name, and
+    nothing else.
+    """
+    return payload.model_dump()
+
+
+@router.post("/anything", openapi_extra=public)
+async def take_anything(payload: dict[str, Any]) -> dict[str, Any]:
+    """Take
+    anything at all."""
+    return payload
+
+
+@router.post("/form", openapi_extra=public)
+async def take_form(payload: Annotated[Place, Form()]) -> dict[str, Any]:
+    return payload.model_dump()
+
+
+@router.get("", openapi_extra=public, summary="Search things", responses=problem_responses(NotFoundError))
+async def list_things(
+    number: Annotated[int, Query(alias="n")] = 0, x_colour: Annotated[str | None, Header()] = None
+) -> list[str | int | None]:
+    """This is not the summary."""
+    return [number, x_colour]
+
+
+class SameStatusError(MalformedRequestError):
+    code = "same_status"
+    detail = "As malformed as any."
+
+
+@router.put("", openapi_extra=public, responses=problem_responses(SameStatusError, ConflictError))
+async def replace_things(payload: Thing) -> None:
+    """Replace all things."""
+
+
+@pytest.fixture
+async def things() -> Any:
+    async with serving(router, max_body_size=1_048_576) as client:
+        yield client
+
+
+async def send(client: AsyncClient, body: bytes, path: str = "/things/anything", **headers: str) -> Any:
+    return await client.post(path, content=body, headers={**JSON, **headers})
+
+
+# The strictness of JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b"{}", {}),
+        (b' \n\t{"a" : [1, -2.5, 1e3, true, null, "x"]}\r\n ', {"a": [1, -2.5, 1000.0, True, None, "x"]}),
+        (b'{"a": {"a": 1}, "b": {"a": 2}}', {"a": {"a": 1}, "b": {"a": 2}}),
+        (b'{"\\u00fc": "\\ud83e\\udd8a"}', {"ü": "🦊"}),
+        ('{"ü": "🦊"}'.encode(), {"ü": "🦊"}),
+        (b'"\\ud800"', "\ud800"),
+        (b"1e308", 1e308),
+        (b"-0", 0),
+        (b"9" * 4000, int("9" * 4000)),
+        (b"null", None),
+        (b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, None),
+        (b'["' + b"[" * 1000 + b'"]', ["[" * 1000]),
+        (b'["\\"' + b"[" * 1000 + b'\\""]', ['"' + "[" * 1000 + '"']),
+        (b"[" + b"[]," * 1000 + b"[]]", [[]] * 1001),
+        (b"[" + b"0," * (MAX_VALUES - 1) + b"0]", [0] * MAX_VALUES),
+        (b"[" + b'"x",' * (MAX_VALUES - 1) + b'"x"]', ["x"] * MAX_VALUES),
+        (b'["' + b"[{,x" * 100_000 + b'"]', ["[{,x" * 100_000]),
+    ],
+)
+def test_good_json_is_read(text: bytes, value: Any) -> None:
+    read = parse_json(text)
+
+    assert value is None or read == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"{} x",
+        b"{}{}",
+        b"[1, 2",
+        b"[1,]",
+        b'{"a": 1,}',
+        b"{'a': 1}",
+        b"{a: 1}",
+        b'{"a": 1} // x',
+        b'/* x */ {"a": 1}',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b"[-Infinity]",
+        b"[1e999]",
+        b"[-1e999]",
+        b"9" * 5000,
+        b"01",
+        b"+1",
+        b"0x10",
+        b"1_000",
+        b".5",
+        b"1.",
+        b'"\t"',
+        b'"\n"',
+        b'"\x00"',
+        b'"\\x"',
+        b'"\\u12"',
+        b'"unended',
+        b"\xef\xbb\xbf{}",
+        b"\xff\xfe{\x00}\x00",
+        '{"a": 1}'.encode("utf-16"),
+        '{"a": 1}'.encode("utf-32"),
+        b'"\xff"',
+        b'"\xc0\xaf"',
+        b'"\xed\xa0\x80"',
+        b"undefined",
+        b"True",
+    ],
+)
+def test_sloppy_json_is_malformed(text: bytes) -> None:
+    with pytest.raises(MalformedRequestError) as refused:
+        parse_json(text)
+
+    assert refused.value.code == "malformed_request"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a": 1, "a": 1}',
+        b'[{"b": {"a": 1, "a": 2}}]',
+        b'{"a": 1, "\\u0061": 2}',
+    ],
+)
+def test_a_member_that_occurs_twice_is_refused(text: bytes) -> None:
+    with pytest.raises(MalformedRequestError) as refused:
+        parse_json(text)
+
+    assert refused.value.code == "duplicate_member"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 33 + b"]" * 33,
+        b'{"a":' * 33 + b"1" + b"}" * 33,
+        b"[" * 100_000,
+        b'{"a":' * 20_000,
+        b'["x", "y\\\\", ' + b"[" * 32,
+        b"[" * 33 + b'"unended',
+    ],
+)
+def test_json_deeper_than_any_request_needs_is_refused(text: bytes) -> None:
+    with pytest.raises(MalformedRequestError) as refused:
+        parse_json(text)
+
+    assert refused.value.code == "too_deep"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 33 + b'"' + b'\\"' * 500_000,
+        b"[" * 33 + b'"' * 999_999,
+        b"[" * 33 + b'"\\' * 499_999,
+        b"[" * 33 + b"\\" * 999_999,
+        b'{"a":' * 190_000,
+        b"[]" * 500_000,
+    ],
+)
+def test_no_megabyte_takes_long_to_refuse(text: bytes) -> None:
+    started = process_time()
+
+    with pytest.raises(MalformedRequestError):
+        parse_json(text)
+
+    # Linear takes hundredths of a second, quadratic takes minutes.
+    assert process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"0," * MAX_VALUES + b"0]",
+        b"[" + b'"x",' * MAX_VALUES + b'"x"]',
+        b"{" + b",".join(b'"%x":"x"' % number for number in range(MAX_VALUES + 1)) + b"}",
+        b"[" + b"{}," * MAX_VALUES + b"{}]",
+        b"[" + b"," * 40 + b'""' * 3 * MAX_VALUES,
+    ],
+)
+def test_json_of_more_values_than_any_request_needs_is_refused(text: bytes) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        parse_json(text)
+
+    assert [error.code for error in refused.value.errors] == ["too_many_values"]
+
+
+@pytest.mark.parametrize("text", [b"[" + b"9" * 4000 + b",0" * 32 + b"]", b"[" + b"0.1,2e3," * 32 + b"1]"])
+def test_numbers_are_read_among_many_values(text: bytes) -> None:
+    assert parse_json(text) == json.loads(text)
+
+
+def test_many_long_numbers_are_malformed() -> None:
+    with pytest.raises(MalformedRequestError):
+        parse_json(b"[" + b"9" * 4000 + (b"," + b"9" * 4000) * 33 + b"]")
+
+
+@pytest.mark.parametrize("text", [b"[]" * 500_000, b"{}" * 100, b"[[]] [[],[]]" * 40])
+def test_several_documents_are_malformed(text: bytes) -> None:
+    with pytest.raises(MalformedRequestError):
+        parse_json(text)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    try:
+        parse_json(body)
+    except AppError as error:
+        assert isinstance(error, MalformedRequestError)  # noqa: PT017  # What it reads is as good an outcome.
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+    )
+)
+def test_whatever_json_can_say_is_read_back(value: Any) -> None:
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+# Bodies over HTTP
+
+
+async def test_a_strict_parser_reads_the_body_of_every_operation(things: AsyncClient) -> None:
+    assert (await send(things, b'{"a": NaN}')).status_code == 400
+    assert (await send(things, b'{"a": 1, "a": 2}')).json()["code"] == "duplicate_member"
+    assert (await send(things, b"[" * 40)).json()["code"] == "too_deep"
+    assert (await send(things, b"")).json()["code"] == "malformed_request"
+    assert (await send(things, b'{"a": 1.5}')).json() == {"a": 1.5}
+
+
+@pytest.mark.parametrize("body", [b"null", b"true", b"1", b'"x"', b"[]", b"[{}]"])
+async def test_json_that_is_no_object_is_invalid_where_one_is_wanted(things: AsyncClient, body: bytes) -> None:
+    response = await send(things, body, "/things")
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "#/"
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "code"),
+    [
+        (b"{}", "#/name", "missing"),
+        (b'{"name": null}', "#/name", "string_type"),
+        (b'{"name": 1}', "#/name", "string_type"),
+        (b'{"name": ["a"]}', "#/name", "string_type"),
+        (b'{"name": ""}', "#/name", "string_too_short"),
+        (b'{"name": " "}', "#/name", "blank"),
+        (b'{"name": "\\u0000"}', "#/name", "unprintable"),
+        (b'{"name": "\\ud800"}', "#/name", "string_unicode"),
+        (b'{"name": "x", "count": "1"}', "#/count", "int_type"),
+        (b'{"name": "x", "count": 1.0}', "#/count", "int_type"),
+        (b'{"name": "x", "count": true}', "#/count", "int_type"),
+        (b'{"name": "x", "count": -1}', "#/count", "greater_than_equal"),
+        (b'{"name": "x", "is_superuser": true}', "#/is_superuser", "extra_forbidden"),
+        (b'{"name": "x", "a/b~c": 1}', "#/a~1b~0c", "extra_forbidden"),
+        (b'{"name": "x", "\\ud800": 1}', "#/", "string_unicode"),
+    ],
+)
+async def test_values_are_not_coerced_and_members_not_ignored(
+    things: AsyncClient, body: bytes, pointer: str, code: str
+) -> None:
+    response = await send(things, body, "/things")
+
+    assert response.status_code == 422
+    assert [(error["pointer"], error["code"]) for error in response.json()["errors"]] == [(pointer, code)]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"', "application/json;"],
+)
+async def test_json_is_read_under_its_media_type(things: AsyncClient, content_type: str) -> None:
+    response = await things.post("/things", content=b'{"name": "x"}', headers={"Content-Type": content_type})
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("Content-Type", "")],
+        [("Content-Type", "text/plain")],
+        [("Content-Type", "application/x-www-form-urlencoded")],
+        [("Content-Type", "multipart/form-data; boundary=x")],
+        [("Content-Type", "application/vnd.api+json")],
+        [("Content-Type", "application/json, text/html")],
+        [("Content-Type", "application/json; charset=latin-1")],
+        [("Content-Type", "application/json; charset=utf-8; x=y")],
+        [("Content-Type", "application/json"), ("Content-Type", "application/json")],
+        [("Content-Type", "application/json"), ("Content-Type", "text/plain")],
+        [("Content-Type", "application/json"), ("Content-Encoding", "gzip")],
+        [("Content-Type", "application/json"), ("Content-Encoding", "br")],
+        [("Content-Type", "application/json"), ("Content-Encoding", "identity, gzip")],
+        [("Content-Type", "application/json"), ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")],
+    ],
+)
+async def test_other_media_types_and_encodings_are_refused(things: AsyncClient, headers: list[tuple[str, str]]) -> None:
+    request = things.build_request("POST", "/things", content=b'{"name": "x"}', headers=headers)
+
+    response = await things.send(request)
+
+    assert response.status_code == 415
+    assert response.json()["code"] == "unsupported_media_type"
+
+
+async def test_an_identity_encoding_is_none(things: AsyncClient) -> None:
+    response = await send(things, b'{"name": "x"}', "/things", **{"Content-Encoding": "Identity"})
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "street"),
+    [
+        (b"street=a+b", "a b"),
+        (b"street=%C3%BC", "ü"),
+        ("street=ü".encode(), "ü"),
+        (b"street=%26%3D", "&="),
+        (b"&street=x&", "x"),
+    ],
+)
+async def test_a_form_is_read(things: AsyncClient, body: bytes, street: str) -> None:
+    response = await things.post("/things/form", content=body, headers=FORM)
+
+    assert response.json() == {"street": street, "city": "Bern"}
+
+
+@pytest.mark.parametrize("body", [b"street=%FF", b"street=\xff", b"street=%ED%A0%80", b"\xc3=1&street=x"])
+async def test_a_form_that_is_no_utf8_is_malformed(things: AsyncClient, body: bytes) -> None:
+    response = await things.post("/things/form", content=body, headers=FORM)
+
+    assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "code"),
+    [
+        (b"street=x&street=y", "#/street", "duplicate_parameter"),
+        (b"street=x&street=x", "#/street", "duplicate_parameter"),
+        (b"street=x&country=y", "#/country", "extra_forbidden"),
+        (b"street[]=x", "#/street", "missing"),
+        (b"", "#/street", "missing"),
+        (b"street=%00", "#/street", "unprintable"),
+    ],
+)
+async def test_repeated_unknown_and_missing_fields_of_a_form_are_refused(
+    things: AsyncClient, body: bytes, pointer: str, code: str
+) -> None:
+    response = await things.post("/things/form", content=body, headers=FORM)
+
+    assert response.status_code == 422
+    assert (pointer, code) in [(error["pointer"], error["code"]) for error in response.json()["errors"]]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
+async def test_a_form_is_not_read_from_other_media_types(things: AsyncClient, content_type: str) -> None:
+    response = await things.post("/things/form", content=b"street=x", headers={"Content-Type": content_type})
+
+    assert response.status_code == 415
+
+
+# Parameters
+
+
+async def test_declared_parameters_are_read_under_their_alias(things: AsyncClient) -> None:
+    response = await things.get("/things?n=5", headers={"X-Colour": "red"})
+
+    assert response.json() == [5, "red"]
+
+
+@pytest.mark.parametrize("query", ["number=5", "x_colour=red", "X-Colour=red", "N=5", "=", "x", "%00=1"])
+async def test_what_is_no_query_parameter_is_refused(things: AsyncClient, query: str) -> None:
+    response = await things.get(f"/things?{query}")
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["code"] == "unknown_parameter"
+
+
+async def test_an_operation_with_a_body_takes_no_parameters_either(things: AsyncClient) -> None:
+    response = await send(things, b'{"name": "x"}', "/things?name=y")
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "#/query/name"
+
+
+# What is declared of an operation
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "*/*",
+        "application/json",
+        "Application/JSON;q=0.5",
+        "application/*",
+        "text/html, */*;q=0.1",
+        "nonsense",
+        "",
+        ";;q=0",
+    ],
+)
+async def test_whoever_takes_json_gets_it(things: AsyncClient, accept: str) -> None:
+    response = await things.get("/things", headers={"Accept": accept})
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/html", "application/xml;q=1", "application/json;q=0, */*", "*/*;q=0.000", "x/" + "y" * 10_000, "a/b;q=NaN"],
+)
+async def test_whoever_takes_no_json_is_told(things: AsyncClient, accept: str) -> None:
+    response = await things.get("/things", headers={"Accept": accept})
+
+    assert_problem(response, 406, "not_acceptable")
+
+
+@pytest.fixture(scope="module")
+def document() -> Any:
+    return application(router).openapi()
+
+
+def test_the_first_sentence_of_the_docstring_is_the_summary_and_the_rest_the_description(document: Any) -> None:
+    operation = document["paths"]["/things"]["post"]
+
+    assert operation["summary"] == "Create a thing"
+    assert operation["description"] == "It has a name, and\nnothing else."
+
+
+def test_a_docstring_of_one_sentence_is_no_description(document: Any) -> None:
+    operation = document["paths"]["/things/anything"]["post"]
+
+    assert operation["summary"] == "Take anything at all"
+    assert "description" not in operation
+
+
+def test_a_summary_that_was_given_stays(document: Any) -> None:
+    assert document["paths"]["/things"]["get"]["summary"] == "Search things"
+
+
+def test_an_operation_without_a_body_declares_the_errors_that_any_can_have(document: Any) -> None:
+    assert set(document["paths"]["/things"]["get"]["responses"]) == {"200", "400", "404", "406", "422", "500", "503"}
+
+
+def test_an_operation_with_a_body_declares_the_errors_of_bodies_too(document: Any) -> None:
+    responses = document["paths"]["/things"]["post"]["responses"]
+
+    assert set(responses) == {"200", "400", "406", "413", "415", "422", "500", "503"}
+
+
+def test_errors_that_share_a_status_are_merged(document: Any) -> None:
+    responses = document["paths"]["/things"]["put"]["responses"]
+
+    examples = responses["400"]["content"]["application/problem+json"]["examples"]
+    assert set(examples) == {"malformed_request", "duplicate_member", "too_deep", "same_status"}
+    assert examples["same_status"]["value"]["detail"] == "As malformed as any."
+    assert set(responses["409"]["content"]["application/problem+json"]["examples"]) == {"conflict"}
+
+
+def test_merging_leaves_other_operations_alone(document: Any) -> None:
+    examples = document["paths"]["/things"]["post"]["responses"]["400"]["content"]["application/problem+json"]
+
+    assert set(examples["examples"]) == {"malformed_request", "duplicate_member", "too_deep"}
+
+
+def test_a_response_that_is_no_problem_document_is_declared_as_it_is() -> None:
+    other = routing.router()
+
+    @other.get("/x", openapi_extra=public, responses={503: {"description": "Closed on Sundays"}})
+    async def x() -> None: ...
+
+    responses = application(other).openapi()["paths"]["/x"]["get"]["responses"]
+
+    assert responses["503"] == {"description": "Closed on Sundays"}
+
+
+async def test_more_parameters_than_any_operation_has_are_refused(things: AsyncClient) -> None:
+    response = await things.get(f"/things?n=1{'&' * 100}")
+
+    assert response.status_code == 422
+    assert [error["code"] for error in response.json()["errors"]] == ["too_many_parameters"]
+    assert (await things.get(f"/things?n=1{'&' * 99}")).status_code == 200
+
+
+alone = routing.router(prefix="/alone")
+
+
+async def refuse() -> None:
+    raise NotFoundError
+
+
+@alone.get("/probe", openapi_extra=public)
+async def probe() -> Response:
+    return Response("well", media_type="text/plain")
+
+
+@alone.get("/broken", openapi_extra=public)
+async def probe_broken() -> Response:
+    raise ConflictError
+
+
+@alone.get("/guarded", openapi_extra=public, dependencies=[Depends(refuse)])
+async def probe_guarded() -> Response:
+    raise AssertionError
+
+
+@alone.get("/blocking", openapi_extra=public)
+def probe_blocking() -> Response:
+    return Response("from a thread")
+
+
+@alone.get("/told", openapi_extra=public)
+async def probe_told(word: str = "nothing") -> Response:
+    return Response(word)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("/alone/probe", 200, "well"),
+        ("/alone/probe?a=1", 422, "unknown_parameter"),
+        ("/alone/broken", 409, "conflict"),
+        ("/alone/guarded", 404, "not_found"),
+        ("/alone/blocking", 200, "from a thread"),
+        ("/alone/told?word=some", 200, "some"),
+    ],
+)
+async def test_an_operation_that_makes_its_response_itself_is_as_strict(path: str, status: int, text: str) -> None:
+    async with serving(alone) as client:
+        response = await client.get(path)
+
+    assert response.status_code == status
+    assert text in response.text

@@ -1,0 +1,296 @@
+"""Traces: a request, its statements and the jobs it enqueued, as an exporter gets them."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from httpx2 import AsyncClient
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.core.db.database import Database
+from app.core.errors import ConfigurationError
+from app.core.observability.span_export import provider_to
+from app.core.observability.tracing import Tracing, tracing_from_environment
+from app.core.security.hashing import PasswordHasher
+from app.main import create_app
+from tests.conftest import cloned, log_in, make_settings, running
+from tests.core.recording import Recording
+from tests.factories import make_user
+from tests.servers import real_server
+
+ME = "/api/v1/users/me"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+@dataclass(frozen=True)
+class Site:
+    """The application, traced, on a database of its own."""
+
+    client: AsyncClient
+    database: Database
+    tracing: Tracing
+    exporter: InMemorySpanExporter
+
+    def spans(self) -> list[ReadableSpan]:
+        """Give the spans that have ended since the last look, in the order of their ends."""
+        spans = list(self.exporter.get_finished_spans())
+        self.exporter.clear()
+        return spans
+
+    async def until(self, name: str) -> list[ReadableSpan]:
+        """Wait for a span of this name, and give all until then."""
+        async with asyncio.timeout(30):
+            while not any(span.name == name for span in self.exporter.get_finished_spans()):  # noqa: ASYNC110  # Spans send no event.
+                await asyncio.sleep(0.02)
+        return self.spans()
+
+
+@asynccontextmanager
+async def traced(url: str, **groups: Any) -> AsyncIterator[Site]:
+    settings = make_settings(url, **groups)
+    database = Database(settings.database)
+    exporter = InMemorySpanExporter()
+    provider = provider_to(SimpleSpanProcessor(exporter))
+    tracing = Tracing(provider, provider.shutdown)
+    async with running(create_app(settings, database, tracing=tracing)) as client:
+        yield Site(client, database, tracing, exporter)
+    await database.dispose()
+
+
+@pytest.fixture(scope="module")
+async def shared_site(template_url: str) -> AsyncIterator[Site]:
+    """One traced application for these tests."""
+    async with cloned(template_url) as url, traced(url) as site:
+        yield site
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    """That application, with nothing traced so far."""
+    shared_site.exporter.clear()
+    return shared_site
+
+
+@pytest.fixture
+async def headers(site: Site, hasher: PasswordHasher) -> dict[str, str]:
+    """Who calls."""
+    async with site.database.begin() as session:
+        email = (await make_user(session, hasher)).email
+    headers = await log_in(site.client, email)
+    site.exporter.clear()
+    return headers
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+def trace_of(span: ReadableSpan) -> str:
+    assert span.context
+    return format(span.context.trace_id, "032x")
+
+
+async def test_a_request_is_a_span_with_its_statements_below_it(site: Site, headers: dict[str, str]) -> None:
+    await site.client.get(ME, headers=headers)
+
+    *statements, request = site.spans()
+    assert request.name == f"GET {ME}"
+    assert attributes(request)["http.response.status_code"] == 200
+    assert [attributes(span)["db.operation.name"] for span in statements] == ["SELECT", "SELECT"]
+    assert all("$1" in attributes(span)["db.query.text"] for span in statements)
+    assert request.context
+    assert {span.parent.span_id for span in statements if span.parent} == {request.context.span_id}
+    assert {trace_of(span) for span in statements} == {trace_of(request)}
+
+
+async def test_a_trace_that_somebody_else_began_goes_on(site: Site) -> None:
+    await site.client.get("/problems/not-found", headers={"traceparent": PARENT})
+
+    (span,) = site.spans()
+    assert trace_of(span) == TRACE
+
+
+async def test_probes_are_not_traced(site: Site) -> None:
+    await site.client.get("/livez")
+    await site.client.get("/readyz")
+
+    assert site.spans() == []
+
+
+async def test_no_span_holds_an_address_or_a_value(site: Site, headers: dict[str, str]) -> None:
+    await site.client.get("/api/v1/CANARY/x?token=CANARY&q=CANARY")
+    await site.client.patch(ME, json={"full_name": "CANARY"}, headers=headers)
+
+    spans = site.spans()
+    assert len(spans) > 3
+    assert "CANARY" not in "".join(span.to_json() for span in spans)
+    assert {attributes(span).get("url.path") for span in spans} <= {None, "[redacted]"}
+
+
+async def test_a_statement_that_fails_says_so_without_the_text_of_the_error(site: Site) -> None:
+    with site.tracing.tracer.start_as_current_span("of this test"):
+        async with site.database.read_sessions() as session:
+            with pytest.raises(DBAPIError):
+                await session.execute(text("SELECT CAST(:value AS text)::int"), {"value": "CANARY"})
+
+    failed, _ = site.spans()
+    assert attributes(failed)["error.type"] == "22P02"
+    assert not failed.status.is_ok
+    assert "CANARY" not in failed.to_json()
+
+
+async def test_what_nobody_asked_for_is_no_trace(site: Site) -> None:
+    async with site.database.read_sessions() as session:
+        await session.execute(text("SELECT 1"))
+        with pytest.raises(DBAPIError):
+            await session.execute(text("SELECT 1 / 0"))
+
+    assert site.spans() == []
+
+
+# Where the trace is named
+
+
+async def test_the_lines_of_a_request_and_its_errors_name_the_trace(site: Site, recording: Recording) -> None:
+    lines = recording()
+
+    response = await site.client.get("/no/such/route", headers={"traceparent": PARENT})
+
+    assert response.json()["trace_id"] == TRACE
+    assert [line["trace_id"] for line in lines() if line["logger"] == "app.access"] == [TRACE]
+
+
+async def test_without_traces_nothing_names_one(client: AsyncClient, recording: Recording) -> None:
+    lines = recording()
+
+    response = await client.get("/no/such/route", headers={"traceparent": PARENT})
+
+    assert "trace_id" not in response.json()
+    assert all("trace_id" not in line for line in lines())
+
+
+# Jobs
+
+
+async def test_a_job_belongs_to_the_trace_of_the_request_that_enqueued_it(
+    clone_url: str, recording: Recording, tmp_path: Any
+) -> None:
+    lines = recording()
+    groups = {"jobs": {"in_process": True}, "mail": {"url": tmp_path.as_uri()}}
+    async with traced(clone_url, **groups) as site:
+        registration = {"email": "ada@example.com", "password": "five quiet herons at dawn"}
+        await site.client.post("/api/v1/auth/register", json=registration, headers={"traceparent": PARENT})
+        spans = await site.until("job users.jobs:mail_link")
+
+    # Jobs that run by the clock may have come between. The first of ours enqueued the second.
+    jobs = [span for span in spans if span.name.startswith("job ") and trace_of(span) == TRACE]
+    assert [span.name for span in jobs] == ["job auth.jobs:register", "job users.jobs:mail_link"]
+    assert all(attributes(span)["attempt"] == 1 for span in jobs)
+    done = [line for line in lines() if line["event"] == "job done"]
+    assert {line["trace_id"] for line in done if not line["job"].endswith(":purge")} == {TRACE}
+
+
+async def test_a_job_that_fails_is_a_failed_span(clone_url: str, postbox_that_refuses: str) -> None:
+    groups = {"jobs": {"in_process": True}, "mail": {"url": postbox_that_refuses}}
+    async with traced(clone_url, **groups) as site:
+        registration = {"email": "ada@example.com", "password": "five quiet herons at dawn"}
+        await site.client.post("/api/v1/auth/register", json=registration)
+        spans = await site.until("job users.jobs:mail_link")
+
+    (failed,) = [span for span in spans if span.name == "job users.jobs:mail_link"]
+    assert attributes(failed)["error.type"] == "MailDelayedError"
+    assert not failed.status.is_ok
+
+
+@pytest.fixture
+def postbox_that_refuses() -> str:
+    """The address of a mail server that is not there."""
+    return "smtp://127.0.0.1:1"
+
+
+# On and off
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"},
+        {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"},
+    ],
+)
+def test_nothing_is_traced_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert tracing_from_environment() is None
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1/v1/traces"},
+        {"OTEL_TRACES_EXPORTER": "console"},
+    ],
+)
+def test_the_standard_variables_turn_traces_on(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    tracing = tracing_from_environment()
+
+    assert tracing
+    tracing.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]
+)
+def test_what_is_not_spoken_here_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError, match=f"^{name}: {value} "):
+        tracing_from_environment()
+
+
+def test_the_sdk_is_not_loaded_unless_it_is_asked_for() -> None:
+    program = (
+        "import sys, app.main, app.worker; sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+async def test_a_real_server_sends_its_spans_to_where_the_variables_say(clone_url: str) -> None:
+    received: list[bytes] = []
+
+    async def collect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+        received.append(head.encode() + await reader.readexactly(length))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(collect, "127.0.0.1", 0) as collector:
+        endpoint = f"http://127.0.0.1:{collector.sockets[0].getsockname()[1]}"
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
+        async with real_server(clone_url, **variables) as server, AsyncClient(base_url=server.base_url) as client:
+            await client.get("/problems/not-found")
+            code = await server.stop()
+
+    assert code == 0
+    assert received[0].startswith(b"post /v1/traces ")
+    assert b"/problems/{name}" in received[0]
+    assert b"bedplate" in received[0]

@@ -1,0 +1,453 @@
+"""The private key set: what is read, and that a broken one is refused without showing any of it."""
+
+import asyncio
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+from pydantic import SecretStr
+
+from app.core.config import AuthSettings
+from app.core.errors import ConfigurationError
+from app.core.security.keys import (
+    Algorithm,
+    KeyRing,
+    following,
+    generate_key_set,
+    load_key_ring,
+    new_signing_key,
+    parse_key_ring,
+    with_root,
+)
+
+type Keys = list[dict[str, Any]]
+
+BROKEN = "here: this is not a private key set as `app keys generate` makes it"
+
+
+def key_set() -> Keys:
+    """A signing key and a pepper, both active."""
+    keys: Keys = json.loads(generate_key_set())["keys"]
+    return keys
+
+
+def text_of(keys: Keys) -> str:
+    return json.dumps({"keys": keys})
+
+
+def pepper(size: int = 32, **members: Any) -> dict[str, Any]:
+    secret = urlsafe_b64encode(b"p" * size).rstrip(b"=").decode()
+    return {"kty": "oct", "k": secret, "kid": "1", "state": "active"} | members
+
+
+def with_signing(key: ECKey | OKPKey | RSAKey, alg: str, *, private: bool = True) -> Keys:
+    """The key set with another signing key, described correctly."""
+    return [{**key.as_dict(private=private), "alg": alg, "kid": key.thumbprint(), "state": "active"}, pepper()]
+
+
+def changed(index: int, **members: Any) -> Keys:
+    keys = key_set()
+    keys[index] |= members
+    return keys
+
+
+def without(index: int, member: str) -> Keys:
+    keys = key_set()
+    del keys[index][member]
+    return keys
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+def test_a_generated_key_set_can_be_read(algorithm: Any) -> None:
+    ring = parse_key_ring(generate_key_set(algorithm), source="here")
+
+    assert ring.signing[ring.active].alg == algorithm
+    assert set(ring.signing) == {ring.active}
+    assert ring.active_pepper == 1
+    assert len(ring.peppers[1]) == 32
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+def test_a_generated_signing_key_says_what_it_is_for_and_is_no_option_of_a_command(algorithm: Algorithm) -> None:
+    # One thumbprint in 64 begins with a hyphen.
+    keys = [new_signing_key(algorithm, "next") for _ in range(500)]
+
+    assert {(key["use"], key["alg"], key["state"]) for key in keys} == {("sig", algorithm, "next")}
+    assert not any(key["kid"].startswith("-") for key in keys)
+
+
+def test_each_generated_key_set_is_another() -> None:
+    first, second = (parse_key_ring(generate_key_set(), source="here") for _ in range(2))
+
+    assert first.active != second.active
+    assert first.peppers != second.peppers
+
+
+def test_each_purpose_gets_a_key_of_its_own() -> None:
+    ring = parse_key_ring(generate_key_set(), source="here")
+
+    derived = {ring.derive("cursor"), ring.derive("refresh"), ring.peppers[1]}
+
+    assert len(derived) == 3
+    assert ring.derive("cursor") == ring.derive("cursor")
+
+
+def test_the_key_of_a_purpose_does_not_come_from_the_peppers() -> None:
+    signing, first, root = key_set()
+    before = parse_key_ring(text_of([signing, first, root]), source="here")
+    after = parse_key_ring(text_of([signing, pepper(40, kid="2"), root]), source="here")
+
+    assert after.active_pepper == 2
+    assert set(after.peppers) == {2}
+    assert after.derive("cursor") == before.derive("cursor")
+
+
+def test_in_a_set_without_a_root_the_first_pepper_stands_in_for_it() -> None:
+    signing, first, _ = key_set()
+    alone = parse_key_ring(text_of([signing, first]), source="here")
+    rotated = parse_key_ring(text_of([signing, first | {"state": "retiring"}, pepper(kid="2")]), source="here")
+
+    assert rotated.derive("cursor") == alone.derive("cursor")
+
+
+def test_what_is_derived_from_a_pepper_stays_what_it_has_been() -> None:
+    ring = parse_key_ring(text_of([key_set()[0], pepper()]), source="here")
+
+    # HMAC-SHA-256 of "cursor" by the root, which is that of "derive" by 32 times "p": cursors that clients hold depend on it.
+    assert ring.derive("cursor").hex() == "7ebd6eeaba4eb6e67da27da1ea68be2595ea1f7b545c39092f49fdee375d7977"
+
+
+@pytest.mark.parametrize("kid", ["0", "255"])
+def test_the_id_of_a_pepper_is_a_byte(kid: str) -> None:
+    ring = parse_key_ring(text_of([key_set()[0], pepper(kid=kid)]), source="here")
+
+    assert ring.active_pepper == int(kid)
+
+
+def test_a_root_that_is_written_down_changes_nothing() -> None:
+    without_root = {"keys": key_set()[:2]}
+    before = parse_key_ring(json.dumps(without_root), source="here")
+
+    written = with_root(without_root)
+
+    assert parse_key_ring(json.dumps(written), source="here").derive("cursor") == before.derive("cursor")
+    assert with_root(written) == written
+    # RFC 7517: base64url without padding.
+    assert len(written["keys"][-1]["k"]) == 43
+
+
+def test_every_key_of_the_set_verifies() -> None:
+    keys = [{**key_set()[0], "state": state} for state in ("active", "retiring", "next")]
+    ring = parse_key_ring(text_of([*keys, pepper()]), source="here")
+
+    assert all(ring.verifying(key["kid"]) for key in keys)
+    assert ring.verifying("unknown") is None
+    assert ring.pepper(1)
+    assert ring.pepper(2) is None
+
+
+def test_the_published_set_has_public_members_alone() -> None:
+    keys = [without(0, "use")[0], {**json.loads(generate_key_set("EdDSA"))["keys"][0], "state": "next"}, pepper()]
+    ring = parse_key_ring(text_of(keys), source="here")
+
+    published = ring.public_set()["keys"]
+
+    assert [set(key) for key in published] == [
+        {"kty", "crv", "x", "y", "kid", "use", "alg"},
+        {"kty", "crv", "x", "kid", "use", "alg"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: "", id="nothing"),
+        pytest.param(lambda: "{", id="no JSON"),
+        pytest.param(lambda: "[" * 100_000, id="nested deeply"),
+        pytest.param(lambda: "null", id="null"),
+        pytest.param(lambda: "[]", id="a list"),
+        pytest.param(lambda: '{"keys": 1}', id="keys a number"),
+        pytest.param(lambda: '{"keys": [1]}', id="a key that is a number"),
+        pytest.param(lambda: '{"keys": {}}', id="keys an object"),
+        pytest.param(lambda: text_of([]), id="no keys"),
+        pytest.param(lambda: text_of([pepper()]), id="no signing key"),
+        pytest.param(lambda: text_of(key_set()[:1]), id="no pepper"),
+        pytest.param(lambda: text_of(changed(0, state="next")), id="no active signing key"),
+        pytest.param(lambda: text_of(changed(1, state="retiring")), id="no active pepper"),
+        pytest.param(lambda: text_of([key_set()[0], *key_set()]), id="two active signing keys"),
+        pytest.param(lambda: text_of([*key_set(), pepper(kid="2")]), id="two active peppers"),
+        pytest.param(lambda: text_of([*key_set(), pepper()]), id="two peppers of one id"),
+        pytest.param(
+            lambda: text_of([*(keys := key_set()), {**keys[0], "state": "retiring"}]), id="two keys of one id"
+        ),
+        pytest.param(lambda: text_of(changed(0, state="revoked")), id="an unknown state, no active key"),
+        pytest.param(
+            lambda: text_of([*key_set(), {**key_set()[0], "state": "retired"}]), id="an unknown state beside the active"
+        ),
+        pytest.param(lambda: text_of(without(0, "state")), id="no state"),
+        pytest.param(lambda: text_of(without(0, "kid")), id="no kid"),
+        pytest.param(lambda: text_of(without(0, "alg")), id="no alg"),
+        pytest.param(lambda: text_of(without(0, "d")), id="a public key"),
+        pytest.param(lambda: text_of(without(0, "kty")), id="no kty"),
+        pytest.param(lambda: text_of(changed(0, kid="another")), id="a kid that is not the thumbprint"),
+        pytest.param(lambda: text_of(changed(0, kid=5)), id="a kid that is a number"),
+        pytest.param(lambda: text_of(changed(0, alg="HS256")), id="a symmetric alg"),
+        pytest.param(lambda: text_of(changed(0, alg="EdDSA")), id="the alg of another kind"),
+        pytest.param(lambda: text_of(changed(0, d="AAAA")), id="halves that do not belong together"),
+        pytest.param(lambda: text_of(changed(0, use="enc")), id="a key for encryption"),
+        pytest.param(lambda: text_of(with_signing(ECKey.generate_key("P-384"), "ES256")), id="another curve"),
+        pytest.param(
+            lambda: text_of(with_signing(OKPKey.generate_key("X25519"), "EdDSA")), id="a key that signs nothing"
+        ),
+        pytest.param(
+            lambda: text_of(with_signing(OKPKey.generate_key("Ed448"), "EdDSA")), id="the larger Edwards curve"
+        ),
+        pytest.param(lambda: text_of(with_signing(RSAKey.generate_key(2048), "RS256")), id="an RSA key"),
+        pytest.param(lambda: text_of(changed(1, k="c2hvcnQ")), id="a short pepper"),
+        pytest.param(lambda: text_of([key_set()[0], pepper(31)]), id="a pepper one byte short"),
+        pytest.param(lambda: text_of(changed(1, k=5)), id="a pepper that is a number"),
+        pytest.param(lambda: text_of(changed(1, kid="one")), id="a pepper without a number"),
+        pytest.param(lambda: text_of(changed(1, kid="256")), id="a pepper whose number takes two bytes"),
+        pytest.param(lambda: text_of(changed(1, kid="-1")), id="a pepper below zero"),
+        pytest.param(lambda: text_of(without(1, "k")), id="a pepper without its secret"),
+        pytest.param(lambda: text_of(changed(2, k="c2hvcnQ")), id="a short root"),
+        pytest.param(lambda: text_of([*key_set(), key_set()[2]]), id="two roots"),
+        pytest.param(lambda: text_of(changed(1, state="revoked")), id="a pepper in an unknown state"),
+    ],
+)
+def test_a_broken_key_set_is_refused_in_one_sentence(make: Callable[[], str]) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_key_ring(make(), source="here")
+
+    assert str(refused.value) == BROKEN
+    # A chained error would bring the content into the log.
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_keys_come_from_the_environment() -> None:
+    text = generate_key_set()
+
+    ring = load_key_ring(AuthSettings(signing_keys=SecretStr(text)))
+
+    assert ring.active == json.loads(text)["keys"][0]["kid"]
+
+
+def test_broken_keys_of_the_environment_are_named_by_their_variable() -> None:
+    with pytest.raises(ConfigurationError, match=r"^APP_AUTH__SIGNING_KEYS: this is not a private key set"):
+        load_key_ring(AuthSettings(signing_keys=SecretStr("{}")))
+
+
+def test_keys_come_from_a_file(tmp_path: Path) -> None:
+    text = generate_key_set()
+    file = tmp_path / "keys.json"
+    file.write_text(text)
+
+    ring = load_key_ring(AuthSettings(signing_keys_file=file))
+
+    assert ring.active == json.loads(text)["keys"][0]["kid"]
+
+
+def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
+    text = generate_key_set()
+
+    ring = load_key_ring(AuthSettings(signing_keys=SecretStr(text), signing_keys_file=tmp_path / "missing"))
+
+    assert ring.active == json.loads(text)["keys"][0]["kid"]
+
+
+def test_without_keys_the_sentence_says_how_to_make_them() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_key_ring(AuthSettings())
+
+    assert str(refused.value) == "APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "missing.json"
+
+    with pytest.raises(ConfigurationError) as refused:
+        load_key_ring(AuthSettings(signing_keys_file=file))
+
+    assert str(refused.value) == f"{file}: the signing keys cannot be read: No such file or directory"
+
+
+def test_a_folder_instead_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_key_ring(AuthSettings(signing_keys_file=tmp_path))
+
+    assert str(refused.value) == f"{tmp_path}: the signing keys cannot be read: Is a directory"
+
+
+def test_a_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_bytes(b"\xff\xfesecret")
+
+    with pytest.raises(ConfigurationError) as refused:
+        load_key_ring(AuthSettings(signing_keys_file=file))
+
+    assert str(refused.value) == f"{file}: the signing keys cannot be read: not a text file"
+
+
+def test_a_broken_file_is_named_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text('{"keys": ["canary"]}')
+
+    with pytest.raises(ConfigurationError) as refused:
+        load_key_ring(AuthSettings(signing_keys_file=file))
+
+    assert str(refused.value) == f"{file}: this is not a private key set as `app keys generate` makes it"
+
+
+def test_a_key_ring_does_not_show_its_secrets() -> None:
+    keys = key_set()
+    ring = parse_key_ring(text_of(keys), source="here")
+
+    shown = repr(ring)
+
+    assert keys[0]["d"] not in shown
+    assert repr(ring.peppers[1]) not in shown
+
+
+# A file that changes while the process runs
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_text(generate_key_set())
+    return path
+
+
+@pytest.fixture
+def ring(file: Path) -> KeyRing:
+    return load_key_ring(AuthSettings(signing_keys_file=file))
+
+
+def replace(file: Path, content: str) -> None:
+    """Replace the file as a command does: no reader sees half of it."""
+    staging = file.with_suffix(".new")
+    staging.write_text(content)
+    staging.replace(file)
+
+
+def rotated(file: Path) -> Keys:
+    """The keys of the file, and another signing key and pepper in use."""
+    signing, first, root = json.loads(file.read_text())["keys"]
+    return [key_set()[0], signing | {"state": "retiring"}, pepper(kid="2"), first | {"state": "retiring"}, root]
+
+
+async def test_a_change_of_the_file_is_taken_up_while_the_process_runs(file: Path, ring: KeyRing) -> None:
+    keys = rotated(file)
+    cursor = ring.derive("cursor")
+
+    async with following(ring):
+        replace(file, text_of(keys))
+        async with asyncio.timeout(10):
+            while ring.active != keys[0]["kid"]:  # noqa: ASYNC110  # It is the clock that changes it.
+                await asyncio.sleep(0.01)
+
+    assert set(ring.signing) == {keys[0]["kid"], keys[1]["kid"]}
+    assert (ring.active_pepper, set(ring.peppers)) == (2, {1, 2})
+    assert ring.derive("cursor") == cursor
+
+
+def test_every_change_is_taken_up_and_told(file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture) -> None:
+    for keys in (rotated(file), key_set()):
+        replace(file, text_of(keys))
+        caplog.clear()
+
+        with caplog.at_level("INFO", logger="app.core.security.keys"):
+            ring.catch_up()
+
+        (told,) = caplog.records
+        assert told.message == "the keys have changed"
+        assert (vars(told)["signing_key"], vars(told)["pepper_id"]) == (ring.active, ring.active_pepper)
+        assert ring.active == keys[0]["kid"]
+
+
+def test_an_unknown_key_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
+    keys = rotated(file)
+    replace(file, text_of(keys))
+
+    assert ring.verifying(keys[0]["kid"])
+    assert ring.active == keys[0]["kid"]
+
+
+def test_an_unknown_pepper_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
+    replace(file, text_of(rotated(file)))
+
+    assert ring.pepper(2)
+    assert ring.active_pepper == 2
+
+
+def test_a_removed_key_verifies_nothing_once_that_is_known(file: Path, ring: KeyRing) -> None:
+    keys, removed = rotated(file), ring.active
+    replace(file, text_of([key for key in keys if key.get("kid") not in {removed, "1"}]))
+
+    ring.catch_up()
+
+    assert ring.verifying(removed) is None
+    assert ring.pepper(1) is None
+
+
+def test_a_root_that_changes_counts_from_the_next_start_on(file: Path, ring: KeyRing) -> None:
+    before = ring.derive("cursor")
+    replace(file, generate_key_set())
+
+    ring.catch_up()
+
+    assert ring.derive("cursor") == before
+    assert load_key_ring(AuthSettings(signing_keys_file=file)).derive("cursor") != before
+
+
+@pytest.mark.parametrize("content", ["", '{"keys": ["canary"]}'])
+def test_a_broken_file_changes_nothing_and_is_told_once(
+    file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    good, active = file.read_text(), ring.active
+    replace(file, content)
+
+    for _ in range(3):
+        ring.catch_up()
+
+    assert ring.active == active
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message == "the keys stay as they are: the file cannot be used"
+    assert record.__dict__["reason"] == f"{file}: this is not a private key set as `app keys generate` makes it"
+    assert "canary" not in caplog.text
+    replace(file, good)
+    ring.catch_up()
+    assert ring.active == active
+
+
+def test_a_file_that_is_gone_changes_nothing_until_it_is_back(
+    file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = rotated(file)
+    active = ring.active
+    file.unlink()
+
+    for _ in range(3):
+        ring.catch_up()
+
+    assert ring.active == active
+    assert [record.__dict__["reason"] for record in caplog.records] == [
+        f"{file}: the signing keys cannot be read: No such file or directory"
+    ]
+    file.write_text(text_of(keys))
+    ring.catch_up()
+    assert ring.active == keys[0]["kid"]
+
+
+def test_keys_from_the_environment_stay_as_they_are() -> None:
+    ring = load_key_ring(AuthSettings(signing_keys=SecretStr(generate_key_set())))
+    active = ring.active
+
+    ring.catch_up()
+
+    assert ring.active == active
