@@ -14,7 +14,7 @@ from app.jobs.queue import Work
 from app.mail.mailer import Mailer
 from app.mail.message import Message
 from app.users import jobs, links
-from app.users.models import AccountLink, User
+from app.users.models import AccountLink, Purpose, User
 from tests.aftermath import events, snapshot
 from tests.conftest import KEY_SET, LoggedIn
 from tests.factories import make_user
@@ -255,3 +255,17 @@ async def test_neither_the_job_nor_the_log_nor_any_other_row_holds_the_secret(
     assert secret not in everything
     # The part after the id, which is no secret, is the one that must be nowhere.
     assert secret[-40:] not in everything
+
+
+async def test_another_spelling_of_a_secret_is_not_the_secret(
+    session: WriteSession, keys: KeyRing, owner: User
+) -> None:
+    link = await make_link(session, keys, owner)
+    secret = links.secret(keys, link)
+    purposes: frozenset[Purpose] = frozenset({"set_password"})
+    # The last character carries two bits of the last byte and four that nobody reads.
+    spellings = [secret[:-1] + last for last in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"]
+
+    found = [text for text in spellings if await links.find_by_secret(session, keys, text, purposes)]
+
+    assert found == [secret]

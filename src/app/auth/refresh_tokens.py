@@ -7,10 +7,10 @@
 import hmac
 import re
 import struct
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.core import base64url
 from app.core.security.keys import KeyRing
 
 _PREFIX = "rt1."
@@ -33,7 +33,7 @@ def parse(token: str) -> Presented | None:
     """Take a token apart; None for what cannot be one, so that junk never reaches the database."""
     if _FORM.fullmatch(token) is None:
         return None
-    session_id, generation, pepper_id, mac = _LAYOUT.unpack(urlsafe_b64decode(token.removeprefix(_PREFIX)))
+    session_id, generation, pepper_id, mac = _LAYOUT.unpack(base64url.decode(token.removeprefix(_PREFIX)))
     if generation >= _MAX_GENERATION:
         return None
     return Presented(UUID(bytes=session_id), generation, pepper_id, mac)
@@ -42,7 +42,7 @@ def parse(token: str) -> Presented | None:
 def make(keys: KeyRing, session_id: UUID, *, generation: int, pepper_id: int, nonce: bytes) -> str:
     """Derive the token of one generation; the same arguments always give the same token."""
     mac = _mac(keys.peppers[pepper_id], session_id, generation, nonce)
-    return _PREFIX + urlsafe_b64encode(_LAYOUT.pack(session_id.bytes, generation, pepper_id, mac)).decode()
+    return _PREFIX + base64url.encode(_LAYOUT.pack(session_id.bytes, generation, pepper_id, mac))
 
 
 def is_genuine(keys: KeyRing, presented: Presented, nonce: bytes) -> bool:

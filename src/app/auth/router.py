@@ -57,6 +57,7 @@ from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
 from app.core.schemas.fields import PathIdentifier
 from app.core.security.hashing import HashingBusyError
+from app.users.dependencies import UserId
 from app.users.errors import UserNotFoundError
 
 # A key is announced a day before it signs, so half a day would still be safe.
@@ -113,7 +114,6 @@ well_known = routing.router(tags=["auth"])
 ROUTERS = (tokens, router, me, users)
 
 type SessionId = Annotated[PathIdentifier, Path(description="The login session's id.")]
-type UserId = Annotated[PathIdentifier, Path(description="The account's id.")]
 
 
 @tokens.post(

@@ -6,7 +6,6 @@ Everything is checked here and nowhere else: joserfc verifies signatures and lea
 import json
 import re
 import time
-from base64 import urlsafe_b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +18,7 @@ from joserfc.jwa import JWSAlgModel
 from uuid_utils.compat import uuid7
 
 from app.auth.errors import InvalidTokenError
+from app.core import base64url, strict_json
 from app.core.security.keys import KeyRing
 
 TYPE = "at+jwt"
@@ -168,22 +168,10 @@ class AccessTokens:
 
 def _parse(part: str) -> dict[str, Any]:
     """Read one part of a token: strict base64url without padding, JSON with each member once."""
-    raw = urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    value = json.loads(raw.decode("utf-8"), object_pairs_hook=_members, parse_constant=_refuse)
+    value = strict_json.loads(base64url.decode(part).decode("utf-8"))
     if not isinstance(value, dict):
         raise TypeError
     return value
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members
-
-
-def _refuse(_constant: str) -> float:
-    raise ValueError
 
 
 def _instant(value: Any, now: float) -> int:

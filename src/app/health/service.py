@@ -9,16 +9,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.db import choices
-from app.core.db.database import Base, Database, ReadSession
+from app.core.db.database import Base, Database
 from app.core.db.failures import is_transient
 from app.health.errors import NotReadyError
-from app.migrations.revisions import named
+from app.migrations import revisions
 
 # For each pool. A pool under load hands its connections on within milliseconds; one that gives none for so long serves nobody.
 _TIMEOUT = 2.0
 _GREETING = text("SELECT 1")
-_REVISIONS = text("SELECT version_num FROM alembic_version ORDER BY version_num")
-_HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 
 # The event loop itself does not keep tasks alive.
 _asked: set[asyncio.Task[Any]] = set()
@@ -40,7 +38,7 @@ class SchemaWatch:
     async def unready(self, database: Database) -> str | None:
         """Say why this program cannot work on the schema of a database."""
         async with database.read_sessions() as session:
-            if complaint := self._behind(await _revisions(session)):
+            if complaint := self._behind(await revisions.applied(session)):
                 return complaint
             # A later migration may add values, and take none away that this program uses.
             if not self._allows_choices:
@@ -48,14 +46,14 @@ class SchemaWatch:
                 self._allows_choices = complaint is None
             return complaint
 
-    def _behind(self, revisions: Sequence[str]) -> str | None:
-        if list(revisions) == [self._head]:
+    def _behind(self, applied: Sequence[str]) -> str | None:
+        if list(applied) == [self._head]:
             self._accepts_newer = True
             return None
-        is_newer = not self._known.issuperset(revisions)
+        is_newer = not self._known.issuperset(applied)
         if is_newer and self._accepts_newer:
             return None
-        return f"the schema is at revision {named(revisions)}, this program needs {self._head}"
+        return f"the schema is at revision {revisions.named(applied)}, this program needs {self._head}"
 
 
 async def check_readiness(
@@ -115,10 +113,3 @@ def _fault(engine: AsyncEngine) -> _Fault:
 async def _greet(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         await connection.execute(_GREETING)
-
-
-async def _revisions(session: ReadSession) -> Sequence[str]:
-    """Read the revisions that the schema is at: none when empty, several between a branch and its merge."""
-    if not await session.scalar(_HAS_REVISIONS):
-        return ()
-    return (await session.scalars(_REVISIONS)).all()

@@ -10,7 +10,12 @@ from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
 DIRECTORY = Path(__file__).parent
+_HAS_TABLE = text("SELECT to_regclass('alembic_version') IS NOT NULL")
+_APPLIED = text("SELECT version_num FROM alembic_version ORDER BY version_num")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,13 @@ def head() -> str:
 def known() -> frozenset[str]:
     """Name every revision of this release; any other belongs to a newer one."""
     return _revisions().known
+
+
+async def applied(connection: AsyncConnection | AsyncSession) -> Sequence[str]:
+    """Name the revisions that a schema is at: none before the first migration, more than one where two heads were applied."""
+    if not await connection.scalar(_HAS_TABLE):
+        return ()
+    return (await connection.scalars(_APPLIED)).all()
 
 
 def missing(revisions: Sequence[str]) -> str | None:

@@ -33,8 +33,6 @@ _LOCK_PATIENCE = 60.0
 _LOCK_NOT_AVAILABLE = "55P03"
 _TABLE_PATIENCE = 60.0
 _TABLE_PAUSE = 1.0
-_HAS_REVISIONS = text("SELECT to_regclass('alembic_version') IS NOT NULL")
-_REVISIONS = text("SELECT version_num FROM alembic_version ORDER BY version_num")
 
 
 log = logging.getLogger(__name__)
@@ -177,9 +175,7 @@ async def _exclusive(settings: DatabaseSettings) -> AsyncIterator[AsyncConnectio
 
 
 async def _current(connection: AsyncConnection) -> tuple[str, ...]:
-    found: tuple[str, ...] = ()
-    if await connection.scalar(_HAS_REVISIONS):
-        found = tuple((await connection.scalars(_REVISIONS)).all())
+    found = tuple(await revisions.applied(connection))
     await connection.rollback()
     return found
 

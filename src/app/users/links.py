@@ -7,10 +7,10 @@ row's nonce: neither a copy of the database nor the pepper alone makes a valid o
 import hmac
 import os
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from app.core import base64url
 from app.core.db.database import ReadSession, WriteSession
 from app.core.security.keys import KeyRing
 from app.jobs.errors import TemporaryError
@@ -69,7 +69,10 @@ async def find_by_secret(
     """Read the live link of one of these purposes that a secret belongs to; junk never reaches the database."""
     if _FORM.fullmatch(text) is None:
         return None
-    raw = urlsafe_b64decode(text.partition(".")[2] + "==")
+    try:
+        raw = base64url.decode(text.partition(".")[2])
+    except ValueError:
+        return None
     link = await crud.get_live_link(session, UUID(bytes=raw[:_ID_BYTES]))
     if link is None or link.purpose not in purposes or keys.pepper(link.pepper_id) is None:
         return None
@@ -99,4 +102,4 @@ def secret(keys: KeyRing, link: AccountLink) -> str:
         raise UnknownPepperError("the pepper of this link is not in the key set here")
     message = b"\0".join([_PREFIX.encode(), link.purpose.encode(), link.id.bytes, link.nonce])
     mac = hmac.digest(pepper, message, "sha256")
-    return f"{_PREFIX}.{urlsafe_b64encode(link.id.bytes + bytes([link.pepper_id]) + mac).decode().rstrip('=')}"
+    return f"{_PREFIX}.{base64url.encode(link.id.bytes + bytes([link.pepper_id]) + mac)}"

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Path, Query, Response
+from fastapi import Query, Response
 
 from app.auth.dependencies import (
     AuthRequest,
@@ -22,8 +22,8 @@ from app.core.http.etags import IfMatch, IfNoneMatch, acceptable_versions, etag,
 from app.core.http.pages import Page
 from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
-from app.core.schemas.fields import PathIdentifier
 from app.users import service
+from app.users.dependencies import UserId
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
 from app.users.models import User
 from app.users.roles import Role
@@ -31,8 +31,6 @@ from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserRead, UserUpd
 from app.users.service import Account
 
 router = routing.router(prefix="/users", tags=["users"])
-
-type UserId = Annotated[PathIdentifier, Path(description="The account's id.")]
 
 
 @router.get("/me", response_model=UserRead)

@@ -1,15 +1,13 @@
 """The one way in: every operation reads its query and its body through `Route`, and gets the same strictness."""
 
 import inspect
-import json
-import math
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from itertools import accumulate
-from typing import Any, NoReturn, Self, override
+from typing import Any, Self, override
 
 from fastapi import APIRouter, FastAPI, Request, Response, params
 from fastapi.dependencies.models import Dependant
@@ -17,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import FormData, QueryParams, UploadFile
 
+from app.core import strict_json
 from app.core.db.retries import repeating
 from app.core.errors import (
     AppError,
@@ -335,7 +334,9 @@ def parse_json(body: bytes) -> Any:
         raise MalformedRequestError from error
     _refuse_shape(body)
     try:
-        return json.loads(text, object_pairs_hook=_members, parse_constant=_refuse_constant, parse_float=_finite)
+        return strict_json.loads(text)
+    except strict_json.DuplicateNameError as error:
+        raise DuplicateMemberError from error
     except ValueError as error:
         raise MalformedRequestError from error
 
@@ -359,21 +360,3 @@ def _refuse_shape(body: bytes) -> None:
         raise TooManyValuesError
     if len(rest.translate(None, _NO_DIGITS)) > _MAX_DIGITS:
         raise MalformedRequestError
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise DuplicateMemberError
-    return members
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    raise MalformedRequestError
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise MalformedRequestError
-    return number

@@ -10,7 +10,6 @@ import hmac
 import json
 import logging
 import os
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, OKPKey
 
+from app.core import base64url
 from app.core.config import AuthSettings
 from app.core.errors import ConfigurationError
 
@@ -230,7 +230,7 @@ def with_root(key_set: dict[str, Any]) -> dict[str, Any]:
     if any(is_root(key) for key in key_set["keys"]):
         return key_set
     root = parse_key_ring(json.dumps(key_set), source="").root
-    added = {"kty": "oct", "use": "derive", "k": urlsafe_b64encode(root).decode().rstrip("=")}
+    added = {"kty": "oct", "use": "derive", "k": base64url.encode(root)}
     return {**key_set, "keys": [*key_set["keys"], added]}
 
 
@@ -266,7 +266,7 @@ def _pepper(key: dict[str, Any]) -> bytes:
 
 
 def _secret(key: dict[str, Any]) -> bytes:
-    raw = urlsafe_b64decode(key["k"] + "=" * (-len(key["k"]) % 4))
+    raw = base64url.decode(key["k"].rstrip("="))
     if len(raw) < _MIN_SECRET_BYTES:
         raise ValueError
     return raw

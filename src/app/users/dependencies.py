@@ -1,0 +1,9 @@
+"""What the endpoints of several features take about accounts."""
+
+from typing import Annotated
+
+from fastapi import Path
+
+from app.core.schemas.fields import PathIdentifier
+
+type UserId = Annotated[PathIdentifier, Path(description="The account's id.")]
