@@ -11,9 +11,9 @@ import sys
 
 from app.core.config import TelemetrySettings
 from app.core.observability.exposition import Exposition, exposition
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 
-COUNTED = Tally("test_counted", "What this process has counted.", what=())
+COUNTED = Counter("test_counted", "What this process has counted.", what=())
 
 
 async def serve(exposed: Exposition, ready: int) -> None:

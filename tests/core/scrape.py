@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.core.observability.metrics import Distribution, _registry, counted
+from app.core.observability.metrics import Histogram, _registry, counted
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Scrape:
 def _declared_labels() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for collector, names in _registry._collector_to_names.items():
-        if isinstance(collector, MetricWrapperBase | Distribution):
-            labels = collector.labels if isinstance(collector, Distribution) else collector._labelnames
+        if isinstance(collector, MetricWrapperBase | Histogram):
+            labels = collector.labels if isinstance(collector, Histogram) else collector._labelnames
             for name in names:
                 found[name] = {*labels, "worker"} | ({"le"} if name.endswith("_bucket") else set())
     return found

@@ -105,7 +105,7 @@ async def change_password(
     hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
 
     async def change(session: WriteSession) -> None:
-        # Whoever changed it meanwhile, by a reset link say, decides.
+        # A concurrent change, for example by a reset link, wins.
         if not await users_service.replace_password(
             session, account.id, old=stored, new=hashed_password, confirm=confirm
         ):
@@ -144,7 +144,7 @@ async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
         if link.email is None or not await users_service.set_email(session, account.id, link.email):
             # Somebody else has it meanwhile. One answer for every cause: this one must not tell either.
             raise InvalidLinkError
-        # Links that went to the old address speak for whoever reads mail there, which the owner may not any more.
+        # The owner may no longer read mail at the old address, so links that were sent there are deleted.
         await links.discard(session, account.id, _ANY)
         await crud.revoke_all(session, account.id, "email_changed", but=link.session_id)
         await audit.record(session, actor, "auth.email_changed", subject_id=account.id)

@@ -52,7 +52,7 @@ def mail_request(actor: Actor) -> tuple[Counted, ...]:
 
 
 def mail(email: str) -> tuple[Counted, ...]:
-    """Count a mail to an address, whoever asked for it."""
+    """Count a mail to an address, from any requester."""
     return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
 
 

@@ -19,16 +19,16 @@ from app.auth.schemas import EXPORTED, PasswordGrant, Reauthentication, RefreshG
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
 from app.core.errors import RateLimitedError
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 from app.core.security.hashing import HashingBusyError, Verification
 from app.core.security.rate_limits import Counted
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError, identity
 from app.users.service import Account, Credentials
 
-_LOGINS = Tally("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
-_FAILURES = Tally("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
-_REFRESHES = Tally(
+_LOGINS = Counter("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
+_FAILURES = Counter("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
+_REFRESHES = Counter(
     "token_refreshes", "Uses of refresh tokens, by what came of them.", outcome=("succeeded", "invalid_grant")
 )
 

@@ -35,7 +35,7 @@ from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
 from app.core.db.keyset import Order, Position
 from app.core.http.addresses import subscriber
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 from app.jobs import queue
 from app.users import jobs
 from app.users.roles import GRANTS, Role
@@ -45,7 +45,7 @@ _NONCE_BYTES = 32
 _MAX_REPLAYS = 200
 _MAX_USER_AGENT = 256
 _VERSION = re.compile(r"[0-9][0-9._]*")
-_ALARMS = Tally(
+_ALARMS = Counter(
     "refresh_token_alarms",
     "Login sessions ended because a genuine refresh token came that should not exist any more, or not yet.",
     event=("auth.refresh_reuse_detected", "auth.refresh_from_the_future"),

@@ -51,7 +51,7 @@ async def hold(
     """Raise for a token that no longer speaks for its account or these scopes; otherwise it does until the transaction ends.
 
     Locks the caller's account, the others given and, if asked for, all active administrators, then the login session. Returns
-    the active administrators among the locked accounts. Whoever ends the session or changes one of the accounts waits.
+    the active administrators among the locked accounts. A transaction that ends the session or changes one of the accounts waits.
     """
     held = await crud.hold_standing(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
     _judge(held and held.standing, version, needed)

@@ -106,7 +106,7 @@ class AccessTokens:
         return jws.serialize_compact(header, payload, key, registry=_REGISTRY), lifetime
 
     def read(self, token: str) -> AccessClaims:
-        """Verify a token; every way in which it can be wrong is the same `InvalidTokenError`."""
+        """Verify a token. Raises the same `InvalidTokenError` for every fault."""
         # A digest, so that a dump of memory holds no token; only ASCII can be one, and a surrogate has no bytes.
         digest = sha256(token[:_MAX_LENGTH].encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)

@@ -439,7 +439,7 @@ class MailSettings(_Group):
 
 
 class JobsSettings(_Group):
-    """Work done outside of requests: mail, and what runs by the clock."""
+    """Background jobs: mail and scheduled work."""
 
     in_process: bool | None = Field(
         default=None,

@@ -5,8 +5,8 @@ returns its own, or None when nothing is left.
 """
 
 import asyncio
+import collections
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core.db import failures
 from app.core.db.database import Database, WriteSession
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 from app.jobs.errors import TemporaryError
 
 # Rows that one step looks at or deletes.
@@ -28,8 +28,8 @@ BUDGET = timedelta(minutes=1)
 # Leaves room for requests between two steps.
 _PAUSE = 0.005
 
-_RUNS = Tally("housekeeping_runs", "Runs of housekeeping tasks, by outcome.", task=(), outcome=())
-_failures_in_a_row: Counter[str] = Counter()
+_RUNS = Counter("housekeeping_runs", "Runs of housekeeping tasks, by outcome.", task=(), outcome=())
+_failures_in_a_row: collections.Counter[str] = collections.Counter()
 
 log = logging.getLogger(__name__)
 

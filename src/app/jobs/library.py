@@ -33,7 +33,7 @@ type Run = Callable[..., Awaitable[None]]
 def make_library(
     settings: DatabaseSettings, run: Run, *, jobs: Iterable[str], crons: Iterable[tuple[str, str]], policy_of: PolicyOf
 ) -> procrastinate.App:
-    """Give procrastinate the names of the jobs and when which of them runs by the clock; `run` runs them all."""
+    """Give procrastinate the names of the jobs and their schedules; `run` runs all of them."""
     app = procrastinate.App(
         connector=procrastinate.PsycopgConnector(
             conninfo=conninfo(settings),

@@ -24,7 +24,7 @@ from app.core.security.keys import KeyRing
 from app.jobs.errors import PermanentError
 
 if TYPE_CHECKING:
-    # Whoever enqueues a mail does not send it: what writes and sends mails is loaded where jobs run.
+    # The process that enqueues a mail does not send it: only workers load the mail libraries.
     from app.mail.mailer import Mailer
 
 QUEUE = "default"

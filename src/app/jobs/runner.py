@@ -15,7 +15,7 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
 from app.core.db.failures import is_transient
-from app.core.observability.metrics import Distribution, Tally
+from app.core.observability.metrics import Counter, Histogram
 from app.core.observability.tracing import UNTRACED, continued
 from app.jobs import service
 from app.jobs.errors import PermanentError, TemporaryError
@@ -25,8 +25,8 @@ from app.jobs.queue import AnyJob, Policy, Work, from_json, name_of, parameters,
 # What a newer version enqueued waits a quarter of an hour for a worker of that version.
 _UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
 
-_RUNS = Tally("job_runs", "Runs of jobs, by how they ended.", task=(), outcome=())
-_DURATION = Distribution(
+_RUNS = Counter("job_runs", "Runs of jobs, by how they ended.", task=(), outcome=())
+_DURATION = Histogram(
     "job_duration_seconds", "How long jobs ran.", "task", buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 )
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Periodic:
-    """A job without arguments that runs by the clock (UTC), once however many workers there are.
+    """A job without arguments that runs on a schedule in UTC, once for all workers.
 
     It is not tried again: the next time is the next attempt. A run that has not begun when the next is due stands for both.
     """

@@ -7,14 +7,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
 
 from app.core.config import MailSettings
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 from app.jobs.errors import PermanentError
 from app.mail.message import Message, parse_address
 from app.mail.transports import Transport, make_transport
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-_MAILS = Tally("mails", "Mails by template, and whether the mail server took them.", template=(), outcome=())
+_MAILS = Counter("mails", "Mails by template, and whether the mail server took them.", template=(), outcome=())
 
 log = logging.getLogger(__name__)
 

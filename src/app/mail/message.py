@@ -13,7 +13,7 @@ from app.jobs.errors import PermanentError
 
 # Written by a program: no out-of-office notice is to answer, and mailing lists drop it.
 AUTOMATIC: Mapping[str, str] = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
-# As long as SMTP allows: a link stays in one piece for whoever reads the raw mail.
+# The maximum of SMTP, so that a link stays on one line of the raw mail.
 _WHOLE_LINES = SMTPUTF8.clone(max_line_length=998)
 # Line breaks of every alphabet, and what terminals or old servers take for commands.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

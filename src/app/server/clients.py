@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # Since when, by the clock of the event loop, or None while it is not so: nothing is going on; a head is read; a body is
+        # Time of the event loop since when, or None while it is not so: nothing is going on; a head is read; a body is
         # read; the client leaves unread what it was sent.
         self.quiet_since: float | None = None
         self._head_since: float | None = None

@@ -137,7 +137,7 @@ def _allow_files(wanted: int) -> None:
 def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
     """Accept all who wait; where several processes share the socket, another may be quicker or has closed it."""
     with suppress(OSError):
-        # No queue any more: whoever comes between the last look and the end is refused, and has not sent anything yet.
+        # The backlog is closed: a client that connects after the last accept is refused before it has sent anything.
         listener.listen(0)
         while True:
             client, _ = listener.accept()
@@ -171,7 +171,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                # Forwarded headers are believed from nobody: whoever sends them would choose their own address.
+                # uvicorn must not read forwarded headers: a client would choose its own address.
                 proxy_headers=False,
                 timeout_graceful_shutdown=math.ceil(settings.server.shutdown_grace.total_seconds()),
                 lifespan="on",
@@ -198,7 +198,7 @@ class _Server(uvicorn.Server):
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Whoever has connected is in the system's queue; closing it would answer them with a reset.
+        # Connected clients are in the backlog; closing the socket would reset their connections.
         waiting = [client for listener in sockets or () for client in _waiting(listener)]
         arrivals = [asyncio.create_task(self._welcome(client)) for client in waiting]
         # The main loop, which enforces the time-outs until now, has ended.

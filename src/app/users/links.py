@@ -1,4 +1,4 @@
-"""Links that prove whoever follows them reads an account's mail.
+"""Links sent by mail. They prove that the client who follows them reads the mail of the account.
 
 The secret is `lt1.` and base64url of link id (16 B), pepper id (1 B) and HMAC-SHA-256 (32 B) over purpose, id and the
 row's nonce: neither a copy of the database nor the pepper alone makes a valid one, and nothing secret is stored.

@@ -120,7 +120,7 @@ async def create_admin(
     min_length: int,
     full_name: str | None = None,
 ) -> User:
-    """Create an administrator whose address counts as verified: whoever can run commands here vouches for it."""
+    """Create an administrator whose address counts as verified: the operator who runs the command vouches for it."""
     refuse_weak(password, min_length=min_length, about=[email, full_name or ""])
     # Hash first: no statement has run yet, so no connection waits on the CPU.
     hashed_password = await hasher.hash(password)

@@ -20,7 +20,7 @@ from app.core.errors import ConflictError
 from app.core.http import routing
 from app.core.http.access import public
 from app.core.http.dependencies import DatabaseDep, ReadsDep, ReadSessionDep, SessionDep
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 from app.core.schemas.fields import Payload
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -33,7 +33,7 @@ from tests.volume import plain
 
 TOKEN = "/api/v1/auth/token"
 LOGIN = {"grant_type": "password"}
-ATTEMPTS = Tally("test_attempts", "What the attempts of these tests count.", what=("things",))
+ATTEMPTS = Counter("test_attempts", "What the attempts of these tests count.", what=("things",))
 UNDONE = ["40001", "40P01"]
 
 

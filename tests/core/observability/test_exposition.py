@@ -18,11 +18,11 @@ from app.core.db.failures import DatabaseUnavailableError
 from app.core.listening import PortInUseError
 from app.core.observability import exposition as module
 from app.core.observability.exposition import Exposition, exposition
-from app.core.observability.metrics import Reading, Tally
+from app.core.observability.metrics import Counter, Reading
 from tests.conftest import ROOT
 from tests.core.scrape import Scrape, scrape
 
-SPOKEN = Tally("test_spoken", "Words of this test.", language=("de", "en"))
+SPOKEN = Counter("test_spoken", "Words of this test.", language=("de", "en"))
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import pytest
 
 from app.core.errors import ConflictError
-from app.core.observability.metrics import Distribution, Tally, counted
+from app.core.observability.metrics import Counter, Histogram, counted
 from tests.core.scrape import counted_so_far
 
-ENDS = Tally("test_ends", "How the blocks of these tests end.", of=(), outcome=())
+ENDS = Counter("test_ends", "How the blocks of these tests end.", of=(), outcome=())
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_end_of_a_block_is_counted_as_what_it_was(error: Exception | None, o
 
 
 def test_what_is_named_beforehand_is_there_before_it_happens() -> None:
-    Tally("test_announced", "Of this test.", who=("a", "b"), what=("x",))
+    Counter("test_announced", "Of this test.", who=("a", "b"), what=("x",))
 
     named = [sample.labels for family in counted() if family.name == "test_announced" for sample in family.samples]
 
@@ -39,7 +39,7 @@ def test_what_is_named_beforehand_is_there_before_it_happens() -> None:
 
 
 def test_a_size_is_counted_in_every_bucket_it_fits_in() -> None:
-    sizes = Distribution("test_sizes", "Of this test.", "of", buckets=(1, 2.5))
+    sizes = Histogram("test_sizes", "Of this test.", "of", buckets=(1, 2.5))
 
     for size in (0.5, 1, 2, 30):
         sizes.observe(size, "things")
@@ -54,7 +54,7 @@ def test_a_size_is_counted_in_every_bucket_it_fits_in() -> None:
 
 
 def test_no_two_can_have_one_name() -> None:
-    Distribution("test_name", "Of this test.", buckets=(1,))
+    Histogram("test_name", "Of this test.", buckets=(1,))
 
     with pytest.raises(ValueError, match="test_name"):
-        Distribution("test_name", "Of this test.", buckets=(1,))
+        Histogram("test_name", "Of this test.", buckets=(1,))

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: what each is told, how it is opened, and when it is replaced."""
+"""Connections to PostgreSQL: their settings, how they are opened, and when they are replaced."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from app.core.db import tls
 from app.core.db.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, causes, sqlstates
 from app.core.db.retries import note_commit_sent
 
-# The ways in which a server is not to be had.
+# Exceptions that mean the server is unreachable.
 REFUSALS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # From this age on, a transaction whose connection is found closed has probably reached a limit.
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Recycling:
-    """Has both pools replaced when the server behind them takes no writes any more, and again when one does.
+    """Replaces the connections of both pools when the server becomes read-only, and again when a server accepts writes.
 
-    A primary that was demoted goes on answering, and a pool would keep to it for as long as it does. Both times: what was
-    opened meanwhile, for reading above all, may still lead to the old one when the address has moved.
+    A demoted primary still answers reads, so a pool would keep its connections to it. Connections that were opened between
+    the two events may also lead to the old primary, because the address may move later.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Recycling:
         self._demanded = float("-inf")
 
     def watch(self, writing: AsyncEngine, reading: AsyncEngine) -> None:
-        """Begin to look after the connections of these engines."""
+        """Watch the connections of these engines."""
         event.listen(writing.sync_engine, "handle_error", self._on_write_error)
         event.listen(writing.sync_engine, "connect", self._on_write_connect)
         for engine in (writing, reading):
@@ -51,7 +51,7 @@ class Recycling:
     def _on_write_error(self, context: ExceptionContext) -> None:
         if READ_ONLY not in sqlstates(context.original_exception):
             return
-        # The connection is well, and useless.
+        # The connection works, but refuses writes.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
         if not self._is_refused:
@@ -71,7 +71,7 @@ class Recycling:
 
 
 class Pool(AsyncAdaptedQueuePool):
-    """A pool that knows how many wait."""
+    """A pool that counts the tasks that wait for a connection."""
 
     waiting = 0
 
@@ -152,7 +152,7 @@ def _create_engine(
 
 
 def _name_silence(context: ExceptionContext) -> Exception | None:
-    """Tell the driver's limit, and a socket that breaks, from the same errors of others: as they come they name nobody."""
+    """Name the database in a timeout of the driver or a broken socket: those exceptions do not say where they come from."""
     is_silence = isinstance(context.original_exception, TimeoutError | ConnectionError)
     return DatabaseUnavailableError() if is_silence else None
 
@@ -224,7 +224,7 @@ def each_host(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _connect(
     dialect: Dialect, _entry: ConnectionPoolEntry, args: list[Any], options: dict[str, Any]
 ) -> DBAPIConnection:
-    """Connect, turning every way in which that fails into the one error the edges know."""
+    """Connect. Every failure becomes a `DatabaseUnavailableError`."""
     if not in_greenlet():
         # Before the driver makes a coroutine that nobody awaits.
         message = "a connection is opened in a greenlet"

@@ -10,21 +10,21 @@ from app.core.errors import UnavailableError
 
 READ_ONLY = "25006"
 FOREIGN_KEY_VIOLATION = "23503"
-# Failures of the moment, not of the request: connection, resources, operator intervention, time-outs of statements, locks
+# Temporary failures, not caused by the request: connection, resources, operator intervention, time-outs of statements, locks
 # and transactions, deadlock and serialization.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_CLASSES = ("08", "53", "57", "58")
 _TRANSIENT_STATES = frozenset({"25P03", "25P04", "40001", "40P01", "55P03"})
-# The server has undone the whole transaction, whichever statement failed, COMMIT included.
+# The server has rolled back the whole transaction, even when COMMIT failed.
 _UNDONE = frozenset({"40001", "40P01"})
-# A limit was reached: idle in transaction, transaction, lock, statement, idle session. The same work would reach it again.
+# Timeouts: idle in transaction, transaction, lock, statement, idle session. A retry would reach the same timeout.
 _TIMEOUTS = frozenset({"25P03", "25P04", "55P03", "57014", "57P05"})
-# The server ends this connection, and says so.
+# The server ends this connection and says so.
 SESSION_ENDED = frozenset({"57P01", "57P02", "57P05"})
 
 
 class DatabaseUnavailableError(UnavailableError):
-    """The database cannot be reached, or has no room for this request at the moment."""
+    """The database is unreachable or overloaded."""
 
     code = "database_unavailable"
     detail = "The database cannot answer at the moment; try again shortly."
@@ -70,7 +70,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_undone(error: Exception) -> bool:
-    """Say whether the server has undone the whole transaction, and need not do so the next time."""
+    """Say whether the server has rolled back the whole transaction, and a retry may succeed."""
     return sqlstate(error) in _UNDONE or _is_demotion(error) or _is_stale_plan(error)
 
 
@@ -88,13 +88,13 @@ def _is_demotion(error: Exception) -> bool:
 
 
 def _is_stale_plan(error: Exception) -> bool:
-    # A migration changed what a prepared statement gives. The library forgets all of them by itself.
+    # A migration changed the result type of a prepared statement. The library discards its prepared statements itself.
     cause = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else None
     return isinstance(cause, asyncpg.InvalidCachedStatementError)
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why the database did not do what was asked."""
+    """Describe a failure of the database in one line."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
     # The adapter puts its own class in front of the server's sentence.

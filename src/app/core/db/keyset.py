@@ -1,4 +1,4 @@
-"""The SQL of "the next page after this row", and the cursor that carries the row to the client and back."""
+"""Keyset pagination: the SQL of the next page, and signed cursors that name its first row."""
 
 import hashlib
 import hmac
@@ -50,16 +50,16 @@ class Order:
             cursors.reader_of(str(column), column.type)
 
     def position(self, row: Row[Any]) -> Position:
-        """Tell where a row stands in this order; the row has each of the columns, or is an entity that does."""
+        """Return the position of a row in this order. The row has each of the columns, or is an entity that has them."""
         source = row if hasattr(row, self.columns[0].key) else row[0]
         return tuple(getattr(source, column.key) for column in self.columns)
 
     def placeholders(self) -> tuple[BindParameter[Any], ...]:
-        """Give parameters in place of a position, for a statement that is built once."""
+        """Return bind parameters for a position, for a statement that is built once."""
         return tuple(bindparam(_name(column), type_=column.property.columns[0].type) for column in self.columns)
 
     def values(self, position: Position | None) -> dict[str, Value]:
-        """Give the values for those parameters."""
+        """Return the values of those parameters."""
         return {_name(column): value for column, value in zip(self.columns, position or (), strict=False)}
 
 
@@ -84,16 +84,16 @@ def after[*Ts](
 
 
 class CursorSigner:
-    """Makes cursors that only this application can have made, each bound to one list.
+    """Signs cursors; each is bound to one list.
 
-    A cursor is authenticated, not encrypted: it shows its holder nothing but values of a row they have just read.
+    A cursor is authenticated, not encrypted. It contains only values of a row that its holder has just read.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def encode(self, position: Position, *, binding: str) -> str:
-        """Write a position down for the client; `binding` names the list (path, filters, sort)."""
+        """Encode a position for the client; `binding` names the list (path, filters, sort)."""
         payload = json.dumps([cursors.write(value) for value in position], separators=(",", ":")).encode()
         cursor = base64url.encode(_VERSION + self._mac(payload, binding) + payload)
         if len(cursor) > _MAX_LENGTH:
@@ -104,12 +104,12 @@ class CursorSigner:
         return cursor
 
     def decode(self, cursor: str, order: Order, *, binding: str) -> Position:
-        """Read a position back; anything but an unchanged cursor of this very list is an `InvalidCursorError`."""
+        """Decode a position. Raises `InvalidCursorError` for anything but an unchanged cursor of this list."""
         raw = _decoded(cursor)
         mac, payload = raw[1 : 1 + _MAC_LENGTH], raw[1 + _MAC_LENGTH :]
         if raw[:1] != _VERSION or not hmac.compare_digest(mac, self._mac(payload, binding)):
             raise InvalidCursorError
-        # The payload is one that we signed, but perhaps a release did that sorts by other columns or writes values otherwise.
+        # The signature is ours, but an older release may have sorted by other columns or encoded values otherwise.
         try:
             texts = json.loads(payload)
             if not isinstance(texts, list):

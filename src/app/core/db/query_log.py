@@ -1,6 +1,6 @@
-"""What a piece of work asks of the database: how many statements, how long it waited for them, and which were slow.
+"""Counts the SQL statements of a request or job and their time, and logs slow ones.
 
-Counted is what is executed; BEGIN and COMMIT are the driver's and are not.
+BEGIN and COMMIT are not counted: the driver sends them.
 """
 
 import logging
@@ -15,13 +15,13 @@ from sqlalchemy.engine import ExceptionContext
 
 @dataclass(slots=True)
 class Statements:
-    """What has come together so far."""
+    """Number and total time of the statements so far."""
 
     count: int = 0
     seconds: float = 0.0
 
 
-# Of a statement that fills pages the rest says no more.
+# Longer statements are cut in the log.
 _MAX_TEXT = 1000
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _current: ContextVar[Statements | None] = ContextVar("statements", default=None)
 
 
 def count_statements() -> Statements:
-    """Count from here on what the current task, and whatever it starts, asks of the database."""
+    """Start to count the statements of the current task and of the tasks it creates."""
     statements = Statements()
     _current.set(statements)
     return statements
@@ -43,19 +43,19 @@ class Watch:
         self._slow = slow
 
     def listen(self, engine: Engine) -> None:
-        """Note whatever an engine executes."""
+        """Observe every statement of an engine."""
         event.listen(engine, "before_cursor_execute", self._begin)
         event.listen(engine, "after_cursor_execute", self._end)
         event.listen(engine, "handle_error", self._fail)
 
     def note(self, statement: str, duration: float) -> None:
-        """Count a statement that took so many seconds, whatever came of it."""
+        """Count a statement and its duration in seconds, whether it succeeded or failed."""
         statements = _current.get()
         if statements is not None:
             statements.count += 1
             statements.seconds += duration
         if self._slow is not None and duration > self._slow:
-            # Its text as it was prepared: the values are parameters and stand apart.
+            # The statement has placeholders; its values are not logged.
             text = " ".join(statement.split())[:_MAX_TEXT]
             log.warning("slow query", extra={"statement": text, "duration_ms": round(duration * 1000, 2)})
 
@@ -70,7 +70,7 @@ class Watch:
         self.note(statement, perf_counter() - context.began_at)
 
     def _fail(self, failure: ExceptionContext) -> None:
-        # Of a connection that could not be made there is no statement.
+        # A failed connection attempt has no statement.
         began_at = getattr(failure.execution_context, "began_at", None)
         if began_at is not None:
             self.note(failure.statement or "", perf_counter() - began_at)

@@ -1,4 +1,4 @@
-"""Single statements outside of any unit of work: what is read with every request, in a third of what a session costs."""
+"""Runs a prebuilt SELECT on a pooled connection without an ORM session. Three times cheaper than a session; for hot paths."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ from app.core.db.connections import Pool
 from app.core.db.failures import DatabaseUnavailableError
 from app.core.db.query_log import Watch
 
-# As many texts are kept; that of a statement which was built for one use makes room for others.
+# Maximum number of compiled statements that are kept.
 _MOST = 1000
-# A limit was reached: the server's for a statement or a lock, or the driver's.
+# A timeout of the server (statement or lock) or of the driver.
 _OUT_OF_TIME = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError, ConnectionError)
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _AS_THE_DRIVER_GIVES_IT = (Boolean, DateTime, Integer, String, Uuid)
@@ -34,7 +34,7 @@ type Sessions = Callable[[], AsyncSession]
 
 
 class Reads(Protocol):
-    """What a function that runs one statement needs: any session is one."""
+    """Interface of a function that runs one statement. Every session has it."""
 
     async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
         """Run a statement, and give all of its rows."""
@@ -65,8 +65,8 @@ class _Prepared:
 class DirectReads(SessionReads):
     """Runs statements on a connection of the pool, past the session.
 
-    For statements that are built once, of columns whose values the driver itself converts, with `bindparam` for whatever
-    varies. Whatever fails here fails again, and gets its proper error, in a session.
+    The statements are built once. Their columns have types that the driver converts itself, and `bindparam` stands for each
+    value that varies. A statement that fails is run again in a session, which raises the proper error.
     """
 
     def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:
@@ -84,7 +84,7 @@ class DirectReads(SessionReads):
         try:
             rows = await self._fetch(prepared.text, [given[name] for name in prepared.names])
         except _OUT_OF_TIME as error:
-            # What has taken too long would take as long again.
+            # A second attempt would reach the same timeout.
             raise DatabaseUnavailableError from error
         except _FAILURES:
             return await super().execute(statement, values)
@@ -132,7 +132,7 @@ class DirectReads(SessionReads):
             rows: Sequence[Any] = await driver.fetch(text, *values)
         except BaseException as error:
             if not isinstance(error, _FAILURES):
-                # Given up: the answer may still come, and whoever took the connection next would get it.
+                # The task was cancelled. The next user of this connection would receive the answer to this statement.
                 driver.terminate()
             raise
         finally:

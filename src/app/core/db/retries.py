@@ -22,35 +22,35 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Attempt:
-    """One try at a piece of work, and how far its commits have come. The sessions themselves keep it current."""
+    """One attempt at a unit of work, and the state of its commits. The sessions update it."""
 
     outer: "Attempt | None" = None
     has_sent_commit: bool = False
     has_committed: bool = False
-    # What is to be done once it is known that this is not done again; None from then on.
+    # Callbacks that run when the attempt turns out to be the last one; None afterwards.
     kept: list[Callable[[], None]] | None = field(default_factory=list)
 
     def note_commit_sent(self) -> None:
-        """From here on nobody knows the outcome, unless the server tells."""
+        """Record that a COMMIT was sent: from now on the outcome is unknown until the server answers."""
         self.has_sent_commit = True
         if self.outer:
             self.outer.note_commit_sent()
 
     def note_committed(self) -> None:
-        """From here on doing the work again would do it twice."""
+        """Record a commit: from now on a retry would repeat its effects."""
         self.has_committed = True
         if self.outer:
             self.outer.note_committed()
 
     def keep(self, act: Callable[[], None]) -> None:
-        """Keep what is to be done once; a task that outlives the attempt keeps nothing back."""
+        """Defer a callback until the last attempt. A task that outlives the attempt runs it at once."""
         if self.kept is None:
             act()
         else:
             self.kept.append(act)
 
     def settle(self) -> None:
-        """Do what was kept, or hand it to the attempt around this one, which may yet be made again."""
+        """Run the deferred callbacks, or pass them to the outer attempt, which may still be retried."""
         kept, self.kept = self.kept or (), None
         for act in kept:
             self.outer.keep(act) if self.outer else act()
@@ -60,19 +60,19 @@ _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 
 
 def note_commit_sent(*_: object) -> None:
-    """Tell the attempt that is being made, if there is one, that a COMMIT is on its way."""
+    """Tell the current attempt, if there is one, that a COMMIT was sent."""
     if attempt := _current.get():
         attempt.note_commit_sent()
 
 
 def note_committed() -> None:
-    """Tell the attempt that is being made, if there is one, that something has come to stay."""
+    """Tell the current attempt, if there is one, that a commit succeeded."""
     if attempt := _current.get():
         attempt.note_committed()
 
 
 def once(act: Callable[[], None]) -> None:
-    """Do it when the attempt that is being made turns out to be the last, or at once where there is none."""
+    """Run a callback when the current attempt turns out to be the last one; at once without an attempt."""
     if attempt := _current.get():
         attempt.keep(act)
     else:
@@ -80,7 +80,7 @@ def once(act: Callable[[], None]) -> None:
 
 
 async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
-    """Do the work, and all of it again where that can help and can do nothing twice."""
+    """Run the work, and retry all of it when that may help and cannot repeat an effect."""
     number = 1
     while True:
         attempt = Attempt(outer=_current.get())
@@ -91,11 +91,11 @@ async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
             if not _may_repeat(error, attempt, number):
                 raise
             attempt.kept = None
-            log.info("work is done again", extra={"attempt": number + 1, "reason": _reason(error)})
+            log.info("unit of work is retried", extra={"attempt": number + 1, "reason": _reason(error)})
         finally:
             _current.reset(token)
             attempt.settle()
-        # Two that have met must not meet again. The work's session is closed: nothing is held meanwhile.
+        # A random pause separates two transactions that deadlocked. The session is closed: no lock is held.
         await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))  # noqa: S311  # No secret.
         number += 1
 

@@ -56,7 +56,7 @@ class ClientAddresses:
 def client_address(peer: str | None, forwarded_for: str, trusted: Sequence[Network]) -> str | None:
     """Give the address of the client itself: the last in `X-Forwarded-For` that is not a proxy we trust.
 
-    A header from anybody else is not read: whoever may write it could choose an address for every attempt.
+    A header from any other client is ignored: a client that can write it could choose a new address for every attempt.
     """
     address = _parsed(peer)
     for hop in reversed(forwarded_for.rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if forwarded_for else []):

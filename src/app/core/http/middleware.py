@@ -30,7 +30,7 @@ from app.core.http.etags import join_conditions
 from app.core.http.forms import field_names
 from app.core.http.problems import problem_response
 from app.core.observability.logs import access_log, clean_text
-from app.core.observability.metrics import Distribution, Level
+from app.core.observability.metrics import Gauge, Histogram
 from app.core.observability.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -55,17 +55,17 @@ _HSTS = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"}
 # Any word may stand for a method; those nobody knows are one.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLASSES = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
-_IN_FLIGHT = Level("http_requests_in_flight", "Requests that are being answered.")
-_DURATION = Distribution(
+_IN_FLIGHT = Gauge("http_requests_in_flight", "Requests that are being answered.")
+_DURATION = Histogram(
     "http_request_duration_seconds",
     "How long requests took, to the end of the response.",
     *("method", "route", "status"),
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
-_STATEMENTS = Distribution(
+_STATEMENTS = Histogram(
     "http_request_statements", "Statements that a request executed.", "method", "route", buckets=(0, 1, 2, 4, 8, 16, 32)
 )
-_DATABASE = Distribution(
+_DATABASE = Histogram(
     "http_request_database_seconds",
     "How long a request waited for its statements.",
     *("method", "route"),

@@ -274,7 +274,7 @@ class _Note:
 
     def write(self, error: BaseException) -> None:
         """Write a line, unless one about the like was written a moment ago."""
-        # The client learns that it may try again; why, whoever runs this has to know.
+        # The client learns that it may retry. The reason is for the operator.
         reason = getattr(error, "orig", None) or error
         kind, now = type(reason), monotonic()
         if now - self._written.get(kind, float("-inf")) < _NOTE_PAUSE:

@@ -198,7 +198,7 @@ class _Families:
 
 @asynccontextmanager
 async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    """Close the connection in any case; whoever asks badly, slowly or not at all is worth no line in the log."""
+    """Close the connection in any case. A malformed, slow or silent scrape is not logged."""
     try:
         async with asyncio.timeout(2 * _PATIENCE):
             yield

@@ -1,6 +1,6 @@
-"""What is counted and measured, by name: a part counts as it logs, and how that is exposed is not its business.
+"""Counters, gauges and histograms of the application; `exposition` shows them.
 
-Each process counts for itself. Names and labels are for good: dashboards and alerts are written against them.
+Each process counts for itself. Names and labels are an interface: dashboards and alerts depend on them.
 """
 
 from bisect import bisect_left
@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+import prometheus_client
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 from app.core.db.retries import once
 from app.core.errors import AppError
 
-_registry = CollectorRegistry()
+_registry = prometheus_client.CollectorRegistry()
 
 
-class Tally:
+class Counter:
     """Counts what happens, by labels. Their values must come from the code, never from a request: each is kept for ever.
 
     Where the values are named beforehand their series are there from the start, so that the first event shows as one.
@@ -28,7 +28,7 @@ class Tally:
 
     def __init__(self, name: str, meaning: str, **labels: Iterable[str]) -> None:
         # `labels()` alone takes longer than counting.
-        self._series = cache(Counter(name, meaning, tuple(labels), registry=_registry).labels)
+        self._series = cache(prometheus_client.Counter(name, meaning, tuple(labels), registry=_registry).labels)
         for values in product(*labels.values()):
             self._series(*values)
 
@@ -50,7 +50,7 @@ class Tally:
         self.count(*values, "succeeded")
 
 
-class Distribution:
+class Histogram:
     """How often which size occurs, by labels; for their values the same holds. To be observed in one thread alone.
 
     The library's own takes three times as long, and every request is observed three times.
@@ -83,12 +83,12 @@ class Distribution:
     describe = collect
 
 
-class Level:
-    """How many of something there are at the moment; whoever adds one takes it away again."""
+class Gauge:
+    """A current number, such as requests in progress. The code that adds one also subtracts it."""
 
     def __init__(self, name: str, meaning: str) -> None:
         self.value = 0
-        Gauge(name, meaning, registry=_registry).set_function(lambda: self.value)
+        prometheus_client.Gauge(name, meaning, registry=_registry).set_function(lambda: self.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class Tracing:
 
     def __init__(self, provider: TracerProvider, shutdown: Callable[[], None]) -> None:
         self.provider = provider
-        # Passes on what has not been yet; waits for whoever takes it.
+        # Exports the remaining spans, and waits for the collector.
         self.shutdown = shutdown
         self.tracer = provider.get_tracer("app")
 

@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from app.core.errors import ConfigurationError, FieldError, InvalidInputError, is_out_of_files
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 
-_LOOKUPS = Tally(
+_LOOKUPS = Counter(
     "breached_password_lookups",
     "New passwords looked up among the breached ones.",
     outcome=("found", "not_found", "failed"),

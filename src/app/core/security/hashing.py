@@ -21,11 +21,11 @@ from pwdlib.hashers.bcrypt import BcryptHasher
 
 from app.core.config import AuthSettings
 from app.core.errors import UnavailableError
-from app.core.observability.metrics import Reading, Tally
+from app.core.observability.metrics import Counter, Reading
 from app.core.security.breaches import refuse_breached
 from app.core.security.passwords import composed
 
-_HASHES = Tally(
+_HASHES = Counter(
     "password_hashes", "Passwords hashed or verified, and those refused by a full queue.", outcome=("begun", "refused")
 )
 _NICENESS = 10

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.db import crud
 from app.core.db.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
-from app.core.observability.metrics import Tally
+from app.core.observability.metrics import Counter
 
 # What is exhausted already is seen without a lock and without a write: a flood of refused attempts holds up nobody. Whoever
 # is not told so by the first look counts, waiting for those who came before. Sorted, so that all lock in one order.
@@ -42,7 +42,7 @@ SELECT key, hits, extract(epoch FROM expires_at - now())
 FROM (TABLE counted UNION ALL SELECT key, hits, expires_at FROM exhausted) AS outcome
 """)
 
-_ATTEMPTS = Tally(
+_ATTEMPTS = Counter(
     "rate_limit_attempts", "What was counted against a limit, and what was refused by it.", limit=(), outcome=()
 )
 
