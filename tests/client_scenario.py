@@ -6,10 +6,10 @@
 import sys
 from uuid import uuid4
 
-from bedplate_client import AuthenticatedClient, Client
-from bedplate_client.api.auth import create_token
-from bedplate_client.api.users import create_user, delete_user, list_users, read_me, read_user, update_user
-from bedplate_client.models import (
+from generated_client import AuthenticatedClient, Client
+from generated_client.api.auth import create_token
+from generated_client.api.users import create_user, delete_user, list_users, read_me, read_user, update_user
+from generated_client.models import (
     ListUsersSort,
     PasswordGrant,
     Problem,

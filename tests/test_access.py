@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from httpx2 import AsyncClient, Response
 
+from app.core import product
 from app.core.config import RateLimitSettings, Settings
 from app.core.db.database import Database, WriteSession
 from app.core.http.access import PUBLIC_KEY, guards
@@ -19,7 +20,7 @@ from tests.aftermath import assert_problem, snapshot
 from tests.conftest import LoggedIn, log_in, running
 from tests.factories import PASSWORD, make_user
 
-REALM = 'Bearer realm="bedplate"'
+REALM = f'Bearer realm="{product.SLUG}"'
 NEW_PASSWORD = "five quiet herons at dawn"
 NOBODYS = "00000000-0000-7000-8000-000000000000"
 

@@ -33,7 +33,7 @@ async def service_url(clone_url: str) -> AsyncIterator[str]:
     role = f"service_{uuid4().hex[:12]}"
     owner = await asyncpg.connect(clone_url.replace("+asyncpg", ""))
     try:
-        await owner.execute(GRANTS.replace("bedplate_service", role))
+        await owner.execute(GRANTS.replace("app_service", role))
         yield (
             make_url(clone_url)
             .set(username=role, password="from the secret store")

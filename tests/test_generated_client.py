@@ -39,14 +39,14 @@ async def run(directory: Path, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 async def generated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generate `bedplate_client` from the application's OpenAPI document, and give the directory it is in."""
+    """Generate `generated_client` from the application's OpenAPI document, and give the directory it is in."""
     directory = tmp_path_factory.mktemp("generated")
     (directory / "openapi.json").write_text(json.dumps(create_app(settings).openapi()))
     (directory / "configuration.yml").write_text(json.dumps(CONFIGURATION))
     await run(
         directory,
         *("-m", "openapi_python_client", "generate", "--path", "openapi.json", "--config", "configuration.yml"),
-        *("--meta", "none", "--output-path", "bedplate_client", "--fail-on-warning"),
+        *("--meta", "none", "--output-path", "generated_client", "--fail-on-warning"),
     )
     return directory
 
@@ -80,7 +80,7 @@ async def test_a_generated_client_is_typed_and_works_against_a_running_server(
 
 
 def test_generated_names_are_ones_that_a_person_would_choose(generated: Path) -> None:
-    code = {path.stem: path.read_text() for path in generated.glob("bedplate_client/**/*.py")}
+    code = {path.stem: path.read_text() for path in generated.glob("generated_client/**/*.py")}
 
     assert {"user_page", "user_read", "problem", "field_problem", "list_users", "update_me"} <= code.keys()
     assert [name for name, text in code.items() if "VALUE_" in text or "_type_1" in text] == []

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.auth.cutoff import end_every_session
 from app.auth.schemas import Registration
+from app.core import product
 from app.core.config import Settings, load_settings
 from app.core.db.database import Database, WriteSession
 from app.core.db.failures import DatabaseUnavailableError, reason
@@ -44,9 +45,9 @@ cli.add_typer(keys, name="keys")
 cli.add_typer(sessions, name="sessions")
 
 
-@cli.callback()
-def bedplate() -> None:
-    """Bedplate: accounts, login sessions and whatever is built on them. Settings: docs/configuration.md."""
+@cli.callback(help=f"{product.NAME}. {product.DESCRIPTION} Settings: docs/configuration.md.")
+def commands() -> None:
+    pass
 
 
 @cli.command()

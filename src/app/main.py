@@ -17,6 +17,7 @@ from app.auth.revocation import RevocationListener
 from app.auth.standing import StandingCheck
 from app.auth.tokens import AccessTokens
 from app.auth.toolkit import Toolkit
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
@@ -58,9 +59,9 @@ def create_app(
     """Build the application. A `database` passed in stays the caller's to dispose of; `readiness` adds to what is checked."""
     tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
-        title="Bedplate",
-        version="1",
-        description="Accounts, login sessions and whatever is built on them.",
+        title=product.NAME,
+        version=product.API_VERSION,
+        description=product.DESCRIPTION,
         openapi_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(settings, database, exposition, tracing, readiness),

@@ -10,6 +10,7 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 from sqlalchemy import text
 
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.keys import load_key_ring
@@ -41,7 +42,7 @@ class Post:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._outbox = MemoryTransport()
-        mailer = Mailer(self._outbox, from_address="app@example.com", from_name="Bedplate")
+        mailer = Mailer(self._outbox, from_address="app@example.com", from_name=product.NAME)
         self._runner = JobRunner(Work(database, mailer, load_key_ring(settings.auth), settings), JOBS)
 
     async def collect(self) -> list[Message]:

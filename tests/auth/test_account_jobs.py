@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from app.auth import jobs
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.keys import load_key_ring
@@ -27,7 +28,7 @@ HASH = "$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31
 @pytest.fixture
 def work(database: Database, settings: Settings) -> Work:
     """What a running job is given."""
-    mailer = Mailer(MemoryTransport(), from_address="app@example.com", from_name="Bedplate")
+    mailer = Mailer(MemoryTransport(), from_address="app@example.com", from_name=product.NAME)
     return Work(database, mailer, load_key_ring(settings.auth), settings, request_id="r-12345678", key="k")
 
 
@@ -73,7 +74,7 @@ async def test_a_registration_whose_worker_dies_after_the_commit_is_done_all_the
     await change(session, "UPDATE procrastinate_jobs SET status = 'todo' WHERE task_name = 'auth.jobs:register'")
 
     assert await post.subjects() == []
-    assert first == [("ada@example.com", "Verify your address for Bedplate")]
+    assert first == [("ada@example.com", f"Verify your address for {product.NAME}")]
     assert await hashes(session) == [HASH]
 
 
@@ -81,7 +82,7 @@ async def test_a_registration_whose_worker_dies_after_the_commit_is_done_all_the
 async def test_a_registration_of_a_known_address_keeps_no_hash_either(session: WriteSession, post: Post) -> None:
     await enqueue_registration(session)
 
-    assert [subject for _, subject in await post.subjects()] == ["You have an account at Bedplate already"]
+    assert [subject for _, subject in await post.subjects()] == [f"You have an account at {product.NAME} already"]
     assert await queued_hashes(session) == [None]
     assert await hashes(session) == [None]
 

@@ -8,6 +8,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import delete, update
 
 from app.auth.dependencies import CurrentPrincipal, Principal, access_token
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.http import routing
@@ -19,7 +20,7 @@ from tests.auth.test_tokens import CHALLENGE, ME, assert_refused
 from tests.conftest import LoggedIn, log_in, running
 from tests.factories import make_user
 
-BARE = 'Bearer realm="bedplate"'
+BARE = f'Bearer realm="{product.SLUG}"'
 
 
 def token_of(user: LoggedIn) -> str:
@@ -194,7 +195,7 @@ async def test_a_token_without_the_scope_is_told_which_ones_are_needed(guarded_a
 
     assert response.status_code == 403
     assert response.json()["code"] == "insufficient_scope"
-    challenge = 'Bearer realm="bedplate", error="insufficient_scope", scope="users:read users:write"'
+    challenge = f'Bearer realm="{product.SLUG}", error="insufficient_scope", scope="users:read users:write"'
     assert response.headers.get_list("WWW-Authenticate") == [challenge]
 
 

@@ -7,6 +7,7 @@ from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from app.core import product
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -64,11 +65,11 @@ async def test_the_new_address_confirms_and_the_old_one_is_told(client: AsyncCli
     confirmed = await confirm(client, link_in(first["Lovelace@example.org"]).partition("#token=")[2])
 
     assert (asked.status_code, asked.json()) == (202, {"detail": "If this can be done, a mail is on its way."})
-    assert first["Lovelace@example.org"].subject == "Confirm your new address for Bedplate"
-    assert first["ada@example.com"].subject == "Your account at Bedplate is to move"
+    assert first["Lovelace@example.org"].subject == f"Confirm your new address for {product.NAME}"
+    assert first["ada@example.com"].subject == f"Your account at {product.NAME} is to move"
     assert "token" not in first["ada@example.com"].text
     assert (confirmed.status_code, confirmed.content) == (204, b"")
-    assert await post.subjects() == [("ada@example.com", "Your account at Bedplate has moved")]
+    assert await post.subjects() == [("ada@example.com", f"Your account at {product.NAME} has moved")]
 
 
 async def test_nothing_moves_before_it_is_confirmed(

@@ -7,6 +7,7 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
+from app.core import product
 from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.users.models import User
@@ -46,7 +47,7 @@ async def test_a_login_from_a_new_kind_of_device_is_told(
     for agent in agents:
         assert (await log_in(client, ada.email, **{"User-Agent": agent})).status_code == 200
 
-    assert await post.subjects() == [("ada@example.com", "A new login to your account at Bedplate")] * notices
+    assert await post.subjects() == [("ada@example.com", f"A new login to your account at {product.NAME}")] * notices
 
 
 async def test_a_failed_login_from_a_new_device_is_not_told(client: AsyncClient, post: Post, ada: User) -> None:
@@ -87,7 +88,7 @@ async def test_a_stolen_token_is_told_once(client: AsyncClient, session: WriteSe
     for _ in range(3):
         assert_problem(await refresh(client, pair), 400, "invalid_grant")
 
-    assert await post.subjects() == [("ada@example.com", "A login of yours at Bedplate has been ended")]
+    assert await post.subjects() == [("ada@example.com", f"A login of yours at {product.NAME} has been ended")]
 
 
 @pytest.mark.parametrize(

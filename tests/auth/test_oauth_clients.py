@@ -9,6 +9,7 @@ from authlib.integrations.base_client import OAuthError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from jwt import PyJWKClient
 
+from app.core import product
 from app.core.config import AuthSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
@@ -90,10 +91,15 @@ async def test_pyjwt_verifies_an_access_token_by_the_published_key_set(
 
     key = await asyncio.to_thread(published.get_signing_key_from_jwt, token)
     claims = jwt.decode(
-        token, key, algorithms=["ES256"], audience="bedplate", issuer=ISSUER, options={"require": ["exp", "iat", "sub"]}
+        token,
+        key,
+        algorithms=["ES256"],
+        audience=product.SLUG,
+        issuer=ISSUER,
+        options={"require": ["exp", "iat", "sub"]},
     )
 
     assert jwt.get_unverified_header(token)["typ"] == "at+jwt"
     assert claims["client_id"] == "first-party"
     with pytest.raises(jwt.InvalidSignatureError):
-        jwt.decode(f"{token[:-8]}AAAAAAAA", key, algorithms=["ES256"], audience="bedplate", issuer=ISSUER)
+        jwt.decode(f"{token[:-8]}AAAAAAAA", key, algorithms=["ES256"], audience=product.SLUG, issuer=ISSUER)

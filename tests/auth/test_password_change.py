@@ -8,6 +8,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 
+from app.core import product
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -69,7 +70,7 @@ async def test_the_owner_is_told_and_the_log_knows(
 
     response = await change(client, pair)
 
-    assert await post.subjects() == [("ada@example.com", "Your password for Bedplate has been changed")]
+    assert await post.subjects() == [("ada@example.com", f"Your password for {product.NAME} has been changed")]
     (event,) = await events(session, "auth.password_changed")
     assert (event.actor_id, event.subject_id) == (ada.id, ada.id)
     assert event.session_id is not None

@@ -7,6 +7,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 
+from app.core import product
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -61,7 +62,7 @@ async def test_whoever_forgot_sets_a_new_password_and_logs_in(client: AsyncClien
     done = await reset(client, secret_in(mail))
 
     assert (asked.status_code, asked.json()) == (202, {"detail": "If this can be done, a mail is on its way."})
-    assert (mail.to, mail.subject) == ("Ada@example.com", "Set a new password for Bedplate")
+    assert (mail.to, mail.subject) == ("Ada@example.com", f"Set a new password for {product.NAME}")
     assert "30 minutes" in mail.text
     assert (done.status_code, done.content) == (204, b"")
     assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
@@ -256,7 +257,7 @@ async def test_the_owner_is_told(client: AsyncClient, post: Post, ada: User) -> 
     await forgot(client, ada.email)
     await reset(client, await post.link())
 
-    assert await post.subjects() == [("Ada@example.com", "Your password for Bedplate has been changed")]
+    assert await post.subjects() == [("Ada@example.com", f"Your password for {product.NAME} has been changed")]
 
 
 async def test_a_reset_proves_the_address(client: AsyncClient, session: WriteSession, post: Post, ada: User) -> None:
@@ -304,7 +305,7 @@ async def test_the_owner_of_an_account_made_by_an_administrator_sets_the_passwor
     before = await log_in(client, "new@example.com", NEW_PASSWORD)
     done = await reset(client, secret_in(mail))
 
-    assert (mail.to, mail.subject) == ("new@example.com", "Set your password for Bedplate")
+    assert (mail.to, mail.subject) == ("new@example.com", f"Set your password for {product.NAME}")
     assert "3 days" in mail.text
     assert (before.status_code, done.status_code) == (400, 204)
     assert (await log_in(client, "new@example.com", NEW_PASSWORD)).status_code == 200

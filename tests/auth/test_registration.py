@@ -8,6 +8,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 
+from app.core import product
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -48,7 +49,7 @@ async def test_whoever_registers_verifies_and_logs_in(client: AsyncClient, sessi
 
     assert asked.status_code == 202
     assert asked.json() == {"detail": "If this can be done, a mail is on its way."}
-    assert (mail.to, mail.subject) == ("Ada@example.com", "Verify your address for Bedplate")
+    assert (mail.to, mail.subject) == ("Ada@example.com", f"Verify your address for {product.NAME}")
     assert "Ada Lovelace" in mail.text
     assert "24 hours" in mail.text
     assert (verified.status_code, verified.content) == (204, b"")
@@ -113,7 +114,7 @@ async def test_the_owner_of_a_known_address_is_told_and_nothing_else_happens(
     await register(client, "ADA@EXAMPLE.com", "somebody else's password", full_name="Eve")
     (mail,) = await post.collect()
 
-    assert (mail.to, mail.subject) == ("ada@example.com", "You have an account at Bedplate already")
+    assert (mail.to, mail.subject) == ("ada@example.com", f"You have an account at {product.NAME} already")
     assert "Eve" not in mail.text
     assert "#token" not in mail.text
     assert await accounts(session) == before
@@ -198,7 +199,7 @@ async def test_by_invitation_nobody_registers(database_url: str, database: Datab
         pytest.param("123456789012345", "password_too_common", id="a row of digits"),
         pytest.param("lovelace.ada@example.com", "password_contextual", id="the address"),
         pytest.param("Ada Lovelace 1815", "password_contextual", id="the name"),
-        pytest.param("bedplate bedplate!", "password_contextual", id="the service"),
+        pytest.param(f"{product.SLUG} {product.SLUG} 1815 1852", "password_contextual", id="the service"),
     ],
 )
 async def test_a_weak_password_is_refused_by_its_code(
@@ -301,7 +302,7 @@ async def test_the_mail_of_an_unknown_address_waits_for_nothing(
 
     await register(client, "ada@example.com")
 
-    assert await post.subjects() == [("ada@example.com", "Verify your address for Bedplate")]
+    assert await post.subjects() == [("ada@example.com", f"Verify your address for {product.NAME}")]
     assert len(await accounts(session)) == 1
 
 

@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 
 from app.auth import revocation
 from app.auth.revocation import FENCE, RevocationListener, RevocationSet
+from app.core import product
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
@@ -351,10 +352,10 @@ async def test_a_killed_connection_is_replaced_and_what_came_meanwhile_is_known(
     shared_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     during = uuid4()
-    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bedplate-revocations'"
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
     async with listening(shared_url) as listener:
         with caplog.at_level(logging.WARNING, logger=revocation.__name__):
-            await connection.execute(f"{kill} AND datname = current_database()")
+            await connection.execute(f"{kill} AND datname = current_database()", f"{product.SLUG}-revocations")
             await connection.execute(UNNOTIFIED, during)
             await becomes(lambda: not listener.is_current, within=FENCE)
             assert listener.mode == "fallback"

@@ -13,6 +13,7 @@ from httpx2 import AsyncClient, Response
 from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import select, update
 
+from app.core import product
 from app.core.config import DatabaseSettings, Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import BcryptSha256Hasher, PasswordHasher
@@ -545,7 +546,7 @@ async def test_client_credentials_in_the_header_are_refused(client: AsyncClient,
     response = await client.post(TOKEN, data=form, headers={"Authorization": value})
 
     assert_oauth_error(response, 401, "invalid_client")
-    assert response.headers.get_list("WWW-Authenticate") == ['Basic realm="bedplate"']
+    assert response.headers.get_list("WWW-Authenticate") == [f'Basic realm="{product.SLUG}"']
 
 
 @pytest.mark.parametrize("values", [["Bearer x"], ["Bearer"], [""], ["Digest x"], ["Bearer x", "Bearer y"]])

@@ -17,6 +17,7 @@ from app.audit.service import Actor
 from app.auth import jobs, sessions
 from app.auth.errors import InvalidGrantError
 from app.auth.refresh_tokens import _LAYOUT
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
@@ -977,7 +978,7 @@ async def test_a_sensitive_operation_needs_a_recent_login_and_gets_it_from_the_p
 
     assert_problem(refused, 401, "insufficient_user_authentication")
     challenge = refused.headers["WWW-Authenticate"]
-    assert challenge.startswith('Bearer realm="bedplate", error="insufficient_user_authentication"')
+    assert challenge.startswith(f'Bearer realm="{product.SLUG}", error="insufficient_user_authentication"')
     assert challenge.endswith("max_age=300")
     assert deleted.status_code == 204
 

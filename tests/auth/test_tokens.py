@@ -20,6 +20,7 @@ from joserfc.jwk import ECKey
 
 from app.auth.errors import InvalidTokenError
 from app.auth.tokens import MAX_LIFETIME, AccessTokens
+from app.core import product
 from app.core.db.database import Database
 from app.core.security.keys import generate_key_set, parse_key_ring
 from app.main import create_app
@@ -36,7 +37,7 @@ REFUSED = {
     "instance": ME,
     "code": "invalid_token",
 }
-CHALLENGE = 'Bearer realm="bedplate", error="invalid_token", error_description="The access token is not valid"'
+CHALLENGE = f'Bearer realm="{product.SLUG}", error="invalid_token", error_description="The access token is not valid"'
 TEN_YEARS = 10 * 365 * 24 * 3600
 
 type Forgery = Callable[[Forge], str]
@@ -175,7 +176,7 @@ HEADERS: dict[str, Forgery] = {
     "HS256 with our public coordinate": lambda forge: forge.mac(decode(forge.jwk["x"])),
     "HS256 with nothing": lambda forge: forge.mac(b""),
     "HS256 with a common secret": lambda forge: forge.mac(b"secret"),
-    "HS256 with our name": lambda forge: forge.mac(b"bedplate"),
+    "HS256 with our name": lambda forge: forge.mac(product.SLUG.encode()),
     "a key of the attacker's in jwk": other_key(jwk=True),
     "a key of the attacker's under our kid": other_key(),
     "our own key repeated in jwk": lambda forge: forge.with_header(jwk=forge.public_jwk),
@@ -249,14 +250,14 @@ CLAIMS: dict[str, Forgery] = {
     "nbf past, which we do not write": claim("nbf", now() - 10),
     "aud missing": claim("aud", MISSING),
     "aud null": claim("aud", None),
-    "aud of another service": claim("aud", "billing"),
-    "aud that contains ours": claim("aud", "bedplate-staging"),
-    "aud contained in ours": claim("aud", "bed"),
-    "aud in upper case": claim("aud", "BEDPLATE"),
-    "aud a list without ours": claim("aud", ["billing", "bedplate2"]),
+    "aud of another service": claim("aud", f"not-{product.SLUG}"),
+    "aud that contains ours": claim("aud", f"{product.SLUG}-staging"),
+    "aud contained in ours": claim("aud", product.SLUG[:-1]),
+    "aud in upper case": claim("aud", product.SLUG.upper()),
+    "aud a list without ours": claim("aud", [f"not-{product.SLUG}", f"{product.SLUG}2"]),
     "aud an empty list": claim("aud", []),
-    "aud an object with ours": claim("aud", {"bedplate": True}),
-    "aud a nested list": claim("aud", [["bedplate"]]),
+    "aud an object with ours": claim("aud", {product.SLUG: True}),
+    "aud a nested list": claim("aud", [[product.SLUG]]),
     "iss missing": claim("iss", MISSING),
     "iss null": claim("iss", None),
     "iss of another": claim("iss", "https://evil.example"),
@@ -400,7 +401,7 @@ async def test_what_is_not_a_compact_token_is_refused(target: Target, forgery: F
         pytest.param(header(typ="application/at+jwt"), id="typ with its prefix"),
         pytest.param(header(typ="AT+JWT"), id="typ in upper case"),
         pytest.param(stray_bits(3), id="JSON with spaces"),
-        pytest.param(claim("aud", ["billing", "bedplate"]), id="aud a list with ours"),
+        pytest.param(claim("aud", [f"not-{product.SLUG}", product.SLUG]), id="aud a list with ours"),
         pytest.param(lambda forge: forge.with_claims(iat=now() + 3), id="issued by a clock three seconds ahead"),
         pytest.param(lambda forge: forge.with_claims(exp=forge.claims["iat"] + MAX_LIFETIME), id="fifteen minutes"),
         pytest.param(lambda forge: forge.with_claims(iat=now() + 9, exp=now() + 10), id="one second"),
@@ -498,7 +499,7 @@ def test_an_issued_token_has_exactly_the_members_of_the_contract(forge: Forge, u
     assert claims["exp"] - claims["iat"] == 600
     # The one by the clock of the database, when the transaction began; the other by ours.
     assert abs(claims["auth_time"] - claims["iat"]) <= 10
-    assert claims["aud"] == "bedplate"
+    assert claims["aud"] == product.SLUG
     assert claims["iss"] == "http://127.0.0.1:8000"
 
 
@@ -577,7 +578,7 @@ async def test_tokens_can_be_signed_with_ed25519(database_url: str, database: Da
     key_set = generate_key_set("EdDSA")
     ring = parse_key_ring(key_set, source="tests")
     settings = make_settings(database_url, auth={"signing_keys": key_set})
-    tokens = AccessTokens(ring, issuer=settings.issuer, audience="bedplate", lifetime=600)
+    tokens = AccessTokens(ring, issuer=settings.issuer, audience=product.SLUG, lifetime=600)
     session_id = UUID(read_part(user.headers["Authorization"], 1)["sid"])
     token, _ = tokens.issue(
         user_id=UUID(user.user_id),

@@ -12,6 +12,7 @@ from time import monotonic
 import asyncpg
 import pytest
 
+from app.core import product
 from tests.faults.load import Ledger, writing
 from tests.faults.postgres import PrivatePostgres, standby_of
 from tests.faults.site import ME, Site, discrepancies, private_postgres, site_on
@@ -173,7 +174,7 @@ async def test_a_backend_that_is_killed_takes_the_others_with_it_and_heals(world
     before = await known_rows(world)
     async with loaded(world.site) as load:
         (victim, *_) = await world.postgres.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'bedplate'"
+            "SELECT pid FROM pg_stat_activity WHERE application_name = $1", product.SLUG
         )
         os.kill(victim["pid"], signal.SIGKILL)
         healed = await load.writes.works_again(within=_PATIENCE)
@@ -187,12 +188,12 @@ async def test_sessions_that_are_ended_all_the_time_cost_next_to_nothing(world: 
     before = await known_rows(world)
     terminate = (
         "SELECT pg_terminate_backend(pid) FROM "
-        "(SELECT pid FROM pg_stat_activity WHERE application_name = 'bedplate' ORDER BY random() LIMIT 1) AS one"
+        "(SELECT pid FROM pg_stat_activity WHERE application_name = $1 ORDER BY random() LIMIT 1) AS one"
     )
     administrator = await asyncpg.connect(plain(world.postgres.url))
     async with loaded(world.site) as load:
         for _ in range(ended := 200):
-            await administrator.execute(terminate)
+            await administrator.execute(terminate, product.SLUG)
             await asyncio.sleep(0.1)
     await administrator.close()
 
@@ -251,8 +252,8 @@ async def take_every_connection(postgres: PrivatePostgres, taken: AsyncExitStack
 async def test_a_server_without_room_for_connections_is_503(world: World) -> None:
     before = await known_rows(world)
     async with AsyncExitStack() as others:
-        await world.postgres.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'bedplate%'"
+        await world.postgres.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ^@ $1", product.SLUG
         )
         with pytest.raises(asyncpg.TooManyConnectionsError):
             await take_every_connection(world.postgres, others)
@@ -369,7 +370,7 @@ async def test_a_primary_that_became_read_only_is_left_when_its_address_moves(tm
             proxy.lead_to(new.url)
             healed = await load.writes.works_again(within=_PATIENCE)
             await load.reads.acknowledges(100, within=_PATIENCE)
-            on_old = await old.fetch("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'bedplate'")
+            on_old = await old.fetch("SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", product.SLUG)
         lost = await discrepancies(new, load.writes)
 
     print(f"\nwrites worked {healed:.2f} s after the address moved")  # noqa: T201  # The point of it.

@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from app.core import product
 from app.core.http.routing import MAX_FORM_SIZE
 from tests.core.recording import Recording
 from tests.hostile.attack import (
@@ -88,7 +89,7 @@ PASSWORDS = [
     registration("abababababababab", "password_too_common"),
     registration(f"lovelace.{CANARY}@example.com", "password_contextual"),
     registration(f"Ada Lovelace {CANARY}", "password_contextual", full_name="Ada Lovelace"),
-    registration("bedplate bedplate!", "password_contextual"),
+    registration(f"{product.SLUG} {product.SLUG} 1815 1852", "password_contextual"),
     registration(f"{CANARY} with\ttab in it", "unprintable"),
 ]
 MEMBERS = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.core import product
 from tests.core.recording import Recording
 from tests.hostile.attack import (
     CANARY,
@@ -88,7 +89,7 @@ MEDIA_TYPES = [
 
 
 def unauthorized(name: str, value: str, code: str = "invalid_token") -> Attack:
-    challenge = 'Bearer realm="bedplate"'
+    challenge = f'Bearer realm="{product.SLUG}"'
     if code == "invalid_token":
         challenge += ', error="invalid_token", error_description="The access token is not valid"'
     headers = (("Authorization", value),)
@@ -116,14 +117,14 @@ CREDENTIALS = [
     *(
         Attack(
             f"client credentials: {value[:20]}", 401, "unauthorized", TOKEN, body=LOGIN, headers=(FORM, ("Authorization", value)),
-            codes=("invalid_client",), oauth="invalid_client", answers={"www-authenticate": 'Basic realm="bedplate"'},
+            codes=("invalid_client",), oauth="invalid_client", answers={"www-authenticate": f'Basic realm="{product.SLUG}"'},
         )
         for value in ("Basic", "Basic ===", f"Basic {CANARY}", "Basic AAAA", "Basic //8=", f"Basic {'A' * 65_000}", f"basic {CANARY}")
     ),
     Attack(
         "client credentials beside a token", 401, "unauthorized", TOKEN, body=LOGIN,
         headers=(FORM, ("Authorization", f"Bearer {CANARY}"), ("Authorization", f"Basic {CANARY}")),
-        codes=("invalid_client",), oauth="invalid_client", answers={"www-authenticate": 'Basic realm="bedplate"'},
+        codes=("invalid_client",), oauth="invalid_client", answers={"www-authenticate": f'Basic realm="{product.SLUG}"'},
     ),
     *(
         Attack(

@@ -9,6 +9,7 @@ import pytest
 import structlog
 from sqlalchemy import text
 
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.keys import load_key_ring
@@ -29,7 +30,7 @@ def quick_settings(url: str, **jobs: Any) -> Settings:
 
 
 def make_work(settings: Settings, database: Database, mailer: Mailer | None = None) -> Work:
-    keeping = Mailer(MemoryTransport(), from_address="app@example.com", from_name="Bedplate")
+    keeping = Mailer(MemoryTransport(), from_address="app@example.com", from_name=product.NAME)
     return Work(database, mailer or keeping, load_key_ring(settings.auth), settings)
 
 

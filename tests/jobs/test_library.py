@@ -11,6 +11,7 @@ from psycopg import OperationalError, ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 import app.migrations.versions
+from app.core import product
 from app.core.config import DatabaseSettings
 from app.core.db.failures import DatabaseUnavailableError
 from app.jobs.library import conninfo, is_outage
@@ -67,7 +68,7 @@ def test_the_limits_of_the_settings_hold_for_the_worker() -> None:
     assert "-c statement_timeout=3000 -c lock_timeout=1000" in given["options"]
     assert given["connect_timeout"] == "7"
     assert given["tcp_user_timeout"] == "4000"
-    assert given["application_name"] == "bedplate-worker"
+    assert given["application_name"] == f"{product.SLUG}-worker"
 
 
 @pytest.mark.parametrize(

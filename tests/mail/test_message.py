@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateNotFound, UndefinedError
 
+from app.core import product
 from app.core.config import MailSettings
 from app.jobs.errors import PermanentError
 from app.mail.mailer import Mailer, make_mailer
@@ -14,7 +15,7 @@ from app.mail.message import InvalidMessageError, Message
 from app.mail.transports import ConsoleTransport, FileTransport, MemoryTransport, SMTPTransport, make_transport
 from tests.mail.conftest import send
 
-SENDER = Address("Bedplate", "app", "example.com")
+SENDER = Address(product.NAME, "app", "example.com")
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def memory() -> MemoryTransport:
 
 @pytest.fixture
 def mailer(memory: MemoryTransport) -> Mailer:
-    return Mailer(memory, from_address="app@example.com", from_name="Bedplate")
+    return Mailer(memory, from_address="app@example.com", from_name=product.NAME)
 
 
 def make_message(**changes: Any) -> Message:
@@ -91,7 +92,7 @@ async def test_a_name_cannot_write_paragraphs(mailer: Mailer, memory: MemoryTran
 
 async def test_a_name_cannot_write_headers(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "hello.txt").write_text("Hello {{ name }}\n\nBody\n")
-    mailer = Mailer(memory, from_address="app@example.com", from_name="Bedplate", templates=tmp_path)
+    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=tmp_path)
 
     await mailer.send("hello", to="ada@example.org", message_id="1", name="Ada\r\nBcc: eve@example.net")
 
@@ -124,7 +125,7 @@ async def test_a_fact_the_template_needs_must_be_given(mailer: Mailer, memory: M
 
 async def test_a_template_may_do_without_html(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Note\nBody\n")
-    mailer = Mailer(memory, from_address="app@example.com", from_name="Bedplate", templates=tmp_path)
+    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=tmp_path)
 
     await mailer.send("note", to="ada@example.org", message_id="1")
 
@@ -134,7 +135,7 @@ async def test_a_template_may_do_without_html(memory: MemoryTransport, tmp_path:
 async def test_a_layout_that_is_missing_is_a_mistake(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Note\nBody\n")
     (tmp_path / "note.html").write_text('{% extends "nowhere.html" %}')
-    mailer = Mailer(memory, from_address="app@example.com", from_name="Bedplate", templates=tmp_path)
+    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=tmp_path)
 
     with pytest.raises(TemplateNotFound, match=r"nowhere\.html"):
         await mailer.send("note", to="ada@example.org", message_id="1")
@@ -187,5 +188,5 @@ async def test_the_console_shows_what_a_person_would_read(capsys: pytest.Capture
     await send(make_mailer(MailSettings()))
 
     shown = capsys.readouterr().out
-    assert "To: ada@example.org\nSubject: Set your password for Bedplate\n" in shown
+    assert f"To: ada@example.org\nSubject: Set your password for {product.NAME}\n" in shown
     assert "https://app.example.com/#token=lt1.abc" in shown

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import ssl
 from contextlib import nullcontext
+from email.headerregistry import Address
 from pathlib import Path
 from typing import override
 
 import pytest
 from aiosmtpd.smtp import SMTP
 
+from app.core import product
 from app.core.config import MailSettings
 from app.mail.mailer import Mailer, make_mailer
 from app.mail.transports import MailDelayedError, MailRefusedError
@@ -35,8 +37,8 @@ async def test_the_envelope_and_the_headers_name_sender_and_recipient(mailer: Ma
 
     [mail] = postbox.taken
     assert (postbox.senders, postbox.recipients) == (["app@example.com"], ["ada@example.org"])
-    assert (mail["From"], mail["To"]) == ("Bedplate <app@example.com>", "ada@example.org")
-    assert mail["Subject"] == "Set your password for Bedplate"
+    assert (mail["From"], mail["To"]) == (str(Address(product.NAME, "app", "example.com")), "ada@example.org")
+    assert mail["Subject"] == f"Set your password for {product.NAME}"
 
 
 async def test_a_mail_says_that_a_program_wrote_it(mailer: Mailer, postbox: Postbox) -> None:

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import select
 
 from app.auth.revocation import FENCE
+from app.core import product
 from app.core.security.keys import parse_key_ring
 from app.users import links
 from app.users.models import Purpose, User
@@ -305,7 +306,8 @@ async def test_a_reset_and_a_change_at_once_leave_one_password_and_no_token_of_b
 async def sever(workers: Fleet, _proxy: Proxy) -> None:
     await workers.watcher.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE application_name = 'bedplate-revocations' AND datname = current_database()"
+        "WHERE application_name = $1 AND datname = current_database()",
+        f"{product.SLUG}-revocations",
     )
 
 

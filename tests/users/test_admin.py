@@ -9,6 +9,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from uuid_utils.compat import uuid7
 
+from app.core import product
 from app.core.db.database import WriteSession
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, jobs, snapshot, stale, stored
@@ -19,7 +20,7 @@ USERS = "/api/v1/users"
 READ = {"id", "email", "full_name", "role", "is_active", "email_verified_at", "created_at", "updated_at"}
 REQUEST_ID = "test-request-0001"
 STALE = (
-    'Bearer realm="bedplate", error="insufficient_user_authentication", '
+    f'Bearer realm="{product.SLUG}", error="insufficient_user_authentication", '
     'error_description="A more recent login is needed", max_age=300'
 )
 

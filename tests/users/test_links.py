@@ -7,6 +7,7 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text, update
 
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.keys import KeyRing, generate_key_set, parse_key_ring
@@ -53,7 +54,7 @@ def outbox() -> MemoryTransport:
 @pytest.fixture
 def work(database: Database, outbox: MemoryTransport, keys: KeyRing, settings: Settings) -> Work:
     """What a running job is given."""
-    return Work(database, Mailer(outbox, from_address="no-reply@example.com", from_name="Bedplate"), keys, settings)
+    return Work(database, Mailer(outbox, from_address="no-reply@example.com", from_name=product.NAME), keys, settings)
 
 
 async def make_link(session: WriteSession, keys: KeyRing, user: User) -> AccountLink:

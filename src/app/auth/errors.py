@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from uuid import UUID
 
+from app.core import product
 from app.core.errors import ForbiddenError, MalformedRequestError, NotFoundError, RateLimitedError, UnauthenticatedError
 
-REALM = "bedplate"
+REALM = product.SLUG
 
 
 class MissingTokenError(UnauthenticatedError):

@@ -39,6 +39,7 @@ from pydantic_settings import (
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.core import product
 from app.core.environment import forget_libpq, kubernetes_variables, usable_cores
 from app.core.errors import ConfigurationError
 
@@ -214,7 +215,7 @@ class DatabaseSettings(_Group):
         description="Be ready on a schema that this program has never heard of, to start the release before: when rolling it "
         "back, or when scaling while the next one arrives.",
     )
-    application_name: str = Field(default="bedplate", max_length=40, description="Name shown in `pg_stat_activity`.")
+    application_name: str = Field(default=product.SLUG, max_length=40, description="Name shown in `pg_stat_activity`.")
     migration_lock_timeout: Timeout = Field(
         default=timedelta(milliseconds=100),
         description="Longest wait of a migration for a lock, in which everybody else waits behind it; then it lets them pass and "
@@ -300,7 +301,7 @@ class AuthSettings(_Group):
     issuer: str | None = Field(
         default=None, max_length=255, description="`iss` of access tokens. Unset: the public URL."
     )
-    audience: str = Field(default="bedplate", min_length=1, max_length=255, description="`aud` of access tokens.")
+    audience: str = Field(default=product.SLUG, min_length=1, max_length=255, description="`aud` of access tokens.")
     signing_keys: SecretStr | None = Field(
         default=None, description="Private keys for access tokens as a JSON Web Key set, made by `app keys generate`."
     )
@@ -371,7 +372,7 @@ class MailSettings(_Group):
         default="no-reply@localhost", max_length=254, description="Sender of every mail; must be set in production."
     )
     from_name: str = Field(
-        default="Bedplate",
+        default=product.NAME,
         min_length=1,
         max_length=100,
         description="Name of the sender, and of the application in mails.",

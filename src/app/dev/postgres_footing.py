@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from app.core import product
 from app.dev import postgres_keeper
 from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries
 
@@ -62,7 +63,7 @@ def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = _R
 
 def _refuge_of(directory: Path) -> Path:
     name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
-    return _REFUGES / f"bedplate-{name}"
+    return _REFUGES / f"{product.SLUG}-{name}"
 
 
 def _make_refuge(directory: Path) -> Path:

@@ -65,7 +65,7 @@ async def terminate(database: Database, session: ReadSession) -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("application_name", "bedplate-test"),
+        ("application_name", "one-of-the-tests"),
         ("statement_timeout", "1500ms"),
         ("lock_timeout", "250ms"),
         ("idle_in_transaction_session_timeout", "7s"),
@@ -77,7 +77,7 @@ async def test_what_is_configured_is_in_force_on_every_connection(
     database_url: str, kind: str, setting: str, value: str
 ) -> None:
     options = {
-        "application_name": "bedplate-test",
+        "application_name": "one-of-the-tests",
         "statement_timeout": "1.5s",
         "lock_timeout": "250ms",
         "idle_in_transaction_timeout": "7s",

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from app.core import product
 from app.core.db.database import Database
 from app.core.errors import ConfigurationError
 from app.core.observability.span_export import provider_to
@@ -293,4 +294,4 @@ async def test_a_real_server_sends_its_spans_to_where_the_variables_say(clone_ur
     assert code == 0
     assert received[0].startswith(b"post /v1/traces ")
     assert b"/problems/{name}" in received[0]
-    assert b"bedplate" in received[0]
+    assert product.SLUG.encode() in received[0]

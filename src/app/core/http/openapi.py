@@ -4,6 +4,7 @@ import importlib.resources
 import json
 from collections.abc import Iterator
 from functools import cache
+from html import escape
 from typing import Any, override
 
 from fastapi import FastAPI, Request, Response
@@ -130,7 +131,7 @@ def add_documentation(app: DocumentedAPI) -> None:
         return Response(json.dumps(app.openapi()), media_type="application/json")
 
     async def page(_request: Request) -> Response:
-        content = _PAGE.format(title=app.title)
+        content = _PAGE.format(title=escape(app.title))
         return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
 
     async def asset(request: Request) -> Response:

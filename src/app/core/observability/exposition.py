@@ -14,7 +14,6 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,6 +22,7 @@ from time import monotonic
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
 
+from app.core import product
 from app.core.config import TelemetrySettings
 from app.core.db.failures import is_transient
 from app.core.listening import listen
@@ -154,7 +154,7 @@ class _Process:
             "build_info",
             "What is running.",
             1,
-            {"version": version("bedplate"), "python": platform.python_version()},
+            {"version": product.release(), "python": platform.python_version()},
         )
         shared = generate_latest(_Families(as_families([build, silent, *await self._look_up()])))
         return _merged([self._own(), *filter(None, told), shared])

@@ -1,7 +1,6 @@
 """What of OpenTelemetry's SDK traces need: where spans go, and what must not go with them."""
 
 import os
-from importlib.metadata import version
 from typing import override
 
 from opentelemetry.context import Context
@@ -10,6 +9,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
+from app.core import product
 from app.core.observability.logs import REDACTED
 
 _ADDRESSES = ("url.path", "url.query")
@@ -32,9 +32,9 @@ def make_provider(exporter: str) -> TracerProvider:
 
 def provider_to(processor: SpanProcessor) -> TracerProvider:
     """Make what hands spans to this processor."""
-    name = os.environ.get("OTEL_SERVICE_NAME") or "bedplate"
+    name = os.environ.get("OTEL_SERVICE_NAME") or product.SLUG
     provider = TracerProvider(
-        resource=Resource.create({"service.name": name, "service.version": version("bedplate")}), shutdown_on_exit=False
+        resource=Resource.create({"service.name": name, "service.version": product.release()}), shutdown_on_exit=False
     )
     provider.add_span_processor(WithoutAddresses())
     provider.add_span_processor(processor)

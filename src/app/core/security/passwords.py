@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterator
 from functools import cache
 
+from app.core import product
 from app.core.errors import FieldError, InvalidInputError
 
 MAX_LENGTH = 256
@@ -58,10 +59,8 @@ def _is_monotonous(password: str) -> bool:
 
 
 def _is_about(password: str, about: Collection[str]) -> bool:
-    words = {
-        word for text in (*about, "bedplate") for word in re.split(r"[^\w]+", text.lower()) if len(word) >= _MIN_CONTEXT
-    }
-    words |= {text.lower() for text in about}
+    texts = {text.lower() for text in (*about, product.NAME, product.SLUG)}
+    words = {word for text in texts for word in re.split(r"[^\w]+", text) if len(word) >= _MIN_CONTEXT} | texts
     rest = password
     for word in sorted(words, key=len, reverse=True):
         rest = rest.replace(word, "")
