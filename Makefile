@@ -79,6 +79,14 @@ mutation: setup ## Break the code of logins and tokens bit by bit and see that t
 docs: setup ## Write the generated documentation again
 	@$(PYTHON_IN_VENV) -m app.dev docs
 
+# Only from the command line: some systems set NAME to something else. The shell gets it as a variable, so any character is safe.
+.PHONY: rename
+rename: export PRODUCT_NAME = $(if $(filter command,$(origin NAME)),$(value NAME))
+rename: export PRODUCT_SLUG = $(if $(filter command,$(origin SLUG)),$(value SLUG))
+rename: setup ## Give the product a name of its own: NAME="Acme Billing"; SLUG=acme chooses its short form
+	@$(PYTHON_IN_VENV) -m app.dev rename
+	@$(MAKE) --no-print-directory docs
+
 .PHONY: pins
 pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" moves one alone
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt

@@ -6,6 +6,7 @@ Runs on the standard library alone, because it runs before anything is installed
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -105,6 +106,19 @@ def install() -> None:
         # pip and uv read different settings: where only pip has been told about a mirror or a certificate, pip can still do it.
         say(f"{error}\nTrying the same with pip …")
         run("the pinned requirements could not be installed", *pip, "--no-deps", "--requirement", REQUIREMENTS)
+    if former := installed_from_here():
+        # Under a former name it would stay installed beside the current one.
+        run(
+            "the application could not be uninstalled",
+            PYTHON,
+            "-I",
+            "-m",
+            "pip",
+            "uninstall",
+            "--quiet",
+            "--yes",
+            *former,
+        )
     run(
         "the application itself could not be installed",
         *uv,
@@ -114,6 +128,13 @@ def install() -> None:
         "--editable",
         ROOT,
     )
+
+
+def installed_from_here() -> list[str]:
+    """The names under which the application is installed."""
+    records = VENV.glob("lib/*/site-packages/*.dist-info/direct_url.json")
+    here = [record for record in records if json.loads(record.read_text())["url"] == ROOT.as_uri()]
+    return [record.parent.name.partition("-")[0] for record in here]
 
 
 def cache_options() -> list[str]:

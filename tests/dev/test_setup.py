@@ -1,5 +1,6 @@
 """The way to an environment: which interpreter is taken, and when there is nothing to do."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -162,6 +163,25 @@ def test_an_environment_that_was_moved_or_interrupted_is_stale(finished: Path) -
 def test_asking_for_another_interpreter_makes_it_stale_and_not_asking_does_not(finished: Path) -> None:
     assert is_current(finished)
     assert not is_current(finished, PYTHON="/another/python")
+
+
+def test_the_application_is_found_under_each_name_that_it_was_installed_by(finished: Path) -> None:
+    """`make setup` uninstalls them, so that a renamed product does not leave its former name behind."""
+    (packages,) = (finished / ".venv").glob("lib/*/site-packages")
+    for name, place in (("former", finished), ("acme_billing", finished), ("elsewhere", finished.parent)):
+        record = packages / f"{name}-1.0.dist-info" / "direct_url.json"
+        record.parent.mkdir()
+        record.write_text(json.dumps({"url": place.as_uri(), "dir_info": {"editable": True}}))
+
+    command = [
+        str(finished / ".venv" / "bin" / "python"),
+        "-c",
+        "import environment as e; print(sorted(e.installed_from_here()))",
+    ]
+    environment = plain_environment() | {"PYTHONPATH": str(finished / "scripts"), "PYTHONDONTWRITEBYTECODE": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert found.stdout == "['acme_billing', 'former']\n"
 
 
 def test_a_full_disk_or_a_forbidden_directory_is_told_in_one_sentence(clone: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from app.core.environment import forget_libpq
 from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
+from app.dev import rename as renaming
 from app.dev import run as make_run
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.migrations import runner, scripts
@@ -71,6 +72,22 @@ def migrations() -> None:
         sys.stdout.write(sql)
     except MigrationError as error:
         _refuse(str(error))
+
+
+@program.command()
+def rename(
+    name: Annotated[str, typer.Argument(envvar="PRODUCT_NAME")] = "",
+    slug: Annotated[str, typer.Option(envvar="PRODUCT_SLUG", help="Short form; made from the name unless given.")] = "",
+) -> None:
+    """Give the product another name."""
+    try:
+        changed = renaming.rename(generated_docs.ROOT, name, slug)
+    except renaming.RenameError as error:
+        _refuse(str(error))
+    named = renaming.current(generated_docs.ROOT)
+    typer.echo(f"The product is called {named.name}, and {named.slug} in programs. Files changed: {len(changed)}")
+    for path in changed:
+        typer.echo(f"  {path}")
 
 
 def _refuse(sentence: str) -> NoReturn:

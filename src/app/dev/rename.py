@@ -1,0 +1,119 @@
+"""`make rename NAME="Acme Billing"`: gives the product another name in each file that spells it."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from annotated_types import MaxLen
+from pydantic import BaseModel
+
+from app.core.config import DatabaseSettings, MailSettings
+
+PRODUCT = Path("src/app/core/product.py")
+# They end a string, a code span or a cell of a table in one of the files.
+_UNUSABLE = '"\\`|<>'
+# Files, and what to find in them. The one group is replaced, by the slug or by the name.
+_SLUGS = (
+    (str(PRODUCT), r'^SLUG = "(.*)"$'),
+    ("pyproject.toml", r'^\[project\]\nname = "(.*)"$'),
+    ("requirements/*.txt", r"^    #(?: via|  ) ([\w.-]+) \(pyproject\.toml(?::\w+)?\)$"),
+    ("deploy/monitoring/alerts.yaml", r'job="({slug})"|under the job `({slug})`|^  - name: ({slug})$'),
+    ("deploy/monitoring/dashboard.json", r'^  "uid": "({slug})"|^    "({slug})",?$'),
+    ("docs/operations.md", r"under the job `({slug})`|job_name: ({slug})$|`({slug})` unless set"),
+)
+_NAMES = (
+    (str(PRODUCT), r'^NAME = "(.*)"$'),
+    ("deploy/monitoring/dashboard.json", r'^  "title": "({name})"'),
+    ("README.md", r"^# ({name})$"),
+)
+
+
+class RenameError(Exception):
+    """Says in one sentence why the name is not usable."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    name: str
+    slug: str
+
+
+def rename(root: Path, name: str, slug: str = "") -> list[Path]:
+    """Change the name, and give the files that changed. A name that is not usable changes none of them."""
+    chosen = _checked(root, name, slug)
+    texts = _renamed(root, chosen)
+    for path, text in texts.items():
+        path.write_text(text)
+    return [path.relative_to(root) for path in texts]
+
+
+def current(root: Path) -> Identity:
+    text = (root / PRODUCT).read_text()
+    name, slug = (re.search(rf'^{member} = "(.*)"$', text, re.MULTILINE) for member in ("NAME", "SLUG"))
+    if not (name and slug):
+        message = f'{PRODUCT} has no line NAME = "…" or no line SLUG = "…". Write them again first.'
+        raise RenameError(message)
+    return Identity(name[1], slug[1])
+
+
+def slug_of(name: str) -> str:
+    """Give the name in letters a to z, digits and hyphens; accents are dropped."""
+    plain = unicodedata.normalize("NFKD", re.sub("['’]", "", name)).encode("ascii", "ignore").decode()  # noqa: RUF001  # As typed.
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+
+
+def _checked(root: Path, name: str, slug: str) -> Identity:
+    if not name.isprintable():
+        raise RenameError("The name holds a control character or another one that cannot be seen. Write it without.")
+    name = " ".join(name.split())
+    if not name:
+        raise RenameError('The name is empty. Say it like this: make rename NAME="Acme Billing"')
+    if unusable := sorted(set(name) & set(_UNUSABLE)):
+        message = f"The name holds {' '.join(unusable)}, which would break a file that spells it. Write it without."
+        raise RenameError(message)
+    _check_length("The name", name, MailSettings, "from_name")
+    slug = slug or slug_of(name)
+    if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*", slug):
+        message = f'"{slug}" is no short form. Choose one of letters a to z, digits and hyphens: SLUG=acme-billing'
+        raise RenameError(message)
+    _check_length("The short form", slug, DatabaseSettings, "application_name")
+    if re.search(rf"^{slug}(?:\[.*\])?==", (root / "requirements" / "dev.txt").read_text(), re.MULTILINE):
+        message = (
+            f"{slug} is a package that this project installs. Choose another short form, such as SLUG={slug}-service"
+        )
+        raise RenameError(message)
+    return Identity(name, slug)
+
+
+def _check_length(what: str, text: str, model: type[BaseModel], field: str) -> None:
+    (longest,) = (rule.max_length for rule in model.model_fields[field].metadata if isinstance(rule, MaxLen))
+    if len(text) > longest:
+        message = f"{what} has {len(text)} characters, and at most {longest} fit. Choose a shorter one."
+        if field == "application_name":
+            message += " SLUG=… chooses the short form."
+        raise RenameError(message)
+
+
+def _renamed(root: Path, chosen: Identity) -> Mapping[Path, str]:
+    """Give the new text of each file that the new name changes."""
+    texts: dict[Path, str] = {}
+    for path, pattern, new in _places(root, chosen):
+        old = texts.get(path) or path.read_text()
+        texts[path] = re.sub(pattern, partial(_with_group, new=new), old, flags=re.MULTILINE)
+    return {path: text for path, text in sorted(texts.items()) if text != path.read_text()}
+
+
+def _places(root: Path, chosen: Identity) -> Iterator[tuple[Path, str, str]]:
+    before = current(root)
+    for places, new in ((_SLUGS, chosen.slug), (_NAMES, chosen.name)):
+        for files, pattern in places:
+            found = pattern.replace("{slug}", re.escape(before.slug)).replace("{name}", re.escape(before.name))
+            yield from ((path, found, new) for path in root.glob(files))
+
+
+def _with_group(match: re.Match[str], *, new: str) -> str:
+    start, end = match.span(match.lastindex or 0)
+    return match[0][: start - match.start()] + new + match[0][end - match.start() :]
