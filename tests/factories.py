@@ -8,8 +8,11 @@ from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.users.emails import identity
 from app.users.models import User
+from app.users.roles import granted
 
 PASSWORD = "correct horse battery staple"
+# What a token of an administrator carries, unless its request asks for less.
+ADMINISTRATION = " ".join(sorted(granted("admin")))
 _numbers = count(1)
 
 

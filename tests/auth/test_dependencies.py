@@ -18,7 +18,7 @@ from app.users.models import User
 from app.users.roles import SCOPES
 from tests.auth.test_tokens import CHALLENGE, ME, assert_refused
 from tests.conftest import LoggedIn, log_in, running
-from tests.factories import make_user
+from tests.factories import ADMINISTRATION, make_user
 
 BARE = f'Bearer realm="{product.SLUG}"'
 
@@ -210,7 +210,7 @@ async def test_a_token_with_the_scopes_gets_through(
 
     assert response.status_code == 200
     assert UUID(response.json()["user_id"]) == admin.id
-    assert response.json()["scopes"] == "audit:read users:read users:write"
+    assert response.json()["scopes"] == ADMINISTRATION
 
 
 async def test_a_bad_token_is_401_before_its_scopes_matter(guarded_app: FastAPI) -> None:

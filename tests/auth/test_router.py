@@ -22,7 +22,7 @@ from app.users.models import User
 from tests.auth.conftest import Target
 from tests.auth.forge import read_part
 from tests.conftest import LoggedIn, make_settings, running
-from tests.factories import PASSWORD, make_user
+from tests.factories import ADMINISTRATION, PASSWORD, make_user
 
 TOKEN = "/api/v1/auth/token"
 REVOKE = "/api/v1/auth/revoke"
@@ -116,9 +116,9 @@ async def admin_email(session: WriteSession, hasher: PasswordHasher) -> str:
 @pytest.mark.parametrize(
     ("requested", "granted"),
     [
-        pytest.param(None, "audit:read users:read users:write", id="not asked for"),
-        pytest.param("", "audit:read users:read users:write", id="empty"),
-        pytest.param(" ", "audit:read users:read users:write", id="blank"),
+        pytest.param(None, ADMINISTRATION, id="not asked for"),
+        pytest.param("", ADMINISTRATION, id="empty"),
+        pytest.param(" ", ADMINISTRATION, id="blank"),
         pytest.param("users:read", "users:read", id="one"),
         pytest.param("users:write  users:read", "users:read users:write", id="two, in another order"),
         pytest.param("users:read users:read", "users:read", id="one twice"),

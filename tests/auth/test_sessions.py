@@ -44,7 +44,7 @@ from tests.auth.login_sessions import (
 )
 from tests.auth.test_router import assert_oauth_error
 from tests.conftest import KEY_SET, LoggedIn, make_settings, running
-from tests.factories import PASSWORD, make_user
+from tests.factories import ADMINISTRATION, PASSWORD, make_user
 
 REAUTHENTICATE = "/api/v1/auth/reauthenticate"
 OUTSIDE_GRACE = "rotated_at = clock_timestamp() - interval '30.1 s'"
@@ -556,7 +556,7 @@ async def test_a_refresh_may_narrow_the_scope_of_its_access_token(client: AsyncC
 
     assert narrowed.body["scope"] == narrowed.claims["scope"] == "users:read"
     assert again.body["scope"] == again.claims["scope"] == "users:read"
-    assert whole.body["scope"] == "audit:read users:read users:write"
+    assert whole.body["scope"] == ADMINISTRATION
 
 
 async def test_a_refresh_never_widens_what_the_login_asked_for(
@@ -580,7 +580,7 @@ async def test_a_login_that_asked_for_no_scope_has_whatever_its_role_grants_late
     await session.commit()
 
     assert tokens.body["scope"] == ""
-    assert (await refresh(client, tokens)).body["scope"] == "audit:read users:read users:write"
+    assert (await refresh(client, tokens)).body["scope"] == ADMINISTRATION
 
 
 async def test_a_refresh_gives_what_the_role_grants_by_now(
