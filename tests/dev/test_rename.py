@@ -174,6 +174,13 @@ def test_a_renamed_copy_passes_checks_and_the_tests_that_compare_the_name(copy: 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_module_that_has_lost_its_name_is_reported(copy: Path) -> None:
+    (copy / "src" / "app" / "core" / "product.py").write_text('NAME = "Acme"\n')
+
+    with pytest.raises(RenameError, match=r"^src/app/core/product\.py has no line NAME"):
+        rename(copy, "Quince")
+
+
 # The command
 
 
