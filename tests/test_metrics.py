@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ async def site_on(url: str, **groups: Any) -> AsyncIterator[Site]:
     database = Database(settings.database)
     with exposition(TelemetrySettings(metrics_port=0)) as exposed:
         assert exposed
-        async with running(create_app(settings, database, exposition=exposed)) as client:
+        async with running(create_app(settings, database, exposition=lambda: nullcontext(exposed))) as client:
             yield Site(client, exposed.port, database)
     await database.dispose()
 

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -37,6 +37,7 @@ from app.health import router as health
 from app.health.service import SchemaWatch
 from app.jobs.exposing import exposing
 from app.migrations import revisions
+from app.startup import refuse_to_start
 from app.users import router as users
 
 API_PREFIX = "/api/v1"
@@ -47,16 +48,22 @@ ROUTERS = (
     # A new feature adds its router here.
 )
 
+_ELSEWHERE = "app.main has no application: run `app serve`, or another ASGI server such as `uvicorn app.asgi:app`"
+
 
 def create_app(
     settings: Settings,
     database: Database | None = None,
     *,
-    exposition: Exposition | None = None,
+    exposition: Callable[[], AbstractContextManager[Exposition | None]] = nullcontext,
     tracing: Tracing | None = None,
     readiness: Sequence[ReadinessCheck] = (),
 ) -> FastAPI:
-    """Build the application. A `database` passed in stays the caller's to dispose of; `readiness` adds to what is checked."""
+    """Build the application.
+
+    The caller disposes of a `database` that it passes in. `exposition` is entered while the application runs; `readiness` adds
+    checks to `/readyz`.
+    """
     tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
         title=product.NAME,
@@ -97,7 +104,7 @@ def create_app(
 def _lifespan(
     settings: Settings,
     given: Database | None,
-    exposition: Exposition | None,
+    exposition: Callable[[], AbstractContextManager[Exposition | None]],
     tracing: Tracing | None,
     readiness: Sequence[ReadinessCheck],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
@@ -113,22 +120,23 @@ def _lifespan(
             tracing.watch(database)
         instruments = [hasher.readings, *([listener.readings] if listener else [])]
         try:
-            async with (
-                following(keys),
-                _jobs(settings, database, keys, tracing),
-                exposing(exposition, database, instruments),
-            ):
-                yield {
-                    "settings": settings,
-                    "keys": keys,
-                    "database": database,
-                    "cursors": CursorSigner(keys.derive("cursor")),
-                    "addresses": ClientAddresses(settings.server.trusted_proxies),
-                    "schema": _schema(settings).unready,
-                    "readiness": (*readiness, *((listener.unready,) if listener else ())),
-                    "auth": _toolkit(settings, database, keys, hasher),
-                    "standing": StandingCheck(database, listener),
-                }
+            with exposition() as exposed:
+                async with (
+                    following(keys),
+                    _jobs(settings, database, keys, tracing),
+                    exposing(exposed, database, instruments),
+                ):
+                    yield {
+                        "settings": settings,
+                        "keys": keys,
+                        "database": database,
+                        "cursors": CursorSigner(keys.derive("cursor")),
+                        "addresses": ClientAddresses(settings.server.trusted_proxies),
+                        "schema": _schema(settings).unready,
+                        "readiness": (*readiness, *((listener.unready,) if listener else ())),
+                        "auth": _toolkit(settings, database, keys, hasher),
+                        "standing": StandingCheck(database, listener),
+                    }
         finally:
             if listener:
                 await listener.stop()
@@ -187,3 +195,18 @@ def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
 
 def _is_probe(scope: MutableMapping[str, Any]) -> bool:
     return scope["path"] in {"/livez", "/readyz"}
+
+
+# Hidden from type checkers, which would take every name for an attribute of this module.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        """Answer `uvicorn app.main:app`. A server would replace the text of an `AttributeError` with its own."""
+        if name == "app":
+            refuse_to_start(_ELSEWHERE)
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+
+
+if __name__ == "__main__":
+    refuse_to_start(_ELSEWHERE)

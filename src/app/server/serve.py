@@ -17,17 +17,13 @@ from typing import NoReturn, override
 import uvicorn
 
 from app.core.config import ServerSettings, Settings
-from app.core.db import tls
 from app.core.listening import listen
 from app.core.observability.exposition import Exposition, exposition
-from app.core.observability.logs import configure
-from app.core.security.breaches import check_breached
-from app.core.security.keys import load_key_ring
 from app.core.signals import noting_hangups
 from app.main import create_app
-from app.migrations import revisions
 from app.server.clients import Connection, Connections
 from app.server.supervisor import DRAIN, READY, RETIRE, Supervisor, heard
+from app.startup import prepare
 
 _START_PATIENCE = 60.0
 # What an end may take beyond its delay and its grace: to give up requests and to close connections to the database.
@@ -44,13 +40,7 @@ log = logging.getLogger(__name__)
 
 def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM; `announce` is called once connections are accepted."""
-    configure(settings.log, readable=settings.environment == "local")
-    # The application reads keys and migrations as well, and would fail with a traceback.
-    load_key_ring(settings.auth)
-    revisions.head()
-    tls.check(settings.database)
-    if settings.auth.breached_passwords_file:
-        check_breached(settings.auth.breached_passwords_file)
+    prepare(settings)
     _allow_files(settings.server.max_connections + _OTHER_FILES)
     with exposition(settings.telemetry) as exposed, listen(settings.server.host, settings.server.port) as listener:
 
@@ -165,7 +155,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(settings, exposition=exposed, readiness=(self._unready,)),
+                create_app(settings, exposition=lambda: nullcontext(exposed), readiness=(self._unready,)),
                 http=Connection,
                 ws="none",
                 log_config=None,

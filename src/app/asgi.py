@@ -1,0 +1,54 @@
+"""`app.asgi:app`, the application for any ASGI server. docs/servers.md compares them with `app serve`."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from app.core.config import TelemetrySettings, load_settings
+from app.core.errors import ConfigurationError
+from app.core.listening import PortInUseError
+from app.core.observability.exposition import Exposition, exposition
+from app.main import create_app
+from app.migrations.errors import MigrationError
+from app.startup import prepare, refuse_to_start
+
+log = logging.getLogger(__name__)
+
+
+def _make() -> FastAPI:
+    try:
+        settings = load_settings()
+        prepare(settings)
+        return create_app(settings, exposition=partial(_own_exposition, settings.telemetry))
+    except (ConfigurationError, MigrationError) as error:
+        refuse_to_start(str(error))
+
+
+@contextmanager
+def _own_exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
+    """Expose the metrics of this process alone. The worker processes of a foreign server cannot share the port."""
+    with ExitStack() as stack:
+        try:
+            exposed = stack.enter_context(exposition(settings))
+        except PortInUseError as error:
+            log.warning("this process exposes no metrics: %s", error)
+            exposed = None
+        yield exposed
+
+
+app: FastAPI
+
+# Hidden from type checkers, which would take every name for an attribute of this module.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> FastAPI:
+        """Make `app` when a server asks for it. Tools that import every module may have no settings."""
+        if name != "app":
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        made = globals()["app"] = _make()
+        return made

@@ -1,0 +1,31 @@
+"""Start of a web process, the same under `app serve` and under any other ASGI server."""
+
+import sys
+from typing import NoReturn
+
+from app.core.config import Settings
+from app.core.db import tls
+from app.core.observability.logs import configure
+from app.core.security.breaches import check_breached
+from app.core.security.keys import load_key_ring
+from app.migrations import revisions
+
+# uvicorn and gunicorn stop at this exit code. At any other code they start the failed worker process again, forever.
+_STARTUP_FAILURE = 3
+
+
+def prepare(settings: Settings) -> None:
+    """Configure the log, and check the files that the settings name: later, a bad file would end in a traceback."""
+    configure(settings.log, readable=settings.environment == "local")
+    load_key_ring(settings.auth)
+    revisions.head()
+    tls.check(settings.database)
+    if settings.auth.breached_passwords_file:
+        check_breached(settings.auth.breached_passwords_file)
+
+
+def refuse_to_start(sentence: str) -> NoReturn:
+    """End the process of a foreign ASGI server. Servers print tracebacks of exceptions, but not of SystemExit."""
+    sys.stderr.write(f"app: {sentence}\n")
+    sys.stderr.flush()
+    sys.exit(_STARTUP_FAILURE)
