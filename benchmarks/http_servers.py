@@ -1,7 +1,7 @@
 """`python -m benchmarks.http_servers`: the same application behind `app serve`, plain uvicorn and granian.
 
-Granian is no dependency of the project: `.venv/bin/uv pip install granian` first. Rate, latency and processor time are
-measured in turns with one process each; then two processes of each are told to end, and one of two is killed, under load.
+Rate, latency and processor time are measured in turns with one process each; then two processes of each are told to end, and
+one of two is killed, under load.
 """
 
 import argparse
@@ -17,21 +17,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import FastAPI
-
-from app.core.config import load_settings
-from app.core.observability.logs import configure
 from app.dev.embedded_postgres import server_for_tests
-from app.main import create_app
 from benchmarks.cases import CALLERS, CPU, FAILED, ME, P50, P99, RATE, Sample, bearer, send
 from benchmarks.lab import Lab, Site
 from benchmarks.load import Plan, refuse_to_start_without_tools
 from benchmarks.servers import ROOT, Command, Cores, Server, split_cores
 
 _PATIENCE = 20.0
-_APPLICATION = "benchmarks.http_servers:application"
-_UVICORN = ("--factory", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
-_GRANIAN = ("--factory", "--interface", "asgi", "--loop", "uvloop", "--no-ws", "--log-level", "warning")
+_APPLICATION = "app.asgi:app"
+_UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
+_GRANIAN = ("--interface", "asgi", "--loop", "uvloop", "--no-ws", "--log-level", "warning")
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "app serve": ("-m", "app", "serve", "--workers", "{workers}"),
     "uvicorn": ("-m", "uvicorn", *_UVICORN, "--workers", "{workers}", "--port", "{port}", _APPLICATION),
@@ -40,13 +35,6 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         *("--respawn-failed-workers", _APPLICATION),
     ),
 }
-
-
-def application() -> FastAPI:
-    """Make what all three serve."""
-    settings = load_settings()
-    configure(settings.log, readable=False)
-    return create_app(settings)
 
 
 def _start(name: str, site: Site, cores: Sequence[int], directory: Path, *, workers: int) -> Server:

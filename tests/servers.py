@@ -22,11 +22,13 @@ _START_PATIENCE = 60.0
 _STOP_PATIENCE = 20.0
 _POLL = 0.02
 _OURS = ("APP_", "DATABASE_URL", "PORT")
+# uvicorn and granian, and gunicorn.
+_TAKEN = ("ddress already in use", "Connection in use")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running `app serve`; everything it says goes to a file, so that it never waits for its reader."""
+    """A running server. Its output goes to a file, so that it never waits for a reader."""
 
     base_url: str
     process: asyncio.subprocess.Process
@@ -50,6 +52,17 @@ class Server:
                         return line
                 await asyncio.sleep(_POLL)
 
+    def processes(self) -> set[int]:
+        """Give the ids of the living processes that it started, and its own."""
+        return {int(entry.name) for entry in Path("/proc").glob("[0-9]*") if self._has(entry)}
+
+    def _has(self, entry: Path) -> bool:
+        try:
+            state, _, _, session, *_ = (entry / "stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            return False
+        return int(session) == self.process.pid and state != "Z"
+
     async def stop(self, *, within: float = _STOP_PATIENCE) -> int:
         """Ask it to end, kill it and its workers if it does not, and give the exit code."""
         if self.process.returncode is None:
@@ -70,7 +83,7 @@ async def real_server(database_url: str, *arguments: str, **environment: str) ->
 
 @asynccontextmanager
 async def server_by(command: tuple[str, ...], database_url: str, environment: dict[str, str]) -> AsyncIterator[Server]:
-    """Run this command, which becomes a server, until the block ends."""
+    """Run this command, which becomes a server, until the block ends. `{port}` in it stands for the port."""
     with TemporaryDirectory(prefix="server-") as directory:
         server = await _start(Path(directory), database_url, command, environment)
         try:
@@ -87,8 +100,9 @@ async def _start(directory: Path, database_url: str, command: tuple[str, ...], e
         except BaseException as error:
             await server.stop()
             said = "\n".join(server.lines())
-            # Somebody took the port between our choosing it and its being opened.
-            if "PORT" not in environment and f"port {server.base_url.rpartition(':')[2]} is in use" in said:
+            taken = (f"port {server.base_url.rpartition(':')[2]} is in use", *_TAKEN)
+            # Another process took the port after it was chosen here.
+            if "PORT" not in environment and any(text in said for text in taken):
                 continue
             error.add_note(said)
             raise
@@ -109,7 +123,7 @@ async def _launch(directory: Path, database_url: str, command: tuple[str, ...], 
     log_file = directory / f"{port}.log"
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *(argument.replace("{port}", port) for argument in command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

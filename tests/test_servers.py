@@ -1,9 +1,32 @@
+"""Servers that run the application: the tests' own use of `app serve`, and the other ones of docs/servers.md."""
+
+import asyncio
+import shlex
 import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
-from httpx2 import AsyncClient
+from httpx2 import AsyncClient, Response
+from sqlalchemy import text
 
-from tests.servers import real_server
+from app.core.db.database import Database
+from app.core.security.hashing import PasswordHasher
+from tests.conftest import ROOT, make_settings
+from tests.factories import PASSWORD, make_user
+from tests.listings import listings
+from tests.servers import Server, real_server, server_by
+
+# Arguments that a busy machine needs, and that leave nothing behind in the home directory.
+PATIENCE = {
+    "uvicorn": ("--timeout-worker-healthcheck", "60"),
+    "fastapi": (),
+    "gunicorn": ("--timeout", "120", "--no-control-socket"),
+    "granian": (),
+}
+SERVERS = tuple(PATIENCE)
 
 
 async def test_a_server_is_ready_logs_its_requests_and_ends_when_told(clone_url: str) -> None:
@@ -33,3 +56,103 @@ async def test_a_server_that_cannot_start_fails_with_what_it_said(clone_url: str
             pytest.fail("this cannot start")
 
     assert "APP_SERVER__PORT" in str(failure.value.__notes__)
+
+
+def command_of(program: str) -> tuple[str, ...]:
+    """Give the command of a server as the documents show it, with the port of the test."""
+    [line] = [
+        listing.text
+        for listing in listings(ROOT / "docs" / "servers.md")
+        if listing.language == "bash" and listing.text.startswith(f"{program} ")
+    ]
+    path = Path(sys.executable).with_name(program)
+    arguments = shlex.split(line)[1:]
+    return str(path), *(argument.replace("8000", "{port}") for argument in arguments), *PATIENCE[program]
+
+
+@asynccontextmanager
+async def blocked(client: AsyncClient, path: str, headers: dict[str, str], database: Database) -> AsyncIterator[None]:
+    """Hold a request back in the database while the block runs, and see that it is answered after it."""
+    blocked_statements = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with database.begin() as session:
+        await session.execute(text("LOCK TABLE users IN ACCESS EXCLUSIVE MODE"))
+        request = asyncio.create_task(client.get(path, headers=headers))
+        async with asyncio.timeout(30), database.read_sessions() as observer:
+            while not await observer.scalar(blocked_statements):
+                await observer.rollback()
+        yield
+    response: Response = await request
+    assert response.status_code == 200
+
+
+async def until_none_is_left(server: Server) -> None:
+    async with asyncio.timeout(30):
+        while server.processes():  # noqa: ASYNC110  # Other processes change.
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", SERVERS)
+async def test_any_server_runs_the_application_and_answers_a_request_before_it_ends(
+    hasher: PasswordHasher, clone_url: str, program: str
+) -> None:
+    database = Database(make_settings(clone_url, database={"lock_timeout": "60s", "statement_timeout": "60s"}).database)
+    async with database.begin() as session:
+        email = (await make_user(session, hasher)).email
+    settings = {"APP_DATABASE__LOCK_TIMEOUT": "60s", "APP_DATABASE__STATEMENT_TIMEOUT": "60s"}
+
+    async with (
+        server_by(command_of(program), clone_url, settings) as server,
+        AsyncClient(base_url=server.base_url, timeout=60) as client,
+    ):
+        async with asyncio.timeout(60):
+            # Each worker process listens for revocations.
+            while len(workers := server.records("revocations are known")) < 2:  # noqa: ASYNC110  # Other processes change.
+                await asyncio.sleep(0.02)
+        assert len(workers) == 2
+
+        form = {"grant_type": "password", "username": email, "password": PASSWORD}
+        login = await client.post("/api/v1/auth/token", data=form, headers={"X-Forwarded-For": "203.0.113.9"})
+        headers = {"Authorization": f"Bearer {login.json()['access_token']}"}
+        me = await client.get("/api/v1/users/me", headers=headers)
+        refusals = await client.get("/nothing"), await client.post("/api/v1/auth/register", json={})
+
+        assert me.json()["email"] == email
+        assert [(response.status_code, response.headers["content-type"]) for response in refusals] == [
+            (404, "application/problem+json"),
+            (422, "application/problem+json"),
+        ]
+        assert all(response.json()["request_id"] == response.headers["X-Request-ID"] for response in refusals)
+        # The server has not replaced the address of the client by one that the client chose.
+        await server.wait_for_line("forwarded headers from 127.0.0.1 are ignored")
+        await server.wait_for_line(me.headers["X-Request-ID"])
+
+        async with blocked(client, "/api/v1/users/me", headers, database):
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(1)
+            assert server.process.returncode is None
+        await client.aclose()
+
+        assert await asyncio.wait_for(server.process.wait(), 60) == 0
+        await until_none_is_left(server)
+    await database.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "exit_code"), [("uvicorn", 3), ("fastapi", 3), ("gunicorn", 3), ("granian", 1)], ids=SERVERS
+)
+async def test_any_server_ends_with_the_sentence_about_bad_settings(program: str, exit_code: int) -> None:
+    command = [argument if argument != "2" else "1" for argument in command_of(program)]
+
+    with pytest.raises(RuntimeError, match=f"exit code {exit_code} ") as failure:
+        async with server_by(
+            tuple(command), "postgresql://nobody@127.0.0.1:1/nothing", {"APP_AUTH__BCRYPT_COST": "many"}
+        ):
+            pytest.fail("this cannot start")
+
+    [said] = failure.value.__notes__
+    assert "app: The settings cannot be used:\n  - APP_AUTH__BCRYPT_COST: " in said
+    assert "Traceback" not in said
