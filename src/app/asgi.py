@@ -43,7 +43,7 @@ def _own_exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
 app: FastAPI
 
 # Hidden from type checkers, which would take every name for an attribute of this module.
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # pragma: no branch  # Always true when it runs.
 
     def __getattr__(name: str) -> FastAPI:
         """Make `app` when a server asks for it. Tools that import every module may have no settings."""

@@ -198,7 +198,7 @@ def _is_probe(scope: MutableMapping[str, Any]) -> bool:
 
 
 # Hidden from type checkers, which would take every name for an attribute of this module.
-if not TYPE_CHECKING:
+if not TYPE_CHECKING:  # pragma: no branch  # Always true when it runs.
 
     def __getattr__(name: str) -> NoReturn:
         """Answer `uvicorn app.main:app`. A server would replace the text of an `AttributeError` with its own."""
