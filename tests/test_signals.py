@@ -17,6 +17,7 @@ import pytest
 from httpx2 import AsyncClient, HTTPError
 
 from app import __main__ as program
+from app.core.signals import noting_hangups
 from app.dev.ports import free_port
 from app.server import serve as server
 from tests.conftest import KEY_SET, make_settings
@@ -235,3 +236,12 @@ def test_a_hangup_is_logged_by_a_single_process_that_ignored_it_so_far(
         signal.signal(signal.SIGHUP, before)
 
     assert capsys.readouterr().out.count(NOTHING_TO_RENEW) == 2
+
+
+def test_a_hangup_that_is_not_ignored_stays_with_the_caller() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with noting_hangups():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
