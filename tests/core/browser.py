@@ -37,6 +37,13 @@ os.execvp(sys.argv[3], sys.argv[3:])
 _LARGEST_MESSAGE = 1 << 26
 
 
+_LEFT = "navigated or closed"
+
+
+class PageLeftError(Exception):
+    """The browser went to another page before a script of this one had ended."""
+
+
 class Page:
     """One tab: what it is told to do, and everything it complained of."""
 
@@ -77,6 +84,8 @@ class Page:
         message = {"id": number, "method": method, "params": params, **self._session}
         self._commands.write(json.dumps(message).encode() + b"\0")
         result = await asyncio.wait_for(answer, 30)
+        if _LEFT in result.get("error", {}).get("message", ""):
+            raise PageLeftError
         assert "error" not in result, (method, result)
         found: dict[str, Any] = result["result"]
         return found
@@ -100,7 +109,13 @@ class Page:
         return result["result"].get("value")
 
     async def wait_for(self, expression: str) -> Any:
-        """Wait until an expression is true of the page, and give its value."""
+        """Wait until an expression is true of the page, and give its value. The page may change meanwhile."""
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(PageLeftError):
+                    return await self._look_for(expression)
+
+    async def _look_for(self, expression: str) -> Any:
         return await self.run(
             "new Promise((resolve, reject) => { const end = Date.now() + 15000; (function look() {"
             f"  const found = {expression};"
