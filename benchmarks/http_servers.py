@@ -1,6 +1,6 @@
 """`python -m benchmarks.http_servers`: the same application behind `app serve`, plain uvicorn and granian.
 
-Rate, latency and processor time are measured in turns with one process each; then two processes of each are told to end, and
+Rate, latency and processor time are measured in turns with one process each; then two processes of each get SIGTERM, and
 one of two is killed, under load.
 """
 
@@ -168,7 +168,7 @@ def _faults(site: Site, cores: Cores, directory: Path) -> Iterator[str]:
     yield "| server | what | seconds | answered | sent without an answer |"
     yield "|---|---|--:|--:|--:|"
     for name in COMMANDS:
-        for title, act in (("told to end", _end_under_load), ("one of two killed", _kill_under_load)):
+        for title, act in (("SIGTERM", _end_under_load), ("one of two killed", _kill_under_load)):
             with _start(name, site, cores.all, directory, workers=2) as server:
                 # The others must be up as well.
                 time.sleep(3)

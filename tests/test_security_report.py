@@ -35,7 +35,7 @@ CONNECTING = {
     "core/db/connections.py": "PostgreSQL: the two pools.",
     "core/db/database.py": "Asks for those two.",
     "core/db/failures.py": "Names the driver's errors; connects to nothing.",
-    "core/observability/exposition.py": "Listens for whoever collects the metrics, and asks the other processes of the service for theirs.",
+    "core/observability/exposition.py": "Listens for Prometheus, and asks the other processes of the service for their metrics.",
     "core/listening.py": "Listens; connects to nothing.",
     "core/db/reads.py": "Asks the pool for reading.",
     "core/db/tls.py": "PostgreSQL: opens each connection of the pools, the listener and the migrations.",

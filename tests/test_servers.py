@@ -18,6 +18,7 @@ from tests.conftest import ROOT, make_settings
 from tests.factories import PASSWORD, make_user
 from tests.listings import listings
 from tests.servers import Server, real_server, server_by
+from tests.test_workers import until
 
 # Arguments that a busy machine needs, and that leave nothing behind in the home directory.
 PATIENCE = {
@@ -88,9 +89,7 @@ async def blocked(client: AsyncClient, path: str, headers: dict[str, str], datab
 
 
 async def until_none_is_left(server: Server) -> None:
-    async with asyncio.timeout(30):
-        while server.processes():  # noqa: ASYNC110  # Other processes change.
-            await asyncio.sleep(0.02)
+    await until(lambda: not server.processes())
 
 
 @pytest.mark.slow
@@ -107,10 +106,9 @@ async def test_any_server_runs_the_application_and_answers_a_request_before_it_e
         server_by(command_of(program), clone_url, settings) as server,
         AsyncClient(base_url=server.base_url, timeout=60) as client,
     ):
-        async with asyncio.timeout(60):
-            # Each worker process listens for revocations.
-            while len(workers := server.records("revocations are known")) < 2:  # noqa: ASYNC110  # Other processes change.
-                await asyncio.sleep(0.02)
+        # Each worker process listens for revocations.
+        await until(lambda: len(server.records("revocations are known")) >= 2)
+        workers = server.records("revocations are known")
         assert len(workers) == 2
 
         form = {"grant_type": "password", "username": email, "password": PASSWORD}

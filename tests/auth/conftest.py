@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 from httpx2 import AsyncClient
 
+from app.auth import revocation
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
@@ -14,6 +15,8 @@ from tests.auth.forge import Forge, signing_jwk
 from tests.auth.post import Post
 from tests.conftest import KEY_SET, LoggedIn, cloned, log_in, make_settings, running
 from tests.factories import make_user
+
+_LONGER_THAN_A_TEST = 600
 
 
 def forge_for(headers: dict[str, str]) -> Forge:
@@ -51,3 +54,10 @@ async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Tar
         async with running(create_app(settings, database)) as client:
             yield Target(client, forge_for(await log_in(client, account.email)))
         await database.dispose()
+
+
+@pytest.fixture
+def without_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes learn of revocations by notification alone: they poll only when a notification says so."""
+    for interval in ("POLL_INTERVAL", "FENCE"):
+        monkeypatch.setattr(revocation, interval, _LONGER_THAN_A_TEST)

@@ -24,7 +24,7 @@ from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.auth.login_sessions import Pair, refresh, start
-from tests.auth.test_standing import (  # without_polls is a fixture.
+from tests.auth.test_standing import (
     ENDS,
     PATIENCE,
     WHO,
@@ -34,7 +34,6 @@ from tests.auth.test_standing import (  # without_polls is a fixture.
     run,
     until,
     with_who,
-    without_polls,  # noqa: F401
 )
 from tests.conftest import cloned, make_settings, running
 from tests.proxy import Proxy, proxied
@@ -473,10 +472,11 @@ def test_neither_order_nor_repetition_matters(applied: list[Entry], data: st.Dat
     assert len(one) == len(other)
     for subject in (UUID(int=number) for number in range(4)):
         for version in (1, 3, 5):
-            facts: Any = {"session_id": subject, "user_id": UUID(int=9), "version": version}
-            assert one.covers(**facts) == other.covers(**facts)
-            facts = {"session_id": UUID(int=9), "user_id": subject, "version": version}
-            assert one.covers(**facts) == other.covers(**facts)
+            for session_id, user_id in ((subject, UUID(int=9)), (UUID(int=9), subject)):
+                covered = [
+                    each.covers(session_id=session_id, user_id=user_id, version=version) for each in (one, other)
+                ]
+                assert covered[0] == covered[1]
 
 
 def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.MonkeyPatch) -> None:

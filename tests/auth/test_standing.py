@@ -13,7 +13,6 @@ from httpx2 import AsyncClient
 from sqlalchemy import event, text
 
 from app.audit.service import Actor
-from app.auth import revocation
 from app.auth.dependencies import CurrentPrincipal, Principal
 from app.auth.errors import InsufficientScopeError
 from app.auth.tokens import AccessTokens
@@ -35,13 +34,6 @@ WHO = "/who"
 MODES = pytest.mark.parametrize("access_check", ["memory", "database"])
 # For what has to happen, whatever the machine is doing meanwhile.
 PATIENCE = 20.0
-
-
-@pytest.fixture
-def without_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let revocations be learned by notification alone: the listener polls only when a notification makes it."""
-    monkeypatch.setattr(revocation, "POLL_INTERVAL", 10 * PATIENCE)
-    monkeypatch.setattr(revocation, "FENCE", 10 * PATIENCE)
 
 
 @pytest.fixture(scope="module")

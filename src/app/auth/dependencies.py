@@ -8,8 +8,9 @@ from typing import Annotated, override
 from uuid import UUID
 
 from fastapi import Depends, Request, Security
-from fastapi.openapi.models import OAuthFlowPassword, OAuthFlows
-from fastapi.security import OAuth2, SecurityScopes
+from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
+from fastapi.security import SecurityScopes
+from fastapi.security.base import SecurityBase
 
 from app.audit.service import Actor
 from app.auth import standing
@@ -84,14 +85,14 @@ class Principal:
         )
 
 
-class _Login(OAuth2, Guard):
+class _Login(SecurityBase, Guard):
     """Reads `Authorization: Bearer …` and nothing else: no query, no form, no cookie (RFC 9700, 4.3.2)."""
 
     def __init__(self, *, ask: bool = False) -> None:
         self._ask = ask
-        super().__init__(
+        self.scheme_name = "login"
+        self.model = OAuth2(
             flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl=TOKEN_PATH, scopes=SCOPES)),
-            scheme_name="login",
             description="Log in with email address and password.",
         )
 
@@ -121,22 +122,22 @@ class _Login(OAuth2, Guard):
 class AccessTokenGuard(_Login):
     """Gives the caller of an operation."""
 
-    @override
-    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:  # type: ignore[override]  # Not the header.
+    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:
+        """Give the caller, or refuse the request."""
         return await self.principal(request, needed)
 
 
 class AccountGuard(_Login):
-    """Gives the caller's account. One dependency: each costs as much as the token that is verified."""
+    """Gives the caller's account. Guard and account are one dependency, because each dependency costs time."""
 
-    @override
-    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Account:  # type: ignore[override]  # Not the header.
+    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Account:
+        """Give the caller's account, or refuse the request."""
         principal = await self.principal(request, needed)
         return await _standing_account(request.state["database"].reads, principal)
 
 
 async def get_visitor(request: AuthRequest) -> Actor:
-    """Give what is known of a caller who has not said who they are."""
+    """Give the network address and the browser of an anonymous client."""
     return _visitor(request)
 
 

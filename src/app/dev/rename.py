@@ -61,7 +61,7 @@ def current(root: Path) -> Identity:
 
 def slug_of(name: str) -> str:
     """Give the name in letters a to z, digits and hyphens; accents are dropped."""
-    plain = unicodedata.normalize("NFKD", re.sub("['’]", "", name)).encode("ascii", "ignore").decode()  # noqa: RUF001  # As typed.
+    plain = unicodedata.normalize("NFKD", re.sub("['\u2019]", "", name)).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 

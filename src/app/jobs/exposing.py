@@ -1,10 +1,10 @@
-"""What a process shows of itself beside its own counters: the pools of connections, and the queue."""
+"""Metrics of the connection pools and of the job queue."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any
 
+from app.core.db.connections import pool_of
 from app.core.db.database import Database
 from app.core.observability.exposition import Exposition
 from app.core.observability.metrics import Instrument, Reading
@@ -14,7 +14,7 @@ from app.jobs import service
 def exposing(
     exposed: Exposition | None, database: Database, instruments: Iterable[Instrument] = ()
 ) -> AbstractAsyncContextManager[None]:
-    """Answer scrapes meanwhile, with what the queue shows as well."""
+    """Answer scrapes while the context lasts, with the metrics of the pools and of the queue."""
 
     async def look_at_queue() -> Iterable[Reading]:
         async with database.read_sessions() as session:
@@ -26,9 +26,9 @@ def exposing(
 
 
 def pool_readings(database: Database) -> Iterator[Reading]:
-    """Show how the pools of connections are used."""
+    """Read the size and the use of both connection pools."""
     for name, engine in (("write", database.engine), ("read", database.read_engine)):
-        pool: Any = engine.pool
+        pool = pool_of(engine)
         labels = {"pool": name}
         yield Reading("database_pool_size", "Connections that the pool may have.", pool.size(), labels)
         yield Reading("database_pool_in_use", "Connections taken from the pool.", pool.checkedout(), labels)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from time import monotonic
-from typing import Any, NoReturn, override
+from typing import Any, NoReturn, cast, override
 
 import asyncpg
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -90,6 +90,11 @@ class Pool(AsyncAdaptedQueuePool):
             return super()._do_get()
         with self.counted_as_waiting():
             return super()._do_get()
+
+
+def pool_of(engine: AsyncEngine | Engine) -> Pool:
+    """Return the pool that an engine of this module uses now. The engine replaces it when connections break."""
+    return cast("Pool", engine.pool)
 
 
 def create_engine(settings: DatabaseSettings) -> AsyncEngine:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util.concurrency import greenlet_spawn
 
-from app.core.db.connections import Pool
+from app.core.db.connections import pool_of
 from app.core.db.failures import DatabaseUnavailableError
 from app.core.db.query_log import Watch
 
@@ -72,8 +72,8 @@ class DirectReads(SessionReads):
     def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:
         super().__init__(sessions)
         self._engine = engine.sync_engine
-        # The queue of the pool gives a free connection to a newcomer before the tasks that wait. A semaphore is fair.
-        self._turns = asyncio.Semaphore(self._pool.size())
+        # SQLAlchemy's pool may give a free connection to a new task before the waiting ones. A semaphore is fair.
+        self._turns = asyncio.Semaphore(pool_of(engine).size())
         self._watch = watch
         self._prepared = lru_cache(_MOST)(self._prepare)
 
@@ -90,13 +90,6 @@ class DirectReads(SessionReads):
             return await super().execute(statement, values)
         return IteratorResult(prepared.columns, iter(rows))
 
-    @property
-    def _pool(self) -> Pool:
-        # The engine replaces its pool when connections break.
-        pool = self._engine.pool
-        assert isinstance(pool, Pool)  # noqa: S101  # `connections` makes no other.
-        return pool
-
     async def _fetch(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
         if self._turns.locked():
             await self._wait()
@@ -108,7 +101,7 @@ class DirectReads(SessionReads):
             self._turns.release()
 
     async def _wait(self) -> None:
-        pool = self._pool
+        pool = pool_of(self._engine)
         try:
             with pool.counted_as_waiting():
                 async with asyncio.timeout(pool.timeout()):
@@ -118,8 +111,8 @@ class DirectReads(SessionReads):
             raise PoolTimeoutError(message) from error
 
     async def _connection(self) -> PoolProxiedConnection:
-        if self._pool.checkedin():
-            # A greenlet costs a tenth of the whole request. Only a connection that has to be opened needs one.
+        if pool_of(self._engine).checkedin():
+            # A greenlet costs a tenth of a small request. Only opening a connection needs one.
             with suppress(MissingGreenlet):
                 return self._engine.raw_connection()
         return await greenlet_spawn(self._engine.raw_connection)

@@ -246,13 +246,13 @@ def _answer_without_files(app: FastAPI) -> None:
     """Answer 503 when no file descriptor is free. Libraries import modules at their first use, and an import opens files."""
     note = _Note("no file descriptor is free")
 
-    async def on_os_error(request: Request, error: OSError) -> Response:
+    async def on_os_error(request: Request, error: Exception) -> Response:
         if not is_out_of_files(error):
             raise error
         note.write(error)
         return problem_response(request.scope, UnavailableError())
 
-    app.add_exception_handler(OSError, on_os_error)  # type: ignore[arg-type]
+    app.add_exception_handler(OSError, on_os_error)
 
 
 def _is_declared_as_gone(request: Request, error: DBAPIError) -> bool:
