@@ -137,7 +137,7 @@ class AccountGuard(_Login):
 
 
 async def get_visitor(request: AuthRequest) -> Actor:
-    """Give the network address and the browser of an anonymous client."""
+    """Give the address, user agent and request id of the client, for the audit log."""
     return _visitor(request)
 
 

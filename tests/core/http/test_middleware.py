@@ -1,12 +1,13 @@
 import asyncio
 import json
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 import structlog
 from fastapi import Request, Response
-from httpx2 import AsyncClient
+from httpx2 import ASGITransport, AsyncClient
+from starlette.types import Receive, Scope, Send
 
 from app.core.config import LogSettings
 from app.core.errors import NotFoundError
@@ -558,3 +559,15 @@ async def test_a_request_that_the_server_gives_up_is_told() -> None:
 
     assert_problem(response, 503, "shutting_down")
     assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/things/a\n", "/things/a\0"])
+async def test_a_server_that_sends_only_the_decoded_path_bypasses_nothing(path: str) -> None:
+    async def without_raw_path(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner({name: value for name, value in scope.items() if name != "raw_path"}, receive, send)
+
+    inner = with_state(application(router))
+    async with AsyncClient(transport=ASGITransport(without_raw_path), base_url="http://test") as client:
+        response = await client.get(quote(path))
+
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")

@@ -15,7 +15,7 @@ FOREIGN_KEY_VIOLATION = "23503"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_CLASSES = ("08", "53", "57", "58")
 _TRANSIENT_STATES = frozenset({"25P03", "25P04", "40001", "40P01", "55P03"})
-# The server has rolled back the whole transaction, even when COMMIT failed.
+# The server has rolled back the whole transaction, whichever statement failed. COMMIT may be that statement.
 _UNDONE = frozenset({"40001", "40P01"})
 # Timeouts: idle in transaction, transaction, lock, statement, idle session. A retry would reach the same timeout.
 _TIMEOUTS = frozenset({"25P03", "25P04", "55P03", "57014", "57P05"})

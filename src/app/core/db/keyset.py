@@ -1,4 +1,4 @@
-"""Keyset pagination: the SQL of the next page, and signed cursors that name its first row."""
+"""Keyset pagination: the SQL of the next page, and signed cursors that name the last row of the page before."""
 
 import hashlib
 import hmac

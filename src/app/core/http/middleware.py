@@ -291,16 +291,14 @@ def _template(scope: MutableMapping[str, Any]) -> str:
 
 
 def _is_ambiguous(scope: Scope) -> bool:
-    """Tell whether the decoded path has other segments than the address, or a NUL, which no file and no column takes.
+    """Tell whether a proxy may read the address as another path than the router, or the path contains NUL.
 
-    Routes match the decoded path, and a pattern ends before a final newline too. An encoded slash or newline would bypass
-    the path rules of a proxy.
+    Routes match the decoded path, and their patterns also end before a final newline. So an encoded slash or newline would
+    bypass the path rules of a proxy. No file and no column takes a NUL. An ASGI server need not send `raw_path`.
     """
     raw: bytes = scope.get("raw_path") or b""
-    if b"%" not in raw:
-        return False
     path: str = scope["path"]
-    return b"%2f" in raw.lower() or "\0" in path or path.endswith("\n")
+    return "\0" in path or path.endswith("\n") or b"%2f" in raw.lower()
 
 
 def _handler_of_defects(scope: Scope) -> ExceptionHandler | None:
