@@ -188,7 +188,8 @@ async def is_alive(client: AsyncClient) -> bool:
 async def test_a_server_outlives_the_terminal_that_it_was_started_in(
     clone_url: str, arguments: tuple[str, ...]
 ) -> None:
-    environment = settings_of(clone_url) | {"PORT": str(free_port())}
+    # With PYTHONUNBUFFERED nothing would be left to write when the process exits.
+    environment = settings_of(clone_url) | {"PORT": str(free_port()), "PYTHONUNBUFFERED": ""}
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *SERVE,

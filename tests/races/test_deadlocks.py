@@ -60,7 +60,7 @@ async def test_writes_to_the_same_accounts_at_once_never_deadlock(crowd: Crowd, 
     deadlocked: dict[tuple[str, ...], list[str]] = {}
     failed: dict[tuple[str, ...], list[int]] = {}
 
-    for others in list(batched(NAMES[NAMES.index(name) :], AT_ONCE, strict=False)) * ROUNDS:
+    for others in list(batched(NAMES[NAMES.index(name) :], AT_ONCE)) * ROUNDS:
         (actor, target), (other_actor, other_target) = [[crowd.parties[who] for who in side] for side in next(scenes)]
         await crowd.restore()
         calls = [WRITES[name](crowd, actor, target) for _ in range(COPIES)]

@@ -1,6 +1,8 @@
 import io
 import json
 import logging
+import sys
+from pathlib import Path
 from typing import override
 from uuid import UUID
 
@@ -8,7 +10,7 @@ import pytest
 import structlog
 
 from app.core.config import LogSettings
-from app.core.observability.logs import REDACTED, access_log, configure
+from app.core.observability.logs import REDACTED, access_log, configure, discard_unwritable_output
 from tests.core.recording import Recording
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -220,3 +222,13 @@ def test_a_log_that_cannot_be_written_raises_nothing(monkeypatch: pytest.MonkeyP
 
         access_log.write(logging.WARNING, {"route": "/livez"})
         logging.getLogger("app").warning("x")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_output_that_cannot_be_written_is_discarded_at_the_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The end of the block flushes again, and would raise "No space left on device".
+    with Path("/dev/full").open("w") as full:
+        full.write("a line")
+        monkeypatch.setattr(sys, name, full)
+
+        discard_unwritable_output()

@@ -1,7 +1,9 @@
 """Structured logs behind one `configure()`. Business code uses `logging.getLogger(__name__)` and nothing else."""
 
+import atexit
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -55,8 +57,25 @@ class _Writer:
     debug = info = warning = error = critical = write
 
 
+def discard_unwritable_output() -> None:
+    """Send what standard output and standard error refuse to the null device.
+
+    Python flushes both when it exits, and turns a failure into exit code 120, even when the service has stopped cleanly. The
+    terminal may be closed, or the disk full.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
 def configure(settings: LogSettings, *, readable: bool) -> None:
     """Send every log record of the process, libraries included, to standard output: one line each, redacted."""
+    atexit.unregister(discard_unwritable_output)
+    atexit.register(discard_unwritable_output)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
