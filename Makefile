@@ -55,7 +55,9 @@ types: setup ## Check types
 
 .PHONY: contracts
 contracts: setup ## Check who imports whom
-	@.venv/bin/lint-imports
+	@mkdir -p .local
+	@$(PYTHON_IN_VENV) -m app.dev contracts > .local/contracts.toml
+	@.venv/bin/lint-imports --config .local/contracts.toml
 
 .PHONY: migrations
 migrations: setup ## Check that no migration locks a table in use or leaves a type behind

@@ -15,8 +15,10 @@ from uuid import UUID, uuid4
 import asyncpg
 from sqlalchemy import make_url
 
+from app.auth.settings import AuthSettings
 from app.core.config import Settings
 from app.core.security.keys import KeyRing, generate_key_set, load_key_ring
+from app.settings import settings_model
 from benchmarks import limit, seed
 from benchmarks.seed import Caller
 from benchmarks.servers import Command, Cores, Server
@@ -129,7 +131,7 @@ def _filled(server_url: str, rows: int) -> Iterator[Site]:
     asyncio.run(_administer(server_url, f'CREATE DATABASE "{name}"'))
     url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
     key_set = generate_key_set()
-    settings = Settings.model_validate(
+    settings = settings_model().model_validate(
         {
             "database": {"url": url},
             "server": {"public_url": PUBLIC_URL},
@@ -138,7 +140,7 @@ def _filled(server_url: str, rows: int) -> Iterator[Site]:
     )
     try:
         asyncio.run(seed.make_database(settings, rows))
-        yield Site(settings, load_key_ring(settings.auth), key_set, rows)
+        yield Site(settings, load_key_ring(settings.of(AuthSettings)), key_set, rows)
     finally:
         asyncio.run(_administer(server_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
 

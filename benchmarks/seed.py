@@ -12,6 +12,7 @@ from sqlalchemy import make_url
 from uuid_utils.compat import uuid7
 
 from app.auth import refresh_tokens
+from app.auth.settings import AuthSettings, issuer
 from app.auth.tokens import AccessTokens
 from app.core.config import Settings
 from app.core.security.hashing import BcryptSha256Hasher
@@ -95,8 +96,8 @@ async def _log_in(settings: Settings, keys: KeyRing, numbers: range) -> list[Cal
 def _caller(
     settings: Settings, keys: KeyRing, session_id: UUID, user_id: UUID, nonce: bytes, pepper_id: int, ends: datetime
 ) -> Caller:
-    lifetime = int(settings.auth.access_token_ttl.total_seconds())
-    tokens = AccessTokens(keys, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime)
+    lifetime = int(settings.of(AuthSettings).access_token_ttl.total_seconds())
+    tokens = AccessTokens(keys, issuer=issuer(settings), audience=settings.of(AuthSettings).audience, lifetime=lifetime)
     access_token, _ = tokens.issue(
         user_id=user_id,
         session_id=session_id,

@@ -20,6 +20,7 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
 from starlette.types import Receive, Scope, Send
 
+from app.auth.settings import AuthSettings
 from app.core.config import DatabaseSettings, Settings
 from app.core.db.database import Database, ReadSession, StreamSession, WriteSession
 from app.core.db.reads import SessionReads
@@ -30,6 +31,7 @@ from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
 from app.migrations import runner
 from app.migrations.errors import MigrationError
+from app.settings import settings_model
 from tests.declared import Declarations
 from tests.factories import PASSWORD, make_user
 
@@ -155,7 +157,7 @@ def make_settings(url: str, **groups: Any) -> Settings:
     # What a test commits is seen on its own connection alone: no listener on another could learn of it.
     auth = {"signing_keys": KEY_SET, "bcrypt_cost": 4, "access_check": "database", **groups.pop("auth", {})}
     database = {"url": url, **groups.pop("database", {})}
-    return Settings.model_validate({"environment": "test", "database": database, "auth": auth, **groups})
+    return settings_model().model_validate({"environment": "test", "database": database, "auth": auth, **groups})
 
 
 @pytest.fixture(scope="session")
@@ -219,7 +221,7 @@ async def session(database: Database) -> AsyncIterator[WriteSession]:
 @pytest.fixture(scope="session")
 def hasher(settings: Settings) -> Iterator[PasswordHasher]:
     """A password hasher of the least cost."""
-    hasher = PasswordHasher(settings.auth)
+    hasher = PasswordHasher(settings.of(AuthSettings))
     yield hasher
     hasher.close()
 

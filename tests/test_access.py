@@ -1,9 +1,7 @@
-"""Every operation of the application, and who may call it. A new one fails here until it has its row."""
+"""Checks each operation against the access table. An operation without a row fails."""
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass
 
 import pytest
 from fastapi import FastAPI
@@ -16,86 +14,15 @@ from app.core.db.database import Database, WriteSession
 from app.core.http.access import PUBLIC_KEY, guards
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
+from tests.access import table
 from tests.aftermath import assert_problem, snapshot
 from tests.conftest import LoggedIn, log_in, running
 from tests.factories import PASSWORD, make_user
 
 REALM = f'Bearer realm="{product.SLUG}"'
-NEW_PASSWORD = "five quiet herons at dawn"
-NOBODYS = "00000000-0000-7000-8000-000000000000"
 
 
-@dataclass(frozen=True)
-class Access:
-    """Who may call an operation, and a request that is right but for the caller."""
-
-    scopes: frozenset[str] | None = frozenset()
-    """None: anybody. Empty: whoever is logged in."""
-    json: Mapping[str, Any] | None = None
-    form: Mapping[str, str] | None = None
-    path: Mapping[str, str] = field(default_factory=dict)
-    is_found: bool = True
-    """False: what the path names is nobody's, and whoever is let in is told just that."""
-    is_known: bool = True
-    """False: the secret in the body is nobody's, and whoever sends it is told just that."""
-
-
-def public(**request: Any) -> Access:
-    return Access(scopes=None, **request)
-
-
-def authenticated(**request: Any) -> Access:
-    return Access(**request)
-
-
-def scoped(*scopes: str, **request: Any) -> Access:
-    return Access(frozenset(scopes), **request)
-
-
-ACCESS: Mapping[str, Access] = MappingProxyType(
-    {
-        "POST /api/v1/auth/token": public(
-            form={"grant_type": "password", "username": "target@example.com", "password": PASSWORD}
-        ),
-        "POST /api/v1/auth/revoke": public(form={"token": "nobody's"}),
-        "POST /api/v1/auth/register": public(json={"email": "new@example.com", "password": NEW_PASSWORD}),
-        "POST /api/v1/auth/verify-email": public(json={"token": "nobody's"}, is_known=False),
-        "POST /api/v1/auth/verify-email/resend": public(json={"email": "new@example.com"}),
-        "POST /api/v1/auth/password/forgot": public(json={"email": "new@example.com"}),
-        "POST /api/v1/auth/password/reset": public(
-            json={"token": "nobody's", "new_password": NEW_PASSWORD}, is_known=False
-        ),
-        "POST /api/v1/auth/email/confirm": public(json={"token": "nobody's"}, is_known=False),
-        "POST /api/v1/auth/reauthenticate": authenticated(json={"password": PASSWORD}),
-        "GET /account/{name}": public(path={"name": "set-password"}),
-        "PUT /api/v1/users/me/password": authenticated(
-            json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}
-        ),
-        "POST /api/v1/users/me/email": authenticated(json={"new_email": "moved@example.com", "password": PASSWORD}),
-        "GET /api/v1/users/me/sessions": authenticated(),
-        "DELETE /api/v1/users/me/sessions": authenticated(),
-        "DELETE /api/v1/users/me/sessions/{session_id}": authenticated(path={"session_id": NOBODYS}, is_found=False),
-        "DELETE /api/v1/users/{user_id}/sessions": scoped("users:write"),
-        "POST /api/v1/users/{user_id}/password-reset": scoped("users:write"),
-        "GET /api/v1/users/me": authenticated(),
-        "PATCH /api/v1/users/me": authenticated(json={"full_name": "Ada"}),
-        "DELETE /api/v1/users/me": authenticated(),
-        "GET /api/v1/users/me/export": authenticated(),
-        "GET /api/v1/users": scoped("users:read"),
-        "POST /api/v1/users": scoped("users:write", json={"email": "new@example.com"}),
-        "GET /api/v1/users/{user_id}": scoped("users:read"),
-        "PATCH /api/v1/users/{user_id}": scoped("users:write", json={"full_name": "Ada"}),
-        "DELETE /api/v1/users/{user_id}": scoped("users:write"),
-        "GET /api/v1/audit-events": scoped("audit:read"),
-        "GET /.well-known/jwks.json": public(),
-        "GET /livez": public(),
-        "GET /readyz": public(),
-        "GET /problems/{name}": public(path={"name": "not-found"}),
-        "GET /openapi.json": public(),
-        "GET /docs": public(),
-        "GET /docs/{name}": public(path={"name": "swagger-ui.css"}),
-    }
-)
+ACCESS = table()
 GUARDED = [operation for operation, access in ACCESS.items() if access.scopes is not None]
 PUBLIC = [operation for operation, access in ACCESS.items() if access.scopes is None]
 

@@ -17,11 +17,9 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import AfterValidator, BaseModel, SecretStr
 
 import app as package
-from app import models
-from app.core.config import variables
 from app.core.errors import AppError
 from app.core.http import routing
-from app.core.http.access import PUBLIC_KEY, undeclared_operations
+from app.core.http.access import undeclared_operations
 from app.core.http.pages import PageQuery
 from app.core.schemas.fields import (
     FormPayload,
@@ -33,6 +31,7 @@ from app.core.schemas.fields import (
     PrintableSecret,
 )
 from app.main import create_app
+from app.settings import variables
 from tests.conftest import ROOT, make_settings
 
 SOURCE = ROOT / "src" / "app"
@@ -59,21 +58,6 @@ DEFERRED_IMPORTS = {
 OTHER_ROUTERS = {
     "core/http/routing.py": "Where routers are made.",
     "core/http/problems.py": "The pages that explain errors: HTML, without parameters, outside the document.",
-}
-PUBLIC = {
-    "GET /.well-known/jwks.json",
-    "GET /livez",
-    "GET /problems/{name}",
-    "GET /readyz",
-    "GET /account/{name}",
-    "POST /api/v1/auth/email/confirm",
-    "POST /api/v1/auth/password/forgot",
-    "POST /api/v1/auth/password/reset",
-    "POST /api/v1/auth/register",
-    "POST /api/v1/auth/revoke",
-    "POST /api/v1/auth/token",
-    "POST /api/v1/auth/verify-email",
-    "POST /api/v1/auth/verify-email/resend",
 }
 # Text in a request that declares no length, or no rule for its characters either, and why that does no harm.
 UNENDING = {
@@ -127,19 +111,6 @@ def test_only_the_edges_commit() -> None:
     assert found == COMMITTERS.keys(), f"{COMMITTERS.keys() - found} commit no longer: take them out of COMMITTERS"
 
 
-@pytest.mark.parametrize("file", sorted(SOURCE.glob("*/models.py")), ids=place)
-def test_every_model_is_named_in_models_py(file: Path) -> None:
-    declared = {
-        node.name
-        for _, node in nodes(file)
-        if isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") == "Base" for base in node.bases)
-    }
-
-    assert declared, f"{place(file)} declares no model"
-    missing = declared - set(models.__all__)
-    assert not missing, f"name {missing} in src/app/models.py: migrations and their tests know only what stands there"
-
-
 def all_errors() -> list[type[AppError]]:
     """Give every error of the application, whatever module declares it."""
     for module in pkgutil.walk_packages(package.__path__, "app."):
@@ -187,12 +158,6 @@ def operations(application: FastAPI) -> Iterator[tuple[str, Any, APIRoute]]:
         route = context.original_route
         if isinstance(route, APIRoute):
             yield f"{' '.join(sorted(context.methods or ()))} {context.path}", context, route
-
-
-def test_the_public_operations_are_those_meant_to_be(application: FastAPI) -> None:
-    public = {name for name, context, _ in operations(application) if (context.openapi_extra or {}).get(PUBLIC_KEY)}
-
-    assert public == PUBLIC, "whoever opens an operation to everybody names it in PUBLIC, so that it shows in review"
 
 
 def test_every_router_is_made_by_ours(application: FastAPI) -> None:

@@ -11,11 +11,13 @@ from sqlalchemy import make_url
 
 from app.audit import jobs as audit_jobs
 from app.auth import jobs as auth_jobs
+from app.auth.settings import AuthSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import load_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import make_mailer
+from app.mail.settings import MailSettings
 from app.main import create_app
 from tests.conftest import ROOT, log_in, make_settings, running
 from tests.factories import make_user
@@ -69,7 +71,7 @@ async def test_the_service_needs_no_more_than_the_documented_rights(
             await client.delete("/api/v1/users/me/sessions", headers=headers),
         ]
         await eventually(partial(all_are_done, database, tmp_path))
-    purging = Work(database, make_mailer(settings.mail), load_key_ring(settings.auth), settings)
+    purging = Work(database, make_mailer(settings.of(MailSettings)), load_key_ring(settings.of(AuthSettings)), settings)
     await audit_jobs.purge(purging)
     await auth_jobs.purge(purging)
 

@@ -14,9 +14,9 @@ import pytest
 import typer
 
 from app.cli import cli
-from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
+from app.settings import settings_model
 from tests.conftest import ROOT, make_settings
 from tests.factories import PASSWORD, make_user
 from tests.listings import Listing, listings
@@ -112,7 +112,7 @@ def test_programs_of_the_environment_that_are_named_exist(document: Path) -> Non
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_settings_that_are_named_exist(document: Path) -> None:
-    groups = {group: field.annotation for group, field in Settings.model_fields.items()}
+    groups = {group: field.annotation for group, field in settings_model().model_fields.items()}
     known = {f"APP_{group.upper()}" for group in groups} | {"APP_SECRETS_DIR"}
     for group, annotation in groups.items():
         members: dict[str, object] = getattr(annotation, "model_fields", {})

@@ -64,8 +64,10 @@ async def test_the_copy_is_what_is_imported(copy: Path) -> None:
     assert output.strip() == str(copy / "src" / "app" / "notes" / "__init__.py")
 
 
-def test_the_guide_adds_to_lists_and_changes_nothing_else() -> None:
-    assert {"src/app/main.py", "src/app/models.py", "tests/test_access.py"} == TOUCHED
+def test_the_guide_adds_one_line_to_one_existing_file() -> None:
+    assert {"src/app/features.py"} == TOUCHED
+    (added,) = (listing.text.count("\n+") for listing in LISTINGS if listing.language == "diff")
+    assert added == 1
     assert [path for path in NEW if (ROOT / path).exists()] == []
 
 
@@ -103,11 +105,21 @@ def named(migration: str) -> set[str]:
         pytest.param(("ruff", "check", *NEW, *TOUCHED), id="style"),
         pytest.param(("ruff", "format", "--check", *NEW, *TOUCHED), id="layout"),
         pytest.param(("mypy", *NEW, *TOUCHED), id="types", marks=pytest.mark.slow),
-        pytest.param(("lint-imports", "--no-cache"), id="contracts"),
     ],
 )
 async def test_what_the_guide_adds_passes_the_checks(copy: Path, command: tuple[str, ...]) -> None:
     await run(copy, str(Path(sys.executable).with_name(command[0])), *command[1:])
+
+
+async def test_what_the_guide_adds_keeps_the_import_contracts(copy: Path) -> None:
+    contracts = copy / "contracts.toml"
+    contracts.write_text(await run(copy, sys.executable, "-m", "app.dev", "contracts"))
+
+    said = await run(
+        copy, str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--config", str(contracts)
+    )
+
+    assert "The queries of notes are private to it KEPT" in said
 
 
 async def test_the_guides_migration_makes_what_its_model_says(copy: Path, clone_url: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import time_machine
 
-from app.core.config import AuthSettings
+from app.auth.settings import AuthSettings
 from app.core.security.keys import generate_key_set, load_key_ring, parse_key_ring
 from tests.test_cli import Command, app, assert_failed
 

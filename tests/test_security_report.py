@@ -16,11 +16,11 @@ from pydantic import SecretStr
 from sqlalchemy import Table
 
 from app import models
-from app.core.config import variables
 from app.core.db.database import Base
 from app.core.http.access import PUBLIC_KEY
 from app.dev.security import STATUSES, read, requirements_of
 from app.main import create_app
+from app.settings import variables
 from tests.conftest import ROOT, make_settings
 
 SOURCE = ROOT / "src" / "app"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from app.core.config import TelemetrySettings, load_settings
+from app.core.config import TelemetrySettings
 from app.core.errors import ConfigurationError
 from app.core.listening import PortInUseError
 from app.core.observability.exposition import Exposition, exposition
 from app.main import create_app
 from app.migrations.errors import MigrationError
+from app.settings import load_settings
 from app.startup import prepare, refuse_to_start
 
 log = logging.getLogger(__name__)

@@ -1,52 +1,37 @@
 """The application as a list of contents: settings in, app out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
-from app.audit import router as audit
-from app.auth import pages
-from app.auth import router as auth
-from app.auth.dependencies import AuthState
-from app.auth.revocation import RevocationListener
-from app.auth.standing import StandingCheck
-from app.auth.tokens import AccessTokens
-from app.auth.toolkit import Toolkit
+from app import features
 from app.core import product
-from app.core.config import Settings
+from app.core.config import KeySettings, Settings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
 from app.core.http import routing
 from app.core.http.access import refuse_undeclared
 from app.core.http.addresses import ClientAddresses
-from app.core.http.dependencies import ReadinessCheck
+from app.core.http.dependencies import CoreState
 from app.core.http.middleware import RequestMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
 from app.core.http.problems import add_error_handlers, problem_pages
 from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
-from app.core.security.hashing import PasswordHasher
+from app.core.resources import Foundation, ReadinessCheck, opened
 from app.core.security.keys import KeyRing, following, load_key_ring
-from app.core.security.rate_limits import RateLimiter
-from app.health import router as health
 from app.health.service import SchemaWatch
 from app.jobs.exposing import exposing
+from app.jobs.settings import runs_in_web_process
 from app.migrations import revisions
 from app.startup import refuse_to_start
-from app.users import router as users
 
 API_PREFIX = "/api/v1"
-ROUTERS = (
-    users.router,
-    *auth.ROUTERS,
-    audit.router,
-    # A new feature adds its router here.
-)
 
 _ELSEWHERE = "app.main has no application: run `app serve`, or another ASGI server such as `uvicorn app.asgi:app`"
 
@@ -90,15 +75,26 @@ def create_app(
         log_settings=settings.log,
     )
     add_error_handlers(app)
-    routing.include(app, health.router)
-    for router in ROUTERS:
-        routing.include(app, router, prefix=API_PREFIX)
-    for router in (auth.well_known, pages.router, problem_pages()):
-        routing.include(app, router)
+    for router, prefix in _routers():
+        routing.include(app, router, prefix=prefix)
+    routing.include(app, problem_pages())
     if settings.serves_docs:
         add_documentation(app)
     refuse_undeclared(app)
     return app
+
+
+def _routers() -> Iterator[tuple[APIRouter, str]]:
+    """Yield the routers of every feature: `ROUTERS` under the API's prefix, `ROOT_ROUTERS` without one."""
+    for feature, module in features.parts("router"):
+        routers = [
+            *((router, "") for router in getattr(module, "ROOT_ROUTERS", ())),
+            *((router, API_PREFIX) for router in getattr(module, "ROUTERS", ())),
+        ]
+        if not routers:
+            message = f"app.{feature}.router has neither ROUTERS nor ROOT_ROUTERS: add `ROUTERS = (router,)`"
+            raise TypeError(message)
+        yield from routers
 
 
 def _lifespan(
@@ -107,40 +103,32 @@ def _lifespan(
     exposition: Callable[[], AbstractContextManager[Exposition | None]],
     tracing: Tracing | None,
     readiness: Sequence[ReadinessCheck],
-) -> Callable[[FastAPI], AbstractAsyncContextManager[AuthState]]:
+) -> Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]]:
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[AuthState]:
-        keys = load_key_ring(settings.auth)
+    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        keys = load_key_ring(settings.of(KeySettings))
         database = given or Database(settings.database, slow_query=settings.log.slow_query)
-        hasher = PasswordHasher(settings.auth)
-        listener = RevocationListener(settings.database) if settings.auth.access_check == "memory" else None
-        if listener:
-            listener.start()
         if tracing:
             tracing.watch(database)
-        instruments = [hasher.readings, *([listener.readings] if listener else [])]
         try:
             with exposition() as exposed:
                 async with (
                     following(keys),
+                    opened(features.openers("open_for_web"), Foundation(settings, database, keys)) as resources,
                     _jobs(settings, database, keys, tracing),
-                    exposing(exposed, database, instruments),
+                    exposing(exposed, database, resources.instruments),
                 ):
-                    yield {
-                        "settings": settings,
-                        "keys": keys,
-                        "database": database,
-                        "cursors": CursorSigner(keys.derive("cursor")),
-                        "addresses": ClientAddresses(settings.server.trusted_proxies),
-                        "schema": _schema(settings).unready,
-                        "readiness": (*readiness, *((listener.unready,) if listener else ())),
-                        "auth": _toolkit(settings, database, keys, hasher),
-                        "standing": StandingCheck(database, listener),
-                    }
+                    core = CoreState(
+                        settings=settings,
+                        database=database,
+                        keys=keys,
+                        cursors=CursorSigner(keys.derive("cursor")),
+                        addresses=ClientAddresses(settings.server.trusted_proxies),
+                        schema=_schema(settings).unready,
+                        readiness=(*readiness, *resources.readiness),
+                    )
+                    yield {**core, **resources.state}
         finally:
-            if listener:
-                await listener.stop()
-            hasher.close()
             if given is None:
                 await database.dispose()
             if tracing:
@@ -153,7 +141,7 @@ def _jobs(
     settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None
 ) -> AbstractAsyncContextManager[None]:
     """Run the jobs inside the web process, where the settings say so."""
-    if not settings.runs_jobs_in_process:
+    if not runs_in_web_process(settings):
         return nullcontext()
     from app import worker
 
@@ -163,18 +151,6 @@ def _jobs(
 def _schema(settings: Settings) -> SchemaWatch:
     return SchemaWatch(
         head=revisions.head(), known=revisions.known(), accepts_newer=settings.database.accept_newer_schema
-    )
-
-
-def _toolkit(settings: Settings, database: Database, keys: KeyRing, hasher: PasswordHasher) -> Toolkit:
-    lifetime = int(settings.auth.access_token_ttl.total_seconds())
-    return Toolkit(
-        settings=settings,
-        database=database,
-        keys=keys,
-        hasher=hasher,
-        access_tokens=AccessTokens(keys, issuer=settings.issuer, audience=settings.auth.audience, lifetime=lifetime),
-        limiter=RateLimiter(database, keys.derive("rate-limit"), enabled=settings.rate_limit.enabled),
     )
 
 

@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from app.core.config import Settings
+from app.core.config import HashingSettings, KeySettings, Settings
 from app.core.db import tls
 from app.core.observability.logs import configure
 from app.core.security.breaches import check_breached
@@ -17,11 +17,11 @@ _STARTUP_FAILURE = 3
 def prepare(settings: Settings) -> None:
     """Configure the log, and check the files that the settings name: later, a bad file would end in a traceback."""
     configure(settings.log, readable=settings.environment == "local")
-    load_key_ring(settings.auth)
+    load_key_ring(settings.of(KeySettings))
     revisions.head()
     tls.check(settings.database)
-    if settings.auth.breached_passwords_file:
-        check_breached(settings.auth.breached_passwords_file)
+    if breached := settings.of(HashingSettings).breached_passwords_file:
+        check_breached(breached)
 
 
 def refuse_to_start(sentence: str) -> NoReturn:

@@ -9,12 +9,14 @@ from sqlalchemy.exc import DBAPIError
 from app.audit import jobs, service
 from app.audit.models import AuditEvent
 from app.audit.service import SYSTEM, Actor
+from app.audit.settings import AuditSettings
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.db.failures import sqlstate
 from app.core.security.keys import parse_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import make_mailer
+from app.mail.settings import MailSettings
 from app.worker import PERIODIC
 from tests.aftermath import events
 from tests.conftest import KEY_SET, make_settings
@@ -23,7 +25,7 @@ ADA = UUID("0192f0c1-a2b3-7c4d-8e5f-000000000001")
 
 
 def make_work(database: Database, settings: Settings) -> Work:
-    return Work(database, make_mailer(settings.mail), parse_key_ring(KEY_SET, source="the run"), settings)
+    return Work(database, make_mailer(settings.of(MailSettings)), parse_key_ring(KEY_SET, source="the run"), settings)
 
 
 async def test_an_event_holds_what_is_known_of_the_actor(session: WriteSession) -> None:
@@ -161,6 +163,6 @@ async def test_the_door_is_shut_again_behind_a_purge(session: WriteSession) -> N
 def test_events_are_kept_for_400_days_and_purged_once_a_day(settings: Settings) -> None:
     (crons,) = [periodic.cron.split() for periodic in PERIODIC if periodic.job is jobs.purge]
 
-    assert settings.audit.keep == timedelta(days=400)
+    assert settings.of(AuditSettings).keep == timedelta(days=400)
     assert [part.isdecimal() for part in crons] == [True, True, False, False, False]
     assert crons[2:] == ["*", "*", "*"]

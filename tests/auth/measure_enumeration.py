@@ -22,6 +22,7 @@ from typing import Any, override
 
 from httpx2 import AsyncClient
 
+from app.auth.settings import AuthSettings
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
@@ -140,7 +141,7 @@ async def measure(server_url: str, samples: int, cost: int) -> list[Finding]:
     findings = []
     async with cloned(await make_template(server_url)) as url:
         settings = make_settings(url, auth={"bcrypt_cost": cost})
-        database, hasher = Database(settings.database), PasswordHasher(settings.auth)
+        database, hasher = Database(settings.database), PasswordHasher(settings.of(AuthSettings))
         async with database.begin() as session:
             await add_accounts(session, hasher)
         hasher.close()

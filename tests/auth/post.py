@@ -10,6 +10,7 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 from sqlalchemy import text
 
+from app.auth.settings import AuthSettings
 from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
@@ -43,7 +44,7 @@ class Post:
         self._database = database
         self._outbox = MemoryTransport()
         mailer = Mailer(self._outbox, from_address="app@example.com", from_name=product.NAME)
-        self._runner = JobRunner(Work(database, mailer, load_key_ring(settings.auth), settings), JOBS)
+        self._runner = JobRunner(Work(database, mailer, load_key_ring(settings.of(AuthSettings)), settings), JOBS)
 
     async def collect(self) -> list[Message]:
         """Run every job that waits, and those they enqueue; give what has been mailed since the last time."""

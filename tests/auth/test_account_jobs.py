@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from app.auth import jobs
+from app.auth.settings import AuthSettings
 from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
@@ -29,7 +30,7 @@ HASH = "$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 22 + "$" + "." * 31
 def work(database: Database, settings: Settings) -> Work:
     """What a running job is given."""
     mailer = Mailer(MemoryTransport(), from_address="app@example.com", from_name=product.NAME)
-    return Work(database, mailer, load_key_ring(settings.auth), settings, request_id="r-12345678", key="k")
+    return Work(database, mailer, load_key_ring(settings.of(AuthSettings)), settings, request_id="r-12345678", key="k")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from authlib.integrations.base_client import OAuthError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from jwt import PyJWKClient
 
+from app.auth.settings import AuthSettings
 from app.core import product
-from app.core.config import AuthSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.conftest import cloned, make_settings

@@ -8,6 +8,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 
+from app.auth.settings import AuthSettings
 from app.core import product
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
@@ -234,7 +235,7 @@ async def test_an_account_without_a_password_has_none_to_confirm(
 async def test_of_two_changes_at_once_one_wins_and_the_other_is_told_that_the_password_is_wrong(clone_url: str) -> None:
     settings = make_settings(clone_url, database=PATIENT)
     database = Database(settings.database)
-    hasher = PasswordHasher(settings.auth)
+    hasher = PasswordHasher(settings.of(AuthSettings))
     async with database.sessions() as session:
         await make_user(session, hasher, email="ada@example.com")
         await session.commit()

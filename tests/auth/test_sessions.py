@@ -24,6 +24,7 @@ from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import parse_key_ring
 from app.jobs.queue import Work
 from app.mail.mailer import make_mailer
+from app.mail.settings import MailSettings
 from app.main import create_app
 from tests.aftermath import assert_problem, events
 from tests.aftermath import jobs as waiting_jobs
@@ -534,7 +535,7 @@ async def test_ended_sessions_are_deleted_after_a_month(
     await session.commit()
     keys = parse_key_ring(KEY_SET, source="tests")
 
-    await jobs.purge(Work(database, make_mailer(settings.mail), keys, settings))
+    await jobs.purge(Work(database, make_mailer(settings.of(MailSettings)), keys, settings))
 
     remaining = set((await session.scalars(text("SELECT id FROM sessions"))).all())
     published = set((await session.scalars(text("SELECT subject FROM revocations"))).all())

@@ -15,6 +15,7 @@ from sqlalchemy import event, text
 from app.audit.service import Actor
 from app.auth.dependencies import CurrentPrincipal, Principal
 from app.auth.errors import InsufficientScopeError
+from app.auth.settings import AuthSettings, issuer
 from app.auth.tokens import AccessTokens
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
@@ -216,7 +217,7 @@ async def test_an_account_that_is_read_anyway_is_looked_at_whatever_is_in_memory
 async def test_without_state_and_database_nothing_is_decided(access_check: str) -> None:
     settings = make_settings("postgresql://nobody@127.0.0.1:1/nothing", auth={"access_check": access_check})
     ring = parse_key_ring(KEY_SET, source="tests")
-    issuing = AccessTokens(ring, issuer=settings.issuer, audience=settings.auth.audience, lifetime=600)
+    issuing = AccessTokens(ring, issuer=issuer(settings), audience=settings.of(AuthSettings).audience, lifetime=600)
     now = int(time.time())
     token, _ = issuing.issue(
         user_id=uuid4(), session_id=uuid4(), version=1, scopes=[], auth_time=now, session_ends=now + 600

@@ -19,6 +19,7 @@ from joserfc import jwe
 from joserfc.jwk import ECKey
 
 from app.auth.errors import InvalidTokenError
+from app.auth.settings import issuer
 from app.auth.tokens import MAX_LIFETIME, AccessTokens
 from app.core import product
 from app.core.db.database import Database
@@ -578,7 +579,7 @@ async def test_tokens_can_be_signed_with_ed25519(database_url: str, database: Da
     key_set = generate_key_set("EdDSA")
     ring = parse_key_ring(key_set, source="tests")
     settings = make_settings(database_url, auth={"signing_keys": key_set})
-    tokens = AccessTokens(ring, issuer=settings.issuer, audience=product.SLUG, lifetime=600)
+    tokens = AccessTokens(ring, issuer=issuer(settings), audience=product.SLUG, lifetime=600)
     session_id = UUID(read_part(user.headers["Authorization"], 1)["sid"])
     token, _ = tokens.issue(
         user_id=UUID(user.user_id),

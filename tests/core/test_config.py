@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.core.config import SECRETS_DIR, MailSettings, Settings, load_settings, variables
+from app.auth.settings import AuthSettings, issuer
+from app.core.config import SECRETS_DIR, Settings
 from app.core.errors import ConfigurationError
+from app.jobs.settings import runs_in_web_process
+from app.mail.settings import MailSettings
+from app.settings import load_settings, variables
 from tests.core.test_environment import IN_EVERY_POD
 
 type Environment = Callable[..., None]
@@ -60,9 +64,9 @@ def test_a_safe_production_configuration_loads(environment: Environment) -> None
     settings = load_settings()
 
     assert settings.is_production
-    assert settings.issuer == settings.public_url == "https://api.example.com"
+    assert issuer(settings) == settings.public_url == "https://api.example.com"
     assert not settings.serves_docs
-    assert list(settings.unsafe_for_production()) == []
+    assert list(settings.unsafe_in_production()) == []
 
 
 def test_every_production_refusal_is_named_at_once(environment: Environment) -> None:
@@ -76,15 +80,15 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
     )
 
     assert [problem.split(":")[0] for problem in problems()] == [
-        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
-        "APP_AUTH__BCRYPT_COST",
-        "APP_RATE_LIMIT__ENABLED",
         "APP_SERVER__PUBLIC_URL",
         "APP_SERVER__CORS_ORIGINS",
         "DATABASE_URL",
         "DATABASE_URL",
+        "APP_RATE_LIMIT__ENABLED",
         "APP_LOG__LEVEL",
         "APP_MAIL__URL",
+        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
+        "APP_AUTH__BCRYPT_COST",
     ]
 
 
@@ -154,9 +158,9 @@ def test_what_is_safe_another_way_is_accepted_in_production(environment: Environ
 def test_an_empty_environment_names_everything_production_needs() -> None:
     assert [problem.split(":")[0] for problem in problems()] == [
         "DATABASE_URL",
-        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
         "APP_SERVER__PUBLIC_URL",
         "APP_MAIL__URL",
+        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
     ]
 
 
@@ -173,12 +177,12 @@ def test_invalid_unknown_and_unsafe_settings_are_named_in_one_go(environment: En
         "APP_AUTH__ISUER",
         "APP_DATABASE__POOL_SIZE",
         "APP_AUTH__BCRYPT_COST",
-        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
         "APP_SERVER__PUBLIC_URL",
         "DATABASE_URL",
         "DATABASE_URL",
         "APP_LOG__LEVEL",
         "APP_MAIL__URL",
+        "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE",
     ]
 
 
@@ -484,8 +488,9 @@ def test_secrets_may_be_files(environment: Environment, secrets: Path) -> None:
 
     settings = load_settings()
 
-    assert settings.auth.signing_keys is not None
-    assert settings.auth.signing_keys.get_secret_value() == '{"keys": []}'
+    keys = settings.of(AuthSettings).signing_keys
+    assert keys is not None
+    assert keys.get_secret_value() == '{"keys": []}'
     assert database_url(settings).endswith("@db.example.com/app?sslmode=verify-full")
 
 
@@ -493,7 +498,7 @@ def test_a_variable_wins_over_a_file(environment: Environment, secrets: Path) ->
     (secrets / "APP_AUTH__AUDIENCE").write_text("from the file")
     environment(**SAFE, APP_SECRETS_DIR=str(secrets), APP_AUTH__AUDIENCE="from the variable")
 
-    assert load_settings().auth.audience == "from the variable"
+    assert load_settings().of(AuthSettings).audience == "from the variable"
 
 
 def test_a_file_of_an_unknown_name_is_refused(environment: Environment, secrets: Path) -> None:
@@ -549,10 +554,10 @@ def test_docs_can_be_chosen_against_the_default(environment: Environment) -> Non
 
 def test_the_issuer_is_the_public_url_unless_chosen(environment: Environment) -> None:
     environment(**{**SAFE, "APP_SERVER__PUBLIC_URL": "https://api.example.com/"})
-    assert load_settings().issuer == "https://api.example.com"
+    assert issuer(load_settings()) == "https://api.example.com"
 
     environment(**SAFE, APP_AUTH__ISSUER="https://login.example.com")
-    assert load_settings().issuer == "https://login.example.com"
+    assert issuer(load_settings()) == "https://login.example.com"
 
 
 def test_settings_do_not_show_their_secrets(environment: Environment) -> None:
@@ -609,7 +614,7 @@ def test_jobs_run_in_the_web_process_where_it_is_local_or_chosen(
 ) -> None:
     environment(APP_ENVIRONMENT=name, DATABASE_URL=URL, APP_JOBS__IN_PROCESS=chosen)
 
-    assert load_settings().runs_jobs_in_process == runs
+    assert runs_in_web_process(load_settings()) == runs
 
 
 def test_every_setting_is_described_and_has_one_variable() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg.pq import Conninfo
 
-from app.core.config import AuthSettings
+from app.auth.settings import AuthSettings
 from app.core.environment import LIBPQ_VARIABLES, forget_libpq, kubernetes_variables, usable_cores
 
 MANY = 512
@@ -137,8 +137,9 @@ def test_the_defaults_hold_on_any_machine(cores: int) -> None:
 import os
 os.process_cpu_count = os.cpu_count = lambda: {cores}
 os.sched_getaffinity = lambda _: set(range({cores}))
-from app.core.config import load_settings
-print(load_settings().auth.hash_threads)
+from app.settings import load_settings
+from app.auth.settings import AuthSettings
+print(load_settings().of(AuthSettings).hash_threads)
 """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("APP_", "DATABASE_URL", "PORT"))},

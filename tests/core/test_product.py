@@ -6,11 +6,13 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
+from app.auth.settings import AuthSettings
 from app.cli import cli
 from app.core import product
-from app.core.config import AuthSettings, DatabaseSettings, MailSettings, Settings
+from app.core.config import DatabaseSettings, Settings
 from app.core.errors import InvalidInputError
 from app.core.security.passwords import refuse_weak
+from app.mail.settings import MailSettings
 from app.main import create_app
 from tests.conftest import ROOT
 from tests.core.applications import serving

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from app.core.config import variables
 from app.dev import docs
 from app.dev.__main__ import program
 from app.migrations import revisions
 from app.migrations.errors import MigrationFileError
 from app.migrations.revisions import Revisions
+from app.settings import variables
 
 
 def test_the_documents_in_the_repository_are_up_to_date() -> None:

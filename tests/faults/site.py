@@ -9,7 +9,8 @@ from http import HTTPStatus
 from pathlib import Path
 from uuid import uuid4
 
-from app.core.config import AuthSettings, DatabaseSettings
+from app.auth.settings import AuthSettings
+from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.factories import make_user

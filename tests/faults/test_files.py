@@ -14,11 +14,12 @@ from httpx2 import AsyncClient, Limits, Response
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests import conftest
+from tests.access import NEW_PASSWORD
 from tests.auth.post import AUTH, log_in
 from tests.core.security.test_breaches import write
 from tests.factories import make_user
 from tests.servers import SERVE, Server, real_server, server_by
-from tests.test_access import ACCESS, NEW_PASSWORD
+from tests.test_access import ACCESS
 from tests.test_workers import until
 
 FILES = 256

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from app.core.config import AuthSettings
+from app.auth.settings import AuthSettings
 from app.core.security.hashing import PasswordHasher
 from app.dev.embedded_postgres import server_for_tests
 from tests.conftest import ROOT, cloned, make_settings, template
@@ -63,7 +63,7 @@ async def _run(base_url: str, database_url: str, role: str, environment: Mapping
 
 
 async def _hash(database_url: str) -> str:
-    settings: AuthSettings = make_settings(database_url).auth
+    settings: AuthSettings = make_settings(database_url).of(AuthSettings)
     hasher = PasswordHasher(settings)
     try:
         return await hasher.hash(PASSWORD)

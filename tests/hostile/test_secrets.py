@@ -10,6 +10,7 @@ import asyncpg
 from httpx2 import AsyncClient, Response
 from sqlalchemy import make_url, select
 
+from app.auth.settings import AuthSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import load_key_ring
@@ -161,7 +162,7 @@ async def test_no_secret_is_kept_or_told_anywhere(clone_url: str, hasher: Passwo
         await server.wait_for_line("job failed and is tried again", within=30)
         metrics = (await client.get("/metrics")).text
         logged = "\n".join(server.lines())
-    keys = load_key_ring(make_settings(clone_url).auth)
+    keys = load_key_ring(make_settings(clone_url).of(AuthSettings))
     async with database.read_sessions() as session:
         mailed = {links.secret(keys, link) for link in await session.scalars(select(AccountLink))}
     await database.dispose()

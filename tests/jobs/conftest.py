@@ -9,12 +9,13 @@ import pytest
 import structlog
 from sqlalchemy import text
 
+from app.auth.settings import AuthSettings
 from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.keys import load_key_ring
-from app.jobs.queue import AnyJob, Work
-from app.jobs.worker import JobWorker, Periodic
+from app.jobs.queue import AnyJob, Periodic, Work
+from app.jobs.worker import JobWorker
 from app.mail.mailer import Mailer
 from app.mail.transports import MemoryTransport
 from tests.conftest import cloned, make_settings
@@ -31,7 +32,7 @@ def quick_settings(url: str, **jobs: Any) -> Settings:
 
 def make_work(settings: Settings, database: Database, mailer: Mailer | None = None) -> Work:
     keeping = Mailer(MemoryTransport(), from_address="app@example.com", from_name=product.NAME)
-    return Work(database, mailer or keeping, load_key_ring(settings.auth), settings)
+    return Work(database, mailer or keeping, load_key_ring(settings.of(AuthSettings)), settings)
 
 
 # The server of the mail tests, for mails that are jobs.

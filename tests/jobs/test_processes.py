@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from app import worker
+from app.auth.settings import AuthSettings
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.keys import load_key_ring
@@ -60,7 +61,9 @@ async def enqueue_link(database: Database, url: str) -> UUID:
     """Do what creating an account does: a row, a link and the job that mails it, in one transaction."""
     async with database.begin() as session:
         user = await make_user(session, email="ada@example.org", full_name="Ada")
-        link_id = await links.create(session, load_key_ring(make_settings(url).auth), user.id, "set_password")
+        link_id = await links.create(
+            session, load_key_ring(make_settings(url).of(AuthSettings)), user.id, "set_password"
+        )
         await enqueue(session, mail_link, link_id)
     return link_id
 

@@ -16,8 +16,8 @@ from app.core.db.database import Database
 from app.dev.ports import free_port
 from app.jobs import housekeeping
 from app.jobs.errors import PermanentError, TemporaryError
-from app.jobs.queue import AnyJob, Policy, Work, enqueue, name_of, policy
-from app.jobs.worker import JobWorker, Periodic
+from app.jobs.queue import AnyJob, Periodic, Policy, Work, enqueue, name_of, policy
+from app.jobs.worker import JobWorker
 from tests.core.scrape import counted_so_far
 from tests.jobs.conftest import MakeWorker, Records, eventually, make_work, quick_settings, rows, statuses
 

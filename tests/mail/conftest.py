@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from app.core.config import MailSettings
 from app.mail.mailer import Mailer, make_mailer
+from app.mail.settings import MailSettings
 
 ACCEPTED = "250 Message accepted for delivery"
 

@@ -8,10 +8,10 @@ import pytest
 from jinja2 import TemplateNotFound, UndefinedError
 
 from app.core import product
-from app.core.config import MailSettings
 from app.jobs.errors import PermanentError
 from app.mail.mailer import Mailer, make_mailer
 from app.mail.message import InvalidMessageError, Message
+from app.mail.settings import MailSettings
 from app.mail.transports import ConsoleTransport, FileTransport, MemoryTransport, SMTPTransport, make_transport
 from tests.mail.conftest import send
 
@@ -92,7 +92,7 @@ async def test_a_name_cannot_write_paragraphs(mailer: Mailer, memory: MemoryTran
 
 async def test_a_name_cannot_write_headers(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "hello.txt").write_text("Hello {{ name }}\n\nBody\n")
-    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=tmp_path)
+    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=[tmp_path])
 
     await mailer.send("hello", to="ada@example.org", message_id="1", name="Ada\r\nBcc: eve@example.net")
 
@@ -125,7 +125,7 @@ async def test_a_fact_the_template_needs_must_be_given(mailer: Mailer, memory: M
 
 async def test_a_template_may_do_without_html(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Note\nBody\n")
-    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=tmp_path)
+    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=[tmp_path])
 
     await mailer.send("note", to="ada@example.org", message_id="1")
 
@@ -135,7 +135,7 @@ async def test_a_template_may_do_without_html(memory: MemoryTransport, tmp_path:
 async def test_a_layout_that_is_missing_is_a_mistake(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Note\nBody\n")
     (tmp_path / "note.html").write_text('{% extends "nowhere.html" %}')
-    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=tmp_path)
+    mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=[tmp_path])
 
     with pytest.raises(TemplateNotFound, match=r"nowhere\.html"):
         await mailer.send("note", to="ada@example.org", message_id="1")

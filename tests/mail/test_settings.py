@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.core.config import MailSettings, Settings
+from app.core.config import Settings
+from app.jobs.settings import runs_in_web_process
+from app.mail.settings import MailSettings
 from tests.conftest import make_settings
 
 SAFE = {"url": "smtp://mail.example.com", "from_address": "app@example.com"}
@@ -67,7 +69,7 @@ def test_tls_is_demanded_of_every_server_elsewhere(url: str, settings: dict[str,
 
 def production(mail: dict[str, Any]) -> list[str]:
     settings: Settings = make_settings("postgresql://h/d", mail=mail).model_copy(update={"environment": "production"})
-    return [problem for problem in settings.unsafe_for_production() if "MAIL" in problem]
+    return [problem for problem in settings.unsafe_in_production() if "MAIL" in problem]
 
 
 @pytest.mark.parametrize(
@@ -111,4 +113,4 @@ def test_the_web_process_runs_jobs_in_local_only_unless_told(
 ) -> None:
     settings = make_settings("postgresql://h/d", jobs={"in_process": in_process})
 
-    assert settings.model_copy(update={"environment": environment}).runs_jobs_in_process is runs
+    assert runs_in_web_process(settings.model_copy(update={"environment": environment})) is runs

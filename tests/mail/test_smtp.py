@@ -12,8 +12,8 @@ import pytest
 from aiosmtpd.smtp import SMTP
 
 from app.core import product
-from app.core.config import MailSettings
 from app.mail.mailer import Mailer, make_mailer
+from app.mail.settings import MailSettings
 from app.mail.transports import MailDelayedError, MailRefusedError
 from tests.core.scrape import counted_so_far
 from tests.mail.conftest import ACCEPTED, Postbox, mail_settings, send, serving

@@ -12,6 +12,7 @@ from httpx2 import AsyncClient, Response
 from sqlalchemy import event
 
 from app.auth.cutoff import end_every_session
+from app.auth.settings import AuthSettings
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.db.failures import sqlstate
@@ -21,11 +22,12 @@ from app.jobs.queue import AnyJob, Work, name_of
 from app.users import links
 from app.users.models import Purpose
 from app.worker import PERIODIC
+from tests.access import NEW_PASSWORD
 from tests.auth.forge import Forge, signing_jwk
 from tests.auth.post import Post
 from tests.conftest import KEY_SET
 from tests.factories import PASSWORD, make_user
-from tests.test_access import ACCESS, NEW_PASSWORD
+from tests.test_access import ACCESS
 
 TOKEN = "/api/v1/auth/token"
 _DEADLOCK = "40P01"
@@ -84,7 +86,7 @@ class Crowd:
     def work(self) -> Work:
         """What a job is called with."""
         no_mailer: Any = None
-        return Work(self.database, no_mailer, load_key_ring(self.settings.auth), self.settings)
+        return Work(self.database, no_mailer, load_key_ring(self.settings.of(AuthSettings)), self.settings)
 
     async def add(self, name: str, hasher: PasswordHasher, **values: Any) -> None:
         """Add an account. Ids ascend in the order in which accounts are added."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.core.config import AuthSettings
+from app.auth.settings import AuthSettings
 from app.core.security import rotation
 from app.core.security.keys import generate_key_set, load_key_ring
 from app.core.security.rotation import Standing

@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 import asyncpg
 from sqlalchemy import make_url
 
-from app.core.config import AuthSettings, DatabaseSettings
+from app.auth.settings import AuthSettings
+from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.auth.forge import read_part

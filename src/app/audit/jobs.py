@@ -4,9 +4,10 @@ from datetime import timedelta
 from functools import partial
 
 from app.audit import crud
+from app.audit.settings import AuditSettings
 from app.jobs import housekeeping
 from app.jobs.housekeeping import BATCH
-from app.jobs.queue import Work
+from app.jobs.queue import Periodic, Work
 
 # It runs once a day. A job may take five minutes.
 _BUDGET = timedelta(minutes=4)
@@ -14,5 +15,8 @@ _BUDGET = timedelta(minutes=4)
 
 async def purge(work: Work) -> None:
     """Delete the events that are older than the setting says, in short transactions."""
-    step = partial(crud.purge, age=work.settings.audit.keep, batch=BATCH)
+    step = partial(crud.purge, age=work.settings.of(AuditSettings).keep, batch=BATCH)
     await housekeeping.purge_all(work.database, {"audit_events": step}, budget=_BUDGET)
+
+
+PERIODIC = (Periodic("17 3 * * *", purge),)

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Query, Security
 
 from app.audit import service
 from app.audit.schemas import AuditEventQuery, AuditEventRead
-from app.auth.dependencies import AuditReader
+from app.auth.dependencies import Principal, access_token
 from app.core.db.keyset import InvalidCursorError
 from app.core.http import routing
 from app.core.http.dependencies import ReadSessionDep
@@ -15,6 +15,9 @@ from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
 
 router = routing.router(prefix="/audit-events", tags=["audit"])
+ROUTERS = (router,)
+
+type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:read"])]
 
 
 @router.get("", response_model=Page[AuditEventRead], responses=problem_responses(InvalidCursorError))

@@ -13,6 +13,7 @@ from app.audit.service import Actor
 from app.auth import crud, jobs, limits, service, sessions
 from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPasswordError
 from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
+from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.core.errors import FieldError, InvalidInputError
@@ -33,12 +34,12 @@ _NEW_PASSWORD = "#/new_password"
 
 async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
     """Ask for an account; its owner is mailed what comes of it."""
-    if kit.settings.auth.registration == "invite":
+    if kit.settings.of(AuthSettings).registration == "invite":
         raise RegistrationClosedError
     await kit.limiter.hit(*limits.mail_request(actor))
     password = payload.password.get_secret_value()
     about = [payload.email, payload.full_name or ""]
-    refuse_weak(password, min_length=kit.settings.auth.password_min_length, about=about)
+    refuse_weak(password, min_length=kit.settings.of(AuthSettings).password_min_length, about=about)
     hashed_password = await kit.hasher.hash(password)
     async with kit.database.begin() as session:
         await queue.enqueue(session, jobs.register, payload.email, payload.full_name, hashed_password)
@@ -197,7 +198,7 @@ def _refuse_unchanged(old: str, new: str) -> None:
 def _refuse_weak(kit: Toolkit, account: Account, password: str) -> None:
     refuse_weak(
         password,
-        min_length=kit.settings.auth.password_min_length,
+        min_length=kit.settings.of(AuthSettings).password_min_length,
         about=[account.email, account.full_name or ""],
         pointer=_NEW_PASSWORD,
     )

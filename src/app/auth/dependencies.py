@@ -23,7 +23,6 @@ from app.core.errors import AppError, MalformedRequestError
 from app.core.http.access import Guard
 from app.core.http.addresses import ip_prefix
 from app.core.http.dependencies import CoreState, DatabaseDep
-from app.core.security.keys import KeyRing
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
@@ -35,7 +34,6 @@ RECENT_LOGIN = 300
 class AuthState(CoreState):
     """What the lifespan makes for logins and tokens."""
 
-    keys: KeyRing
     auth: Toolkit
     standing: StandingCheck
 
@@ -178,7 +176,6 @@ type CurrentPrincipal = Annotated[Principal, Security(access_token)]
 type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
 type UsersReader = Annotated[Principal, Security(access_token, scopes=["users:read"])]
 type UsersWriter = Annotated[Principal, Security(confirmed_access_token, scopes=["users:write"])]
-type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:read"])]
 
 
 async def _standing_account(reads: Reads, principal: Principal) -> Account:

@@ -16,7 +16,7 @@ from app.core.security import rate_limits
 from app.core.security.rate_limits import RateLimiter
 from app.jobs import housekeeping, queue
 from app.jobs.housekeeping import BATCH
-from app.jobs.queue import Work
+from app.jobs.queue import Periodic, Work
 from app.users import jobs as user_jobs
 from app.users import links
 from app.users import service as users_service
@@ -111,3 +111,7 @@ def _actor(work: Work) -> Actor:
 
 def _limiter(work: Work) -> RateLimiter:
     return RateLimiter(work.database, work.keys.derive("rate-limit"), enabled=work.settings.rate_limit.enabled)
+
+
+JOBS = (register, resend_verification, forgot_password, purge)
+PERIODIC = (Periodic("*/10 * * * *", purge),)

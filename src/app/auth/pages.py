@@ -7,6 +7,7 @@ script takes it out of the address and sends it on when the person presses the b
 from fastapi import Response
 
 from app.auth.dependencies import AuthRequest
+from app.auth.settings import AuthSettings
 from app.core.errors import NotFoundError
 from app.core.http import routing
 from app.core.http.access import public
@@ -115,6 +116,6 @@ async def read_page(request: AuthRequest, name: str) -> Response:
     if name not in _PAGES:
         raise NotFoundError
     title, endpoint, member, field, button = _PAGES[name]
-    field = field.format(min_length=request.state["settings"].auth.password_min_length)
+    field = field.format(min_length=request.state["settings"].of(AuthSettings).password_min_length)
     content = _PAGE.format(title=title, endpoint=endpoint, member=member, field=field, button=button)
     return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})

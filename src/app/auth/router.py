@@ -7,7 +7,7 @@ from typing import Annotated, Any, override
 from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from app.auth import account, service, sessions
+from app.auth import account, pages, service, sessions
 from app.auth.dependencies import (
     AuthRequest,
     ConfirmedPrincipal,
@@ -112,6 +112,7 @@ users = routing.router(prefix="/users", tags=["users"])
 well_known = routing.router(tags=["auth"])
 
 ROUTERS = (tokens, router, me, users)
+ROOT_ROUTERS = (well_known, pages.router)
 
 type SessionId = Annotated[PathIdentifier, Path(description="The login session's id.")]
 

@@ -16,6 +16,7 @@ from app.auth.errors import (
     WrongPasswordError,
 )
 from app.auth.schemas import EXPORTED, PasswordGrant, Reauthentication, RefreshGrant, TokenPair
+from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
 from app.core.errors import RateLimitedError
@@ -78,7 +79,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
         await _record_failure(kit, actor, credentials, "account_limit" if is_shut_out else _reason(credentials))
         # One answer for everybody above the limit: it tells neither the account nor the owner's addresses.
         raise InvalidGrantError if retry_after is None else RateLimitedError(retry_after=retry_after)
-    if kit.settings.auth.require_verified_email and credentials.email_verified_at is None:
+    if kit.settings.of(AuthSettings).require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
 

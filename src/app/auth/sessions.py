@@ -31,6 +31,7 @@ from app.auth.errors import (
 from app.auth.models import LoginSession, RevokeReason
 from app.auth.refresh_tokens import Presented
 from app.auth.schemas import TokenPair
+from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
 from app.core.db.keyset import Order, Position
@@ -65,7 +66,7 @@ async def start(
 
     One statement ends what is too many, records the login, does what comes `along`, and inserts the session.
     """
-    settings = kit.settings.auth
+    settings = kit.settings.of(AuthSettings)
     session_id = crud.beyond(user.cutoff, uuid7())
     nonce, pepper_id = os.urandom(_NONCE_BYTES), kit.keys.active_pepper
     scope = " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else ""
@@ -168,7 +169,7 @@ async def refresh(
         presented.session_id,
         presented.generation,
         pepper_id=kit.keys.active_pepper,
-        idle=kit.settings.auth.refresh_idle_ttl,
+        idle=kit.settings.of(AuthSettings).refresh_idle_ttl,
     )
     if state is None:
         return await _refresh_again(session, kit, actor, presented, scope)
@@ -181,7 +182,7 @@ async def refresh(
 async def _refresh_again(
     session: WriteSession, kit: Toolkit, actor: Actor, presented: Presented, scope: str | None
 ) -> TokenPair:
-    stored = await crud.classify(session, presented.session_id, grace=kit.settings.auth.refresh_reuse_grace)
+    stored = await crud.classify(session, presented.session_id, grace=kit.settings.of(AuthSettings).refresh_reuse_grace)
     if stored is None or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
         raise InvalidGrantError
     if not stored.is_live:
@@ -232,7 +233,7 @@ async def end_by_refresh_token(session: WriteSession, kit: Toolkit, actor: Actor
     """End the session that a refresh token of any generation belongs to, and return whether one ended."""
     presented = refresh_tokens.parse(token)
     stored = presented and await crud.classify(
-        session, presented.session_id, grace=kit.settings.auth.refresh_reuse_grace
+        session, presented.session_id, grace=kit.settings.of(AuthSettings).refresh_reuse_grace
     )
     if not presented or not stored or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
         return False

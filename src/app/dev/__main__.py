@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from app.core.environment import forget_libpq
+from app.dev import contracts as import_contracts
 from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
 from app.dev import rename as renaming
@@ -71,6 +72,15 @@ def migrations() -> None:
             _refuse("\n".join(leftovers))
         sys.stdout.write(sql)
     except MigrationError as error:
+        _refuse(str(error))
+
+
+@program.command()
+def contracts() -> None:
+    """Print import-linter's contracts, which follow from the folders and `FEATURES`."""
+    try:
+        sys.stdout.write(import_contracts.as_toml(import_contracts.contracts(generated_docs.ROOT / "src" / "app")))
+    except import_contracts.UnknownModuleError as error:
         _refuse(str(error))
 
 

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.core.config import Settings, variables
+from app.core.config import Settings
 from app.dev import security
 from app.dev.markdown import cell, setting, table
 from app.migrations import revisions
+from app.settings import variables
 
 ROOT = Path(__file__).resolve().parents[3]
 _GUIDE = Path("docs/adding-a-feature.md")
@@ -19,7 +20,8 @@ _GUIDE = Path("docs/adding-a-feature.md")
 _COMPUTED = {"APP_AUTH__HASH_THREADS": "one per usable core"}
 _HEADING = """# Settings
 
-Every setting is an environment variable. Written by `make docs` from `src/app/core/config.py`; a test compares the two.
+Every setting is an environment variable. `make docs` writes this page from `src/app/core/config` and the `settings.py`
+of each feature; `make check` compares them.
 
 - `DATABASE_URL` and `PORT`, which platforms set, are understood as well; `APP_DATABASE__URL` and `APP_SERVER__PORT` win over them.
 - Any setting may be a file instead: one of that name, in the folder that `APP_SECRETS_DIR` names. A variable wins over a file.

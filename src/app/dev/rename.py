@@ -10,7 +10,8 @@ from pathlib import Path
 from annotated_types import MaxLen
 from pydantic import BaseModel
 
-from app.core.config import DatabaseSettings, MailSettings
+from app.core.config import DatabaseSettings
+from app.mail.settings import MailSettings
 
 PRODUCT = Path("src/app/core/product.py")
 # They end a string, a code span or a cell of a table in one of the files.

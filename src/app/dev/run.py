@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from app.core.config import Settings, load_settings
+from app.auth.settings import AuthSettings
+from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.errors import AppError, ConfigurationError
 from app.core.listening import PortInUseError, listen
@@ -21,9 +22,11 @@ from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import generate_key_set, load_key_ring
 from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
+from app.mail.settings import MailSettings
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError, MigrationFileError
 from app.server.serve import serve
+from app.settings import load_settings
 from app.users import service as users_service
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,7 +82,7 @@ def _run() -> None:
     settings = _settings(given or _NOT_STARTED_YET)
     # A taken port, unusable keys or migrations are reported before the database starts, not after.
     listen(settings.server.host, settings.server.port).close()
-    load_key_ring(settings.auth)
+    load_key_ring(settings.of(AuthSettings))
     revisions.head()
     with _database(given) as url:
         settings = _settings(url, port=settings.server.port)
@@ -164,7 +167,7 @@ def _only_one() -> Iterator[None]:
 async def _prepare(settings: Settings) -> Welcome:
     await runner.upgrade(settings.database)
     database = Database(settings.database)
-    hasher = PasswordHasher(settings.auth)
+    hasher = PasswordHasher(settings.of(AuthSettings))
     password = secrets.token_urlsafe(18)
     try:
         async with database.begin() as session:
@@ -185,7 +188,11 @@ def _card(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
         "",
         f"  address         {address}",
         *([f"  documentation   {address}/docs"] if settings.serves_docs else []),
-        *(["  mail            .local/mail"] if settings.mail.url.get_secret_value() == MAIL.as_uri() else []),
+        *(
+            ["  mail            .local/mail"]
+            if settings.of(MailSettings).url.get_secret_value() == MAIL.as_uri()
+            else []
+        ),
         *(_introduction(address, welcome.password) if welcome.password else _reminder(is_embedded=is_embedded)),
         "",
     ]

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.auth import limits
-from app.core.config import variables
 from app.core.security.rate_limits import Limit
 from app.dev.markdown import duration, setting, table
+from app.settings import variables
 from app.users.schemas import MeUpdate, UserCreate, UserRead, UserUpdate
 
 DATA = Path(__file__).resolve().parents[3] / "docs" / "security"

@@ -11,6 +11,7 @@ from app.health.errors import NotReadyError
 from app.health.schemas import Health
 
 router = routing.router(tags=["health"])
+ROOT_ROUTERS = (router,)
 # Asked all the time, and always the same.
 _WELL = Health().model_dump_json()
 

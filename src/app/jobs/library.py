@@ -15,11 +15,12 @@ from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker
 from psycopg.conninfo import make_conninfo
 
-from app.core.config import DatabaseSettings, JobsSettings
+from app.core.config import DatabaseSettings
 from app.core.db.connections import milliseconds
 from app.core.db.failures import is_transient
 from app.core.db.tls import for_libpq
 from app.jobs.queue import QUEUE, Policy
+from app.jobs.settings import JobsSettings
 
 REPORTS_PER_STALL = 4
 _NEVER = 86400.0

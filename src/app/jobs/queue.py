@@ -7,7 +7,7 @@ import inspect
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Concatenate
@@ -50,6 +50,8 @@ class Work:
     mailer: "Mailer"
     keys: KeyRing
     settings: Settings
+    # What the features opened for the worker, see `app.core.resources`.
+    state: Mapping[str, Any] = field(default_factory=dict)
     request_id: str | None = None
     key: str = ""
     job_id: int | None = None
@@ -81,6 +83,18 @@ class Policy:
         wait = min(self.first_delay * 2.0 ** min(attempts - 1, 30), self.max_delay)
         # Whatever failed together must not come back together.
         return wait * random.uniform(0.8, 1.2)  # noqa: S311  # No secret.
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A job without arguments that runs on a schedule: minute, hour, day, month, weekday in UTC.
+
+    All workers together run it once. A run that fails is not retried: the next one is the next attempt. A run that has not
+    begun when the next is due stands for both.
+    """
+
+    cron: str
+    job: AnyJob
 
 
 _DEFAULT = Policy()

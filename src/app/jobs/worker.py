@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 
 import procrastinate
@@ -17,8 +16,9 @@ from sqlalchemy import text
 from app.core.observability.tracing import UNTRACED
 from app.jobs import housekeeping, service
 from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
-from app.jobs.queue import AnyJob, Work, name_of
+from app.jobs.queue import AnyJob, Periodic, Work, name_of
 from app.jobs.runner import JobRunner
+from app.jobs.settings import JobsSettings
 
 _PAUSE = 1.0
 _PURGE_EVERY = 3600.0
@@ -26,17 +26,6 @@ _PURGE_EVERY = 3600.0
 _ORPHANS_AT_ONCE = 100
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Periodic:
-    """A job without arguments that runs on a schedule in UTC, once for all workers.
-
-    It is not tried again: the next time is the next attempt. A run that has not begun when the next is due stands for both.
-    """
-
-    cron: str
-    job: AnyJob
 
 
 class JobWorker:
@@ -93,7 +82,7 @@ class JobWorker:
     async def _work(self, library: procrastinate.App) -> None:
         # Nothing may be awaited between the question and the start: the library's worker forgets a stop that came before.
         if not self._stopping.is_set():
-            self._worker = make_worker(library, self._settings.jobs)
+            self._worker = make_worker(library, self._settings.of(JobsSettings))
             log.info("worker started", extra={"jobs": self._runner.names})
             await self._worker.run()  # type: ignore[no-untyped-call]  # It declares no return type.
 
@@ -129,7 +118,7 @@ class JobWorker:
             await asyncio.wait_for(self._stopping.wait(), _PAUSE)
 
     async def _keep_house(self) -> None:
-        beat = self._settings.jobs.stalled_after.total_seconds() / REPORTS_PER_STALL
+        beat = self._settings.of(JobsSettings).stalled_after.total_seconds() / REPORTS_PER_STALL
         # Side by side: a long purge does not keep the jobs of a dead worker waiting.
         await asyncio.gather(
             housekeeping.repeat(self._release_orphans, every=beat, first_retry=beat),
@@ -142,7 +131,7 @@ class JobWorker:
                 partial(
                     service.release_orphans,
                     policy=self._runner.policy_of,
-                    stalled_after=self._settings.jobs.stalled_after,
+                    stalled_after=self._settings.of(JobsSettings).stalled_after,
                     batch=_ORPHANS_AT_ONCE,
                 )
             )
@@ -150,7 +139,10 @@ class JobWorker:
             log.warning("the worker that ran this job died", extra={"job": name, "job_id": job_id})
 
     async def _purge(self) -> None:
-        keep_finished, keep_failed = self._settings.jobs.keep_finished, self._settings.jobs.keep_failed
+        keep_finished, keep_failed = (
+            self._settings.of(JobsSettings).keep_finished,
+            self._settings.of(JobsSettings).keep_failed,
+        )
         step = partial(service.purge, keep_finished=keep_finished, keep_failed=keep_failed, batch=housekeeping.BATCH)
         position: int | None = None
         while True:

@@ -1,18 +1,18 @@
 """From a template's name to a delivered mail: what jobs use."""
 
 import logging
+from collections.abc import Sequence
 from email.headerregistry import Address
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
 
-from app.core.config import MailSettings
+from app import features
 from app.core.observability.metrics import Counter
 from app.jobs.errors import PermanentError
 from app.mail.message import Message, parse_address
+from app.mail.settings import MailSettings
 from app.mail.transports import Transport, make_transport
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 _MAILS = Counter("mails", "Mails by template, and whether the mail server took them.", template=(), outcome=())
 
@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 class Mailer:
     """Renders templates and hands the mails to a transport; it keeps nothing, so one serves the whole process."""
 
-    def __init__(self, transport: Transport, *, from_address: str, from_name: str, templates: Path = TEMPLATES) -> None:
+    def __init__(
+        self, transport: Transport, *, from_address: str, from_name: str, templates: Sequence[Path] = ()
+    ) -> None:
         self.transport = transport
         self._application = from_name
         address = parse_address(from_address)
         self._sender = Address(from_name, address.username, address.domain)
-        self._templates = _Templates(templates)
+        self._templates = _Templates(templates or tuple(features.templates()))
 
     async def send(self, template: str, *, to: str, message_id: str, **context: str | None) -> None:
         """Render and deliver; returns once the transport has taken responsibility.
@@ -62,19 +64,20 @@ def make_mailer(settings: MailSettings) -> Mailer:
 class _Templates:
     """`<name>.txt`, whose first line is the subject, and `<name>.html` beside it where there is one."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._loader = FileSystemLoader(directories)
         self._environment = Environment(
-            loader=FileSystemLoader(directory),
+            loader=self._loader,
             undefined=StrictUndefined,
             autoescape=select_autoescape(["html"], default_for_string=False),
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._directory = directory
 
     def render(self, name: str, facts: dict[str, str | None]) -> tuple[str, str, str | None]:
         # Split before rendering: nothing that is filled in can reach from one part into the other.
-        subject, _, body = (self._directory / f"{name}.txt").read_text().partition("\n")
+        source, _, _ = self._loader.get_source(self._environment, f"{name}.txt")
+        subject, _, body = source.partition("\n")
         rendered = [self._environment.from_string(part).render(facts) for part in (subject, body)]
         return _one_line(rendered[0]) or "", rendered[1], self._html(name, facts)
 

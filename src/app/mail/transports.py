@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
-from app.core.config import MailSettings
 from app.jobs.errors import PermanentError, TemporaryError
 from app.mail.message import Message
+from app.mail.settings import MailSettings
 
 _PERMANENT = 500
 _ADDRESS = re.compile(r"[^\s<>]+@[^\s<>]+")

@@ -11,10 +11,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.core.config import load_settings
 from app.core.db import tls
 from app.migrations.revisions import is_ours
 from app.models import Base
+from app.settings import load_settings
 
 # Alembic's version table stores a revision as VARCHAR(32): the date takes 9 of them.
 _LONGEST_SLUG = 23

@@ -55,3 +55,6 @@ async def mail_user_notice(work: Work, notice: str, user_id: UUID) -> None:
         account = await crud.get_account(session, user_id)
     if account is not None:
         await work.mailer.send(notice, to=account.email, message_id=work.key, name=account.full_name)
+
+
+JOBS = (mail_link, mail_notice, mail_user_notice)

@@ -1,21 +1,30 @@
-"""The roles, the scopes, and what each role grants. Adopters add theirs here and nowhere else."""
+"""The roles, and the scopes that each role grants. To add a role, add it here and in a migration of the constraint."""
 
 from enum import StrEnum
 from typing import Final
 
+from app import features
+
 
 class Role(StrEnum):
-    """What an account is; exactly one each."""
+    """The role of an account. Each account has exactly one."""
 
     USER = "user"
     ADMIN = "admin"
 
 
-SCOPES: Final[dict[str, str]] = {
-    "users:read": "Read every account",
-    "users:write": "Create, change and delete accounts",
-    "audit:read": "Read the audit log",
-}
+def _declared() -> dict[str, str]:
+    """Collect `SCOPES`, a mapping of scope to description, from the `scopes.py` of every feature."""
+    found: dict[str, str] = {}
+    for feature, module in features.parts("scopes"):
+        if taken := found.keys() & module.SCOPES.keys():
+            message = f"app.{feature}.scopes declares a scope that another feature has: {', '.join(sorted(taken))}"
+            raise ValueError(message)
+        found |= module.SCOPES
+    return found
+
+
+SCOPES: Final = _declared()
 
 GRANTS: Final[dict[Role, frozenset[str]]] = {
     Role.USER: frozenset(),
@@ -24,5 +33,5 @@ GRANTS: Final[dict[Role, frozenset[str]]] = {
 
 
 def granted(role: str) -> frozenset[str]:
-    """Give the scopes that a role grants; none for a role that this release does not know."""
+    """Return the scopes that a role grants; none for a role that this release does not know."""
     return GRANTS[Role(role)] if role in Role else frozenset()

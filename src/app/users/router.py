@@ -31,6 +31,7 @@ from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserRead, UserUpd
 from app.users.service import Account
 
 router = routing.router(prefix="/users", tags=["users"])
+ROUTERS = (router,)
 
 
 @router.get("/me", response_model=UserRead)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from app.core.config import AuthSettings
+from app.auth.settings import AuthSettings
 from app.core.security.hashing import BcryptSha256Hasher, HashingBusyError, PasswordHasher, Verification
 
 # From passlib 1.7.4: bcrypt_sha256.using(rounds=5).hash("pässwörd " * 20).

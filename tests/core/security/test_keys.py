@@ -11,7 +11,7 @@ import pytest
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from pydantic import SecretStr
 
-from app.core.config import AuthSettings
+from app.auth.settings import AuthSettings
 from app.core.errors import ConfigurationError
 from app.core.security.keys import (
     Algorithm,

@@ -10,9 +10,8 @@ from app.core.db.database import Database, ReadSession, StreamSession, WriteSess
 from app.core.db.keyset import CursorSigner
 from app.core.db.reads import Reads
 from app.core.http.addresses import ClientAddresses
-
-# Says what this process still waits for before it may be sent traffic, or None.
-type ReadinessCheck = Callable[[], str | None]
+from app.core.resources import ReadinessCheck
+from app.core.security.keys import KeyRing
 
 
 class CoreState(TypedDict):
@@ -20,6 +19,7 @@ class CoreState(TypedDict):
 
     settings: Settings
     database: Database
+    keys: KeyRing
     cursors: CursorSigner
     addresses: ClientAddresses
     readiness: Sequence[ReadinessCheck]

@@ -19,7 +19,7 @@ from pwdlib.hashers import HasherProtocol
 from pwdlib.hashers.argon2 import Argon2Hasher
 from pwdlib.hashers.bcrypt import BcryptHasher
 
-from app.core.config import AuthSettings
+from app.core.config import HashingSettings
 from app.core.errors import UnavailableError
 from app.core.observability.metrics import Counter, Reading
 from app.core.security.breaches import refuse_breached
@@ -98,7 +98,7 @@ class PasswordHasher:
     At most `hash_threads` run at once and `hash_queue` wait; beyond that the caller gets `HashingBusyError`.
     """
 
-    def __init__(self, settings: AuthSettings) -> None:
+    def __init__(self, settings: HashingSettings) -> None:
         preferred = BcryptSha256Hasher(settings.bcrypt_cost)
         argon2 = Argon2Hasher()
         hashers = (argon2, preferred) if settings.password_hash == "argon2id" else (preferred, argon2)

@@ -21,7 +21,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, OKPKey
 
 from app.core import base64url
-from app.core.config import AuthSettings
+from app.core.config import KeySettings
 from app.core.errors import ConfigurationError
 
 type SigningKey = ECKey | OKPKey
@@ -142,7 +142,7 @@ def generate_key_set(algorithm: Algorithm = "ES256") -> str:
     return json.dumps({"keys": keys}, indent=2)
 
 
-def load_key_ring(settings: AuthSettings) -> KeyRing:
+def load_key_ring(settings: KeySettings) -> KeyRing:
     """Read the key set the settings point to; whatever is wrong with it is said without showing it."""
     if settings.signing_keys is not None:
         return parse_key_ring(settings.signing_keys.get_secret_value(), source="APP_AUTH__SIGNING_KEYS")

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TextIO, override
 
-from app.core.config import AuthSettings
+from app.core.config import KeySettings
 from app.core.errors import ConfigurationError
 from app.core.security.keys import (
     NO_KEYS,
@@ -61,7 +61,7 @@ class Standing:
         return f"{self.kind:8} {self.algorithm:7} {self.state:9} since {since:18} {self.kid}"
 
 
-def listed(settings: AuthSettings) -> list[Standing]:
+def listed(settings: KeySettings) -> list[Standing]:
     """Say of each key where it stands."""
     # Whatever is wrong with the set is told as the server tells it.
     load_key_ring(settings)
@@ -75,7 +75,7 @@ def listed(settings: AuthSettings) -> list[Standing]:
 
 
 @contextmanager
-def changing(settings: AuthSettings) -> Iterator[list[Key]]:
+def changing(settings: KeySettings) -> Iterator[list[Key]]:
     """Give the keys of the file to change; when the block ends without an error, the file is replaced."""
     # What a link points to is replaced, not the link.
     path = _file(settings).resolve()
@@ -99,7 +99,7 @@ def changing(settings: AuthSettings) -> Iterator[list[Key]]:
         raise
 
 
-def _file(settings: AuthSettings) -> Path:
+def _file(settings: KeySettings) -> Path:
     if settings.signing_keys is not None:
         raise KeyChangeError(
             "the keys are those of APP_AUTH__SIGNING_KEYS, which no command can change; put them into a file, and name it in "

@@ -1,0 +1,3 @@
+"""The scope of the audit log."""
+
+SCOPES = {"audit:read": "Read the audit log"}

@@ -1,0 +1,151 @@
+"""`app users …`, `app sessions …` and `app keys …`."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+
+from app.auth.cutoff import end_every_session
+from app.auth.schemas import Registration
+from app.auth.settings import AuthSettings
+from app.core.commands import command_group, in_transaction, with_database
+from app.core.config import Settings
+from app.core.db.database import WriteSession
+from app.core.errors import FieldError, InvalidInputError
+from app.core.refusals import detail_of
+from app.core.security import rotation
+from app.core.security.hashing import PasswordHasher
+from app.core.security.keys import generate_key_set
+from app.settings import load_settings
+from app.users import service as users_service
+from app.users.links import LIFETIMES as LINK_LIFETIMES
+from app.users.models import User
+
+users = command_group("users", "Accounts.")
+sessions = command_group("sessions", "Login sessions.")
+keys = command_group("keys", "Signing keys.")
+COMMANDS = (users, sessions, keys)
+
+
+@users.command("create-admin")
+def create_admin(
+    email: str,
+    full_name: Annotated[str | None, typer.Option(help="The name to show.")] = None,
+) -> None:
+    """Create an administrator. The command asks for the password, or reads it from standard input."""
+    settings = load_settings()
+    account = _validated(email, _ask_password(), full_name)
+    user_id = _create_admin(settings, account)
+    typer.echo(f"Created administrator {email} ({user_id}).")
+
+
+def _validated(email: str, password: str, full_name: str | None) -> Registration:
+    """Apply the rules of a registration over HTTP."""
+    try:
+        return Registration.model_validate({"email": email, "password": password, "full_name": full_name})
+    except ValidationError as error:
+        refused = (FieldError(f"#/{one['loc'][0]}", one["type"], detail_of(one)) for one in error.errors())
+        raise InvalidInputError(*refused) from error
+
+
+def _create_admin(settings: Settings, account: Registration) -> str:
+    auth = settings.of(AuthSettings)
+    hasher = PasswordHasher(auth)
+
+    async def create(session: WriteSession) -> User:
+        return await users_service.create_admin(
+            session,
+            hasher,
+            email=account.email,
+            password=account.password.get_secret_value(),
+            full_name=account.full_name,
+            min_length=auth.password_min_length,
+        )
+
+    try:
+        return str(in_transaction(settings.database, create).id)
+    finally:
+        hasher.close()
+
+
+def _ask_password() -> str:
+    if sys.stdin.isatty():
+        answer: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        return answer
+    return sys.stdin.readline().rstrip("\n")
+
+
+@sessions.command("revoke-all")
+def revoke_all_sessions(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """End every login session now. All tokens issued before become invalid; users can log in again."""
+    settings = load_settings()
+    if not yes:
+        typer.confirm("Everybody has to log in again. Go on?", abort=True)
+    ended = with_database(settings.database, end_every_session)
+    typer.echo(f"Ended {ended} login session{'' if ended == 1 else 's'}.")
+
+
+@keys.command("generate")
+def generate_keys(
+    file: Annotated[Path, typer.Argument(help="File to write; it must not exist. Keep it secret, and back it up.")],
+    algorithm: Annotated[
+        Literal["ES256", "EdDSA"], typer.Option(help="Signature algorithm of access tokens.")
+    ] = "ES256",
+) -> None:
+    """Write a private key set: a signing key for access tokens, and a pepper for all other tokens."""
+    # O_EXCL and the mode of `open`: no key is overwritten, and other users can never read the file.
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as output:
+        output.write(generate_key_set(algorithm))
+    typer.echo(f"Wrote {file}; set APP_AUTH__SIGNING_KEYS_FILE to it.")
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List the keys, each with its state: next, active, retiring."""
+    typer.echo("\n".join(str(key) for key in rotation.listed(load_settings().of(AuthSettings))))
+
+
+@keys.command("add")
+def add_key(
+    kind: Annotated[Literal["signing", "pepper"], typer.Argument(help="Kind of the key.")],
+    algorithm: Annotated[Literal["ES256", "EdDSA"], typer.Option(help="Algorithm of a signing key.")] = "ES256",
+) -> None:
+    """Add the next key. `app keys retire` makes it the active one."""
+    with rotation.changing(load_settings().of(AuthSettings)) as stored:
+        kid = rotation.add(stored, kind, algorithm)
+    ready = datetime.now(UTC) + rotation.LEAD[kind]
+    typer.echo(f"Added {kid}, known from now on; it can take over at {ready:%Y-%m-%d %H:%M}Z.")
+
+
+@keys.command("retire")
+def retire_key(
+    kid: Annotated[str, typer.Argument(help="Id of the active key, as `app keys list` shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if some processes may not have read the next key yet.")
+    ] = False,
+) -> None:
+    """Make the next key active. Tokens made with this key stay valid."""
+    with rotation.changing(load_settings().of(AuthSettings)) as stored:
+        successor = rotation.retire(stored, kid, force=force)
+    typer.echo(f"{successor} is active now; {kid} is retiring, and can be removed once no token made with it is alive.")
+
+
+@keys.command("remove")
+def remove_key(
+    kid: Annotated[str, typer.Argument(help="Id of a key that is not active.")],
+    force: Annotated[bool, typer.Option("--force", help="Even if tokens made with it may still be valid.")] = False,
+) -> None:
+    """Remove a key. Every token made with it becomes invalid."""
+    auth = load_settings().of(AuthSettings)
+    # A refresh moves a login session to the active pepper.
+    live = max(auth.refresh_idle_ttl, *LINK_LIFETIMES.values())
+    with rotation.changing(auth) as stored:
+        rotation.remove(stored, kid, refresh_tokens_live=live, force=force)
+    typer.echo(f"Removed {kid}.")

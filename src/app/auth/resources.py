@@ -1,0 +1,50 @@
+"""What logins and tokens need for the life of a web process."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.auth.revocation import RevocationListener
+from app.auth.settings import AuthSettings, issuer
+from app.auth.standing import StandingCheck
+from app.auth.tokens import AccessTokens
+from app.auth.toolkit import Toolkit
+from app.core.resources import Foundation, Resources
+from app.core.security.hashing import PasswordHasher
+from app.core.security.rate_limits import RateLimiter
+
+
+@asynccontextmanager
+async def open_for_web(core: Foundation) -> AsyncIterator[Resources]:
+    """Start the threads that hash passwords and, unless the database is asked each time, the listener of revocations."""
+    settings = core.settings.of(AuthSettings)
+    hasher = PasswordHasher(settings)
+    listener = RevocationListener(core.settings.database) if settings.access_check == "memory" else None
+    if listener:
+        listener.start()
+    try:
+        yield Resources(
+            state={"auth": _toolkit(core, hasher), "standing": StandingCheck(core.database, listener)},
+            instruments=[hasher.readings, *([listener.readings] if listener else [])],
+            readiness=[listener.unready] if listener else [],
+        )
+    finally:
+        if listener:
+            await listener.stop()
+        hasher.close()
+
+
+def _toolkit(core: Foundation, hasher: PasswordHasher) -> Toolkit:
+    settings = core.settings.of(AuthSettings)
+    return Toolkit(
+        settings=core.settings,
+        database=core.database,
+        keys=core.keys,
+        hasher=hasher,
+        access_tokens=AccessTokens(
+            core.keys,
+            issuer=issuer(core.settings),
+            audience=settings.audience,
+            lifetime=int(settings.access_token_ttl.total_seconds()),
+        ),
+        limiter=RateLimiter(core.database, core.keys.derive("rate-limit"), enabled=core.settings.rate_limit.enabled),
+    )

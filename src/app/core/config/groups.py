@@ -1,0 +1,55 @@
+"""Base class and field types of every group of settings."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Annotated, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
+_DURATION_FORM = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10m, 24h, 14d"
+
+
+class SettingsGroup(BaseModel):
+    """Settings that share a prefix. A feature declares one subclass in its `settings.py`; the prefix is the name of its folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def unsafe_in_production(self) -> Iterator[str]:
+        """Yield each value that production refuses, as `VARIABLE: what to do`."""
+        yield from ()
+
+
+def refuse(message: str) -> NoReturn:
+    """Fail the validation of a setting. The message says what to write."""
+    raise ValueError(message)
+
+
+def parse_duration(value: object) -> object:
+    try:
+        if isinstance(value, int | float):
+            return timedelta(seconds=value)
+        if not isinstance(value, str):
+            return value
+        match = _DURATION.fullmatch(value.strip())
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]]) if match else refuse(_DURATION_FORM)
+    except OverflowError:
+        return refuse(_DURATION_FORM)
+
+
+# Plain assignments: pydantic reads the annotations of a `type` alias only through another layer of schema.
+Pause = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+# PostgreSQL stores milliseconds in 32 bits, and reads 0 as "no limit".
+Timeout = Annotated[Duration, Field(ge=timedelta(milliseconds=1), le=timedelta(days=24))]
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether the host is this machine, by name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,131 @@
+"""Reads the settings and reports every problem at once."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import SettingsError
+
+from app.core.config.settings import PREFIX, SECRETS_DIR, Settings, groups, secrets_dir
+from app.core.environment import forget_libpq, kubernetes_variables
+from app.core.errors import ConfigurationError
+
+_SAFE_URL = "postgresql://user@host/name?ssl=verify-full"
+# Names that platforms set. The long ones take precedence.
+_PLAIN_NAMES = {"APP_DATABASE__URL": "DATABASE_URL", "APP_SERVER__PORT": "PORT"}
+
+
+def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
+    """Read the settings from the environment; the error names every problem, and no value.
+
+    Variables of libpq, such as `PGSSLMODE`, are removed from the environment.
+    """
+    forget_libpq()
+    problems: list[str] = []
+    settings = None
+    try:
+        settings = _build(model, overrides)
+        problems += [*_unknown_variables(model, os.environ), *settings.unsafe_in_production()]
+    except ValidationError as error:
+        problems += _invalid(model, error, overrides)
+    except SettingsError as error:
+        problems += [*_unknown_variables(model, os.environ), str(error)]
+    except (OSError, UnicodeDecodeError):
+        problems.append(f"{SECRETS_DIR}: a file in it cannot be read as UTF-8 text")
+    if (directory := os.environ.get(SECRETS_DIR)) and not Path(directory).is_dir():
+        problems.append(f"{SECRETS_DIR}: there is no such directory")
+    if settings is None or problems:
+        raise ConfigurationError(
+            "\n".join(["The settings cannot be used:", *(f"  - {problem}" for problem in problems)])
+        )
+    return settings
+
+
+def _invalid(model: type[Settings], error: ValidationError, overrides: Mapping[str, object]) -> Iterator[str]:
+    """Name the invalid settings, the unknown ones, and the unsafe ones among the rest."""
+    errors = error.errors(include_input=False)
+    invalid = {variable: _reason(entry) for entry in errors for variable in _variables_of(model, entry)}
+    unknown = list(_unknown_variables(model, os.environ))
+    already = {problem.split(":")[0] for problem in unknown}
+    yield from unknown
+    yield from (f"{variable}: {reason}" for variable, reason in invalid.items() if variable not in already)
+    repaired = _build_repaired(model, overrides, [entry["loc"] for entry in errors])
+    unsafe = repaired.unsafe_in_production() if repaired else ()
+    yield from (problem for problem in unsafe if problem.split(":")[0] not in invalid)
+
+
+def _build(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
+    return model(_secrets_dir=secrets_dir(), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
+
+
+def _build_repaired(
+    model: type[Settings], overrides: Mapping[str, object], invalid: list[tuple[int | str, ...]]
+) -> Settings | None:
+    """Build the settings without the invalid ones, so that one error names the unsafe ones too."""
+
+    class Repaired(model):  # type: ignore[valid-type,misc]  # A class made at run time.
+        @model_validator(mode="before")
+        @classmethod
+        def _remove_invalid(cls, values: dict[str, Any]) -> dict[str, Any]:
+            for group, *rest in invalid:
+                members = values.pop(str(group), {}) if rest else {}
+                values[str(group)] = {name: value for name, value in members.items() if name != rest[0]}
+            return {**values, "database": {"url": _SAFE_URL, **values["database"]}}
+
+    if ("environment",) in invalid:
+        # Without the environment it is unknown what is unsafe.
+        return None
+    try:
+        return Repaired(_secrets_dir=secrets_dir(), **overrides)
+    except ValidationError:
+        # A feature has a required setting that is missing.
+        return None
+
+
+def variables(model: type[Settings]) -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """Yield every setting as (environment variable, field name, the model that declares it)."""
+    members = {name: group for group, name in groups(model)}
+    for name in model.model_fields:
+        if group := members.get(name):
+            yield from ((f"{PREFIX}{name}__{inner}".upper(), inner, group) for inner in group.model_fields)
+        else:
+            yield f"{PREFIX}{name}".upper(), name, model
+
+
+def _variables_of(model: type[Settings], error: ErrorDetails) -> list[str]:
+    """Name what the error is about; of a group that is missing, its required settings."""
+    location = error["loc"]
+    group = {name: group for group, name in groups(model)}.get(str(location[0]))
+    if group is None or len(location) > 1 or error["type"] != "missing":
+        return [_variable(location)]
+    required = [name for name, field in group.model_fields.items() if field.is_required()]
+    return [_variable((location[0], name)) for name in required]
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    if location == ("database",):
+        # What contradicts itself in this group is always the URL.
+        return "DATABASE_URL"
+    name = (PREFIX + "__".join(str(part) for part in location[:2])).upper()
+    return name if name in os.environ else _PLAIN_NAMES.get(name, name)
+
+
+def _reason(error: ErrorDetails) -> str:
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return error["msg"].removeprefix("Value error, ")
+
+
+def _unknown_variables(model: type[Settings], environment: Mapping[str, str]) -> Iterator[str]:
+    known = {name for name, _, _ in variables(model)} | {SECRETS_DIR} | kubernetes_variables(environment)
+    for name in sorted(environment):
+        # A whole group may be given as one JSON object (APP_AUTH='{…}').
+        if name.startswith(PREFIX) and name not in known and not any(key.startswith(f"{name}__") for key in known):
+            near = difflib.get_close_matches(name, known, n=1)
+            yield f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,148 @@
+"""The settings of core. `app.settings` adds those of every feature."""
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, override
+
+from pydantic import Field, create_model
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.core.config.database import DatabaseSettings
+from app.core.config.groups import SettingsGroup
+from app.core.config.observability import LogSettings, TelemetrySettings
+from app.core.config.security import RateLimitSettings
+from app.core.config.server import ServerSettings
+
+PREFIX = "APP_"
+SECRETS_DIR = "APP_SECRETS_DIR"
+
+
+class _PlainEnvironment(PydanticBaseSettingsSource):
+    """Reads `DATABASE_URL` and `PORT`, which platforms set."""
+
+    @override
+    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False  # pragma: no cover  # The base class demands it; `__call__` reads both at once.
+
+    @override
+    def __call__(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if url := os.environ.get("DATABASE_URL"):
+            found["database"] = {"url": url}
+        if port := os.environ.get("PORT"):
+            found["server"] = {"port": port}
+        return found
+
+
+class Settings(BaseSettings):
+    """Every setting. It is frozen: no value changes while the process runs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    environment: Literal["local", "test", "production"] = Field(
+        default="production", description="`production` refuses unsafe settings; `make run` says `local`."
+    )
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings
+    rate_limit: RateLimitSettings = RateLimitSettings()
+    log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = [init_settings, env_settings, _PlainEnvironment(settings_cls)]
+        if secrets_dir():
+            sources.append(
+                NestedSecretsSettingsSource(file_secret_settings, secrets_prefix=PREFIX, secrets_nested_delimiter="__")
+            )
+        return tuple(sources)
+
+    @property
+    def is_production(self) -> bool:
+        """Whether unsafe settings are refused."""
+        return self.environment == "production"
+
+    @property
+    def serves_docs(self) -> bool:
+        """Whether `/docs` and `/openapi.json` exist."""
+        return not self.is_production if self.server.docs is None else self.server.docs
+
+    @property
+    def drain_delay(self) -> timedelta:
+        """How long the server stays open once it is told to end."""
+        default = timedelta(seconds=5 if self.is_production else 0)
+        return default if self.server.drain_delay is None else self.server.drain_delay
+
+    @property
+    def public_url(self) -> str:
+        """Where clients reach this service, without a slash at the end."""
+        return str(self.server.public_url or f"http://127.0.0.1:{self.server.port}").rstrip("/")
+
+    def of[T: SettingsGroup](self, group: type[T]) -> T:
+        """Return the group of this class, or the group that inherits from it. `KeyError` if there is none.
+
+        `settings.of(AuthSettings)` gives the settings of auth, `settings.of(KeySettings)` those about keys, wherever they are.
+        """
+        found: T = getattr(self, _fields(type(self))[group])
+        return found
+
+    def unsafe_in_production(self) -> Iterator[str]:
+        """Yield each value that production refuses, as `VARIABLE: what to do`; nothing in other environments."""
+        if self.is_production:
+            for _, name in groups(type(self)):
+                yield from getattr(self, name).unsafe_in_production()
+
+
+@cache
+def _fields(model: type[Settings]) -> dict[type[SettingsGroup], str]:
+    return {base: name for group, name in groups(model) for base in group.__mro__ if issubclass(base, SettingsGroup)}
+
+
+def groups(model: type[Settings]) -> Iterator[tuple[type[SettingsGroup], str]]:
+    """Yield the groups of a model, each with the field that holds it."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, SettingsGroup):
+            yield field.annotation, name
+
+
+def with_groups(features: Mapping[str, type[SettingsGroup]]) -> type[Settings]:
+    """Return a settings model that has the groups of features too, each under the feature's name."""
+    if taken := features.keys() & Settings.model_fields.keys():
+        message = f"the settings have a group of this name already: {', '.join(sorted(taken))}"
+        raise ValueError(message)
+    fields: dict[str, Any] = {name: (group, _default(group)) for name, group in features.items()}
+    return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
+
+
+def _default(group: type[SettingsGroup]) -> object:
+    # pydantic takes `...` for a field without a default.
+    return ... if any(field.is_required() for field in group.model_fields.values()) else group()
+
+
+def secrets_dir() -> str | None:
+    """Return the directory with one file per setting, if there is one."""
+    directory = os.environ.get(SECRETS_DIR)
+    return directory if directory and Path(directory).is_dir() else None

@@ -1,0 +1,54 @@
+"""The features of the application, and where the rest of it finds their parts.
+
+A feature is a package of `app`. It brings its parts in files with fixed names: `router.py`, `models.py`, `jobs.py`, `scopes.py`,
+`settings.py`, `commands.py`, `resources.py` and the directory `templates`. `app features` prints what each feature brings.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FEATURES: tuple[str, ...] = (
+    "health",
+    "audit",
+    "users",
+    "auth",
+)
+"""Lowest first: a feature may import the features before it."""
+
+_PLATFORM = ("jobs", "mail")
+PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "templates")
+
+
+def names() -> tuple[str, ...]:
+    """Return the packages that may bring parts: queue and mail first, then the features."""
+    return (*_PLATFORM, *FEATURES)
+
+
+def parts(part: str) -> Iterator[tuple[str, ModuleType]]:
+    """Import one part of every feature that has it, such as `parts("models")`; yield it with the feature's name."""
+    for feature in names():
+        if has(feature, part):
+            yield feature, import_module(f"app.{feature}.{part}")
+
+
+def templates() -> Iterator[Path]:
+    """Yield the directory of mail templates of every feature that has one."""
+    return (_directory(feature) / "templates" for feature in names() if has(feature, "templates"))
+
+
+def has(feature: str, part: str) -> bool:
+    """Return whether a feature brings this part."""
+    directory = _directory(feature)
+    return (directory / f"{part}.py").is_file() or (directory / part).is_dir()
+
+
+def _directory(feature: str) -> Path:
+    return Path(__file__).parent / feature
+
+
+def openers(name: str) -> Iterator[Any]:
+    """Yield `open_for_web` or `open_for_worker` of every feature whose `resources.py` has it."""
+    return (vars(module)[name] for _, module in parts("resources") if hasattr(module, name))

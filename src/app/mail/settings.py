@@ -1,0 +1,101 @@
+"""Settings of outgoing mail."""
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import override
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from app.core import product
+from app.core.config.groups import Duration, SettingsGroup, is_loopback, refuse
+
+# ASCII without quotes, comments or a display name: the header and the envelope then have the same spelling.
+_MAILBOX = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*"
+)
+
+
+class MailSettings(SettingsGroup):
+    """How mail leaves."""
+
+    url: SecretStr = Field(
+        default=SecretStr("console:"),
+        description="`smtp://user:password@host:587` (STARTTLS), `smtps://host`, `file:///directory` (one `.eml` a mail) or "
+        "`console:`. Characters such as `@` in the password are written `%40`.",
+    )
+    from_address: str = Field(
+        default="no-reply@localhost", max_length=254, description="Sender of every mail; must be set in production."
+    )
+    from_name: str = Field(
+        default=product.NAME,
+        min_length=1,
+        max_length=100,
+        description="Name of the sender, and of the application in mails.",
+    )
+    timeout: Duration = Field(
+        default=timedelta(seconds=20), description="Longest wait for each answer of the mail server."
+    )
+    require_tls: bool = Field(
+        default=True,
+        description="Never send unencrypted, except to a server on this machine. Turn off only on a trusted network: then TLS is "
+        "used where offered, whatever the certificate.",
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) to trust instead of the system's, for a mail server with a private one.",
+    )
+    allow_undelivered: bool = Field(
+        default=False, description="Accept `console:` and `file:` in production too, where they deliver to nobody."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = urlsplit(value.get_secret_value())
+            is_usable = {
+                "smtp": bool(url.hostname) and url.port != 0,
+                "smtps": bool(url.hostname) and url.port != 0,
+                "file": not url.netloc and len(url.path) > 1,
+                "console": not url.netloc and not url.path,
+            }.get(url.scheme, False)
+        except ValueError:
+            is_usable = False
+        if not is_usable:
+            refuse("write it as smtp://user:password@host:587, smtps://host, file:///directory or console:")
+        return value
+
+    @field_validator("from_address")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        if not _MAILBOX.fullmatch(value):
+            refuse("write it as name@example.com")
+        return value
+
+    @field_validator("from_name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not value.isprintable():
+            refuse("must be printable")
+        return value
+
+    @property
+    def delivers(self) -> bool:
+        """Whether mail reaches anybody."""
+        return urlsplit(self.url.get_secret_value()).scheme in {"smtp", "smtps"}
+
+    @property
+    def demands_tls(self) -> bool:
+        """Whether an unencrypted connection is refused."""
+        url = urlsplit(self.url.get_secret_value())
+        return url.scheme == "smtps" or (self.require_tls and not is_loopback(url.hostname or ""))
+
+    @override
+    def unsafe_in_production(self) -> Iterator[str]:
+        if not self.delivers and not self.allow_undelivered:
+            yield "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
+        if self.delivers and self.from_address.endswith("@localhost"):
+            yield "APP_MAIL__FROM_ADDRESS: is missing; mail must come from an address of yours"

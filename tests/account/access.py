@@ -1,0 +1,19 @@
+from collections.abc import Mapping
+
+from tests.access import NEW_PASSWORD, Access, authenticated, public, scoped
+from tests.factories import PASSWORD
+
+ACCESS: Mapping[str, Access] = {
+    "POST /api/v1/auth/register": public(json={"email": "new@example.com", "password": NEW_PASSWORD}),
+    "POST /api/v1/auth/verify-email": public(json={"token": "nobody's"}, is_known=False),
+    "POST /api/v1/auth/verify-email/resend": public(json={"email": "new@example.com"}),
+    "POST /api/v1/auth/password/forgot": public(json={"email": "new@example.com"}),
+    "POST /api/v1/auth/password/reset": public(
+        json={"token": "nobody's", "new_password": NEW_PASSWORD}, is_known=False
+    ),
+    "POST /api/v1/auth/email/confirm": public(json={"token": "nobody's"}, is_known=False),
+    "GET /account/{name}": public(path={"name": "set-password"}),
+    "PUT /api/v1/users/me/password": authenticated(json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}),
+    "POST /api/v1/users/me/email": authenticated(json={"new_email": "moved@example.com", "password": PASSWORD}),
+    "POST /api/v1/users/{user_id}/password-reset": scoped("users:write"),
+}

@@ -1,0 +1,184 @@
+"""The registry: each part of a feature is found by the name of its file. `docs/feature-parts.md` is followed in a copy."""
+
+import asyncio
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import features
+from tests.conftest import ROOT, outside
+from tests.listings import apply, copy_repository, listings
+
+SOURCE = ROOT / "src" / "app"
+PAGE = ROOT / "docs" / "feature-parts.md"
+NOT_FEATURES = {"core", "dev", "migrations", "server"}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the repository that has the feature of the page."""
+    copy = tmp_path_factory.mktemp("parts")
+    copy_repository(ROOT, copy)
+    for listing in listings(PAGE):
+        apply(listing, copy)
+    return copy
+
+
+async def run(copy: Path, *command: str, **environment: str) -> tuple[int, str]:
+    """Run a Python program in the copy; return its exit code and its output."""
+    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=copy,
+        env=inherited | {"PYTHONPATH": str(copy / "src"), "APP_ENVIRONMENT": "local"} | environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+def test_every_package_that_brings_a_part_is_a_feature() -> None:
+    found = {
+        path.parent.name
+        for part in features.PARTS
+        for path in (*SOURCE.glob(f"*/{part}.py"), *SOURCE.glob(f"*/{part}/"))
+        if path.parent.name not in NOT_FEATURES
+    }
+
+    assert found == set(features.names())
+
+
+@pytest.mark.parametrize("part", [part for part in features.PARTS if part != "templates"])
+def test_parts_are_found_in_the_order_of_the_features(part: str) -> None:
+    found = [name for name, module in features.parts(part) if module.__name__ == f"app.{name}.{part}"]
+
+    assert found == [name for name in features.names() if (SOURCE / name / f"{part}.py").exists()]
+
+
+async def test_the_command_lists_every_part_of_a_feature(copy: Path) -> None:
+    code, output = await run(copy, "-m", "app", "features")
+
+    assert code == 0
+    (line,) = (line for line in output.splitlines() if line.startswith("greetings"))
+    assert line.split()[1:] == ["router", "jobs", "scopes", "settings", "commands", "resources", "templates"]
+
+
+async def test_a_command_of_a_feature_reads_a_setting_of_a_feature(copy: Path, database_url: str) -> None:
+    code, output = await run(
+        copy, "-m", "app", "greetings", "show", DATABASE_URL=database_url, APP_GREETINGS__WORD="Good morning"
+    )
+
+    assert (code, output) == (0, "Good morning\n")
+
+
+async def test_a_wrong_setting_of_a_feature_is_named_like_any_other(copy: Path, database_url: str) -> None:
+    code, output = await run(
+        copy, "-m", "app", "greetings", "show", DATABASE_URL=database_url, APP_GREETINGS__WORT="Hi"
+    )
+
+    assert code == 1
+    assert "APP_GREETINGS__WORT: there is no such setting; did you mean APP_GREETINGS__WORD?" in output
+
+
+async def test_a_required_setting_that_is_missing_is_named(copy: Path, tmp_path: Path, database_url: str) -> None:
+    shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "src/app/greetings/settings.py"
+    path.write_text(path.read_text().replace('default="Hello", ', ""))
+
+    code, output = await run(tmp_path, "-m", "app", "greetings", "show", DATABASE_URL=database_url)
+
+    assert code == 1
+    assert "APP_GREETINGS__WORD: is missing" in output
+
+
+BREAKS = {
+    "two groups of settings": (
+        "settings.py",
+        "\n\nclass OtherSettings(SettingsGroup):\n    other: int = 0\n",
+        "app.greetings.settings must declare exactly one subclass of SettingsGroup, not 2",
+    ),
+    "a scope of another feature": (
+        "scopes.py",
+        'SCOPES["audit:read"] = "Read"\n',
+        "app.greetings.scopes declares a scope that another feature has: audit:read",
+    ),
+    "a router that is not listed": (
+        "router.py",
+        "del ROUTERS\n",
+        "app.greetings.router has neither ROUTERS nor ROOT_ROUTERS: add `ROUTERS = (router,)`",
+    ),
+    "jobs that are not listed": (
+        "jobs.py",
+        "del JOBS\n",
+        "app.greetings.jobs has neither JOBS nor PERIODIC: list its jobs in one of them",
+    ),
+    "a group of commands of another feature": (
+        "commands.py",
+        'COMMANDS = (command_group("keys", "Other keys."),)\n',
+        "app.greetings.commands has a group that another feature has: keys",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+async def test_a_part_that_cannot_be_used_stops_the_start_with_a_sentence(
+    copy: Path, tmp_path: Path, database_url: str, broken: str
+) -> None:
+    name, added, sentence = BREAKS[broken]
+    shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "src/app/greetings" / name).open("a") as file:
+        file.write(added)
+    program = (
+        "import app.cli, app.worker; from app.main import create_app; from app.settings import load_settings; "
+        "create_app(load_settings())"
+    )
+
+    code, output = await run(tmp_path, "-c", program, DATABASE_URL=database_url)
+
+    assert code == 1
+    assert output.splitlines()[-1].endswith(sentence)
+
+
+async def test_two_features_cannot_open_a_resource_of_the_same_name(copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "src/app/greetings/resources.py"
+    path.write_text(path.read_text().replace('"greetings"', '"auth"'))
+
+    code, output = await run(tmp_path, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/greetings")
+
+    assert code == 1
+    assert "two features open a resource of the same name: auth" in output
+
+
+async def test_the_pages_feature_passes_its_tests_and_the_access_tests(copy: Path, template_url: str) -> None:
+    code, output = await run(
+        copy,
+        *("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/greetings", "tests/test_access.py"),
+        *("-k", "greeting or table_names"),
+        DATABASE_URL=template_url,
+    )
+
+    assert code == 0, output
+    assert re.search(r"^([6-9]|\d\d) passed", output, re.MULTILINE), output
+
+
+async def test_the_settings_of_a_feature_are_documented(copy: Path) -> None:
+    code, output = await run(copy, "-c", "from app.dev import docs; print(docs.configuration())")
+
+    assert code == 0, output
+    assert "| `APP_GREETINGS__WORD` |" in output
+
+
+@pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check")])
+async def test_the_pages_listings_keep_the_style(copy: Path, command: tuple[str, ...]) -> None:
+    files = [listing.path for listing in listings(PAGE) if listing.path and listing.path.endswith(".py")]
+
+    code, output = await run(copy, "-m", *command, *files)
+
+    assert code == 0, output
