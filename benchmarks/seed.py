@@ -12,8 +12,8 @@ from sqlalchemy import make_url
 from uuid_utils.compat import uuid7
 
 from app.auth import refresh_tokens
+from app.auth.access.tokens import AccessTokens
 from app.auth.settings import AuthSettings, issuer
-from app.auth.tokens import AccessTokens
 from app.core.config import Settings
 from app.core.security.hashing import BcryptSha256Hasher
 from app.core.security.keys import KeyRing

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from uuid import uuid4
 
-from app.auth.tokens import AccessTokens
+from app.auth.access.tokens import AccessTokens
 from app.core.security.keys import generate_key_set, parse_key_ring
 
 _TURN = 200

@@ -59,7 +59,9 @@ def _notes() -> Path:
 
 
 def main(
-    patterns: Annotated[list[str] | None, typer.Argument(help="Names of mutants, such as 'app.auth.tokens.*'.")] = None,
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Names of mutants, such as 'app.auth.access.tokens.*'.")
+    ] = None,
     *,
     sample: Annotated[int, typer.Option(help="At most so many of each module, always the same ones; 0: all.")] = 0,
 ) -> None:

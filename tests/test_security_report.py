@@ -31,7 +31,7 @@ DATA = read("data.toml")
 COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 # Who may open a connection, and to what.
 CONNECTING = {
-    "auth/revocation.py": "PostgreSQL: the listener of revocations.",
+    "auth/access/revocation.py": "PostgreSQL: the listener of revocations.",
     "core/db/connections.py": "PostgreSQL: the two pools.",
     "core/db/database.py": "Asks for those two.",
     "core/db/failures.py": "Names the driver's errors; connects to nothing.",
@@ -204,7 +204,7 @@ def test_secrets_come_from_the_operating_system() -> None:
         and {alias.name for alias in node.names} - {"UUID"}
     }
 
-    pauses = {"auth/revocation.py", "core/db/retries.py", "jobs/queue.py", "migrations/runner.py"}
+    pauses = {"auth/access/revocation.py", "core/db/retries.py", "jobs/queue.py", "migrations/runner.py"}
     assert used == {(file, "uniform") for file in pauses}, "a pause may be random; a secret comes from os.urandom"
     assert imported == set()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from httpx2 import AsyncClient
 
-from app.auth import revocation
+from app.auth.access import revocation
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from app.auth import revocation
-from app.auth.revocation import FENCE, RevocationListener, RevocationSet
+from app.auth.access import revocation
+from app.auth.access.revocation import FENCE, RevocationListener, RevocationSet
 from app.core import product
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
@@ -237,7 +237,7 @@ async def test_a_host_that_never_answers_is_passed_over(shared_url: str) -> None
 
 
 async def test_it_says_that_the_revocations_are_known(shared_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="app.auth.revocation"):
+    with caplog.at_level("INFO", logger="app.auth.access.revocation"):
         async with listening(shared_url):
             pass
 

@@ -13,10 +13,10 @@ from httpx2 import AsyncClient
 from sqlalchemy import event, text
 
 from app.audit.service import Actor
+from app.auth.access.tokens import AccessTokens
 from app.auth.dependencies import CurrentPrincipal, Principal
 from app.auth.errors import InsufficientScopeError
 from app.auth.settings import AuthSettings, issuer
-from app.auth.tokens import AccessTokens
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.http import routing

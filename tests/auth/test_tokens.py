@@ -18,9 +18,9 @@ from httpx2 import AsyncClient, Response
 from joserfc import jwe
 from joserfc.jwk import ECKey
 
+from app.auth.access.tokens import MAX_LIFETIME, AccessTokens
 from app.auth.errors import InvalidTokenError
 from app.auth.settings import issuer
-from app.auth.tokens import MAX_LIFETIME, AccessTokens
 from app.core import product
 from app.core.db.database import Database
 from app.core.security.keys import generate_key_set, parse_key_ring
@@ -635,7 +635,7 @@ def test_a_token_that_was_verified_before_still_ends_in_time() -> None:
 
 
 def test_a_worker_remembers_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.auth.tokens._MAX_VERIFIED", 2)
+    monkeypatch.setattr("app.auth.access.tokens._MAX_VERIFIED", 2)
     tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
     made = [issued(tokens, number) for number in range(4)]
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from app.auth.revocation import FENCE
+from app.auth.access.revocation import FENCE
 from app.core import product
 from app.core.security.keys import parse_key_ring
 from app.users import links

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from httpx2 import Response
 
-from app.auth import standing
+from app.auth.access import standing
 from app.auth.cutoff import end_every_session
 from app.users.roles import GRANTS, Role
 from tests.aftermath import assert_problem

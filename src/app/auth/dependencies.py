@@ -13,9 +13,9 @@ from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
 
 from app.audit.service import Actor
-from app.auth import standing
+from app.auth.access import standing
+from app.auth.access.standing import StandingCheck
 from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
-from app.auth.standing import StandingCheck
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.core.db.reads import Reads

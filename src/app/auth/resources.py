@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app.auth.revocation import RevocationListener
+from app.auth.access.revocation import RevocationListener
+from app.auth.access.standing import StandingCheck
+from app.auth.access.tokens import AccessTokens
 from app.auth.settings import AuthSettings, issuer
-from app.auth.standing import StandingCheck
-from app.auth.tokens import AccessTokens
 from app.auth.toolkit import Toolkit
 from app.core.resources import Foundation, Resources
 from app.core.security.hashing import PasswordHasher

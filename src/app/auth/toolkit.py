@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.auth.tokens import AccessTokens
+from app.auth.access.tokens import AccessTokens
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
-from app.auth.revocation import RevocationListener
+from app.auth.access.revocation import RevocationListener
 from app.core.config import DatabaseSettings
 from app.core.db import tls
 from app.core.db.connections import create_engine
