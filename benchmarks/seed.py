@@ -11,8 +11,8 @@ import asyncpg
 from sqlalchemy import make_url
 from uuid_utils.compat import uuid7
 
-from app.auth import refresh_tokens
 from app.auth.access.tokens import AccessTokens
+from app.auth.sessions import refresh_tokens
 from app.auth.settings import AuthSettings, issuer
 from app.core.config import Settings
 from app.core.security.hashing import BcryptSha256Hasher

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from app.audit import crud as audit_crud
-from app.auth import crud as auth_crud
+from app.auth.sessions import crud as auth_crud
 from app.core.db.database import Database, WriteSession
 from app.core.security import rate_limits
 from app.jobs import service as jobs_service

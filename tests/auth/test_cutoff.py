@@ -7,8 +7,8 @@ from httpx2 import AsyncClient
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from app.auth import crud
-from app.auth.cutoff import end_every_session
+from app.auth.sessions import crud
+from app.auth.sessions.cutoff import end_every_session
 from app.core.db.database import Database, WriteSession
 from tests.aftermath import events
 from tests.auth.login_sessions import can_refresh, is_accepted, refresh, row, shift, start

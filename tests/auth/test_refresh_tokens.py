@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.auth import refresh_tokens
-from app.auth.refresh_tokens import Presented
+from app.auth.sessions import refresh_tokens
+from app.auth.sessions.refresh_tokens import Presented
 from app.core.security.keys import KeyRing
 
 PEPPERS = {0: b"\0" * 32, 1: b"\1" * 32, 255: b"\xff" * 64}

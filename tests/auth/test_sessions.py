@@ -14,9 +14,10 @@ from httpx2 import AsyncClient
 from sqlalchemy import text
 
 from app.audit.service import Actor
-from app.auth import jobs, sessions
+from app.auth import jobs
 from app.auth.errors import InvalidGrantError
-from app.auth.refresh_tokens import _LAYOUT
+from app.auth.sessions import service as sessions
+from app.auth.sessions.refresh_tokens import _LAYOUT
 from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession

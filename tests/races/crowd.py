@@ -11,7 +11,7 @@ import asyncpg
 from httpx2 import AsyncClient, Response
 from sqlalchemy import event
 
-from app.auth.cutoff import end_every_session
+from app.auth.sessions.cutoff import end_every_session
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
 from app.core.db.database import Database

@@ -11,7 +11,7 @@ import pytest
 from httpx2 import Response
 
 from app.auth.access import standing
-from app.auth.cutoff import end_every_session
+from app.auth.sessions.cutoff import end_every_session
 from app.users.roles import GRANTS, Role
 from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn, log_in

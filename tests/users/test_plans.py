@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from app.auth import crud as auth_crud
+from app.auth.sessions import crud as auth_crud
 from app.core.db.database import WriteSession
 from app.core.db.keyset import Position
 from app.users import service

@@ -10,9 +10,11 @@ from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import crud, jobs, limits, service, sessions
+from app.auth import jobs, limits, service
 from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPasswordError
 from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
+from app.auth.sessions import crud
+from app.auth.sessions import service as sessions
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession

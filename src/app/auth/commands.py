@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 from pydantic import ValidationError
 
-from app.auth.cutoff import end_every_session
 from app.auth.schemas import Registration
+from app.auth.sessions.cutoff import end_every_session
 from app.auth.settings import AuthSettings
 from app.core.commands import command_group, in_transaction, with_database
 from app.core.config import Settings

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import crud, limits
+from app.auth import limits
+from app.auth.sessions import crud
 from app.core.db.database import WriteSession
 from app.core.errors import RateLimitedError
 from app.core.security import rate_limits

@@ -47,6 +47,7 @@ from app.auth.schemas import (
     SessionRead,
     TokenPair,
 )
+from app.auth.sessions import service as sessions
 from app.core.db.keyset import InvalidCursorError
 from app.core.errors import AppError, GoneMeanwhileError, InvalidInputError, RateLimitedError
 from app.core.http import routing

@@ -6,8 +6,7 @@ from uuid import UUID
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import crud, limits, sessions
-from app.auth.crud import LockedUser
+from app.auth import limits
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidGrantError,
@@ -16,6 +15,9 @@ from app.auth.errors import (
     WrongPasswordError,
 )
 from app.auth.schemas import EXPORTED, PasswordGrant, Reauthentication, RefreshGrant, TokenPair
+from app.auth.sessions import crud
+from app.auth.sessions import service as sessions
+from app.auth.sessions.crud import LockedUser
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession

@@ -18,8 +18,6 @@ from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import crud, refresh_tokens
-from app.auth.crud import LockedUser, SessionState, StoredState
 from app.auth.errors import (
     InvalidGrantError,
     InvalidScopeError,
@@ -29,8 +27,10 @@ from app.auth.errors import (
     TooManyReplaysError,
 )
 from app.auth.models import LoginSession, RevokeReason
-from app.auth.refresh_tokens import Presented
 from app.auth.schemas import TokenPair
+from app.auth.sessions import crud, refresh_tokens
+from app.auth.sessions.crud import LockedUser, SessionState, StoredState
+from app.auth.sessions.refresh_tokens import Presented
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession

@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from app.audit import service as audit
-from app.auth import crud
+from app.auth.sessions import crud
 from app.core.db.database import Database
 
 _BATCH = 5000

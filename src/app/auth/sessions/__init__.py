@@ -1,0 +1,1 @@
+"""Login sessions: how they begin, go on with refresh tokens, and end."""
