@@ -16,9 +16,9 @@ from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import HashingBusyError, PasswordHasher, Verification
 from app.main import create_app
 from app.users.models import User
+from tests.account.test_enumeration import statements
 from tests.aftermath import assert_problem, events, jobs
 from tests.auth.post import AUTH, ME, NEW_PASSWORD, PATIENT, answer, bearer, end_windows, log_in, pair_of, refresh
-from tests.auth.test_enumeration import statements
 from tests.conftest import make_settings, running
 from tests.factories import PASSWORD, make_user
 from tests.servers import real_server

@@ -2,7 +2,7 @@
 
 What needs a socket (framing, limits of the server, slow clients) is tested where the server is. What happens when good
 requests meet is in tests/races; how often something may be tried, in tests/auth/test_limits.py; what an answer must not tell, in
-tests/auth/test_enumeration.py; forged access tokens, in tests/auth/test_tokens.py. There are no API keys, no second factors, no
+tests/account/test_enumeration.py; forged access tokens, in tests/auth/test_tokens.py. There are no API keys, no second factors, no
 token introspection, no logins by other services and no tokens in cookies to attack.
 """
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, override
 from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from app.auth import account, pages, service, sessions
+from app.account import pages
+from app.account import service as account
+from app.auth import service
 from app.auth.dependencies import (
     AuthRequest,
     ConfirmedPrincipal,

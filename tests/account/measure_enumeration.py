@@ -1,6 +1,6 @@
 """Does the time of an answer tell whether there is an account?
 
-    python -m tests.auth.measure_enumeration [--samples 1000] [--cost 4]
+    python -m tests.account.measure_enumeration [--samples 1000] [--cost 4]
 
 For login, register, forgot and resend, an address of each kind and one of nobody are asked for in turn, in random order,
 with every limit on, against a server process of its own. The jobs that come of it are left waiting: they run elsewhere.

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
-from tests.auth.measure_enumeration import (
+from tests.account.measure_enumeration import (
     KINDS,
     NOBODY,
     OPERATIONS,
