@@ -16,7 +16,7 @@ from app.core.db.database import Database
 from app.dev.ports import free_port
 from app.jobs import housekeeping
 from app.jobs.errors import PermanentError, TemporaryError
-from app.jobs.queue import AnyJob, Periodic, Policy, Work, enqueue, name_of, policy
+from app.jobs.queue import AnyJob, Periodic, Policy, Work, enqueue, formerly, name_of, policy
 from app.jobs.worker import JobWorker
 from tests.core.scrape import counted_so_far
 from tests.jobs.conftest import MakeWorker, Records, eventually, make_work, quick_settings, rows, statuses
@@ -50,6 +50,36 @@ async def test_a_job_runs_with_its_arguments_and_what_it_may_use(clone: Database
         await until(clone, "succeeded")
 
     assert seen == [*arguments, 1]
+
+
+async def test_a_row_with_a_former_name_of_a_job_runs(clone: Database, make_worker: MakeWorker) -> None:
+    seen: list[int] = []
+
+    @formerly("shop.jobs:order", "store.jobs:order")
+    async def job(work: Work, number: int) -> None:
+        seen.append(number)
+
+    await enqueue_committed(clone, job, 1)
+    await enqueue_committed(clone, job, 2)
+    async with clone.begin() as session:
+        await session.execute(
+            text("UPDATE procrastinate_jobs SET task_name = 'shop.jobs:order' WHERE args->'arguments'->>'number' = '1'")
+        )
+
+    async with make_worker(job).running():
+        await until(clone, "succeeded", "succeeded")
+
+    assert sorted(seen) == [1, 2]
+
+
+async def test_a_name_of_two_jobs_is_refused_at_the_start(make_worker: MakeWorker) -> None:
+    async def job(work: Work) -> None: ...
+
+    @formerly(name_of(job))
+    async def other(work: Work) -> None: ...
+
+    with pytest.raises(ValueError, match="two jobs have the name"):
+        make_worker(job, other)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ class Periodic:
 
 _DEFAULT = Policy()
 _policies: dict[AnyJob, Policy] = {}
+_former_names: dict[AnyJob, tuple[str, ...]] = {}
 
 
 def policy[**P](chosen: Policy) -> Callable[[Job[P]], Job[P]]:
@@ -116,8 +117,23 @@ def policy_of(job: AnyJob) -> Policy:
     return _policies.get(job, _DEFAULT)
 
 
+def formerly[**P](*names: str) -> Callable[[Job[P]], Job[P]]:
+    """Decorate a job that earlier releases stored under other names, so that workers still run those rows."""
+
+    def decorate(job: Job[P]) -> Job[P]:
+        _former_names[job] = names
+        return job
+
+    return decorate
+
+
+def names_of(job: AnyJob) -> tuple[str, ...]:
+    """Return the name that new rows get, and then the former names."""
+    return name_of(job), *_former_names.get(job, ())
+
+
 def name_of(job: AnyJob) -> str:
-    """Give the name stored with a job: `users.jobs:mail_link`. Renaming a function strands the rows that wait for it."""
+    """Return the name stored with a job, such as `users.jobs:mail_link`. After a move, declare the old one: `formerly`."""
     function: Any = job
     name = f"{function.__module__.removeprefix('app.')}:{function.__qualname__}"
     if len(name) > _MAX_NAME:

@@ -20,7 +20,7 @@ from app.core.observability.tracing import UNTRACED, continued
 from app.jobs import service
 from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.library import delay
-from app.jobs.queue import AnyJob, Policy, Work, from_json, name_of, parameters, policy_of
+from app.jobs.queue import AnyJob, Policy, Work, from_json, names_of, parameters, policy_of
 
 # What a newer version enqueued waits a quarter of an hour for a worker of that version.
 _UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
@@ -47,11 +47,15 @@ class JobRunner:
     def __init__(self, work: Work, jobs: Iterable[AnyJob], *, tracer: Tracer = UNTRACED) -> None:
         self._work = work
         self._tracer = tracer
-        self._jobs = {name_of(job): job for job in jobs}
-        self.names = sorted(self._jobs)
-        for job in self._jobs.values():
+        self._jobs: dict[str, AnyJob] = {}
+        for job in jobs:
+            for name in names_of(job):
+                if self._jobs.setdefault(name, job) is not job:
+                    message = f"two jobs have the name {name}; rename one, or correct its former names"
+                    raise ValueError(message)
             # Raises for a function that cannot be a job: at the start, not when the first is due.
             parameters(job)
+        self.names = sorted(self._jobs)
 
     def policy_of(self, name: str) -> Policy:
         """Give the policy of a job by its stored name."""
