@@ -15,6 +15,7 @@ FEATURES: tuple[str, ...] = (
     "audit",
     "users",
     "auth",
+    "account",
 )
 """Lowest first: a feature may import the features before it."""
 

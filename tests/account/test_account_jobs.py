@@ -2,12 +2,11 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 
-from app.auth import jobs
+from app.account import jobs
 from app.auth.settings import AuthSettings
 from app.core import product
 from app.core.config import Settings
@@ -59,7 +58,7 @@ async def hashes(session: WriteSession) -> list[str]:
 async def queued_hashes(session: WriteSession) -> list[str | None]:
     """Give what registrations still have of a hash."""
     statement = (
-        "SELECT args->'arguments'->>'hashed_password' FROM procrastinate_jobs WHERE task_name = 'auth.jobs:register'"
+        "SELECT args->'arguments'->>'hashed_password' FROM procrastinate_jobs WHERE task_name = 'account.jobs:register'"
     )
     return list((await session.scalars(text(statement))).all())
 
@@ -72,7 +71,7 @@ async def test_a_registration_whose_worker_dies_after_the_commit_is_done_all_the
     await end_windows(session)
 
     # As the orphan of a dead worker is put back.
-    await change(session, "UPDATE procrastinate_jobs SET status = 'todo' WHERE task_name = 'auth.jobs:register'")
+    await change(session, "UPDATE procrastinate_jobs SET status = 'todo' WHERE task_name = 'account.jobs:register'")
 
     assert await post.subjects() == []
     assert first == [("ada@example.com", f"Verify your address for {product.NAME}")]
@@ -93,7 +92,7 @@ async def test_a_registration_that_fails_keeps_the_hash_for_the_next_attempt(
 ) -> None:
     await enqueue_registration(session)
     with monkeypatch.context() as broken:
-        broken.setattr("app.auth.jobs.queue.enqueue", fail)
+        broken.setattr("app.account.jobs.queue.enqueue", fail)
         with pytest.raises(ConnectionError):
             await post.collect()
     assert await queued_hashes(session) == [HASH]
@@ -128,11 +127,29 @@ async def test_of_two_workers_with_one_registration_one_makes_the_account_and_no
 
 
 @pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
+async def test_a_row_of_the_release_that_had_the_jobs_in_auth_runs(
+    session: WriteSession, post: Post, ada: User, job: AnyJob
+) -> None:
+    await queue.enqueue(session, job, ada.email)
+    await change(session, "UPDATE procrastinate_jobs SET task_name = replace(task_name, 'account.', 'auth.')")
+
+    assert [mail.to for mail in await post.collect()] == [ada.email]
+
+
+async def test_a_registration_of_the_release_that_had_the_jobs_in_auth_runs(session: WriteSession, post: Post) -> None:
+    await enqueue_registration(session)
+    await change(session, "UPDATE procrastinate_jobs SET task_name = 'auth.jobs:register'")
+
+    assert [mail.to for mail in await post.collect()] == ["ada@example.com"]
+    assert await hashes(session) == [HASH]
+
+
+@pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
 async def test_a_job_that_fails_has_not_used_up_its_mail(
     session: WriteSession, work: Work, post: Post, ada: User, job: AnyJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr("app.auth.jobs.queue.enqueue", fail)
+        broken.setattr("app.account.jobs.queue.enqueue", fail)
         with pytest.raises(ConnectionError):
             await job(work, ada.email)
     assert (await snapshot(session))["account_links"] == []
@@ -199,59 +216,3 @@ async def test_a_switched_off_limiter_mails_every_time(
 
     assert mails == 3
     assert await session.scalar(text("SELECT count(*) FROM rate_limits")) == 0
-
-
-SESSION = text("""
-    INSERT INTO sessions (id, user_id, nonce, pepper_id, scope, idle_expires_at, absolute_expires_at, revoked_at,
-                          revoke_reason, device_family)
-    VALUES (gen_random_uuid(), :user_id, '', 0, '', now() + CAST(:idle AS interval), now() + CAST(:absolute AS interval),
-            now() + CAST(:revoked AS interval), CASE WHEN :is_revoked THEN 'user' END, :name)
-""")
-
-
-@pytest.mark.parametrize(
-    ("name", "absolute", "revoked", "stays"),
-    [
-        ("live", 1, None, True),
-        ("ended of itself lately", -29, None, True),
-        ("ended of itself long ago", -31, None, False),
-        ("revoked lately", 1, -29, True),
-        ("revoked long ago", 1, -31, False),
-    ],
-)
-async def test_sessions_are_kept_for_thirty_days_after_their_end(
-    session: WriteSession, work: Work, ada: User, name: str, absolute: int, revoked: int | None, stays: bool
-) -> None:
-    values = {
-        "user_id": ada.id,
-        "name": name,
-        "idle": timedelta(days=1),
-        "absolute": timedelta(days=absolute),
-        "revoked": revoked and timedelta(days=revoked),
-        "is_revoked": revoked is not None,
-    }
-    await session.execute(SESSION, values)
-    await session.commit()
-
-    await jobs.purge(work)
-
-    kept = (await session.scalars(text("SELECT device_family FROM sessions"))).all()
-    assert kept == ([name] if stays else [])
-
-
-async def test_revocations_and_counters_that_are_over_are_deleted(session: WriteSession, work: Work) -> None:
-    for age in ("1 minute", "-1 minute"):
-        parameters = {"age": age}
-        await session.execute(
-            text("INSERT INTO revocations (kind, expires_at) VALUES (1, now() + CAST(CAST(:age AS text) AS interval))"),
-            parameters,
-        )
-        await session.execute(
-            text("INSERT INTO rate_limits VALUES (:age, 1, now() + CAST(CAST(:age AS text) AS interval))"), parameters
-        )
-    await session.commit()
-
-    await jobs.purge(work)
-
-    assert await session.scalar(text("SELECT count(*) FROM revocations")) == 1
-    assert (await session.scalars(text("SELECT key FROM rate_limits"))).all() == ["1 minute"]

@@ -7,10 +7,10 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
+from app.account import service
+from app.account.schemas import EXPORTED
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import service
-from app.auth.schemas import EXPORTED
 from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
 from tests.conftest import LoggedIn, log_in

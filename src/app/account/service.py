@@ -6,18 +6,20 @@ written. Whether there is such an account, and what its owner is told, the job f
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
+from app.account import jobs, limits
+from app.account.errors import InvalidLinkError, RegistrationClosedError
+from app.account.schemas import EXPORTED, EmailChange, NewPassword, PasswordChange, Registration
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import jobs, limits, service
-from app.auth.errors import InvalidLinkError, RegistrationClosedError, WrongPasswordError
-from app.auth.schemas import EmailChange, NewPassword, PasswordChange, Registration
-from app.auth.sessions import crud
+from app.auth import service as auth
+from app.auth.errors import WrongPasswordError
 from app.auth.sessions import service as sessions
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
-from app.core.db.database import WriteSession
+from app.core.db.database import ReadSession, WriteSession
 from app.core.errors import FieldError, InvalidInputError
 from app.core.security.passwords import composed, refuse_weak
 from app.jobs import queue
@@ -82,7 +84,7 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
             _, account = await _spend(session, kit, secret, _SETS_PASSWORD)
             await links.discard(session, account.id, _ANY)
             await users_service.set_password(session, account.id, hashed_password)
-            await crud.revoke_all(session, account.id, "password_reset")
+            await sessions.revoke_all(session, account.id, "password_reset")
             await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
             await _notify(session, "password_changed", account)
 
@@ -102,7 +104,7 @@ async def change_password(
 ) -> None:
     """Change the password of a logged-in owner; the other login sessions end."""
     old, new = payload.current_password.get_secret_value(), payload.new_password.get_secret_value()
-    stored = await service.confirm_password(kit, actor, account.id, old)
+    stored = await auth.confirm_password(kit, actor, account.id, old)
     _refuse_unchanged(old, new)
     _refuse_weak(kit, account, new)
     hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
@@ -115,7 +117,7 @@ async def change_password(
             raise WrongPasswordError
         # A pending change of address dies as well: it may be what the owner defends against.
         await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
-        await crud.revoke_all(session, account.id, "password_changed", but=actor.session_id)
+        await sessions.revoke_all(session, account.id, "password_changed", but=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
 
@@ -124,7 +126,7 @@ async def change_password(
 
 async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange, *, confirm: Confirm) -> None:
     """Ask to move an account to another address: that one must confirm, this one is told."""
-    await service.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
+    await auth.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
     await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
 
     async def ask(session: WriteSession) -> None:
@@ -149,7 +151,7 @@ async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
             raise InvalidLinkError
         # The owner may no longer read mail at the old address, so links that were sent there are deleted.
         await links.discard(session, account.id, _ANY)
-        await crud.revoke_all(session, account.id, "email_changed", but=link.session_id)
+        await sessions.revoke_all(session, account.id, "email_changed", but=link.session_id)
         await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
         await _notify(session, "email_changed", account)
 
@@ -162,10 +164,14 @@ async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor,
     await audit.record(session, actor, "auth.password_reset_requested", subject_id=account.id)
 
 
-async def end_sessions(session: WriteSession, actor: Actor, user_id: UUID) -> None:
-    """End every login session of an account, on behalf of an administrator."""
-    await users_service.get_account(session, user_id)
-    await sessions.end_all(session, actor, user_id, "admin")
+async def export(session: ReadSession, user: Account) -> dict[str, Any]:
+    """Gather what is stored about an account, less secrets: the newest `EXPORTED` of what there may be any number of."""
+    found = {
+        "sessions": await sessions.list_newest(session, user.id, limit=EXPORTED + 1),
+        "audit_events": await audit.list_about(session, user.id, limit=EXPORTED + 1),
+    }
+    is_complete = all(len(rows) <= EXPORTED for rows in found.values())
+    return {"user": user, **{name: rows[:EXPORTED] for name, rows in found.items()}, "is_complete": is_complete}
 
 
 async def _spend(
@@ -185,7 +191,7 @@ async def _counting_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
     try:
         yield
     except (InvalidLinkError, InvalidInputError):
-        await kit.limiter.hit(*limits.token_misuse(actor))
+        await auth.count_misuse(kit, actor)
         raise
 
 

@@ -16,10 +16,6 @@ _LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1), refuses=False)
 _LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER)
 _PASSWORD_HERE = Limit("password-account-address", 10, _QUARTER)
 _TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER)
-_MAIL_REQUESTS = Limit("mail-request-address", 30, _QUARTER)
-_EMAIL_CHANGES = Limit("email-change-account", 5, timedelta(hours=1))
-_MAIL_MINUTE = Limit("mail-minute", 1, timedelta(minutes=1))
-_MAIL_HOUR = Limit("mail-hour", 5, timedelta(hours=1))
 
 
 def login(actor: Actor, username: str) -> tuple[Counted, ...]:
@@ -44,18 +40,3 @@ def password(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
 def token_misuse(actor: Actor) -> tuple[Counted, ...]:
     """Count a refresh token or link that is not valid, by address."""
     return ((_TOKEN_MISUSE, subscriber(actor.address)),)
-
-
-def mail_request(actor: Actor) -> tuple[Counted, ...]:
-    """Count a request that may send mail to an address the caller names, by the caller's address."""
-    return ((_MAIL_REQUESTS, subscriber(actor.address)),)
-
-
-def mail(email: str) -> tuple[Counted, ...]:
-    """Count a mail to an address, from any requester."""
-    return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
-
-
-def email_change(user_id: UUID, email: str) -> tuple[Counted, ...]:
-    """Count a wish to move an account, by the account and as a mail to the new address: both are of the owner's choosing."""
-    return ((_EMAIL_CHANGES, str(user_id)), *mail(email))

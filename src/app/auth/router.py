@@ -7,15 +7,11 @@ from typing import Annotated, Any, override
 from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from app.account import pages
-from app.account import service as account
 from app.auth import service
 from app.auth.dependencies import (
     AuthRequest,
     ConfirmedPrincipal,
-    ConfirmedUser,
     CurrentPrincipal,
-    CurrentUser,
     UsersWriter,
     Visitor,
 )
@@ -23,35 +19,25 @@ from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidClientError,
     InvalidGrantError,
-    InvalidLinkError,
     InvalidRequestError,
     InvalidScopeError,
-    RegistrationClosedError,
     SessionNotFoundError,
     TooManyReplaysError,
     UnsupportedGrantTypeError,
     WrongPasswordError,
 )
 from app.auth.schemas import (
-    Accepted,
-    AccountExport,
-    EmailChange,
-    EmailRequest,
     JsonWebKeySet,
-    LinkProof,
-    NewPassword,
-    PasswordChange,
     PasswordGrant,
     Reauthentication,
     RefreshGrant,
-    Registration,
     RevocationRequest,
     SessionRead,
     TokenPair,
 )
 from app.auth.sessions import service as sessions
 from app.core.db.keyset import InvalidCursorError
-from app.core.errors import AppError, GoneMeanwhileError, InvalidInputError, RateLimitedError
+from app.core.errors import AppError, InvalidInputError, RateLimitedError
 from app.core.http import routing
 from app.core.http.access import public
 from app.core.http.dependencies import ReadSessionDep, SessionDep
@@ -115,7 +101,7 @@ users = routing.router(prefix="/users", tags=["users"])
 well_known = routing.router(tags=["auth"])
 
 ROUTERS = (tokens, router, me, users)
-ROOT_ROUTERS = (well_known, pages.router)
+ROOT_ROUTERS = (well_known,)
 
 type SessionId = Annotated[PathIdentifier, Path(description="The login session's id.")]
 
@@ -177,15 +163,6 @@ async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, pa
     return await service.reauthenticate(request.state["auth"], principal.actor, principal.user_id, payload)
 
 
-@me.get("/export", response_model=AccountExport)
-async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
-    """Download what is stored about one's own account, less secrets.
-
-    Of an event that somebody else caused, who it was and from where is left out.
-    """
-    return await service.export(session, user)
-
-
 @me.get("/sessions", response_model=Page[SessionRead], responses=problem_responses(InvalidCursorError))
 async def list_my_sessions(
     principal: CurrentPrincipal, session: ReadSessionDep, pager: PagerDep, query: Annotated[PageQuery, Query()]
@@ -215,123 +192,7 @@ async def end_my_session(principal: ConfirmedPrincipal, session: SessionDep, ses
 async def end_user_sessions(writer: UsersWriter, session: SessionDep, user_id: UserId) -> None:
     """End every login session of an account."""
     await writer.confirm(session, user_id)
-    await account.end_sessions(session, writer.actor, user_id)
-
-
-@router.post(
-    "/register",
-    status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
-    openapi_extra=public,
-    responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
-)
-async def register(request: AuthRequest, visitor: Visitor, payload: Registration) -> Accepted:
-    """Make an account.
-
-    The answer is the same whether or not the address is known; what comes of it is mailed to its owner.
-    """
-    await account.register(request.state["auth"], visitor, payload)
-    return Accepted()
-
-
-@router.post(
-    "/verify-email",
-    status_code=HTTPStatus.NO_CONTENT,
-    openapi_extra=public,
-    responses=problem_responses(InvalidLinkError, RateLimitedError),
-)
-async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
-    """Verify an address with the secret that was mailed to it; it works once, for a day."""
-    await account.verify_email(request.state["auth"], visitor, payload.token.get_secret_value())
-
-
-@router.post(
-    "/verify-email/resend",
-    status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
-    openapi_extra=public,
-    responses=problem_responses(RateLimitedError),
-)
-async def resend_verification(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
-    """Mail the verification link again, if the address needs one."""
-    await account.resend_verification(request.state["auth"], visitor, payload.email)
-    return Accepted()
-
-
-@router.post(
-    "/password/forgot",
-    status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
-    openapi_extra=public,
-    responses=problem_responses(RateLimitedError),
-)
-async def forgot_password(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
-    """Mail a link to set a new password, if there is such an account."""
-    await account.forgot_password(request.state["auth"], visitor, payload.email)
-    return Accepted()
-
-
-@router.post(
-    "/password/reset",
-    status_code=HTTPStatus.NO_CONTENT,
-    openapi_extra=public,
-    responses=problem_responses(InvalidLinkError, RateLimitedError, HashingBusyError),
-)
-async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPassword) -> None:
-    """Set a password with the secret of a mailed link; every login session of the account ends."""
-    await account.reset_password(request.state["auth"], visitor, payload)
-
-
-@router.post(
-    "/email/confirm",
-    status_code=HTTPStatus.NO_CONTENT,
-    openapi_extra=public,
-    responses=problem_responses(InvalidLinkError, RateLimitedError),
-)
-async def confirm_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
-    """Complete a change of address with the secret that was mailed to the new one; the old one is told."""
-    await account.confirm_email(request.state["auth"], visitor, payload.token.get_secret_value())
-
-
-@me.put(
-    "/password",
-    status_code=HTTPStatus.NO_CONTENT,
-    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
-)
-async def change_my_password(
-    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
-) -> None:
-    """Change one's password; the other login sessions end, and this one goes on by its refresh token."""
-    await account.change_password(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
-
-
-@me.post(
-    "/email",
-    status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
-    responses=problem_responses(GoneMeanwhileError, WrongPasswordError, RateLimitedError, HashingBusyError),
-)
-async def change_my_email(
-    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
-) -> Accepted:
-    """Ask to move one's account to another address; the new one is asked to confirm, the old one is told."""
-    await account.change_email(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
-    return Accepted()
-
-
-@users.post(
-    "/{user_id}/password-reset",
-    status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
-    responses=problem_responses(GoneMeanwhileError, UserNotFoundError),
-)
-async def send_password_reset(
-    request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
-) -> Accepted:
-    """Mail an account's owner a link to set a new password; nobody else ever sees it."""
-    await writer.confirm(session, user_id)
-    await account.send_password_reset(session, request.state["auth"], writer.actor, user_id)
-    return Accepted()
+    await sessions.end_all(session, writer.actor, user_id)
 
 
 @well_known.get("/.well-known/jwks.json", response_model=JsonWebKeySet, openapi_extra=public)

@@ -1,7 +1,6 @@
 """Log in, go on, log out."""
 
 from dataclasses import replace
-from typing import Any
 from uuid import UUID
 
 from app.audit import service as audit
@@ -14,7 +13,7 @@ from app.auth.errors import (
     RefreshRefusedError,
     WrongPasswordError,
 )
-from app.auth.schemas import EXPORTED, PasswordGrant, Reauthentication, RefreshGrant, TokenPair
+from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.sessions import crud
 from app.auth.sessions import service as sessions
 from app.auth.sessions.crud import LockedUser
@@ -27,7 +26,7 @@ from app.core.security.hashing import HashingBusyError, Verification
 from app.core.security.rate_limits import Counted
 from app.users import service as users_service
 from app.users.emails import InvalidEmailError, identity
-from app.users.service import Account, Credentials
+from app.users.service import Credentials
 
 _LOGINS = Counter("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
 _FAILURES = Counter("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
@@ -52,7 +51,7 @@ async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPa
             return await sessions.refresh(session, kit, actor, token, scope=payload.scope)
     except InvalidGrantError as error:
         # Only failures count, so a client that refreshes rightly is never stopped.
-        await kit.limiter.hit(*limits.token_misuse(actor))
+        await count_misuse(kit, actor)
         if isinstance(error, RefreshRefusedError):
             await _record_refusal(kit, actor, error)
         raise
@@ -180,11 +179,6 @@ async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: 
     return stored
 
 
-async def export(session: ReadSession, user: Account) -> dict[str, Any]:
-    """Gather what is stored about an account, less secrets: the newest `EXPORTED` of what there may be any number of."""
-    found = {
-        "sessions": await sessions.list_newest(session, user.id, limit=EXPORTED + 1),
-        "audit_events": await audit.list_about(session, user.id, limit=EXPORTED + 1),
-    }
-    is_complete = all(len(rows) <= EXPORTED for rows in found.values())
-    return {"user": user, **{name: rows[:EXPORTED] for name, rows in found.items()}, "is_complete": is_complete}
+async def count_misuse(kit: Toolkit, actor: Actor) -> None:
+    """Count a refresh token or the secret of a link that is not valid, by the caller's address."""
+    await kit.limiter.hit(*limits.token_misuse(actor))

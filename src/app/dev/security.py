@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.auth import limits
+from app.account import limits as account_limits
+from app.auth import limits as auth_limits
 from app.core.security.rate_limits import Limit
 from app.dev.markdown import duration, setting, table
 from app.settings import variables
@@ -89,7 +90,7 @@ def _row(number: str, one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _limits(about: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    for limit in vars(limits).values():
+    for limit in (*vars(auth_limits).values(), *vars(account_limits).values()):
         if isinstance(limit, Limit):
             yield f"`{limit.name}`", str(limit.amount), duration(limit.period), about[limit.name]
 

@@ -195,7 +195,7 @@ async def test_a_job_belongs_to_the_trace_of_the_request_that_enqueued_it(
 
     # Jobs that run by the clock may have come between. The first of ours enqueued the second.
     jobs = [span for span in spans if span.name.startswith("job ") and trace_of(span) == TRACE]
-    assert [span.name for span in jobs] == ["job auth.jobs:register", "job users.jobs:mail_link"]
+    assert [span.name for span in jobs] == ["job account.jobs:register", "job users.jobs:mail_link"]
     assert all(attributes(span)["attempt"] == 1 for span in jobs)
     done = [line for line in lines() if line["event"] == "job done"]
     assert {line["trace_id"] for line in done if not line["job"].endswith(":purge")} == {TRACE}

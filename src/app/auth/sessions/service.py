@@ -39,6 +39,7 @@ from app.core.http.addresses import subscriber
 from app.core.observability.metrics import Counter
 from app.jobs import queue
 from app.users import jobs
+from app.users import service as users_service
 from app.users.roles import GRANTS, Role
 
 ORDER = Order((LoginSession.last_seen_at, LoginSession.id), descending=True)
@@ -262,10 +263,16 @@ async def end_others(session: WriteSession, actor: Actor, user_id: UUID, *, but:
     await audit.record(session, actor, "auth.other_sessions_ended", subject_id=user_id, count=len(ended))
 
 
-async def end_all(session: WriteSession, actor: Actor, user_id: UUID, reason: RevokeReason) -> None:
-    """End all of an account's sessions."""
-    ended = await crud.revoke_all(session, user_id, reason)
-    await audit.record(session, actor, "auth.all_sessions_ended", subject_id=user_id, count=len(ended), reason=reason)
+async def end_all(session: WriteSession, actor: Actor, user_id: UUID) -> None:
+    """End every login session of an account, on behalf of an administrator."""
+    await users_service.get_account(session, user_id)
+    ended = await crud.revoke_all(session, user_id, "admin")
+    await audit.record(session, actor, "auth.all_sessions_ended", subject_id=user_id, count=len(ended), reason="admin")
+
+
+async def revoke_all(session: WriteSession, user_id: UUID, reason: RevokeReason, *, but: UUID | None = None) -> None:
+    """End all of an account's sessions but one, as part of a change that has an event of its own."""
+    await crud.revoke_all(session, user_id, reason, but=but)
 
 
 async def list_page(

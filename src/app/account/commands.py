@@ -1,0 +1,70 @@
+"""`app users …`."""
+
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from app.account.schemas import Registration
+from app.auth.settings import AuthSettings
+from app.core.commands import command_group, in_transaction
+from app.core.config import Settings
+from app.core.db.database import WriteSession
+from app.core.errors import FieldError, InvalidInputError
+from app.core.refusals import detail_of
+from app.core.security.hashing import PasswordHasher
+from app.settings import load_settings
+from app.users import service as users_service
+from app.users.models import User
+
+users = command_group("users", "Accounts.")
+COMMANDS = (users,)
+
+
+@users.command("create-admin")
+def create_admin(
+    email: str,
+    full_name: Annotated[str | None, typer.Option(help="The name to show.")] = None,
+) -> None:
+    """Create an administrator. The command asks for the password, or reads it from standard input."""
+    settings = load_settings()
+    account = _validated(email, _ask_password(), full_name)
+    user_id = _create_admin(settings, account)
+    typer.echo(f"Created administrator {email} ({user_id}).")
+
+
+def _validated(email: str, password: str, full_name: str | None) -> Registration:
+    """Apply the rules of a registration over HTTP."""
+    try:
+        return Registration.model_validate({"email": email, "password": password, "full_name": full_name})
+    except ValidationError as error:
+        refused = (FieldError(f"#/{one['loc'][0]}", one["type"], detail_of(one)) for one in error.errors())
+        raise InvalidInputError(*refused) from error
+
+
+def _create_admin(settings: Settings, account: Registration) -> str:
+    auth = settings.of(AuthSettings)
+    hasher = PasswordHasher(auth)
+
+    async def create(session: WriteSession) -> User:
+        return await users_service.create_admin(
+            session,
+            hasher,
+            email=account.email,
+            password=account.password.get_secret_value(),
+            full_name=account.full_name,
+            min_length=auth.password_min_length,
+        )
+
+    try:
+        return str(in_transaction(settings.database, create).id)
+    finally:
+        hasher.close()
+
+
+def _ask_password() -> str:
+    if sys.stdin.isatty():
+        answer: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        return answer
+    return sys.stdin.readline().rstrip("\n")

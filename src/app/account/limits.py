@@ -1,0 +1,29 @@
+"""How often mail may be asked for."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from app.audit.service import Actor
+from app.core.http.addresses import subscriber
+from app.core.security.rate_limits import Counted, Limit
+from app.users.emails import identity
+
+_MAIL_REQUESTS = Limit("mail-request-address", 30, timedelta(minutes=15))
+_EMAIL_CHANGES = Limit("email-change-account", 5, timedelta(hours=1))
+_MAIL_MINUTE = Limit("mail-minute", 1, timedelta(minutes=1))
+_MAIL_HOUR = Limit("mail-hour", 5, timedelta(hours=1))
+
+
+def mail_request(actor: Actor) -> tuple[Counted, ...]:
+    """Count a request that may send mail to an address the caller names, by the caller's address."""
+    return ((_MAIL_REQUESTS, subscriber(actor.address)),)
+
+
+def mail(email: str) -> tuple[Counted, ...]:
+    """Count a mail to an address, from any requester."""
+    return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
+
+
+def email_change(user_id: UUID, email: str) -> tuple[Counted, ...]:
+    """Count a wish to move an account, by the account and as a mail to the new address: both are of the owner's choosing."""
+    return ((_EMAIL_CHANGES, str(user_id)), *mail(email))

@@ -1,0 +1,160 @@
+"""The life of an account over HTTP, below `/auth` and `/users`."""
+
+from http import HTTPStatus
+from typing import Any
+
+from app.account import pages, service
+from app.account.errors import InvalidLinkError, RegistrationClosedError
+from app.account.schemas import (
+    Accepted,
+    AccountExport,
+    EmailChange,
+    EmailRequest,
+    LinkProof,
+    NewPassword,
+    PasswordChange,
+    Registration,
+)
+from app.auth.dependencies import AuthRequest, ConfirmedPrincipal, ConfirmedUser, CurrentUser, UsersWriter, Visitor
+from app.auth.errors import WrongPasswordError
+from app.core.errors import GoneMeanwhileError, RateLimitedError
+from app.core.http import routing
+from app.core.http.access import public
+from app.core.http.dependencies import ReadSessionDep, SessionDep
+from app.core.http.problems import problem_responses
+from app.core.security.hashing import HashingBusyError
+from app.users.dependencies import UserId
+from app.users.errors import UserNotFoundError
+
+router = routing.router(prefix="/auth", tags=["auth"])
+own_data = routing.router(prefix="/users/me", tags=["users"])
+me = routing.router(prefix="/users/me", tags=["users"])
+users = routing.router(prefix="/users", tags=["users"])
+
+ROUTERS = (router, own_data, me, users)
+ROOT_ROUTERS = (pages.router,)
+
+
+@router.post(
+    "/register",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    openapi_extra=public,
+    responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
+)
+async def register(request: AuthRequest, visitor: Visitor, payload: Registration) -> Accepted:
+    """Make an account.
+
+    The answer is the same whether or not the address is known; what comes of it is mailed to its owner.
+    """
+    await service.register(request.state["auth"], visitor, payload)
+    return Accepted()
+
+
+@router.post(
+    "/verify-email",
+    status_code=HTTPStatus.NO_CONTENT,
+    openapi_extra=public,
+    responses=problem_responses(InvalidLinkError, RateLimitedError),
+)
+async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
+    """Verify an address with the secret that was mailed to it; it works once, for a day."""
+    await service.verify_email(request.state["auth"], visitor, payload.token.get_secret_value())
+
+
+@router.post(
+    "/verify-email/resend",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    openapi_extra=public,
+    responses=problem_responses(RateLimitedError),
+)
+async def resend_verification(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
+    """Mail the verification link again, if the address needs one."""
+    await service.resend_verification(request.state["auth"], visitor, payload.email)
+    return Accepted()
+
+
+@router.post(
+    "/password/forgot",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    openapi_extra=public,
+    responses=problem_responses(RateLimitedError),
+)
+async def forgot_password(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
+    """Mail a link to set a new password, if there is such an account."""
+    await service.forgot_password(request.state["auth"], visitor, payload.email)
+    return Accepted()
+
+
+@router.post(
+    "/password/reset",
+    status_code=HTTPStatus.NO_CONTENT,
+    openapi_extra=public,
+    responses=problem_responses(InvalidLinkError, RateLimitedError, HashingBusyError),
+)
+async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPassword) -> None:
+    """Set a password with the secret of a mailed link; every login session of the account ends."""
+    await service.reset_password(request.state["auth"], visitor, payload)
+
+
+@router.post(
+    "/email/confirm",
+    status_code=HTTPStatus.NO_CONTENT,
+    openapi_extra=public,
+    responses=problem_responses(InvalidLinkError, RateLimitedError),
+)
+async def confirm_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
+    """Complete a change of address with the secret that was mailed to the new one; the old one is told."""
+    await service.confirm_email(request.state["auth"], visitor, payload.token.get_secret_value())
+
+
+@own_data.get("/export", response_model=AccountExport)
+async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
+    """Download what is stored about one's own account, less secrets.
+
+    Of an event that somebody else caused, who it was and from where is left out.
+    """
+    return await service.export(session, user)
+
+
+@me.put(
+    "/password",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
+)
+async def change_my_password(
+    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
+) -> None:
+    """Change one's password; the other login sessions end, and this one goes on by its refresh token."""
+    await service.change_password(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
+
+
+@me.post(
+    "/email",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    responses=problem_responses(GoneMeanwhileError, WrongPasswordError, RateLimitedError, HashingBusyError),
+)
+async def change_my_email(
+    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
+) -> Accepted:
+    """Ask to move one's account to another address; the new one is asked to confirm, the old one is told."""
+    await service.change_email(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
+    return Accepted()
+
+
+@users.post(
+    "/{user_id}/password-reset",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=Accepted,
+    responses=problem_responses(GoneMeanwhileError, UserNotFoundError),
+)
+async def send_password_reset(
+    request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
+) -> Accepted:
+    """Mail an account's owner a link to set a new password; nobody else ever sees it."""
+    await writer.confirm(session, user_id)
+    await service.send_password_reset(session, request.state["auth"], writer.actor, user_id)
+    return Accepted()
