@@ -24,6 +24,11 @@ from app.settings import variables
 from tests.conftest import ROOT, make_settings
 
 SOURCE = ROOT / "src" / "app"
+DATA_FILES = [
+    file
+    for file in sorted(SOURCE.rglob("*"))
+    if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
+]
 PRODUCTION = [file for file in sorted(SOURCE.rglob("*.py")) if file.relative_to(SOURCE).parts[0] != "dev"]
 REQUIREMENTS = requirements_of(read("asvs.toml"))
 DATA = read("data.toml")
@@ -243,5 +248,6 @@ def test_the_package_ships_nothing_but_itself(tmp_path: Path) -> None:
         names = wheel.namelist()
 
     assert "app/main.py" in names
+    assert {str(path.relative_to(ROOT / "src")) for path in DATA_FILES} <= set(names)
     assert {Path(name).parts[0] for name in names} <= {"app", next(n for n in names if ".dist-info" in n).split("/")[0]}
     assert [name for name in names if re.search(r"\.git|\.pem|\.env|keys\.json|test_", name)] == []

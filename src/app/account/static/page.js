@@ -1,0 +1,37 @@
+"use strict";
+const form = document.querySelector("form");
+const status = document.querySelector("[role=status]");
+const secret = new URLSearchParams(location.hash.slice(1)).get("token");
+history.replaceState(null, "", location.pathname);
+function say(text) {
+  status.textContent = text;
+  status.hidden = false;
+}
+if (!secret) {
+  form.hidden = true;
+  say("This link is incomplete; copy all of it from the mail.");
+}
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const body = { token: secret };
+  if (form.dataset.member) body[form.dataset.member] = form.querySelector("input").value;
+  const button = form.querySelector("button");
+  button.disabled = true;
+  try {
+    const response = await fetch(form.dataset.endpoint, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    if (response.ok) {
+      form.hidden = true;
+      say("Done. You can close this page and log in.");
+      return;
+    }
+    const problem = await response.json();
+    say((problem.errors || [problem]).map((error) => error.detail).join(" "));
+  } catch {
+    say("The service cannot be reached; try again.");
+  }
+  button.disabled = false;
+});
