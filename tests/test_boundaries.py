@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"
-QUERIES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("crud.py") if "core" not in path.parts)
+QUERIES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*crud.py") if "core" not in path.parts)
 
 
 def imported(path: Path) -> Iterator[str]:

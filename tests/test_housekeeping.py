@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import text
 
 from app.audit import crud as audit_crud
-from app.auth.sessions import crud as auth_crud
+from app.auth.access import crud as access_crud
+from app.auth.sessions import crud as sessions_crud
+from app.auth.sessions import revoking_crud
 from app.core.db.database import Database, WriteSession
 from app.core.security import rate_limits
 from app.jobs import service as jobs_service
@@ -75,7 +77,7 @@ async def release_orphans(session: WriteSession, _position: None) -> None:
 
 
 purge_jobs = partial(jobs_service.purge, keep_finished=DAY, keep_failed=3 * MONTH, batch=BATCH)
-revoke_before = partial(auth_crud.revoke_before, cutoff=UUID(int=2**128 - 1), batch=BATCH)
+revoke_before = partial(revoking_crud.revoke_before, cutoff=UUID(int=2**128 - 1), batch=BATCH)
 
 
 async def revoke(session: WriteSession, position: UUID | None) -> UUID | None:
@@ -114,17 +116,17 @@ CASES = {
     ),
     "expired sessions": Case(
         "expired_sessions", sessions("now() - interval '31 days' - n * interval '1 s'"), "sessions",
-        partial(auth_crud.purge_expired_sessions, keep=MONTH, batch=BATCH),
+        partial(sessions_crud.purge_expired_sessions, keep=MONTH, batch=BATCH),
     ),
     "revoked sessions": Case(
         "revoked_sessions", sessions("now()", "now() - interval '31 days' - n * interval '1 s'"), "sessions",
-        partial(auth_crud.purge_revoked_sessions, keep=MONTH, batch=BATCH),
+        partial(sessions_crud.purge_revoked_sessions, keep=MONTH, batch=BATCH),
     ),
     "revocations": Case(
         "revocations",
         "INSERT INTO revocations (kind, expires_at) SELECT 1, now() - n * interval '1 s' FROM generate_series(1, {rows}) AS n",
         "revocations",
-        partial(auth_crud.purge_revocations, batch=BATCH),
+        partial(access_crud.purge_revocations, batch=BATCH),
     ),
     "rate limits": Case(
         "rate_limits",

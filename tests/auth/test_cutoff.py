@@ -7,7 +7,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from app.auth.sessions import crud
+from app.auth.sessions import revoking_crud
 from app.auth.sessions.cutoff import end_every_session
 from app.core.db.database import Database, WriteSession
 from tests.aftermath import events
@@ -97,7 +97,7 @@ def test_an_id_from_before_the_line_keeps_its_part_of_chance_beyond_it() -> None
     chance = (1 << 80) - 1
     before, cutoff = uuid7(), UUID(int=((uuid7().int >> 80) + 1000) << 80)
 
-    moved = crud.beyond(cutoff, before)
+    moved = revoking_crud.beyond(cutoff, before)
 
     assert moved > cutoff
     assert (moved.int >> 80, moved.int & chance) == (cutoff.int >> 80, before.int & chance)
@@ -127,10 +127,10 @@ async def test_a_portion_is_the_next_sessions_below_the_line_and_ends_those_that
     ended, *ids, line = (await session.scalars(text("SELECT id FROM sessions ORDER BY id"))).all()
     await shift(session, ended, "revoked_at = now(), revoke_reason = 'user'")
 
-    first = await crud.revoke_before(session, line, None, batch=2)
-    second = await crud.revoke_before(session, line, first[1], batch=2)
-    rest = await crud.revoke_before(session, line, second[1], batch=2)
-    nothing = await crud.revoke_before(session, line, rest[1], batch=2)
+    first = await revoking_crud.revoke_before(session, line, None, batch=2)
+    second = await revoking_crud.revoke_before(session, line, first[1], batch=2)
+    rest = await revoking_crud.revoke_before(session, line, second[1], batch=2)
+    nothing = await revoking_crud.revoke_before(session, line, rest[1], batch=2)
     await session.commit()
 
     steps = [step[:2] for step in (first, second, rest, nothing)]

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from app.audit.service import Actor
 from app.auth import jobs
 from app.auth.errors import InvalidGrantError
-from app.auth.sessions import service as sessions
+from app.auth.sessions import rotation
 from app.auth.sessions.refresh_tokens import _LAYOUT
 from app.core import product
 from app.core.config import Settings
@@ -263,7 +263,7 @@ async def test_without_a_grace_a_second_use_that_began_before_the_first_ends_the
             await early.execute(text("SELECT 1"))
             second = await refresh(client, first)
             with pytest.raises(InvalidGrantError):
-                await sessions.refresh(early, dict(state or {})["auth"], Actor(), first.refresh)
+                await rotation.refresh(early, dict(state or {})["auth"], Actor(), first.refresh)
 
         assert not await can_refresh(client, second)
     await database.dispose()

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from app.auth.sessions import crud as auth_crud
+from app.auth.access import crud as access_crud
 from app.core.db.database import WriteSession
 from app.core.db.keyset import Position
 from app.users import service
@@ -75,7 +75,7 @@ def together(first: str, second: str) -> bool:
 async def hold_admins(session: WriteSession) -> None:
     """Lock what a write locks that may depose an administrator."""
     nobody = UUID(int=0)
-    await auth_crud.hold_standing(session, nobody, nobody, accounts=[nobody], with_admins=True)
+    await access_crud.hold_standing(session, nobody, nobody, accounts=[nobody], with_admins=True)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from functools import partial
 
+from app.auth.access import crud as access_crud
 from app.auth.sessions import crud
 from app.core.security import rate_limits
 from app.jobs import housekeeping
@@ -22,7 +23,7 @@ async def purge(work: Work) -> None:
         {
             "expired_sessions": partial(crud.purge_expired_sessions, keep=_KEEP_ENDED_SESSIONS, batch=BATCH),
             "revoked_sessions": partial(crud.purge_revoked_sessions, keep=_KEEP_ENDED_SESSIONS, batch=BATCH),
-            "revocations": partial(crud.purge_revocations, batch=BATCH),
+            "revocations": partial(access_crud.purge_revocations, batch=BATCH),
             "rate_limits": partial(rate_limits.purge, batch=BATCH),
             "account_links": partial(links.purge, batch=BATCH),
         },

@@ -82,6 +82,14 @@ class LoginSession(Base):
     device_family: Mapped[str]
 
 
+# The condition of a statement for live sessions, by the database's clock.
+IS_LIVE = (
+    LoginSession.revoked_at.is_(None)
+    & (LoginSession.idle_expires_at > func.now())
+    & (LoginSession.absolute_expires_at > func.now())
+)
+
+
 class SessionCutoff(Base):
     """Every session with an id below has been ended, all at once; later ones have higher ids."""
 

@@ -14,7 +14,7 @@ from app.auth.errors import (
     WrongPasswordError,
 )
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
-from app.auth.sessions import crud
+from app.auth.sessions import crud, rotation
 from app.auth.sessions import service as sessions
 from app.auth.sessions.crud import LockedUser
 from app.auth.settings import AuthSettings
@@ -48,7 +48,7 @@ async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPa
     try:
         async with kit.database.begin() as session:
             token = payload.refresh_token.get_secret_value()
-            return await sessions.refresh(session, kit, actor, token, scope=payload.scope)
+            return await rotation.refresh(session, kit, actor, token, scope=payload.scope)
     except InvalidGrantError as error:
         # Only failures count, so a client that refreshes rightly is never stopped.
         await count_misuse(kit, actor)

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 from uuid import UUID
 
+from app.auth.access import crud
+from app.auth.access.crud import Standing
 from app.auth.access.revocation import RevocationListener
 from app.auth.access.tokens import AccessClaims
 from app.auth.errors import InsufficientScopeError, InvalidTokenError
-from app.auth.sessions import crud
-from app.auth.sessions.crud import Standing
 from app.core.db.database import Database, WriteSession
 from app.users.roles import granted
 

@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from app.audit import service as audit
-from app.auth.sessions import crud
+from app.auth.sessions import revoking_crud
 from app.core.db.database import Database
 
 _BATCH = 5000
@@ -16,17 +16,17 @@ async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
     interruption, run it again: it does the rest.
     """
     async with database.begin() as session:
-        cutoff = await crud.cut_off(session)
+        cutoff = await revoking_crud.cut_off(session)
         await audit.record(session, audit.SYSTEM, "auth.everybody_logged_out")
     ended, after, locked = 0, None, set[UUID]()
     while True:
         async with database.begin() as session:
-            count, after, left = await crud.revoke_before(session, cutoff, after, batch=batch)
+            count, after, left = await revoking_crud.revoke_before(session, cutoff, after, batch=batch)
         ended += count
         locked.update(left)
         if after is None:
             break
     for session_id in locked:
         async with database.begin() as session:
-            ended += await crud.revoke_locked(session, session_id)
+            ended += await revoking_crud.revoke_locked(session, session_id)
     return ended

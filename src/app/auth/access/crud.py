@@ -1,0 +1,102 @@
+"""The statements that decide whether an access token is still good; private to auth's services."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, any_, bindparam, func, select, true
+
+from app.auth.models import IS_LIVE, LoginSession, Revocation
+from app.core.db import crud
+from app.core.db.database import ReadSession, WriteSession
+from app.users import locks
+from app.users.models import User
+from app.users.roles import Role
+
+
+class Standing(NamedTuple):
+    """What decides whether an access token still speaks for its account and session, and for which scopes."""
+
+    is_active: bool
+    authz_version: int
+    role: str
+    is_session_live: bool
+
+
+class HeldStanding(NamedTuple):
+    """The same, and the active administrators among the accounts that are locked."""
+
+    standing: Standing
+    admins: Sequence[UUID]
+
+
+_STANDING = (
+    select(
+        User.is_active,
+        User.authz_version,
+        User.role,
+        IS_LIVE.label("is_session_live"),
+    )
+    .join(LoginSession, LoginSession.user_id == User.id)
+    .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
+)
+_IS_ADMIN = (User.role == Role.ADMIN) & User.is_active
+
+
+def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
+    """Build the statement that locks these accounts, then the caller's login session, and reads the caller's standing."""
+    held = locks.in_order(select(User).where(User.id == any_(account_ids))).cte("held")
+    is_caller = held.c.id == bindparam("user_id")
+    # An aggregate needs all rows: every account is locked before the first session is.
+    accounts = select(
+        func.bool_or(held.c.is_active).filter(is_caller).label("is_active"),
+        func.max(held.c.authz_version).filter(is_caller).label("authz_version"),
+        func.max(held.c.role).filter(is_caller).label("role"),
+        func.array_agg(held.c.id).filter((held.c.role == Role.ADMIN) & held.c.is_active).label("admins"),
+    ).subquery("accounts")
+    return (
+        select(
+            accounts.c.is_active,
+            accounts.c.authz_version,
+            accounts.c.role,
+            IS_LIVE.label("is_session_live"),
+            accounts.c.admins,
+        )
+        .join(accounts, true())
+        .where(LoginSession.id == bindparam("session_id"), LoginSession.user_id == bindparam("user_id"))
+        .with_for_update(key_share=True, of=LoginSession)
+    )
+
+
+_ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
+_HELD_STANDING = _holding(_ACCOUNT_IDS)
+_HELD_STANDING_WITH_ADMINS = _holding(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
+
+
+async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) -> Standing | None:
+    """Read what decides about an access token, by primary keys."""
+    parameters = {"user_id": user_id, "session_id": session_id}
+    row = (await session.execute(_STANDING, parameters)).one_or_none()
+    return None if row is None else Standing._make(row)
+
+
+async def hold_standing(
+    session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
+) -> HeldStanding | None:
+    """Read the same, and lock the accounts and then the login session until the transaction ends.
+
+    The accounts are the caller's, those given and, if asked for, those of all active administrators.
+    """
+    statement = _HELD_STANDING_WITH_ADMINS if with_admins else _HELD_STANDING
+    account_ids = [user_id, *accounts]
+    parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
+    row = (await session.execute(statement, parameters)).one_or_none()
+    return None if row is None else HeldStanding(Standing._make(row[:-1]), row.admins or ())
+
+
+async def purge_revocations(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
+    """Delete the next revocations that no token can still need; return where to go on."""
+    return await crud.remove_expired(
+        session, Revocation.id, Revocation.expires_at, func.now(), after=after, limit=batch
+    )

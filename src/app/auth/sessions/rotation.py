@@ -1,0 +1,88 @@
+"""Rotation of refresh tokens.
+
+A refresh token works once. Presented again within the grace it gives the same successor, so that tabs and lost answers
+log nobody out and nobody can fork a session; later, or two generations old, it is a sign of theft and ends the session.
+"""
+
+from app.audit import service as audit
+from app.audit.service import Actor
+from app.auth.errors import InvalidGrantError, RefreshRefusedError, TooManyReplaysError
+from app.auth.schemas import TokenPair
+from app.auth.sessions import crud, refresh_tokens, revoking_crud
+from app.auth.sessions.crud import SessionState, StoredState
+from app.auth.sessions.refresh_tokens import Presented
+from app.auth.sessions.token_pairs import issue
+from app.auth.settings import AuthSettings
+from app.auth.toolkit import Toolkit
+from app.core.db.database import WriteSession
+from app.core.observability.metrics import Counter
+from app.jobs import queue
+from app.users import jobs
+
+_MAX_REPLAYS = 200
+_ALARMS = Counter(
+    "refresh_token_alarms",
+    "Login sessions ended because a genuine refresh token came that should not exist any more, or not yet.",
+    event=("auth.refresh_reuse_detected", "auth.refresh_from_the_future"),
+)
+
+
+async def refresh(
+    session: WriteSession, kit: Toolkit, actor: Actor, token: str, *, scope: str | None = None
+) -> TokenPair:
+    """Trade a refresh token for its successor and a fresh access token."""
+    presented = refresh_tokens.parse(token)
+    if presented is None:
+        raise InvalidGrantError
+    state = await crud.rotate(
+        session,
+        presented.session_id,
+        presented.generation,
+        pepper_id=kit.keys.active_pepper,
+        idle=kit.settings.of(AuthSettings).refresh_idle_ttl,
+    )
+    if state is None:
+        return await _refresh_again(session, kit, actor, presented, scope)
+    if not refresh_tokens.is_genuine(kit.keys, presented, state.nonce):
+        # Raising rolls the rotation back: a guess moves nobody's session on.
+        raise InvalidGrantError
+    return issue(kit, state, scope)
+
+
+async def _refresh_again(
+    session: WriteSession, kit: Toolkit, actor: Actor, presented: Presented, scope: str | None
+) -> TokenPair:
+    stored = await crud.classify(session, presented.session_id, grace=kit.settings.of(AuthSettings).refresh_reuse_grace)
+    if stored is None or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
+        raise InvalidGrantError
+    if not stored.is_live:
+        # A disabled account has no live sessions: a trigger has ended them, and that is the reason.
+        raise RefreshRefusedError(stored.revoke_reason or "expired", stored.state.user_id, stored.state.id)
+    alarm = _judge(stored, presented.generation)
+    if alarm is None:
+        await crud.count_replay(session, stored.state.id)
+        return issue(kit, stored.state, scope)
+    await _end_stolen(session, actor, stored.state, alarm)
+    raise InvalidGrantError
+
+
+def _judge(stored: StoredState, generation: int) -> str | None:
+    """Name the event when a genuine token must end its live session; None when it may have the same successor again."""
+    behind = stored.state.generation - generation
+    if behind < 0:
+        # We made it, and the row does not know: the database has been set back to an earlier state.
+        return "auth.refresh_from_the_future"
+    if behind == 1 and stored.is_within_grace:
+        if stored.replays >= _MAX_REPLAYS:
+            raise TooManyReplaysError
+        return None
+    return "auth.refresh_reuse_detected"
+
+
+async def _end_stolen(session: WriteSession, actor: Actor, state: SessionState, event: str) -> None:
+    await revoking_crud.revoke(session, state.user_id, state.id, "refresh_reuse")
+    thief = Actor(session_id=state.id, ip_prefix=actor.ip_prefix, request_id=actor.request_id)
+    await audit.record(session, thief, event, subject_id=state.user_id)
+    await queue.enqueue(session, jobs.mail_user_notice, "session_stolen", state.user_id)
+    await session.commit()  # The end of the session has to outlive the error that tells of it.
+    _ALARMS.count(event)
