@@ -1,12 +1,9 @@
 """Whether there is an account can neither be read nor timed; `measure_enumeration` measures what this file samples."""
 
-import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 
 import pytest
 from httpx2 import AsyncClient
-from sqlalchemy import event
 
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
@@ -22,9 +19,9 @@ from tests.account.measure_enumeration import (
     judge,
     sample,
 )
+from tests.auth.statements import statements
 from tests.conftest import make_settings, running
 
-_SAVEPOINT = re.compile(r"sa_savepoint_\d+")
 SAMPLES = 20
 # Chance alone exceeds this once in some ten thousand runs; a hash or a statement left out gives nearly 1.
 BOUND = 0.9
@@ -41,20 +38,6 @@ async def asked(
     settings = make_settings(database_url, auth={"bcrypt_cost": 7}, server={"trusted_proxies": TRUSTED_PROXIES})
     async with running(create_app(settings, database)) as client:
         yield client
-
-
-@contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
-    """Note every statement that reaches the database."""
-    seen: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        # Numbered through the test's one connection.
-        seen.append(_SAVEPOINT.sub("savepoint", statement))
-
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(database.engine.sync_engine, "before_cursor_execute", note)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

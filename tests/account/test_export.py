@@ -1,5 +1,6 @@
 """The export of an account: what is the owner's, and nothing of anybody else."""
 
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,11 +14,14 @@ from app.audit import service as audit
 from app.audit.service import Actor
 from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
+from tests.aftermath import assert_problem
+from tests.auth.post import AUTH, ME, Post, bearer, pair_of
+from tests.auth.post import log_in as log_in_with
 from tests.conftest import LoggedIn, log_in
-from tests.factories import make_user
+from tests.factories import PASSWORD, make_user
 
-ME = "/api/v1/users/me"
 USERS = "/api/v1/users"
+SAFARI = "Mozilla/5.0 (iPhone; CPU iPhone OS 19_1 like Mac OS X) AppleWebKit/605.1.15 Version/19.1 Mobile Safari/604.1"
 # Of the requests of others.
 FOREIGN = "a-request-of-somebody-else"
 
@@ -127,3 +131,43 @@ async def test_an_export_holds_the_newest_and_says_that_there_is_more(
     told = [one.get("user_agent") or one.get("event") for one in document[kind]]
     assert told[1:] == (["1", "2"] if kind == "sessions" else ["n.1", "n.2"])
     assert EXPORTED >= 1000
+
+
+async def test_the_export_holds_account_sessions_and_log_and_no_secret(
+    client: AsyncClient, session: WriteSession, hasher: PasswordHasher, post: Post, user: LoggedIn
+) -> None:
+    ada = await make_user(session, hasher, email="ada@example.com", full_name="Ada Lovelace")
+    await session.commit()
+    await log_in_with(client, ada.email, **{"User-Agent": SAFARI})
+    pair = await pair_of(client, ada.email)
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    link = await post.link()
+    await client.delete(f"{ME}/sessions", headers=bearer(pair))
+
+    response = await client.get(f"{ME}/export", headers=bearer(pair))
+
+    document: dict[str, Any] = response.json()
+    assert response.status_code == 200
+    assert document.keys() == {"user", "sessions", "audit_events", "is_complete"}
+    assert document["user"]["email"] == "ada@example.com"
+    sessions = {one["user_agent"]: (one["revoke_reason"], one["ip_prefix"]) for one in document["sessions"]}
+    assert len(sessions) == len(document["sessions"]) == 2
+    assert sessions.pop(SAFARI) == ("user", "127.0.0.0/24")
+    assert list(sessions.values()) == [(None, "127.0.0.0/24")]
+    assert {event["event"] for event in document["audit_events"]} == {
+        "auth.login_succeeded",
+        "auth.password_reset_requested",
+        "auth.other_sessions_ended",
+    }
+    row = (await session.execute(text("SELECT * FROM users WHERE id = :id"), {"id": ada.id})).one()
+    nonces = (await session.scalars(text("SELECT nonce FROM sessions UNION SELECT nonce FROM account_links"))).all()
+    exported = response.text
+    for secret in (row.hashed_password, PASSWORD, link, pair["refresh_token"], pair["access_token"], "nonce", "hashed"):
+        assert secret not in exported
+    assert not any(nonce.hex() in exported for nonce in nonces)
+    assert user.user_id not in exported
+    assert json.dumps(document).count("127.0.0.1") == 0
+
+
+async def test_nobody_exports_without_a_token(client: AsyncClient) -> None:
+    assert_problem(await client.get(f"{ME}/export"), 401, "unauthorized")

@@ -253,3 +253,17 @@ async def test_of_two_changes_at_once_one_wins_and_the_other_is_told_that_the_pa
     assert statuses.count(204) == 1
     assert set(statuses) <= {204, 401, 403}
     assert [login.status_code == 200 for login in logins] == [status == 204 for status in statuses]
+
+
+async def test_nothing_mailed_or_logged_holds_a_password(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    pair = await pair_of(client, ada.email)
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    await client.put(f"{ME}/password", json=body, headers=bearer(pair))
+    mails = await post.collect()
+
+    said = str([mail.text for mail in mails]) + str(await events(session, "%"))
+    stored = str((await session.execute(text("SELECT * FROM procrastinate_jobs"))).all())
+    for password in (PASSWORD, NEW_PASSWORD):
+        assert password not in said + stored

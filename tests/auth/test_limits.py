@@ -16,9 +16,9 @@ from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import HashingBusyError, PasswordHasher, Verification
 from app.main import create_app
 from app.users.models import User
-from tests.account.test_enumeration import statements
-from tests.aftermath import assert_problem, events, jobs
-from tests.auth.post import AUTH, ME, NEW_PASSWORD, PATIENT, answer, bearer, end_windows, log_in, pair_of, refresh
+from tests.aftermath import assert_problem, events
+from tests.auth.post import AUTH, ME, PATIENT, answer, bearer, end_windows, log_in, pair_of, refresh
+from tests.auth.statements import statements
 from tests.conftest import make_settings, running
 from tests.factories import PASSWORD, make_user
 from tests.servers import real_server
@@ -500,7 +500,6 @@ async def test_switched_off_nothing_is_counted(
 
 async def test_nothing_personal_is_stored(client: AsyncClient, session: WriteSession, ada: User) -> None:
     await fail(client, ada.email, 1)
-    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
 
     stored = str((await session.execute(text("SELECT * FROM rate_limits"))).all())
     for personal in ("ada@", "example", HERE, str(ada.id), ada.id.hex):
@@ -508,16 +507,6 @@ async def test_nothing_personal_is_stored(client: AsyncClient, session: WriteSes
 
 
 Ask = Callable[[AsyncClient, dict[str, Any]], Awaitable[Response]]
-
-
-def put_password(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
-    body = {"current_password": WRONG, "new_password": NEW_PASSWORD}
-    return client.put(f"{ME}/password", json=body, headers=bearer(pair))
-
-
-def post_email(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
-    body = {"new_email": "new@example.com", "password": WRONG}
-    return client.post(f"{ME}/email", json=body, headers=bearer(pair))
 
 
 def reauthenticate(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
@@ -528,7 +517,7 @@ def reauthenticate_at_length(client: AsyncClient, pair: dict[str, Any]) -> Await
     return client.post(f"{AUTH}/reauthenticate", json={"password": "x" * 5000}, headers=bearer(pair))
 
 
-@pytest.mark.parametrize("ask", [put_password, post_email, reauthenticate, reauthenticate_at_length])
+@pytest.mark.parametrize("ask", [reauthenticate, reauthenticate_at_length])
 async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient, ada: User, ask: Ask) -> None:
     pair = await pair_of(client, ada.email)
 
@@ -575,18 +564,6 @@ async def test_passwords_given_again_rightly_do_not_count(client: AsyncClient, a
     assert statuses == [200] * 12
 
 
-def verify(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/verify-email", json={"token": "lt1." + "A" * 66})
-
-
-def confirm(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/email/confirm", json={"token": "junk"})
-
-
-def reset(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/password/reset", json={"token": "junk", "new_password": NEW_PASSWORD})
-
-
 def refresh_junk(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
     return refresh(client, {"refresh_token": "junk"})
 
@@ -595,12 +572,8 @@ def refresh_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[R
     return refresh(client, {"refresh_token": "A" * 10_000})
 
 
-def verify_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/verify-email", json={"token": "A" * 10_000})
-
-
-@pytest.mark.parametrize("ask", [verify, confirm, reset, refresh_junk, refresh_at_length, verify_at_length])
-async def test_guessed_links_and_tokens_count_against_the_address(
+@pytest.mark.parametrize("ask", [refresh_junk, refresh_at_length])
+async def test_guessed_refresh_tokens_count_against_the_address(
     client: AsyncClient, session: WriteSession, ada: User, ask: Ask
 ) -> None:
     pair = await pair_of(client, ada.email)
@@ -615,34 +588,6 @@ async def test_guessed_links_and_tokens_count_against_the_address(
     assert (await refresh(client, pair)).status_code == 200
     async with from_address(client, THERE) as elsewhere:
         assert (await ask(elsewhere, pair)).status_code == 400
-
-
-def register(client: AsyncClient, email: str) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/register", json={"email": email, "password": PASSWORD})
-
-
-def resend(client: AsyncClient, email: str) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/verify-email/resend", json={"email": email})
-
-
-def forgot(client: AsyncClient, email: str) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/password/forgot", json={"email": email})
-
-
-@pytest.mark.parametrize("ask", [register, resend, forgot])
-async def test_who_asks_for_mail_is_counted_by_address(
-    client: AsyncClient, session: WriteSession, ask: Callable[[AsyncClient, str], Awaitable[Response]]
-) -> None:
-    await ask(client, "ada@example.com")
-    await set_hits(session, "mail-request-address", 29)
-
-    last, surplus = [await ask(client, f"{name}@example.com") for name in ("eve", "mallory")]
-
-    assert last.status_code == 202
-    assert_problem(surplus, 429, "rate_limited")
-    assert len(await jobs(session)) == 2
-    async with from_address(client, THERE) as elsewhere:
-        assert (await ask(elsewhere, "mallory@example.com")).status_code == 202
 
 
 async def test_two_hundred_at_once_over_two_processes_are_counted_exactly(clone_url: str) -> None:

@@ -1,7 +1,4 @@
-"""What the owner is told, what the log holds, and what the owner may read of it."""
-
-import json
-from typing import Any
+"""What the owner is told of logins, and what the log holds about them."""
 
 import pytest
 from httpx2 import AsyncClient
@@ -12,8 +9,7 @@ from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.users.models import User
 from tests.aftermath import assert_problem, events
-from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of, refresh
-from tests.conftest import LoggedIn
+from tests.auth.post import Post, log_in, pair_of, refresh
 from tests.factories import PASSWORD, make_user
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/20100101 Firefox/142.0"
@@ -134,55 +130,3 @@ async def test_the_log_knows_of_a_login_to_an_unknown_address_and_not_to_which(
     (event,) = await events(session, "%")
     assert (event.event, event.subject_id, event.detail) == ("auth.login_failed", None, {"reason": "unknown_account"})
     assert "nobody" not in str(event)
-
-
-async def test_the_export_holds_account_sessions_and_log_and_no_secret(
-    client: AsyncClient, session: WriteSession, post: Post, ada: User, user: LoggedIn
-) -> None:
-    await log_in(client, ada.email, **{"User-Agent": SAFARI})
-    pair = await pair_of(client, ada.email)
-    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
-    link = await post.link()
-    await client.delete(f"{ME}/sessions", headers=bearer(pair))
-
-    response = await client.get(f"{ME}/export", headers=bearer(pair))
-
-    document: dict[str, Any] = response.json()
-    assert response.status_code == 200
-    assert document.keys() == {"user", "sessions", "audit_events", "is_complete"}
-    assert document["user"]["email"] == "ada@example.com"
-    sessions = {one["user_agent"]: (one["revoke_reason"], one["ip_prefix"]) for one in document["sessions"]}
-    assert len(sessions) == len(document["sessions"]) == 2
-    assert sessions.pop(SAFARI) == ("user", "127.0.0.0/24")
-    assert list(sessions.values()) == [(None, "127.0.0.0/24")]
-    assert {event["event"] for event in document["audit_events"]} == {
-        "auth.login_succeeded",
-        "auth.password_reset_requested",
-        "auth.other_sessions_ended",
-    }
-    row = (await session.execute(text("SELECT * FROM users WHERE id = :id"), {"id": ada.id})).one()
-    nonces = (await session.scalars(text("SELECT nonce FROM sessions UNION SELECT nonce FROM account_links"))).all()
-    exported = response.text
-    for secret in (row.hashed_password, PASSWORD, link, pair["refresh_token"], pair["access_token"], "nonce", "hashed"):
-        assert secret not in exported
-    assert not any(nonce.hex() in exported for nonce in nonces)
-    assert user.user_id not in exported
-    assert json.dumps(document).count("127.0.0.1") == 0
-
-
-async def test_nobody_exports_without_a_token(client: AsyncClient) -> None:
-    assert_problem(await client.get(f"{ME}/export"), 401, "unauthorized")
-
-
-async def test_nothing_mailed_or_logged_holds_a_password(
-    client: AsyncClient, session: WriteSession, post: Post, ada: User
-) -> None:
-    pair = await pair_of(client, ada.email)
-    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
-    await client.put(f"{ME}/password", json=body, headers=bearer(pair))
-    mails = await post.collect()
-
-    said = str([mail.text for mail in mails]) + str(await events(session, "%"))
-    stored = str((await session.execute(text("SELECT * FROM procrastinate_jobs"))).all())
-    for password in (PASSWORD, NEW_PASSWORD):
-        assert password not in said + stored

@@ -1,0 +1,118 @@
+"""Limits on mails, on mailed links, and on a password that is given again to change it or the address."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from httpx2 import AsyncClient, Response
+from sqlalchemy import text
+
+from app.core.db.database import WriteSession
+from app.core.security.hashing import PasswordHasher
+from app.users.models import User
+from tests.aftermath import assert_problem, jobs
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, bearer, pair_of, refresh
+from tests.auth.test_limits import HERE, THERE, WRONG, Ask, from_address, set_hits
+from tests.factories import PASSWORD, make_user
+
+
+@pytest.fixture
+async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
+    """An account with a password."""
+    account = await make_user(session, hasher, email="ada@example.com")
+    await session.commit()
+    return account
+
+
+def put_password(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
+    body = {"current_password": WRONG, "new_password": NEW_PASSWORD}
+    return client.put(f"{ME}/password", json=body, headers=bearer(pair))
+
+
+def post_email(client: AsyncClient, pair: dict[str, Any]) -> Awaitable[Response]:
+    body = {"new_email": "new@example.com", "password": WRONG}
+    return client.post(f"{ME}/email", json=body, headers=bearer(pair))
+
+
+@pytest.mark.parametrize("ask", [put_password, post_email])
+async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient, ada: User, ask: Ask) -> None:
+    pair = await pair_of(client, ada.email)
+
+    statuses = [(await ask(client, pair)).status_code for _ in range(11)]
+    right = await client.post(f"{AUTH}/reauthenticate", json={"password": PASSWORD}, headers=bearer(pair))
+
+    assert statuses == [403] * 10 + [429]
+    assert right.status_code == 429
+    assert (await refresh(client, pair)).status_code == 200
+
+
+def verify(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/verify-email", json={"token": "lt1." + "A" * 66})
+
+
+def confirm(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/email/confirm", json={"token": "junk"})
+
+
+def reset(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/password/reset", json={"token": "junk", "new_password": NEW_PASSWORD})
+
+
+def verify_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/verify-email", json={"token": "A" * 10_000})
+
+
+@pytest.mark.parametrize("ask", [verify, confirm, reset, verify_at_length])
+async def test_guessed_links_count_against_the_address(
+    client: AsyncClient, session: WriteSession, ada: User, ask: Ask
+) -> None:
+    pair = await pair_of(client, ada.email)
+    first = await ask(client, pair)
+    await set_hits(session, "token-misuse-address", 99)
+
+    last, surplus = await ask(client, pair), await ask(client, pair)
+
+    assert [first.status_code, last.status_code, surplus.status_code] == [400, 400, 429]
+    assert 895 <= int(surplus.headers["Retry-After"]) <= 900
+    # Who holds a real one is not concerned.
+    assert (await refresh(client, pair)).status_code == 200
+    async with from_address(client, THERE) as elsewhere:
+        assert (await ask(elsewhere, pair)).status_code == 400
+
+
+def register(client: AsyncClient, email: str) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/register", json={"email": email, "password": PASSWORD})
+
+
+def resend(client: AsyncClient, email: str) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/verify-email/resend", json={"email": email})
+
+
+def forgot(client: AsyncClient, email: str) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/password/forgot", json={"email": email})
+
+
+@pytest.mark.parametrize("ask", [register, resend, forgot])
+async def test_who_asks_for_mail_is_counted_by_address(
+    client: AsyncClient, session: WriteSession, ask: Callable[[AsyncClient, str], Awaitable[Response]]
+) -> None:
+    await ask(client, "ada@example.com")
+    await set_hits(session, "mail-request-address", 29)
+
+    last, surplus = [await ask(client, f"{name}@example.com") for name in ("eve", "mallory")]
+
+    assert last.status_code == 202
+    assert_problem(surplus, 429, "rate_limited")
+    assert len(await jobs(session)) == 2
+    async with from_address(client, THERE) as elsewhere:
+        assert (await ask(elsewhere, "mallory@example.com")).status_code == 202
+
+
+async def test_a_counted_request_for_mail_stores_nothing_personal(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+
+    stored = str((await session.execute(text("SELECT * FROM rate_limits"))).all())
+    for personal in ("ada@", "example", HERE, str(ada.id), ada.id.hex):
+        assert personal not in stored
