@@ -1,18 +1,18 @@
-"""What the API can say about the life of an account."""
+"""Errors of registration and of mailed links."""
 
 from app.core.errors import MalformedRequestError, NotFoundError
 
 
 class InvalidLinkError(MalformedRequestError):
-    """The secret of a link is not valid: wrong, expired, used, replaced; one answer for all."""
+    """The secret of a link is wrong, expired, used or replaced. The error is the same for each, so it reveals nothing."""
 
     problem = "invalid-token"
     code = "invalid_token"
-    detail = "The link is not valid any more; ask for a new one."
+    detail = "This link is not valid any more. Request a new one."
 
 
 class RegistrationClosedError(NotFoundError):
-    """Accounts are made by administrators alone."""
+    """Only administrators create accounts."""
 
     code = "registration_closed"
-    detail = "Accounts are made by invitation here."
+    detail = "Registration is closed. Ask an administrator for an account."

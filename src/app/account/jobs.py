@@ -1,6 +1,7 @@
-"""What register, resend and forgot come to: decided where nobody waits for the answer, so that no time tells.
+"""Background half of register, resend and forgot.
 
-Each may be run twice: a registration does nothing the second time, and a second link replaces the first.
+It runs outside of the request, so response times do not reveal whether the account exists. Each job may run twice: the second
+run of a registration does nothing, and a second link replaces the first.
 """
 
 from uuid import UUID
@@ -22,7 +23,7 @@ from app.users.service import Account
 
 @queue.formerly("auth.jobs:register")
 async def register(work: Work, email: str, full_name: str | None, hashed_password: str | None = None) -> None:
-    """Create the account and mail its verification link; the owner of an address that is known gets a notice instead."""
+    """Create the account and mail its verification link. If the address has an account already, mail its owner a notice instead."""
     async with work.database.begin() as session:
         if hashed_password is None or not await queue.take(session, work, "hashed_password"):
             return
@@ -31,7 +32,7 @@ async def register(work: Work, email: str, full_name: str | None, hashed_passwor
             session, _actor(work), email=email, full_name=full_name, hashed_password=hashed_password
         )
         if user is not None:
-            # Counted, and mailed in any case: without it the account is of no use, and there is one a registration.
+            # Mailed even above the limit: without this link nobody can use the account, and a registration sends it once.
             await _mail_link(session, work, user.id, "verify_email")
         elif may_mail and (known := await users_service.find_credentials(session, email)):
             await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", known.id)
@@ -44,7 +45,7 @@ async def resend_verification(work: Work, email: str) -> None:
     async with work.database.begin() as session:
         if not await _may_mail(session, work, email):
             return
-        known = await _hold(session, email)
+        known = await _lock_account(session, email)
         if known and known.is_active and known.email_verified_at is None:
             await _mail_link(session, work, known.id, "verify_email")
             await audit.record(session, _actor(work), "auth.verification_requested", subject_id=known.id)
@@ -56,14 +57,14 @@ async def forgot_password(work: Work, email: str) -> None:
     async with work.database.begin() as session:
         if not await _may_mail(session, work, email):
             return
-        known = await _hold(session, email)
+        known = await _lock_account(session, email)
         if known and known.is_active:
             await _mail_link(session, work, known.id, "reset_password")
             await audit.record(session, _actor(work), "auth.password_reset_requested", subject_id=known.id)
 
 
-async def _hold(session: WriteSession, email: str) -> Account | None:
-    # A deletion may commit between the two reads. The second read then finds no account, and no link refers to it.
+async def _lock_account(session: WriteSession, email: str) -> Account | None:
+    # If the account is deleted between the two reads, the second one finds nothing, and no link is created for it.
     known = await users_service.find_credentials(session, email)
     return await users_service.hold_account(session, known.id) if known else None
 
@@ -74,8 +75,8 @@ async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: 
 
 
 async def _may_mail(session: WriteSession, work: Work, email: str) -> bool:
-    # Counted whether or not there is such an account, and in the job's transaction: when that fails and the job is run
-    # again, the first attempt has not used up the mail of the second.
+    # Every address is counted, whether or not it has an account. The count is part of the job's transaction: if the job fails
+    # and is retried, the rollback has undone the count of the failed attempt.
     try:
         async with session.begin_nested():
             await _limiter(work).hit_within(session, *limits.mail(email))
@@ -85,7 +86,7 @@ async def _may_mail(session: WriteSession, work: Work, email: str) -> bool:
 
 
 def _actor(work: Work) -> Actor:
-    # Who asked has not said who they are; the request is known.
+    # The client was not logged in; only its request is known.
     return Actor(request_id=work.request_id)
 
 

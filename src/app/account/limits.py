@@ -1,4 +1,4 @@
-"""How often mail may be asked for."""
+"""Limits on requests that send mail."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -15,15 +15,15 @@ _MAIL_HOUR = Limit("mail-hour", 5, timedelta(hours=1))
 
 
 def mail_request(actor: Actor) -> tuple[Counted, ...]:
-    """Count a request that may send mail to an address the caller names, by the caller's address."""
+    """Count a request that may send mail to an address of the client's choice, by the address of the client."""
     return ((_MAIL_REQUESTS, subscriber(actor.address)),)
 
 
 def mail(email: str) -> tuple[Counted, ...]:
-    """Count a mail to an address, from any requester."""
+    """Count a mail by the address that it goes to, for all clients together."""
     return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
 
 
 def email_change(user_id: UUID, email: str) -> tuple[Counted, ...]:
-    """Count a wish to move an account, by the account and as a mail to the new address: both are of the owner's choosing."""
+    """Count a requested change of address, by the account and as a mail to the new address."""
     return ((_EMAIL_CHANGES, str(user_id)), *mail(email))

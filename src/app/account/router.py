@@ -43,9 +43,9 @@ ROOT_ROUTERS = (pages.router,)
     responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
 )
 async def register(request: AuthRequest, visitor: Visitor, payload: Registration) -> Accepted:
-    """Make an account.
+    """Create an account.
 
-    The answer is the same whether or not the address is known; what comes of it is mailed to its owner.
+    The response is the same whether or not the address has an account. The result is mailed to the address.
     """
     await service.register(request.state["auth"], visitor, payload)
     return Accepted()
@@ -58,7 +58,7 @@ async def register(request: AuthRequest, visitor: Visitor, payload: Registration
     responses=problem_responses(InvalidLinkError, RateLimitedError),
 )
 async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
-    """Verify an address with the secret that was mailed to it; it works once, for a day."""
+    """Verify an address with the secret that was mailed to it. The secret works once, for a day."""
     await service.verify_email(request.state["auth"], visitor, payload.token.get_secret_value())
 
 
@@ -70,7 +70,7 @@ async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProo
     responses=problem_responses(RateLimitedError),
 )
 async def resend_verification(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
-    """Mail the verification link again, if the address needs one."""
+    """Mail another verification link, if the address needs one."""
     await service.resend_verification(request.state["auth"], visitor, payload.email)
     return Accepted()
 
@@ -83,7 +83,7 @@ async def resend_verification(request: AuthRequest, visitor: Visitor, payload: E
     responses=problem_responses(RateLimitedError),
 )
 async def forgot_password(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
-    """Mail a link to set a new password, if there is such an account."""
+    """Mail a link to set a new password, if the account exists."""
     await service.forgot_password(request.state["auth"], visitor, payload.email)
     return Accepted()
 
@@ -95,7 +95,7 @@ async def forgot_password(request: AuthRequest, visitor: Visitor, payload: Email
     responses=problem_responses(InvalidLinkError, RateLimitedError, HashingBusyError),
 )
 async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPassword) -> None:
-    """Set a password with the secret of a mailed link; every login session of the account ends."""
+    """Set a password with the secret of a mailed link. This ends every login session of the account."""
     await service.reset_password(request.state["auth"], visitor, payload)
 
 
@@ -106,15 +106,15 @@ async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPas
     responses=problem_responses(InvalidLinkError, RateLimitedError),
 )
 async def confirm_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
-    """Complete a change of address with the secret that was mailed to the new one; the old one is told."""
+    """Complete a change of address with the secret that was mailed to the new address. The old address gets a notice."""
     await service.confirm_email(request.state["auth"], visitor, payload.token.get_secret_value())
 
 
 @own_data.get("/export", response_model=AccountExport)
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
-    """Download what is stored about one's own account, less secrets.
+    """Download what is stored about your account, without secrets.
 
-    Of an event that somebody else caused, who it was and from where is left out.
+    Events that somebody else caused do not say who caused them, or from where.
     """
     return await service.export(session, user)
 
@@ -127,7 +127,7 @@ async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any
 async def change_my_password(
     request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
 ) -> None:
-    """Change one's password; the other login sessions end, and this one goes on by its refresh token."""
+    """Change your password. The other login sessions end; this one continues with its refresh token."""
     await service.change_password(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
 
 
@@ -140,7 +140,7 @@ async def change_my_password(
 async def change_my_email(
     request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
 ) -> Accepted:
-    """Ask to move one's account to another address; the new one is asked to confirm, the old one is told."""
+    """Request a change of your address. The new address gets a link to confirm it, the old one a notice."""
     await service.change_email(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
     return Accepted()
 
@@ -154,7 +154,7 @@ async def change_my_email(
 async def send_password_reset(
     request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
 ) -> Accepted:
-    """Mail an account's owner a link to set a new password; nobody else ever sees it."""
+    """Mail the owner of an account a link to set a new password. Nobody else sees the link."""
     await writer.confirm(session, user_id)
     await service.send_password_reset(session, request.state["auth"], writer.actor, user_id)
     return Accepted()

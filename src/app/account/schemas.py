@@ -9,7 +9,7 @@ from app.auth.schemas import Secret, SessionExport
 from app.core.schemas.fields import Answer, Payload, PrintableSecret, ShortText
 from app.users.schemas import Email, UserRead
 
-# Room for what is refused with a code of its own; the rules are in `core/security/passwords.py`.
+# Wider than the rules in `core/security/passwords.py`, which refuse a password with a code of their own.
 FreshPassword = Annotated[SecretStr, Field(min_length=1, max_length=1024), PrintableSecret]
 
 
@@ -22,7 +22,7 @@ class Registration(Payload):
 
 
 class EmailRequest(Payload):
-    """An address that mail is wanted to."""
+    """The address to send the mail to."""
 
     email: Email
 
@@ -41,35 +41,35 @@ class NewPassword(Payload):
 
 
 class PasswordChange(Payload):
-    """The present password, and the one to set."""
+    """The current password, and the new one."""
 
     current_password: Secret
     new_password: FreshPassword
 
 
 class EmailChange(Payload):
-    """The address to move to, and the present password."""
+    """The new address, and the current password."""
 
     new_email: Email
     password: Secret
 
 
 class Accepted(Answer):
-    """The request has been taken; what comes of it is mailed."""
+    """The request has been accepted. The result is mailed."""
 
     detail: str = "If this can be done, a mail is on its way."
 
 
-# Sessions and events of an export. It is written in one piece, and holds up other requests for as long.
+# Maximum number of sessions, and of events. An export is serialized in one piece, which blocks other requests meanwhile.
 EXPORTED = 2000
 
 
 class AccountExport(Answer):
-    """What is stored about an account, less secrets and less what is about others."""
+    """What is stored about an account, without secrets and without data of other accounts."""
 
     user: UserRead
-    sessions: list[SessionExport] = Field(description="The one seen last first.")
-    audit_events: list[AuditEventExport] = Field(description="The newest first.")
+    sessions: list[SessionExport] = Field(description="The most recently refreshed first.")
+    audit_events: list[AuditEventExport] = Field(description="Newest first.")
     is_complete: bool = Field(
         description=f"False when there are more sessions or events: an export holds the newest {EXPORTED:,} of each."
     )

@@ -1,7 +1,7 @@
-"""The life of an account: register, verify, reset, change password and address.
+"""The life of an account: registration, verification, passwords, change of address, export.
 
-What may be asked with somebody else's address (register, resend, forgot) does the same for every address: one job is
-written. Whether there is such an account, and what its owner is told, the job finds out.
+A client can call register, resend and forgot with the address of somebody else. These functions do the same work for every
+address: they enqueue one job. The job checks whether the account exists, and mails its owner.
 """
 
 from collections.abc import AsyncIterator
@@ -32,12 +32,12 @@ from app.users.service import Account, Confirm
 _VERIFIES = frozenset[Purpose]({"verify_email"})
 _SETS_PASSWORD = frozenset[Purpose]({"set_password", "reset_password"})
 _CONFIRMS = frozenset[Purpose]({"confirm_email"})
-_ANY = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
+_ALL = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
 _NEW_PASSWORD = "#/new_password"
 
 
 async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
-    """Ask for an account; its owner is mailed what comes of it."""
+    """Enqueue a registration. The job mails the result to the address."""
     if kit.settings.of(AuthSettings).registration == "invite":
         raise RegistrationClosedError
     await kit.limiter.hit(*limits.mail_request(actor))
@@ -50,23 +50,23 @@ async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
 
 
 async def resend_verification(kit: Toolkit, actor: Actor, email: str) -> None:
-    """Ask for another verification link."""
+    """Enqueue the mail with another verification link."""
     await kit.limiter.hit(*limits.mail_request(actor))
     async with kit.database.begin() as session:
         await queue.enqueue(session, jobs.resend_verification, email)
 
 
 async def forgot_password(kit: Toolkit, actor: Actor, email: str) -> None:
-    """Ask for a link to set a new password."""
+    """Enqueue the mail with a link to set a new password."""
     await kit.limiter.hit(*limits.mail_request(actor))
     async with kit.database.begin() as session:
         await queue.enqueue(session, jobs.forgot_password, email)
 
 
 async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
-    """Spend a verification link: the address is the account owner's."""
-    async with _counting_misuse(kit, actor), kit.database.begin() as session:
-        _, account = await _spend(session, kit, secret, _VERIFIES)
+    """Use a verification link: it proves that the address belongs to the owner of the account."""
+    async with _count_misuse(kit, actor), kit.database.begin() as session:
+        _, account = await _use_link(session, kit, secret, _VERIFIES)
         if account.email_verified_at is not None:
             raise InvalidLinkError
         await users_service.verify_email(session, account.id)
@@ -74,15 +74,15 @@ async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
 
 
 async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> None:
-    """Spend a link to set a password; every login session ends, and the address counts as verified."""
+    """Use a link to set a password. This ends every login session and verifies the address."""
     secret, password = payload.token.get_secret_value(), payload.new_password.get_secret_value()
-    async with _counting_misuse(kit, actor):
-        # A weak password is refused before the link is spent: it still works for a better one.
+    async with _count_misuse(kit, actor):
+        # A weak password is refused before the link is used, so the link still works for a better one.
         _refuse_weak(kit, await _owner(kit, secret), password)
         hashed_password = await kit.hasher.hash(password, pointer=_NEW_PASSWORD)
         async with kit.database.begin() as session:
-            _, account = await _spend(session, kit, secret, _SETS_PASSWORD)
-            await links.discard(session, account.id, _ANY)
+            _, account = await _use_link(session, kit, secret, _SETS_PASSWORD)
+            await links.discard(session, account.id, _ALL)
             await users_service.set_password(session, account.id, hashed_password)
             await sessions.revoke_all(session, account.id, "password_reset")
             await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
@@ -90,7 +90,7 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
 
 
 async def _owner(kit: Toolkit, secret: str) -> Account:
-    """Give whose password a link sets, without spending it and without holding a connection afterwards."""
+    """Return the account that a link belongs to. This does not use the link, and holds no connection afterwards."""
     async with kit.database.read_sessions() as session:
         link = await links.find_by_secret(session, kit.keys, secret, _SETS_PASSWORD)
         account = await users_service.find_account(session, link.user_id) if link else None
@@ -102,7 +102,7 @@ async def _owner(kit: Toolkit, secret: str) -> Account:
 async def change_password(
     kit: Toolkit, actor: Actor, account: Account, payload: PasswordChange, *, confirm: Confirm
 ) -> None:
-    """Change the password of a logged-in owner; the other login sessions end."""
+    """Change the password of a logged-in owner, and end the other login sessions."""
     old, new = payload.current_password.get_secret_value(), payload.new_password.get_secret_value()
     stored = await auth.confirm_password(kit, actor, account.id, old)
     _refuse_unchanged(old, new)
@@ -110,12 +110,12 @@ async def change_password(
     hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
 
     async def change(session: WriteSession) -> None:
-        # A concurrent change, for example by a reset link, wins.
+        # If another request has changed the password meanwhile, for example by a reset link, that change wins.
         if not await users_service.replace_password(
             session, account.id, old=stored, new=hashed_password, confirm=confirm
         ):
             raise WrongPasswordError
-        # A pending change of address dies as well: it may be what the owner defends against.
+        # Links for a pending change of address are deleted too: an attacker may have requested it.
         await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
         await sessions.revoke_all(session, account.id, "password_changed", but=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
@@ -125,39 +125,40 @@ async def change_password(
 
 
 async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange, *, confirm: Confirm) -> None:
-    """Ask to move an account to another address: that one must confirm, this one is told."""
+    """Request a change of address: mail a link to the new address, and a notice to the old one."""
     await auth.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
     await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
 
-    async def ask(session: WriteSession) -> None:
+    async def request(session: WriteSession) -> None:
         link_id = await links.create(
             session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
         )
-        # Now that the account is held: a reset of its password, which has discarded such links, must not miss this one.
+        # `links.create` has locked the account. A password reset that came first has deleted such links and ended this session,
+        # so the check after the lock refuses this request.
         await confirm(session)
         await queue.enqueue(session, user_jobs.mail_link, link_id)
         await audit.record(session, actor, "auth.email_change_requested", subject_id=account.id)
         await _notify(session, "email_change_requested", account)
 
-    await kit.database.unit(ask)
+    await kit.database.unit(request)
 
 
 async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
-    """Spend the link that was mailed to a new address: it is the account's from now on; the old one is told."""
-    async with _counting_misuse(kit, actor), kit.database.begin() as session:
-        link, account = await _spend(session, kit, secret, _CONFIRMS)
+    """Use the link that was mailed to a new address: the account moves to it, and the old address gets a notice."""
+    async with _count_misuse(kit, actor), kit.database.begin() as session:
+        link, account = await _use_link(session, kit, secret, _CONFIRMS)
         if link.email is None or not await users_service.set_email(session, account.id, link.email):
-            # Somebody else has it meanwhile. One answer for every cause: this one must not tell either.
+            # Another account has taken the address meanwhile. The error is that of an invalid link: it must not reveal the account.
             raise InvalidLinkError
         # The owner may no longer read mail at the old address, so links that were sent there are deleted.
-        await links.discard(session, account.id, _ANY)
+        await links.discard(session, account.id, _ALL)
         await sessions.revoke_all(session, account.id, "email_changed", but=link.session_id)
         await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
         await _notify(session, "email_changed", account)
 
 
 async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor, user_id: UUID) -> None:
-    """Mail an account's owner a link to set a new password, on behalf of an administrator who never sees it."""
+    """Mail the owner of an account a link to set a new password, on behalf of an administrator, who does not see the link."""
     account = await users_service.get_account(session, user_id)
     link_id = await links.create(session, kit.keys, account.id, "reset_password")
     await queue.enqueue(session, user_jobs.mail_link, link_id)
@@ -165,7 +166,7 @@ async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor,
 
 
 async def export(session: ReadSession, user: Account) -> dict[str, Any]:
-    """Gather what is stored about an account, less secrets: the newest `EXPORTED` of what there may be any number of."""
+    """Return what is stored about an account without secrets: at most the newest `EXPORTED` sessions and events."""
     found = {
         "sessions": await sessions.list_newest(session, user.id, limit=EXPORTED + 1),
         "audit_events": await audit.list_about(session, user.id, limit=EXPORTED + 1),
@@ -174,11 +175,11 @@ async def export(session: ReadSession, user: Account) -> dict[str, Any]:
     return {"user": user, **{name: rows[:EXPORTED] for name, rows in found.items()}, "is_complete": is_complete}
 
 
-async def _spend(
+async def _use_link(
     session: WriteSession, kit: Toolkit, secret: str, purposes: frozenset[Purpose]
 ) -> tuple[AccountLink, Account]:
     link = await links.find_by_secret(session, kit.keys, secret, purposes)
-    # Held first: whatever else happens to the account has happened, or waits.
+    # The account is locked before the link is used: other changes of the account are committed already, or wait.
     account = await users_service.hold_account(session, link.user_id) if link else None
     if link is None or account is None or not account.is_active or not await links.use(session, link):
         raise InvalidLinkError
@@ -186,8 +187,8 @@ async def _spend(
 
 
 @asynccontextmanager
-async def _counting_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
-    """Count a refusal by the caller's address: after the transaction that fails by it has given its connection back."""
+async def _count_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
+    """Count each invalid link by the client's address, after the failed transaction has returned its connection."""
     try:
         yield
     except (InvalidLinkError, InvalidInputError):
@@ -196,10 +197,10 @@ async def _counting_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
 
 
 def _refuse_unchanged(old: str, new: str) -> None:
-    # Only after the present password has proved right, so this tells nobody what it is. A reset does not compare: its caller has
-    # proved no password, and could try one guess after the other.
+    # The caller has proved the current password, so the error reveals nothing. A reset does not compare: there, the error would
+    # confirm a guess of the current password.
     if composed(old) == composed(new):
-        detail = "This is the present password. Choose another one."
+        detail = "This is your current password. Choose another one."
         raise InvalidInputError(FieldError(_NEW_PASSWORD, "password_unchanged", detail))
 
 

@@ -9,7 +9,7 @@ function say(text) {
 }
 if (!secret) {
   form.hidden = true;
-  say("This link is incomplete; copy all of it from the mail.");
+  say("This link is incomplete. Copy the whole link from the mail.");
 }
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -31,7 +31,7 @@ form.addEventListener("submit", async (event) => {
     const problem = await response.json();
     say((problem.errors || [problem]).map((error) => error.detail).join(" "));
   } catch {
-    say("The service cannot be reached; try again.");
+    say("The service cannot be reached. Try again.");
   }
   button.disabled = false;
 });
