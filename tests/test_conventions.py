@@ -38,7 +38,7 @@ SOURCE = ROOT / "src" / "app"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 COMMITTERS = {
-    "auth/sessions/rotation.py _end_stolen": "The end of the session has to outlive the error that tells of the stolen token.",
+    "auth/sessions/rotation.py _end_stolen": "The session must stay ended although an error about the stolen token follows.",
     "core/http/dependencies.py get_session": "The edge of HTTP: one commit for each request that writes.",
     "core/db/database.py commit": "The session's own, which remembers that it was done.",
     "core/db/database.py begin": "The edge of commands and jobs.",

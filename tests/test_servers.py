@@ -107,8 +107,8 @@ async def test_any_server_runs_the_application_and_answers_a_request_before_it_e
         AsyncClient(base_url=server.base_url, timeout=60) as client,
     ):
         # Each worker process listens for revocations.
-        await until(lambda: len(server.records("revocations are known")) >= 2)
-        workers = server.records("revocations are known")
+        await until(lambda: len(server.records("revocations loaded")) >= 2)
+        workers = server.records("revocations loaded")
         assert len(workers) == 2
 
         form = {"grant_type": "password", "username": email, "password": PASSWORD}

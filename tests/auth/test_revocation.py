@@ -241,7 +241,7 @@ async def test_it_says_that_the_revocations_are_known(shared_url: str, caplog: p
         async with listening(shared_url):
             pass
 
-    (line,) = [one for one in caplog.records if one.message == "revocations are known"]
+    (line,) = [one for one in caplog.records if one.message == "revocations loaded"]
     assert line.__dict__["mode"] == "listening"
     assert isinstance(line.__dict__["entries"], int)
 
@@ -440,7 +440,7 @@ async def test_where_notifications_do_not_arrive_the_poll_does_it_alone(
             assert listener.is_current
 
     told = [record.message for record in caplog.records if record.name == revocation.__name__]
-    assert told == ["notifications do not arrive here; revocations take up to a second to be known"]
+    assert told == ["notifications not received; a revocation takes effect within a second, by polling"]
 
 
 # The set itself
@@ -482,7 +482,7 @@ def test_neither_order_nor_repetition_matters(applied: list[Entry], data: st.Dat
 def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, dropped = uuid4(), uuid4()
     known = RevocationSet()
-    monkeypatch.setattr(revocation, "_LONGEST", -1.0)
+    monkeypatch.setattr(revocation, "_MAX_ENTRY_AGE", -1.0)
     known.add(1, dropped, None)
     known.add(2, dropped, 3)
     monkeypatch.undo()
@@ -513,7 +513,7 @@ def test_the_end_of_all_sessions_covers_those_below_until_no_token_can_need_it(
     known.sweep()
     assert (covered(below), covered(cutoff)) == (True, False)
 
-    monkeypatch.setattr(revocation, "_LONGEST", 0.0)
+    monkeypatch.setattr(revocation, "_MAX_ENTRY_AGE", 0.0)
     known.add(4, higher, None)
     assert covered(cutoff)
     known.sweep()
@@ -525,7 +525,7 @@ async def test_a_running_listener_drops_old_entries(
     shared_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revocation, "_SWEEP_INTERVAL", 0.0)
-    monkeypatch.setattr(revocation, "_LONGEST", 0.0)
+    monkeypatch.setattr(revocation, "_MAX_ENTRY_AGE", 0.0)
     async with listening(shared_url) as listener:
         for session_id in (uuid4(), uuid4()):
             await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")

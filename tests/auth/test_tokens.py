@@ -34,7 +34,7 @@ REFUSED = {
     "type": "/problems/unauthorized",
     "title": "Unauthorized",
     "status": 401,
-    "detail": "The access token is not valid; log in again or refresh it.",
+    "detail": "The access token is not valid. Refresh it, or log in again.",
     "instance": ME,
     "code": "invalid_token",
 }

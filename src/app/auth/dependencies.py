@@ -1,4 +1,4 @@
-"""Who is calling: the principal of a request, and the account behind it."""
+"""The caller of a request: its principal, and its account."""
 
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -32,45 +32,45 @@ RECENT_LOGIN = 300
 
 
 class AuthState(CoreState):
-    """What the lifespan makes for logins and tokens."""
+    """The state of the application that logins and tokens need."""
 
     auth: Toolkit
     standing: StandingCheck
 
 
 class AuthRequest(Request[AuthState]):
-    """A request whose `state` is typed; FastAPI passes a plain one."""
+    """A request with a typed `state`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller, as a verified access token names them."""
+    """The caller, as the verified access token says."""
 
     user_id: UUID
     session_id: UUID
     version: int
     scopes: frozenset[str]
     auth_time: int
-    # The scopes that the operation asks for.
+    # The scopes that the operation needs.
     needed: frozenset[str]
-    # Where the request comes from. Called when something is written: most requests only read.
+    # Returns where the request comes from. Only writes call it.
     visitor: Callable[[], Actor]
 
     @property
     def actor(self) -> Actor:
-        """Name the caller as the audit log does."""
+        """The caller, for the audit log."""
         return replace(self.visitor(), user_id=self.user_id, session_id=self.session_id)
 
     def require_recent_login(self) -> None:
-        """Refuse a login too old for a sensitive operation (RFC 9470)."""
+        """Raise if the login is too old for a sensitive operation (RFC 9470)."""
         if time.time() - self.auth_time > RECENT_LOGIN:
             raise StaleLoginError(RECENT_LOGIN)
 
     async def confirm(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
-        """Check again, in the transaction of a write, that the token is not revoked and its role grants what it needs.
+        """Check again, in the transaction of a write, that the token is not revoked and its role grants the needed scopes.
 
-        Call it before anything else locks a row, and name every account that the write acts upon: it locks all of them in one
-        order, see `users.locks`. With `with_admins` it locks the active administrators too, and returns them.
+        Call it before anything else locks a row, and pass every account that the write acts on: it locks all of them in one order,
+        see `users.locks`. With `with_admins` it also locks the active administrators, and returns them.
         """
         return await standing.hold(
             session,
@@ -83,8 +83,8 @@ class Principal:
         )
 
 
-class _Login(SecurityBase, Guard):
-    """Reads `Authorization: Bearer …` and nothing else: no query, no form, no cookie (RFC 9700, 4.3.2)."""
+class _TokenGuard(SecurityBase, Guard):
+    """Reads the access token from `Authorization: Bearer …` alone: no query, form or cookie (RFC 9700, 4.3.2)."""
 
     def __init__(self, *, ask: bool = False) -> None:
         self._ask = ask
@@ -99,7 +99,7 @@ class _Login(SecurityBase, Guard):
         return (MissingTokenError, InvalidTokenError, *((InsufficientScopeError,) if scopes else ()))
 
     async def principal(self, request: AuthRequest, needed: SecurityScopes) -> Principal:
-        """Give the caller, or say what is missing."""
+        """Return the caller, or raise the error that says what is missing."""
         state = request.state
         claims = state["auth"].access_tokens.read(_bearer_token(request))
         await state["standing"].refuse_revoked(claims, needed.scopes, ask=self._ask)
@@ -117,25 +117,25 @@ class _Login(SecurityBase, Guard):
         )
 
 
-class AccessTokenGuard(_Login):
-    """Gives the caller of an operation."""
+class AccessTokenGuard(_TokenGuard):
+    """Returns the caller of an operation."""
 
     async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal:
-        """Give the caller, or refuse the request."""
+        """Return the caller, or refuse the request."""
         return await self.principal(request, needed)
 
 
-class AccountGuard(_Login):
-    """Gives the caller's account. Guard and account are one dependency, because each dependency costs time."""
+class AccountGuard(_TokenGuard):
+    """Returns the caller's account. It is one dependency instead of two, because each dependency costs time."""
 
     async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Account:
-        """Give the caller's account, or refuse the request."""
+        """Return the caller's account, or refuse the request."""
         principal = await self.principal(request, needed)
-        return await _standing_account(request.state["database"].reads, principal)
+        return await _current_account(request.state["database"].reads, principal)
 
 
 async def get_visitor(request: AuthRequest) -> Actor:
-    """Give the address, user agent and request id of the client, for the audit log."""
+    """Return the address, user agent and request id of the client, for limits and the audit log."""
     return _visitor(request)
 
 
@@ -169,7 +169,7 @@ def _bearer_token(request: AuthRequest) -> str:
 
 
 access_token = AccessTokenGuard()
-# For what must not rest on a state that may be a moment old: credentials, and what administrators change.
+# Queries the database for every request: for changes of credentials, and for changes by administrators.
 confirmed_access_token = AccessTokenGuard(ask=True)
 
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
@@ -178,7 +178,7 @@ type UsersReader = Annotated[Principal, Security(access_token, scopes=["users:re
 type UsersWriter = Annotated[Principal, Security(confirmed_access_token, scopes=["users:write"])]
 
 
-async def _standing_account(reads: Reads, principal: Principal) -> Account:
+async def _current_account(reads: Reads, principal: Principal) -> Account:
     account = await users_service.find_account(reads, principal.user_id)
     if account is None or not account.is_active or account.authz_version != principal.version:
         raise InvalidTokenError
@@ -186,9 +186,9 @@ async def _standing_account(reads: Reads, principal: Principal) -> Account:
 
 
 async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDep) -> Account:
-    """Read the caller's account for a change of credentials, which asks the database whatever this process knows."""
-    # Nothing is held when the password is hashed.
-    return await _standing_account(database.reads, principal)
+    """Read the caller's account for a change of credentials."""
+    # `reads` holds no connection afterwards, while the password is hashed.
+    return await _current_account(database.reads, principal)
 
 
 type CurrentUser = Annotated[Account, Security(AccountGuard())]

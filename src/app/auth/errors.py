@@ -1,4 +1,4 @@
-"""What the API can say about who is calling."""
+"""Errors of login, tokens and login sessions."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -13,17 +13,17 @@ class MissingTokenError(UnauthenticatedError):
     """No access token was sent."""
 
     code = "unauthorized"
-    detail = "This needs an access token; send it as `Authorization: Bearer …`."
+    detail = "This operation needs an access token. Send it as `Authorization: Bearer …`."
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": f'Bearer realm="{REALM}"'})
 
 
 class InvalidTokenError(UnauthenticatedError):
-    """An access token was sent and is refused; which of the many reasons is for the log alone."""
+    """An access token was sent and is refused. The client is not told why."""
 
     code = "invalid_token"
-    detail = "The access token is not valid; log in again or refresh it."
+    detail = "The access token is not valid. Refresh it, or log in again."
 
     def __init__(self) -> None:
         challenge = f'Bearer realm="{REALM}", error="invalid_token", error_description="The access token is not valid"'
@@ -31,10 +31,10 @@ class InvalidTokenError(UnauthenticatedError):
 
 
 class StaleLoginError(UnauthenticatedError):
-    """The token is good, and the login behind it too old for a sensitive operation (RFC 9470)."""
+    """The token is valid, but its login is too old for a sensitive operation (RFC 9470)."""
 
     code = "insufficient_user_authentication"
-    detail = "This needs a recent login; give your password again."
+    detail = "This operation needs a recent login. Give your password again."
 
     def __init__(self, max_age: int) -> None:
         challenge = (
@@ -45,7 +45,7 @@ class StaleLoginError(UnauthenticatedError):
 
 
 class InsufficientScopeError(ForbiddenError):
-    """The token is good, and does not carry a scope that the operation needs."""
+    """The token is valid, but lacks a scope that the operation needs."""
 
     code = "insufficient_scope"
     detail = "The access token lacks a scope that this operation needs."
@@ -58,16 +58,16 @@ class InsufficientScopeError(ForbiddenError):
 
 
 class InvalidGrantError(MalformedRequestError):
-    """Wrong password, unknown address, disabled account: one answer for all."""
+    """Wrong password, unknown address or disabled account. The error is the same for each, so it reveals nothing."""
 
     problem = "invalid-grant"
     code = "invalid_grant"
-    detail = "These credentials are not valid: wrong, expired, or used before."
+    detail = "These credentials are not valid. They are wrong, expired, or have been used before."
     oauth_error = "invalid_grant"
 
 
 class RefreshRefusedError(InvalidGrantError):
-    """A refresh token of ours whose session has ended; the reason is for the audit log alone."""
+    """A genuine refresh token of a session that has ended. Only the audit log gets the reason."""
 
     def __init__(self, reason: str, user_id: UUID, session_id: UUID) -> None:
         super().__init__()
@@ -77,18 +77,18 @@ class RefreshRefusedError(InvalidGrantError):
 
 
 class EmailNotVerifiedError(ForbiddenError):
-    """The password is right, and the address has not been verified yet."""
+    """The password is correct, but the address has not been verified."""
 
     code = "email_not_verified"
-    detail = "Verify your email address first; the link is in the mail we sent."
+    detail = "Verify your email address first. The link is in the mail that we sent."
     oauth_error = "invalid_grant"
 
 
 class InvalidRequestError(MalformedRequestError):
-    """A token request that RFC 6749 calls malformed."""
+    """A malformed token request (RFC 6749, 5.2)."""
 
     code = "invalid_request"
-    detail = "A parameter is missing, repeated or malformed, or the address has a query."
+    detail = "A parameter is missing, repeated or malformed, or the URL has a query."
     oauth_error = "invalid_request"
 
 
@@ -101,7 +101,7 @@ class UnsupportedGrantTypeError(MalformedRequestError):
 
 
 class InvalidScopeError(MalformedRequestError):
-    """A scope that the account does not have, or that does not exist."""
+    """A requested scope does not exist, or the account does not have it."""
 
     code = "invalid_scope"
     detail = "A requested scope is unknown or not granted to this account."
@@ -109,11 +109,11 @@ class InvalidScopeError(MalformedRequestError):
 
 
 class InvalidClientError(UnauthenticatedError):
-    """Client authentication was tried; there are no confidential clients."""
+    """The request has client credentials, but there are no confidential clients."""
 
     problem = "unauthorized"
     code = "invalid_client"
-    detail = "This server knows no clients with credentials of their own; send none."
+    detail = "This server has no clients with credentials. Send no client credentials."
     oauth_error = "invalid_client"
 
     def __init__(self) -> None:
@@ -121,24 +121,24 @@ class InvalidClientError(UnauthenticatedError):
 
 
 class TooManyReplaysError(RateLimitedError):
-    """One refresh token has been presented hundreds of times within seconds; the session goes on."""
+    """The same refresh token was presented hundreds of times within seconds. The session continues."""
 
     code = "too_many_replays"
-    detail = "This refresh token is presented too often; use its successor."
+    detail = "This refresh token was presented too often. Use its successor."
 
     def __init__(self) -> None:
         super().__init__(retry_after=30)
 
 
 class SessionNotFoundError(NotFoundError):
-    """The account has no such login session, or it has ended already."""
+    """The account has no live login session with this id."""
 
     code = "session_not_found"
     detail = "There is no such login session."
 
 
 class WrongPasswordError(ForbiddenError):
-    """The caller is logged in, and the password they gave again is wrong."""
+    """The caller is logged in, but the password given again is wrong."""
 
     code = "wrong_password"
     detail = "The current password is wrong."

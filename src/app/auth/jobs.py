@@ -1,4 +1,4 @@
-"""Deletes what logins and tokens no longer need."""
+"""Deletes rows of login sessions, revocations, limits and links that are no longer needed."""
 
 from datetime import timedelta
 from functools import partial
@@ -12,12 +12,12 @@ from app.jobs.queue import Periodic, Work
 from app.users import links
 
 _KEEP_ENDED_SESSIONS = timedelta(days=30)
-# Of each purge. Together they stay below the five minutes that a job may take.
+# For each of the five purges. Together they stay below the five minutes that a job may take.
 _BUDGET = timedelta(seconds=50)
 
 
 async def purge(work: Work) -> None:
-    """Delete login sessions long ended, and revocations, counters and links that have expired."""
+    """Delete login sessions that ended long ago, and expired revocations, counters and links."""
     await housekeeping.purge_all(
         work.database,
         {

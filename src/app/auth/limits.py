@@ -1,4 +1,4 @@
-"""How often what may be tried. Successful logins do not count; a live session is never stopped by any of these."""
+"""Limits on guessing passwords and tokens. Successful attempts do not count, and no limit stops a live session."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -11,7 +11,7 @@ from app.users.emails import InvalidEmailError, identity
 _QUARTER = timedelta(minutes=15)
 _LOGIN_HERE = Limit("login-account-address", 10, _QUARTER)
 _LOGIN_HERE_DAY = Limit("login-account-address-day", 100, timedelta(days=1))
-# Others could keep the owner out by it, so the login decides: it lets the owner in from where they have logged in before.
+# Does not refuse by itself: attackers could lock the owner out. The login still accepts the owner from known addresses.
 _LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1), refuses=False)
 _LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER)
 _PASSWORD_HERE = Limit("password-account-address", 10, _QUARTER)
@@ -19,7 +19,7 @@ _TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER)
 
 
 def login(actor: Actor, username: str) -> tuple[Counted, ...]:
-    """Count a login by account and address, by account, and by address; every spelling of an account is one."""
+    """Count a login by account and address, by account, and by address. All spellings of an account count as one."""
     try:
         account = identity(username)
     except InvalidEmailError:
@@ -33,10 +33,10 @@ def login(actor: Actor, username: str) -> tuple[Counted, ...]:
 
 
 def password(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
-    """Count a password given again by somebody logged in."""
+    """Count a password that a logged-in client gives again."""
     return ((_PASSWORD_HERE, f"{user_id}\0{subscriber(actor.address)}"),)
 
 
 def token_misuse(actor: Actor) -> tuple[Counted, ...]:
-    """Count a refresh token or link that is not valid, by address."""
+    """Count an invalid refresh token or link, by address."""
     return ((_TOKEN_MISUSE, subscriber(actor.address)),)

@@ -1,4 +1,4 @@
-"""Login sessions, and what access tokens still alive must learn."""
+"""Login sessions, and the revocations that worker processes must learn of."""
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
@@ -14,7 +14,7 @@ from sqlalchemy.types import UserDefinedType
 from app.core.db.choices import one_of
 from app.core.db.database import Base, CreatedAt, PrimaryKey
 
-# A trigger of the database writes "disabled".
+# A database trigger writes "disabled".
 type RevokeReason = Literal[
     "logout",
     "user",
@@ -40,19 +40,19 @@ class XID8(UserDefinedType[int]):
         return "xid8"
 
 
-# What compares the models with the database has to recognise the type when it sees it there.
+# Alembic compares the models with the database, and must recognise the type there.
 ischema_names["xid8"] = XID8
 
 
 class LoginSession(Base):
-    """One login. The refresh token of each generation is derived from this row and a pepper, and stored nowhere."""
+    """One login. The refresh token of each generation is derived from this row and a pepper, and is not stored."""
 
     __tablename__ = "sessions"
     __table_args__ = (
         one_of("revoke_reason", get_args(RevokeReason.__value__)),
         Index(None, "user_id", "last_seen_at", "id"),
         Index(None, "user_id", "origin"),
-        # For their purge.
+        # For the purge.
         Index(None, "absolute_expires_at"),
         Index(None, "revoked_at", postgresql_where=text("revoked_at IS NOT NULL")),
     )
@@ -62,27 +62,27 @@ class LoginSession(Base):
     generation: Mapped[int] = mapped_column(server_default=text("0"))
     nonce: Mapped[bytes]
     pepper_id: Mapped[int]
-    # How often the generation before this one has been presented again within the grace.
+    # How often the previous generation has been presented again within the grace period.
     replays: Mapped[int] = mapped_column(server_default=text("0"))
     scope: Mapped[str]
     created_at: Mapped[CreatedAt]
     auth_time: Mapped[Now]
     rotated_at: Mapped[Now]
-    # Written at refresh only: no write per request.
+    # Written only at a refresh, so other requests cause no write.
     last_seen_at: Mapped[Now]
     idle_expires_at: Mapped[datetime]
     absolute_expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
     revoke_reason: Mapped[str | None]
     ip_prefix: Mapped[IPv4Network | IPv6Network | None] = mapped_column(CIDR)
-    # A digest of the address: while others exhaust the limit of an account, its owner logs in from where they have before.
+    # A digest of the client's address. While attackers exhaust the limit of an account, its owner can log in from known origins.
     origin: Mapped[str | None]
     user_agent: Mapped[str | None]
-    # The user agent without its versions: the same browser after an update is no new device.
+    # The user agent without versions, so that an updated browser is not a new device.
     device_family: Mapped[str]
 
 
-# The condition of a statement for live sessions, by the database's clock.
+# SQL condition: the session is live, by the clock of the database.
 IS_LIVE = (
     LoginSession.revoked_at.is_(None)
     & (LoginSession.idle_expires_at > func.now())
@@ -91,7 +91,7 @@ IS_LIVE = (
 
 
 class SessionCutoff(Base):
-    """Every session with an id below has been ended, all at once; later ones have higher ids."""
+    """A point at which all login sessions ended: those with a lower id. Later sessions have higher ids."""
 
     __tablename__ = "session_cutoffs"
 
@@ -100,9 +100,9 @@ class SessionCutoff(Base):
 
 
 class Revocation(Base):
-    """Kind 1: a session has ended; 2: a user's tokens below a version; 4: all sessions below an id. Triggers write it.
+    """Revoked access tokens: of a session (kind 1), of a user below a version (2), or of all sessions below an id (4).
 
-    Kind 3 and its column `key_id` are not used. They stay in the table, because the release before reads the column.
+    Triggers write the rows. Kind 3 and its column `key_id` are unused; they stay because the previous release reads the column.
     """
 
     __tablename__ = "revocations"

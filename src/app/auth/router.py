@@ -1,4 +1,4 @@
-"""`/auth`, and the key set that lets any other service check an access token."""
+"""`/auth`, login sessions below `/users`, and the key set with which other services verify access tokens."""
 
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
@@ -49,12 +49,12 @@ from app.core.security.hashing import HashingBusyError
 from app.users.dependencies import UserId
 from app.users.errors import UserNotFoundError
 
-# A key is announced a day before it signs, so half a day would still be safe.
+# Seconds. A new key is published a day before it signs, so up to half a day would be safe.
 KEY_SET_MAX_AGE = 3600
 
 
 class TokenRoute(routing.Route):
-    """An operation whose errors OAuth client libraries read (RFC 6749, 5.2)."""
+    """An operation with the errors that OAuth client libraries expect (RFC 6749, 5.2)."""
 
     speaks_oauth = True
 
@@ -71,7 +71,7 @@ class TokenRoute(routing.Route):
                 raise _oauth_error(error) from error
             except InvalidInputError as error:
                 raise InvalidRequestError from error
-            # RFC 6749, 5.1 asks for both this and Cache-Control, which every response has.
+            # RFC 6749, 5.1 requires this and Cache-Control, which every response has.
             response.headers["Pragma"] = "no-cache"
             return response
 
@@ -79,7 +79,7 @@ class TokenRoute(routing.Route):
 
 
 def _is_basic(authorization: str) -> bool:
-    # There are no client credentials to check. Any other scheme is ignored: many clients add their bearer token to every request.
+    # There are no client credentials to check. Other schemes are ignored: many clients send their bearer token with every request.
     return authorization.partition(" ")[0].lower() == "basic"
 
 
@@ -90,7 +90,7 @@ def _oauth_error(error: RequestValidationError) -> AppError:
     if {name for name, _ in errors} == {"scope"}:
         return InvalidScopeError()
     unknown_grant = errors.get(("body", "union_tag_invalid"))
-    # RFC 6749, 3.1: a parameter sent empty counts as left out.
+    # RFC 6749, 3.1: an empty parameter counts as omitted.
     return UnsupportedGrantTypeError() if unknown_grant and unknown_grant["ctx"]["tag"] else InvalidRequestError()
 
 
@@ -127,9 +127,9 @@ async def create_token(
     visitor: Visitor,
     payload: Annotated[PasswordGrant | RefreshGrant, Form(discriminator="grant_type")],
 ) -> TokenPair:
-    """Log in, or go on with a login session.
+    """Log in, or continue a login session.
 
-    `grant_type=password` trades an email address and a password for a pair of tokens; `grant_type=refresh_token` trades a
+    `grant_type=password` exchanges an email address and a password for a pair of tokens. `grant_type=refresh_token` exchanges a
     refresh token, which works once, for the next pair.
     """
     return await service.grant(request.state["auth"], visitor, payload)
@@ -143,13 +143,13 @@ async def revoke_token(
     session: SessionDep,
     payload: Annotated[RevocationRequest, Form()],
 ) -> None:
-    """Log out: end the login session that any of its tokens names (RFC 7009).
+    """Log out: end the login session that the token belongs to (RFC 7009).
 
-    A token that names none is no error: it is worthless either way.
+    An unknown token is not an error.
     """
     if await service.revoke(session, request.state["auth"], visitor, payload.token.get_secret_value()):
-        # Only then: a form on a foreign site can send any other token, and must not clear what this origin stores. Not "cache":
-        # no response may be cached, and Chromium hangs for seconds while it clears that.
+        # Only if a session ended: a form on a foreign site can send any other token, and must not clear the storage of this origin.
+        # Without "cache": no response may be cached, and clearing the cache blocks Chromium for seconds.
         response.headers["Clear-Site-Data"] = '"storage"'
 
 
@@ -159,7 +159,7 @@ async def revoke_token(
     responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
 )
 async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
-    """Give one's password again, for an operation that needs a recent login. The login session stays the same."""
+    """Give your password again, for an operation that needs a recent login. The login session stays the same."""
     return await service.reauthenticate(request.state["auth"], principal.actor, principal.user_id, payload)
 
 
@@ -167,7 +167,7 @@ async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, pa
 async def list_my_sessions(
     principal: CurrentPrincipal, session: ReadSessionDep, pager: PagerDep, query: Annotated[PageQuery, Query()]
 ) -> dict[str, Any]:
-    """List one's own login sessions, the one used last first."""
+    """List your login sessions, the most recently refreshed first."""
     position = pager.position(query, sessions.ORDER)
     page = await sessions.list_page(session, principal.user_id, position, query.limit, current=principal.session_id)
     return pager.page(query, *page)
@@ -175,7 +175,7 @@ async def list_my_sessions(
 
 @me.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)
 async def end_my_other_sessions(principal: ConfirmedPrincipal, session: SessionDep) -> None:
-    """End all of one's login sessions but this one; their access tokens die at once."""
+    """End all your login sessions but this one. Their access tokens stop working at once."""
     await principal.confirm(session)
     await sessions.end_others(session, principal.actor, principal.user_id, but=principal.session_id)
 
@@ -184,7 +184,7 @@ async def end_my_other_sessions(principal: ConfirmedPrincipal, session: SessionD
     "/sessions/{session_id}", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(SessionNotFoundError)
 )
 async def end_my_session(principal: ConfirmedPrincipal, session: SessionDep, session_id: SessionId) -> None:
-    """End one of one's login sessions; its access tokens die at once."""
+    """End one of your login sessions. Its access tokens stop working at once."""
     await sessions.end_one(session, principal.actor, principal.user_id, session_id)
 
 

@@ -1,4 +1,4 @@
-"""Bodies of the token endpoint."""
+"""Bodies of the token endpoint, login sessions and the key set."""
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
@@ -11,13 +11,13 @@ from app.core.schemas.fields import Answer, FormPayload, OpaqueSecret, Payload, 
 
 Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
 Hint = Annotated[str, StringConstraints(max_length=255), Plain]
-# A password to compare, a token, the secret of a link.
+# A secret that is only compared: a password, a token, the secret of a link.
 Secret = Annotated[SecretStr, Field(min_length=1), OpaqueSecret]
 
 
 class _Grant(FormPayload):
     scope: Scope | None = Field(
-        default=None, description="Scopes wanted, separated by spaces; unset: all that the account's role grants."
+        default=None, description="Requested scopes, separated by spaces. Unset: all scopes of the account's role."
     )
     client_id: Hint | None = Field(default=None, description="Ignored: there is one first-party client.")
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
@@ -27,7 +27,7 @@ class PasswordGrant(_Grant):
     """RFC 6749, 4.3, in the shape that OAuth tools send."""
 
     grant_type: Literal["password"] = Field(description="Log in.")
-    # A longer one is the name of no account, and is answered like any other unknown one.
+    # A longer name belongs to no account; it gets the same error as any unknown name.
     username: Annotated[str, StringConstraints(min_length=1), Plain] = Field(
         description="The email address.", json_schema_extra={"maxLength": 320}
     )
@@ -37,8 +37,8 @@ class PasswordGrant(_Grant):
 class RefreshGrant(_Grant):
     """RFC 6749, 6."""
 
-    grant_type: Literal["refresh_token"] = Field(description="Go on with a login session.")
-    refresh_token: Secret = Field(description="The refresh token; it works once.")
+    grant_type: Literal["refresh_token"] = Field(description="Continue a login session.")
+    refresh_token: Secret = Field(description="The refresh token. It works once.")
 
 
 class TokenPair(Answer):
@@ -46,8 +46,8 @@ class TokenPair(Answer):
 
     access_token: str = Field(description="Send as `Authorization: Bearer …`.")
     token_type: Literal["Bearer"] = "Bearer"
-    expires_in: int = Field(description="Seconds until the access token ends.")
-    refresh_token: str = Field(description="Trade it for the next pair; it works once.")
+    expires_in: int = Field(description="Seconds until the access token expires.")
+    refresh_token: str = Field(description="Exchange it for the next pair. It works once.")
     refresh_expires_in: int = Field(description="Seconds until the login session ends if it is not refreshed.")
     scope: str = Field(description="Scopes granted, separated by spaces.")
 
@@ -56,7 +56,7 @@ class RevocationRequest(FormPayload):
     """RFC 7009, 2.1."""
 
     token: Secret = Field(description="Any token of the login session.")
-    token_type_hint: Hint | None = Field(default=None, description="Ignored: a token says itself what it is.")
+    token_type_hint: Hint | None = Field(default=None, description="Ignored: the token shows its type itself.")
     client_id: Hint | None = Field(default=None, description="Ignored.")
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")
 
@@ -74,12 +74,12 @@ class SessionRead(Answer):
     created_at: datetime
     last_seen_at: datetime = Field(description="When it was last refreshed.")
     user_agent: str | None
-    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network it was begun from.")
-    is_current: bool = Field(description="The one this request is made in.")
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network from which it was started.")
+    is_current: bool = Field(description="Whether this request belongs to it.")
 
 
 class SessionExport(Answer):
-    """A login session, ended ones included."""
+    """A login session, live or ended."""
 
     id: UUID
     created_at: datetime
@@ -91,7 +91,7 @@ class SessionExport(Answer):
 
 
 class JsonWebKey(Answer):
-    """The public half of a signing key (RFC 7517); a member that its kind does not have is left out."""
+    """The public half of a signing key (RFC 7517). Members that its kind does not have are omitted."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""Log in, go on, log out."""
+"""Logging in, refreshing, logging out, and giving the password again."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -36,7 +36,7 @@ _REFRESHES = Counter(
 
 
 async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
-    """Give a pair of tokens for a password, or for a refresh token."""
+    """Issue a pair of tokens for a password or for a refresh token."""
     if isinstance(payload, PasswordGrant):
         with _LOGINS.outcome():
             return await log_in(kit, actor, payload)
@@ -50,7 +50,7 @@ async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPa
             token = payload.refresh_token.get_secret_value()
             return await rotation.refresh(session, kit, actor, token, scope=payload.scope)
     except InvalidGrantError as error:
-        # Only failures count, so a client that refreshes rightly is never stopped.
+        # Only failures count, so a client with valid refresh tokens is never limited.
         await count_misuse(kit, actor)
         if isinstance(error, RefreshRefusedError):
             await _record_refusal(kit, actor, error)
@@ -58,27 +58,27 @@ async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPa
 
 
 async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedError) -> None:
-    # After the limit, and only for tokens of ours: nobody can fill the log.
+    # Only after the limit, and only for genuine tokens: otherwise an attacker could fill the audit log.
     actor = replace(actor, session_id=refused.session_id)
     async with kit.database.begin() as session:
         await audit.record(session, actor, "auth.refresh_refused", subject_id=refused.user_id, reason=refused.reason)
 
 
 async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
-    """Trade an address and a password for a pair of tokens; every refusal costs the same work and looks the same."""
+    """Exchange an address and a password for a pair of tokens. Every refusal takes the same work and looks the same."""
     counted = limits.login(actor, payload.username)
     retry_after = await kit.limiter.hit(*counted)
     if retry_after is not None:
         counted = tuple((limit, subject) for limit, subject in counted if limit.refuses)
-    # No connection is held while the password is hashed: read, give back, hash, and then write.
+    # The connection goes back to the pool before hashing, which is slow. The writes use another one.
     async with kit.database.read_sessions() as session:
         credentials, is_known_origin = await _find_login(session, kit, actor, payload.username)
-    is_shut_out = retry_after is not None and not is_known_origin
-    stored = credentials.hashed_password if credentials and credentials.is_active and not is_shut_out else None
+    is_limited = retry_after is not None and not is_known_origin
+    stored = credentials.hashed_password if credentials and credentials.is_active and not is_limited else None
     verification = await _verify(kit, counted, payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
-        await _record_failure(kit, actor, credentials, "account_limit" if is_shut_out else _reason(credentials))
-        # One answer for everybody above the limit: it tells neither the account nor the owner's addresses.
+        await _record_failure(kit, actor, credentials, "account_limit" if is_limited else _reason(credentials))
+        # Above the limit everybody gets the same error. It reveals neither the account nor from where its owner logs in.
         raise InvalidGrantError if retry_after is None else RateLimitedError(retry_after=retry_after)
     if kit.settings.of(AuthSettings).require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
@@ -87,7 +87,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     async def start(session: WriteSession) -> TokenPair:
         if verification.new_hash is not None:
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
-        user = await _hold(session, credentials)
+        user = await _lock_unchanged(session, credentials)
         forgiven = kit.limiter.forgiveness(*counted)
         return await sessions.start(session, kit, actor, user, payload.scope, along=(forgiven,))
 
@@ -97,7 +97,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
 async def _find_login(
     session: ReadSession, kit: Toolkit, actor: Actor, username: str
 ) -> tuple[Credentials | None, bool]:
-    """Read what the login is checked against, and whether the account has logged in from the caller's address before."""
+    """Read the credentials of the account, and whether it has logged in from the client's address before."""
     try:
         email_key = identity(username)
     except InvalidEmailError:
@@ -109,13 +109,13 @@ async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, sto
     try:
         return await kit.hasher.verify(password, stored)
     except HashingBusyError:
-        # Nothing has been tried.
+        # The password was not checked, so the attempt does not count.
         await kit.limiter.forgive(*counted)
         raise
 
 
-async def _hold(session: WriteSession, credentials: Credentials) -> LockedUser:
-    # Held and read again: the account may have been disabled, or its password changed, while we hashed.
+async def _lock_unchanged(session: WriteSession, credentials: Credentials) -> LockedUser:
+    # During hashing the account may have been disabled, or its password changed. So it is locked and read again.
     user = await crud.lock_user(session, credentials.id)
     if user is None or not user.is_active or user.authz_version != credentials.authz_version:
         raise InvalidGrantError
@@ -131,7 +131,7 @@ def _reason(credentials: Credentials | None) -> str:
 
 
 async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials | None, reason: str) -> None:
-    """Write down the real reason, in a transaction of its own: the request is about to fail."""
+    """Record the real reason in a transaction of its own, because the request is about to fail."""
     _FAILURES.count(reason)
     async with kit.database.begin() as session:
         subject_id = credentials.id if credentials else None
@@ -139,7 +139,7 @@ async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials |
 
 
 async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> bool:
-    """End the login session that a token belongs to, and return whether one ended.
+    """End the login session that a token belongs to, and return whether a session ended.
 
     An unknown token changes nothing and is not an error (RFC 7009).
     """
@@ -152,7 +152,7 @@ async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) 
 
 
 async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication) -> TokenPair:
-    """Check the password again and give the same login session a new `auth_time` (RFC 9470)."""
+    """Check the password again, and give the same login session a new `auth_time` (RFC 9470)."""
     await confirm_password(kit, actor, user_id, payload.password.get_secret_value())
 
     async def renew(session: WriteSession) -> TokenPair:
@@ -164,10 +164,10 @@ async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Rea
 
 
 async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> str:
-    """Raise `WrongPasswordError` unless this is the account's password; give its stored hash."""
+    """Return the stored hash of the account's password, or raise `WrongPasswordError` if the given one is wrong."""
     counted = limits.password(actor, user_id)
     await kit.limiter.hit(*counted)
-    # No connection is held while hashing.
+    # The connection goes back to the pool before hashing.
     async with kit.database.read_sessions() as session:
         stored = await users_service.find_hash(session, user_id)
     verification = await _verify(kit, counted, password, stored)
@@ -180,5 +180,5 @@ async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: 
 
 
 async def count_misuse(kit: Toolkit, actor: Actor) -> None:
-    """Count a refresh token or the secret of a link that is not valid, by the caller's address."""
+    """Count an invalid refresh token or an invalid secret of a link, by the client's address."""
     await kit.limiter.hit(*limits.token_misuse(actor))

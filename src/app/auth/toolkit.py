@@ -1,4 +1,4 @@
-"""What the use cases of auth work with; made once by the lifespan."""
+"""The stateful parts that the services of auth and account share. The lifespan makes them once."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from app.core.security.rate_limits import RateLimiter
 
 @dataclass(frozen=True, slots=True)
 class Toolkit:
-    """The parts that hold state; everything else in auth is functions."""
+    """Everything with state that a service needs; the services themselves are functions."""
 
     settings: Settings
     database: Database

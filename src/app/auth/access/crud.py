@@ -16,7 +16,7 @@ from app.users.roles import Role
 
 
 class Standing(NamedTuple):
-    """What decides whether an access token still speaks for its account and session, and for which scopes."""
+    """What decides whether an access token is still good, and for which scopes."""
 
     is_active: bool
     authz_version: int
@@ -25,7 +25,7 @@ class Standing(NamedTuple):
 
 
 class HeldStanding(NamedTuple):
-    """The same, and the active administrators among the accounts that are locked."""
+    """The standing, and the active administrators among the locked accounts."""
 
     standing: Standing
     admins: Sequence[UUID]
@@ -45,10 +45,10 @@ _IS_ADMIN = (User.role == Role.ADMIN) & User.is_active
 
 
 def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
-    """Build the statement that locks these accounts, then the caller's login session, and reads the caller's standing."""
+    """Build the statement that locks these accounts and then the caller's login session, and reads the caller's standing."""
     held = locks.in_order(select(User).where(User.id == any_(account_ids))).cte("held")
     is_caller = held.c.id == bindparam("user_id")
-    # An aggregate needs all rows: every account is locked before the first session is.
+    # The aggregates need all rows, so every account is locked before the session.
     accounts = select(
         func.bool_or(held.c.is_active).filter(is_caller).label("is_active"),
         func.max(held.c.authz_version).filter(is_caller).label("authz_version"),
@@ -75,7 +75,7 @@ _HELD_STANDING_WITH_ADMINS = _holding(_ACCOUNT_IDS + func.array(select(User.id).
 
 
 async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) -> Standing | None:
-    """Read what decides about an access token, by primary keys."""
+    """Read the standing of an access token, by primary keys."""
     parameters = {"user_id": user_id, "session_id": session_id}
     row = (await session.execute(_STANDING, parameters)).one_or_none()
     return None if row is None else Standing._make(row)
@@ -84,9 +84,9 @@ async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) ->
 async def hold_standing(
     session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
 ) -> HeldStanding | None:
-    """Read the same, and lock the accounts and then the login session until the transaction ends.
+    """Read the standing, and lock the accounts and then the login session until the transaction ends.
 
-    The accounts are the caller's, those given and, if asked for, those of all active administrators.
+    Locks the caller's account, those given and, with `with_admins`, those of all active administrators.
     """
     statement = _HELD_STANDING_WITH_ADMINS if with_admins else _HELD_STANDING
     account_ids = [user_id, *accounts]
@@ -96,7 +96,7 @@ async def hold_standing(
 
 
 async def purge_revocations(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next revocations that no token can still need; return where to go on."""
+    """Delete the next expired revocations; return the position to continue from, or None at the end."""
     return await crud.remove_expired(
         session, Revocation.id, Revocation.expires_at, func.now(), after=after, limit=batch
     )

@@ -1,9 +1,10 @@
-"""What has been revoked, known to every worker without asking: a set in memory, fed by LISTEN and fenced by a poll.
+"""Revoked access tokens, kept in memory by each worker process, so that requests need no query.
 
-One connection of its own, never from the pool: LISTEN first, then read everything (the other way round loses an event);
-after that, notifications are applied as they come, and a poll every second over the same connection is heartbeat, gap
-repair and fence in one. Entries only ever grow, so neither order nor repetition matters. While the last successful poll
-is older than `FENCE`, or the connection is away, the database is asked for each request instead; see `AccessCheck`.
+The listener has one connection of its own, outside of the pool. It first sends LISTEN and then reads all revocations; the
+other order could miss one. After that it applies notifications, and polls every second over the same connection. The poll shows
+that the connection works, and finds revocations whose notification was lost. Entries are only added and raised, so their
+order and repetition do not matter. If the last successful poll is older than `FENCE`, requests query the database instead; see
+`StandingCheck`.
 """
 
 import asyncio
@@ -26,30 +27,30 @@ CHANNEL = "revocations"
 FENCE = 3.0
 POLL_INTERVAL = 1.0
 _POLL_TIMEOUT = 1.0
-# A flood of what cannot be read brings no more polls than this apart.
-_EARLY_POLL = 0.05
-_RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
-_PROBE_PATIENCE = 2.0
+# The minimum time between polls, also when many notifications cannot be parsed.
+_MIN_POLL_DELAY = 0.05
+_FIRST_RETRY, _MAX_RETRY = 0.1, 5.0
+_PROBE_TIMEOUT = 2.0
 _SWEEP_INTERVAL = 60.0
 _SESSION_ENDED, _USER_BELOW, _SESSIONS_BEFORE = 1, 2, 4
 _NOTHING = UUID(int=0), 0.0
-# No token outlives this, so no entry need.
-_LONGEST = 17 * 60.0
+# Seconds. No access token lives longer, so an entry is not needed for longer.
+_MAX_ENTRY_AGE = 17 * 60.0
 
-# The row of the snapshot is there even when nothing was revoked: its xmin is where the next poll begins.
+# The LEFT JOIN returns the snapshot even without revocations; the next poll starts at its xmin.
 _READ = """
 SELECT snapshot.xmin, kind, subject, min_version
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin) AS snapshot
 LEFT JOIN revocations ON revocations.expires_at > now() AND revocations.xid >= $1::text::xid8
 """
-_EVERYTHING = "0"
+_ALL_ROWS = "0"
 _MODES = ("listening", "polling", "fallback")
 
 log = logging.getLogger(__name__)
 
 
 class RevocationSet:
-    """Ended sessions, users below a version, and the end of all sessions at once."""
+    """Ended sessions, users whose tokens below a version are revoked, and the last cut-off of all sessions."""
 
     def __init__(self) -> None:
         self._sessions: dict[UUID, float] = {}
@@ -60,7 +61,7 @@ class RevocationSet:
         return len(self._sessions) + len(self._users) + (self._cutoff is not _NOTHING)
 
     def covers(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
-        """Say whether a token of these is revoked."""
+        """Return whether a token with these claims is revoked."""
         return (
             session_id in self._sessions
             or version < self._users.get(user_id, (0, 0.0))[0]
@@ -68,8 +69,8 @@ class RevocationSet:
         )
 
     def add(self, kind: int, subject: UUID | None, min_version: int | None) -> None:
-        """Apply one revocation; one applied before, or of another kind, changes nothing."""
-        ends = monotonic() + _LONGEST
+        """Apply one revocation. A repeated one, or one of an unknown kind, changes nothing."""
+        ends = monotonic() + _MAX_ENTRY_AGE
         if kind == _SESSION_ENDED and subject:
             self._sessions[subject] = ends
         elif kind == _USER_BELOW and subject and min_version:
@@ -78,7 +79,7 @@ class RevocationSet:
             self._cutoff = max(self._cutoff, (subject, ends))
 
     def sweep(self) -> None:
-        """Drop what no token can still need."""
+        """Remove entries that no live token needs."""
         now = monotonic()
         self._sessions = {key: ends for key, ends in self._sessions.items() if ends > now}
         self._users = {key: value for key, value in self._users.items() if value[1] > now}
@@ -87,31 +88,31 @@ class RevocationSet:
 
 
 class RevocationListener:
-    """Keeps a `RevocationSet` current for as long as the process runs."""
+    """Keeps a `RevocationSet` current while the process runs."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self._settings = settings
         self._set = RevocationSet()
         self._task: asyncio.Task[None] | None = None
         self._last_ok: float | None = None
-        self._cursor = _EVERYTHING
+        self._cursor = _ALL_ROWS
         self._wake = asyncio.Event()
         self.loaded = asyncio.Event()
         self.mode = "fallback"
 
     def start(self) -> None:
-        """Begin to listen; until the first full read the database is asked."""
+        """Start the listener. Until its first full read, `is_current` is False."""
         self._task = asyncio.create_task(self._run(), name="revocation-listener")
 
     async def stop(self) -> None:
-        """Stop and close the connection."""
+        """Stop the listener and close its connection."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
     def unready(self) -> str | None:
-        """Say what keeps this process from serving: until the first full read it has no state of its own."""
+        """Return why this process is not ready: until the first full read it does not know the revocations."""
         return None if self.loaded.is_set() else "the revocations have not been read yet"
 
     @property
@@ -120,56 +121,54 @@ class RevocationListener:
         return None if self._last_ok is None else monotonic() - self._last_ok
 
     def readings(self) -> Iterator[Reading]:
-        """Show how the state is kept current, how old it is and how large."""
+        """Yield the mode, the number of entries and the age of the state, as metrics."""
         for mode in _MODES:
-            meaning = (
-                "1 for the way in which revocations are learned; in fallback the database is asked for each request."
-            )
+            meaning = "1 for the mode in which revocations are learned. In fallback, each request queries the database."
             yield Reading("revocation_mode", meaning, mode == self.mode, {"mode": mode})
-        yield Reading("revocation_entries", "Revocations that tokens still alive might need.", len(self._set))
-        # There is no age of what has never been known.
+        yield Reading("revocation_entries", "Revocations in memory that live tokens may need.", len(self._set))
+        # Before the first full read there is no age.
         if (age := self.age) is not None:
             yield Reading("revocation_age_seconds", "Time since the state was last known to be complete.", age)
 
     @property
     def is_current(self) -> bool:
-        """Whether the set may decide: what it does not hold has not been revoked more than `FENCE` seconds ago."""
+        """Whether the set may decide: it holds every revocation that is older than `FENCE` seconds."""
         age = self.age
         return age is not None and age < FENCE
 
     def covers(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
-        """Say whether a token is revoked, as far as this process knows; see `is_current`."""
+        """Return whether a token is revoked, as far as this process knows; see `is_current`."""
         return self._set.covers(session_id=session_id, user_id=user_id, version=version)
 
     async def _run(self) -> None:
-        pause = _RETRY_FIRST
+        pause = _FIRST_RETRY
         while True:
             try:
                 async with _connected(self._settings) as connection:
                     await self._listen(connection)
-                    pause = _RETRY_FIRST
+                    pause = _FIRST_RETRY
                     await self._follow(connection)
-            except Exception as error:  # noqa: BLE001  # Whatever it is: a listener that has ended would never be missed.
+            except Exception as error:  # noqa: BLE001  # After any error it must reconnect: nobody restarts it.
                 if self.mode != "fallback":
                     log.warning("revocation listener lost its connection", extra={"reason": type(error).__name__})
             self._last_ok, self.mode = None, "fallback"
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # Spreads reconnections.
-            pause = min(2 * pause, _RETRY_MOST)
+            pause = min(2 * pause, _MAX_RETRY)
 
     async def _listen(self, connection: asyncpg.Connection) -> None:
-        self._cursor = _EVERYTHING
+        self._cursor = _ALL_ROWS
         heard = asyncio.Event()
 
         def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
             heard.set()
             self._apply(str(payload))
 
-        # A connection that ends is noticed by the poll, and this makes it come at once.
+        # When the connection ends, this wakes the poll, which fails at once.
         connection.add_termination_listener(lambda _: self._wake.set())
         await connection.add_listener(CHANNEL, on_notification)
         await self._poll(connection)
-        self.mode = "listening" if await _hears_itself(connection, heard) else "polling"
-        log.info("revocations are known", extra={"mode": self.mode, "entries": len(self._set)})
+        self.mode = "listening" if await _receives_notifications(connection, heard) else "polling"
+        log.info("revocations loaded", extra={"mode": self.mode, "entries": len(self._set)})
         self.loaded.set()
 
     async def _follow(self, connection: asyncpg.Connection) -> None:
@@ -177,7 +176,7 @@ class RevocationListener:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_INTERVAL)
-                await asyncio.sleep(_EARLY_POLL)
+                await asyncio.sleep(_MIN_POLL_DELAY)
             self._wake.clear()
             await self._poll(connection)
             if monotonic() - swept > _SWEEP_INTERVAL:
@@ -185,7 +184,7 @@ class RevocationListener:
                 swept = monotonic()
 
     async def _poll(self, connection: asyncpg.Connection) -> None:
-        # Stamped with the time it was sent: an answer that took long says nothing about what came meanwhile.
+        # The time before the query counts: its result does not show what was revoked while it ran.
         sent = monotonic()
         rows = await connection.fetch(_READ, self._cursor, timeout=_POLL_TIMEOUT)
         for row in rows:
@@ -195,7 +194,7 @@ class RevocationListener:
         self._last_ok = sent
 
     def _apply(self, payload: str) -> None:
-        """Apply a notification at once; one that cannot be read makes the poll come early."""
+        """Apply a notification. One that cannot be parsed triggers an early poll."""
         kind, _, rest = payload.partition(" ")
         subject, _, version = rest.partition(" ")
         try:
@@ -204,13 +203,13 @@ class RevocationListener:
             self._wake.set()
 
 
-async def _hears_itself(connection: asyncpg.Connection, heard: asyncio.Event) -> bool:
-    """Say whether notifications arrive: behind a transaction pooler they do not, and the poll has to do."""
+async def _receives_notifications(connection: asyncpg.Connection, heard: asyncio.Event) -> bool:
+    """Return whether notifications arrive. Behind a transaction pooler they do not, and only polling remains."""
     await connection.execute(f"NOTIFY {CHANNEL}, 'hello'", timeout=_POLL_TIMEOUT)
     try:
-        await asyncio.wait_for(heard.wait(), _PROBE_PATIENCE)
+        await asyncio.wait_for(heard.wait(), _PROBE_TIMEOUT)
     except TimeoutError:
-        log.warning("notifications do not arrive here; revocations take up to a second to be known")
+        log.warning("notifications not received; a revocation takes effect within a second, by polling")
         return False
     return True
 
@@ -218,24 +217,24 @@ async def _hears_itself(connection: asyncpg.Connection, heard: asyncio.Event) ->
 @asynccontextmanager
 async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
     url = settings.direct_sqlalchemy_url()
-    # Read as the engines read it: the driver's own reader takes `ssl` for a setting of the server.
+    # SQLAlchemy parses the URL as it does for the engines: asyncpg itself would take `ssl` for a setting of the server.
     _, options = url.get_dialect()().create_connect_args(url)
     connection = await _connect(settings, options)
     try:
         yield connection
     finally:
-        # Closing politely would wait for a peer that may be gone.
+        # A graceful close would wait for a server that may be gone.
         connection.terminate()
 
 
 async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> asyncpg.Connection:
     refusal: Exception = OSError()
-    for place in each_host(options):
+    for host in each_host(options):
         try:
             return await tls.connect(
-                **place,
+                **host,
                 timeout=settings.connect_timeout.total_seconds(),
-                # For LISTEN, too: a socket that has gone silent must not keep us from trying another.
+                # Also for LISTEN: a server that does not respond must not keep the listener from trying another.
                 command_timeout=_POLL_TIMEOUT,
                 statement_cache_size=0,
                 server_settings={"application_name": f"{settings.application_name}-revocations"},

@@ -1,4 +1,7 @@
-"""Does a verified access token still speak for its account and session? Decided without a query where that is safe."""
+"""Checks whether a verified access token is still good: its session live, its account active and unchanged.
+
+The check needs no query while the revocation listener is current.
+"""
 
 from collections.abc import Collection
 from uuid import UUID
@@ -13,29 +16,29 @@ from app.users.roles import granted
 
 
 class StandingCheck:
-    """Refuses tokens of ended sessions and of disabled or changed accounts."""
+    """Refuses tokens of ended sessions, and of disabled or changed accounts."""
 
     def __init__(self, database: Database, listener: RevocationListener | None) -> None:
         self._database = database
         self._listener = listener
 
     async def refuse_revoked(self, claims: AccessClaims, needed: Collection[str] = (), *, ask: bool = False) -> None:
-        """Raise `InvalidTokenError` for a revoked token; with `ask` the database decides, whatever this process knows.
+        """Raise `InvalidTokenError` for a revoked token. With `ask`, always query the database.
 
-        The database also tells whether the account's role grants the needed scopes; without a query, the token's word is taken.
-        When neither this process nor the database can tell, the error is that of the database: a 503, never a guess.
+        A query also checks that the account's role grants the needed scopes; without one, the scopes of the token count. If the
+        listener is not current and the database is unreachable, the error of the database is raised: the response is a 503.
         """
         listener = self._listener
         if listener is not None and not ask and listener.is_current:
             if listener.covers(session_id=claims.session_id, user_id=claims.user_id, version=claims.version):
                 raise InvalidTokenError
             return
-        await self._ask(claims, needed)
+        await self._query(claims, needed)
 
-    async def _ask(self, claims: AccessClaims, needed: Collection[str]) -> None:
+    async def _query(self, claims: AccessClaims, needed: Collection[str]) -> None:
         async with self._database.read_sessions() as session:
             standing = await crud.get_standing(session, claims.user_id, claims.session_id)
-        _judge(standing, claims.version, needed)
+        _check(standing, claims.version, needed)
 
 
 async def hold(
@@ -48,22 +51,23 @@ async def hold(
     accounts: Collection[UUID] = (),
     with_admins: bool = False,
 ) -> Collection[UUID]:
-    """Raise for a token that no longer speaks for its account or these scopes; otherwise it does until the transaction ends.
+    """Raise unless the token is still good and its role grants the needed scopes; hold that until the transaction ends.
 
-    Locks the caller's account, the others given and, if asked for, all active administrators, then the login session. Returns
-    the active administrators among the locked accounts. A transaction that ends the session or changes one of the accounts waits.
+    Locks the caller's account, the other accounts given and, with `with_admins`, all active administrators; then the login
+    session. Returns the active administrators among the locked accounts. Transactions that end the session or change one of the
+    accounts wait.
     """
     held = await crud.hold_standing(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
-    _judge(held and held.standing, version, needed)
+    _check(held and held.standing, version, needed)
     return held.admins if held else ()
 
 
-def _judge(standing: Standing | None, version: int, needed: Collection[str]) -> None:
+def _check(standing: Standing | None, version: int, needed: Collection[str]) -> None:
     if standing is None or not standing.is_active or not standing.is_session_live:
         raise InvalidTokenError
-    # A version to come is one the account has not had: the database has been set back to an earlier state.
+    # A higher version than that of the account means that the database was restored to an earlier state.
     if version != standing.authz_version:
         raise InvalidTokenError
-    # The token is current, but says more than its account may do.
+    # The token is current, but the role of the account no longer grants these scopes.
     if not granted(standing.role).issuperset(needed):
         raise InsufficientScopeError(needed)

@@ -1,6 +1,6 @@
 """Access tokens: compact JWS in the profile of RFC 9068, signed with ES256 or EdDSA.
 
-Everything is checked here and nowhere else: joserfc verifies signatures and leaves the claims to its caller.
+joserfc verifies signatures but not claims, so this module checks every claim. No other module uses joserfc for tokens.
 """
 
 import json
@@ -22,7 +22,7 @@ from app.core import base64url, strict_json
 from app.core.security.keys import KeyRing
 
 TYPE = "at+jwt"
-# Both are the same media type (RFC 9068, 4; RFC 7515, 4.1.9), and media types have no case.
+# Both name the same media type (RFC 9068, 4; RFC 7515, 4.1.9). Media types are not case-sensitive.
 _TYPES = {TYPE, f"application/{TYPE}"}
 CLIENT_ID = "first-party"
 MAX_LIFETIME = 15 * 60
@@ -31,14 +31,14 @@ _MAX_HEADER_LENGTH = 512
 _FORMAT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _HEADER_MEMBERS = {"alg", "kid", "typ"}
 _CLAIMS = {"iss", "aud", "sub", "iat", "exp", "jti", "sid", "ver", "auth_time", "scope", "client_id"}
-_EPOCH = 1_577_836_800  # 2020-01-01: a date before this project is a mistake or an attack.
+_EPOCH = 1_577_836_800  # 2020-01-01. An earlier date is a mistake or an attack.
 _SKEW = 30
 _HORIZON = 3600
 _MAX_VERIFIED = 10_000
 
 
 class _Registry(jws.JWSRegistry):
-    """The two algorithms our keys have, and no warning that RFC 9864 renamed EdDSA: verifiers know the old name."""
+    """Allows only the algorithms of our keys, without the warning that RFC 9864 renamed EdDSA: verifiers know the old name."""
 
     _ours = {name: jws.JWSRegistry.algorithms[name] for name in ("ES256", "EdDSA")}  # noqa: RUF012  # As in the parent.
 
@@ -52,7 +52,7 @@ _REGISTRY = _Registry()
 
 @dataclass(frozen=True, slots=True)
 class AccessClaims:
-    """What a valid access token says."""
+    """The claims of a valid access token."""
 
     user_id: UUID
     session_id: UUID
@@ -71,7 +71,7 @@ class AccessTokens:
         self._issuer = issuer
         self._audience = audience
         self.lifetime = lifetime
-        # Checking a signature costs over 100 µs; a token is presented many times and says the same each time.
+        # Verifying a signature takes over 100 µs, and clients send the same token many times.
         self._verified: dict[bytes, AccessClaims] = {}
 
     def issue(
@@ -84,7 +84,7 @@ class AccessTokens:
         auth_time: int,
         session_ends: float,
     ) -> tuple[str, int]:
-        """Sign a token for one login session; give it and the seconds it lives, which the session's end may cut short."""
+        """Sign a token for one login session. Return it with its lifetime in seconds, which ends with the session at the latest."""
         now = int(time.time())
         lifetime = max(1, min(self.lifetime, int(session_ends) - now))
         key = self._ring.signing[self._ring.active]
@@ -107,10 +107,10 @@ class AccessTokens:
 
     def read(self, token: str) -> AccessClaims:
         """Verify a token. Raises the same `InvalidTokenError` for every fault."""
-        # A digest, so that a dump of memory holds no token; only ASCII can be one, and a surrogate has no bytes.
+        # The cache is keyed by a digest, so it holds no token. `surrogatepass` keeps invalid text from raising here.
         digest = sha256(token[:_MAX_LENGTH].encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)
-        if known is not None and self._still_holds(known) and len(token) <= _MAX_LENGTH:
+        if known is not None and self._is_still_valid(known) and len(token) <= _MAX_LENGTH:
             return known
         try:
             claims = self._read(token)
@@ -119,25 +119,25 @@ class AccessTokens:
         self._remember(digest, claims)
         return claims
 
-    def _still_holds(self, known: AccessClaims) -> bool:
-        # Its key may have been removed since.
+    def _is_still_valid(self, known: AccessClaims) -> bool:
+        # The key may have been removed since the token was verified.
         return known.expires_at > time.time() and self._ring.verifying(known.kid) is not None
 
     def _remember(self, digest: bytes, claims: AccessClaims) -> None:
-        # The oldest goes first: it is also the first to expire.
+        # The oldest entry is removed first; it also expires first.
         if len(self._verified) >= _MAX_VERIFIED:
             self._verified.pop(next(iter(self._verified)))
         self._verified[digest] = claims
 
     def _read(self, token: str) -> AccessClaims:
-        # Cheap gates first: nothing is parsed, and no key touched, for what cannot be one of ours.
+        # Cheap checks come first: text that cannot be one of our tokens is not parsed and reaches no key.
         if len(token) > _MAX_LENGTH or _FORMAT.fullmatch(token) is None:
             raise ValueError
         head, _, rest = token.partition(".")
         header = _parse(head) if len(head) <= _MAX_HEADER_LENGTH else {}
         if header.keys() != _HEADER_MEMBERS or str(header["typ"]).lower() not in _TYPES:
             raise ValueError
-        # Neither `str()` lets a value of another type pass: its text is no type and no id of a key.
+        # `str()` makes a value of another type fail: its text is neither a known type nor the id of a key.
         key = self._ring.verifying(str(header["kid"]))
         if key is None or header["alg"] != key.alg:
             raise ValueError
@@ -167,7 +167,7 @@ class AccessTokens:
 
 
 def _parse(part: str) -> dict[str, Any]:
-    """Read one part of a token: strict base64url without padding, JSON with each member once."""
+    """Decode one part of a token: strict base64url without padding, and JSON without duplicate members."""
     value = strict_json.loads(base64url.decode(part).decode("utf-8"))
     if not isinstance(value, dict):
         raise TypeError
@@ -175,7 +175,7 @@ def _parse(part: str) -> dict[str, Any]:
 
 
 def _instant(value: Any, now: float) -> int:
-    # `type(…) is int`: a bool is an int to isinstance, and True would be 1970.
+    # `isinstance` would accept a bool, and True is a second of 1970.
     if type(value) is not int or not _EPOCH <= value <= now + _HORIZON:
         raise ValueError
     return value

@@ -1,4 +1,4 @@
-"""The statements about login sessions, but for those that end them; private to auth's services."""
+"""The statements about login sessions, except those that end them. Private to auth's services."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from app.users.service import Credentials
 
 
 class SessionState(NamedTuple):
-    """A login session and what its account may do, in one row."""
+    """A login session, and the role and version of its account."""
 
     id: UUID
     user_id: UUID
@@ -35,18 +35,18 @@ class SessionState(NamedTuple):
 
 
 class LockedUser(NamedTuple):
-    """An account held against changes."""
+    """An account that the transaction has locked."""
 
     id: UUID
     is_active: bool
     authz_version: int
     role: str
-    # A session that begins now has a higher id than this: everybody before has been logged out.
+    # All sessions with a lower id have been ended; a new session needs a higher one.
     cutoff: UUID | None
 
 
 class Created(NamedTuple):
-    """What the database's clock made of a new session."""
+    """The times of a new session, by the clock of the database, and whether its device is new."""
 
     auth_time: datetime
     idle_expires_at: datetime
@@ -56,7 +56,7 @@ class Created(NamedTuple):
 
 
 class StoredState(NamedTuple):
-    """Why a session could not be rotated: the row as it is, judged by the database's clock."""
+    """A session that could not be rotated, and what explains it, by the clock of the database."""
 
     state: SessionState
     is_live: bool
@@ -73,7 +73,7 @@ _LOGIN = select(
     .where(LoginSession.user_id == User.id, LoginSession.origin == bindparam("origin", type_=Text))
     .label("is_known_origin"),
 ).where(User.email_key == bindparam("email_key"))
-# Of tables, not of entities, and built once: the statement takes less than half of the time that way.
+# Built once, and of tables instead of entities: that halves the time to compile and run the statement.
 _TABLE = LoginSession.metadata.tables[LoginSession.__tablename__]
 _SESSIONS, _USERS = _TABLE.c, User.__table__.c
 _ROTATION = (
@@ -107,13 +107,13 @@ _LISTED = (
 
 
 async def get_login(session: ReadSession, email_key: str, origin: str | None) -> tuple[Credentials | None, bool]:
-    """Read what a login is checked against, and whether a session that is still stored began at this origin."""
+    """Read the credentials of an account, and whether one of its stored sessions started from this origin."""
     row = (await session.execute(_LOGIN, {"email_key": email_key, "origin": origin})).one_or_none()
     return (None, False) if row is None else (Credentials._make(row[:-1]), row.is_known_origin)
 
 
 async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
-    """Hold an account against changes and other logins until the transaction ends."""
+    """Lock an account against changes and other logins until the transaction ends."""
     columns = (User.id, User.is_active, User.authz_version, User.role, LAST_CUTOFF.scalar_subquery())
     statement = locks.in_order(select(*columns).where(User.id == user_id))
     row = (await session.execute(statement)).one_or_none()
@@ -129,9 +129,10 @@ async def create(
     keep: int,
     along: Sequence[CTE] = (),
 ) -> Created:
-    """Insert a session that ends by the database's clock, and say whether its device has been seen before.
+    """Insert a session, whose times are those of the database, and return whether its device is known.
 
-    Of the account's live sessions the `keep` seen last stay, the new one included; `along` is done in the same statement.
+    The `keep` most recently refreshed live sessions of the account stay, with the new one; the others end. The statements in
+    `along` run as part of the same statement.
     """
     ends = {"idle_expires_at": func.now() + min(idle, absolute), "absolute_expires_at": func.now() + absolute}
     earlier = aliased(LoginSession)
@@ -143,7 +144,7 @@ async def create(
             LoginSession.auth_time,
             LoginSession.idle_expires_at,
             LoginSession.absolute_expires_at,
-            # The new row is not seen by its own statement.
+            # A statement does not see the row that it inserts.
             (~of_user).label("is_first"),
             of_user.where(earlier.device_family == values["device_family"]).label("is_known_device"),
         )
@@ -165,19 +166,19 @@ def _eviction(user_id: UUID, keep: int) -> CTE:
 async def rotate(
     session: WriteSession, session_id: UUID, generation: int, *, pepper_id: int, idle: timedelta
 ) -> SessionState | None:
-    """Move a live session of an active account on by one generation; None for every other caller, who waited."""
+    """Rotate a live session of an active account to the next generation. Of concurrent callers, all but one get None."""
     values = {"presented_id": session_id, "presented": generation, "new_pepper_id": pepper_id, "idle": idle}
     row = (await session.execute(_ROTATION, values)).one_or_none()
     return None if row is None else SessionState._make(row)
 
 
 async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta) -> StoredState | None:
-    """Hold a session that could not be rotated and say what it is."""
+    """Lock a session that could not be rotated, and read why."""
     statement = (
         select(
             *_STATE,
             (IS_LIVE & User.is_active).label("is_live"),
-            # The time after the wait for the row, not that of the transaction: without a grace nothing is within it.
+            # `clock_timestamp` is the time after the wait for the lock; `now` would be that of the transaction's start.
             (LoginSession.rotated_at > func.clock_timestamp() - grace).label("is_within_grace"),
             LoginSession.replays,
             LoginSession.revoke_reason,
@@ -194,14 +195,14 @@ async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta)
 
 
 async def count_replay(session: WriteSession, session_id: UUID) -> None:
-    """Note that the generation before has been presented once more."""
+    """Count one more use of the previous generation."""
     await session.execute(
         update(LoginSession).where(LoginSession.id == session_id).values(replays=LoginSession.replays + 1)
     )
 
 
 async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionState | None:
-    """Note that the password has just been given again in this session."""
+    """Record that the client has just given the password again in this session."""
     statement = (
         update(LoginSession)
         .where(LoginSession.id == session_id, IS_LIVE, User.id == LoginSession.user_id, User.is_active)
@@ -222,7 +223,7 @@ async def page(
 
 
 async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Read the sessions kept of an account for its export, the one seen last first."""
+    """Read the stored sessions of an account for its export, the most recently refreshed first."""
     columns = (*_LISTED, LoginSession.revoked_at, LoginSession.revoke_reason)
     newest = (LoginSession.last_seen_at.desc(), LoginSession.id.desc())
     statement = select(*columns).where(LoginSession.user_id == user_id).order_by(*newest).limit(limit)
@@ -232,7 +233,7 @@ async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Seq
 async def purge_expired_sessions(
     session: WriteSession, after: datetime | None, *, keep: timedelta, batch: int
 ) -> datetime | None:
-    """Delete the next sessions that ended by themselves longer than `keep` ago; return where to go on."""
+    """Delete the next sessions that expired longer than `keep` ago; return the position to continue from, or None at the end."""
     before = func.now() - keep
     return await crud.remove_expired(
         session, LoginSession.id, LoginSession.absolute_expires_at, before, after=after, limit=batch
@@ -242,7 +243,7 @@ async def purge_expired_sessions(
 async def purge_revoked_sessions(
     session: WriteSession, after: datetime | None, *, keep: timedelta, batch: int
 ) -> datetime | None:
-    """Delete the next sessions that were revoked longer than `keep` ago; return where to go on."""
+    """Delete the next sessions that were revoked longer than `keep` ago; return the position to continue from, or None at the end."""
     before = func.now() - keep
     return await crud.remove_expired(
         session, LoginSession.id, LoginSession.revoked_at, before, after=after, limit=batch

@@ -1,4 +1,4 @@
-"""Log everybody out: one row ends every login session there is, and none that begins afterwards."""
+"""Logs everybody out: one row ends all existing login sessions, but none that starts later."""
 
 from uuid import UUID
 
@@ -10,10 +10,10 @@ _BATCH = 5000
 
 
 async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
-    """End every login session and give how many; logins meanwhile and afterwards are not touched.
+    """End every login session and return how many. Logins that start meanwhile or later are not affected.
 
-    The cut-off comes first, and all processes learn of it at once. The sessions follow in short transactions. After an
-    interruption, run it again: it does the rest.
+    The cut-off is committed first, and all processes apply it at once. Then short transactions end the sessions. If it is
+    interrupted, run it again to end the rest.
     """
     async with database.begin() as session:
         cutoff = await revoking_crud.cut_off(session)

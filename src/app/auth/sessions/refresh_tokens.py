@@ -1,7 +1,8 @@
-"""Refresh tokens: opaque to clients, derived rather than stored.
+"""Refresh tokens. They are opaque to clients, and derived from the session's row and a pepper, so they are not stored.
 
-`rt1.` and base64url of session id (16 B), generation (8 B), pepper id (1 B) and HMAC-SHA-256 (32 B) by that pepper over
-`rt1`, session id, generation and the session's nonce. Neither a copy of the database nor the pepper alone makes one.
+A token is `rt1.` and base64url of session id (16 B), generation (8 B), pepper id (1 B) and HMAC-SHA-256 (32 B). The HMAC, keyed
+by that pepper, is over `rt1`, session id, generation and the session's nonce. An attacker needs both a copy of the database and
+the pepper to make one.
 """
 
 import hmac
@@ -21,7 +22,7 @@ _MAX_GENERATION = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What a token claims, before anything of it is believed."""
+    """The content of a token, before it is verified."""
 
     session_id: UUID
     generation: int
@@ -30,7 +31,7 @@ class Presented:
 
 
 def parse(token: str) -> Presented | None:
-    """Take a token apart; None for what cannot be one, so that junk never reaches the database."""
+    """Parse a token. Returns None for malformed text, which then never reaches the database."""
     if _FORM.fullmatch(token) is None:
         return None
     session_id, generation, pepper_id, mac = _LAYOUT.unpack(base64url.decode(token.removeprefix(_PREFIX)))
@@ -40,13 +41,13 @@ def parse(token: str) -> Presented | None:
 
 
 def make(keys: KeyRing, session_id: UUID, *, generation: int, pepper_id: int, nonce: bytes) -> str:
-    """Derive the token of one generation; the same arguments always give the same token."""
+    """Derive the token of one generation. The same arguments always give the same token."""
     mac = _mac(keys.peppers[pepper_id], session_id, generation, nonce)
     return _PREFIX + base64url.encode(_LAYOUT.pack(session_id.bytes, generation, pepper_id, mac))
 
 
 def is_genuine(keys: KeyRing, presented: Presented, nonce: bytes) -> bool:
-    """Say whether we made this token."""
+    """Return whether this server issued the token."""
     pepper = keys.pepper(presented.pepper_id)
     if pepper is None:
         return False

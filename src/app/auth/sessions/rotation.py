@@ -1,7 +1,8 @@
 """Rotation of refresh tokens.
 
-A refresh token works once. Presented again within the grace it gives the same successor, so that tabs and lost answers
-log nobody out and nobody can fork a session; later, or two generations old, it is a sign of theft and ends the session.
+A refresh token works once. Presented again within the grace period it gives the same successor, so a lost response or a second
+browser tab logs nobody out, and a session cannot fork. Presented later, or two generations old, it has probably been stolen: the
+session ends.
 """
 
 from app.audit import service as audit
@@ -22,7 +23,7 @@ from app.users import jobs
 _MAX_REPLAYS = 200
 _ALARMS = Counter(
     "refresh_token_alarms",
-    "Login sessions ended because a genuine refresh token came that should not exist any more, or not yet.",
+    "Login sessions ended because of a genuine refresh token that should not exist any more, or not yet.",
     event=("auth.refresh_reuse_detected", "auth.refresh_from_the_future"),
 )
 
@@ -30,7 +31,7 @@ _ALARMS = Counter(
 async def refresh(
     session: WriteSession, kit: Toolkit, actor: Actor, token: str, *, scope: str | None = None
 ) -> TokenPair:
-    """Trade a refresh token for its successor and a fresh access token."""
+    """Exchange a refresh token for its successor and a new access token."""
     presented = refresh_tokens.parse(token)
     if presented is None:
         raise InvalidGrantError
@@ -42,23 +43,23 @@ async def refresh(
         idle=kit.settings.of(AuthSettings).refresh_idle_ttl,
     )
     if state is None:
-        return await _refresh_again(session, kit, actor, presented, scope)
+        return await _refresh_used(session, kit, actor, presented, scope)
     if not refresh_tokens.is_genuine(kit.keys, presented, state.nonce):
-        # Raising rolls the rotation back: a guess moves nobody's session on.
+        # The error rolls the rotation back, so a guessed token changes no session.
         raise InvalidGrantError
     return issue(kit, state, scope)
 
 
-async def _refresh_again(
+async def _refresh_used(
     session: WriteSession, kit: Toolkit, actor: Actor, presented: Presented, scope: str | None
 ) -> TokenPair:
     stored = await crud.classify(session, presented.session_id, grace=kit.settings.of(AuthSettings).refresh_reuse_grace)
     if stored is None or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
         raise InvalidGrantError
     if not stored.is_live:
-        # A disabled account has no live sessions: a trigger has ended them, and that is the reason.
+        # A trigger ends the sessions of a disabled account, so the reason is stored there as well.
         raise RefreshRefusedError(stored.revoke_reason or "expired", stored.state.user_id, stored.state.id)
-    alarm = _judge(stored, presented.generation)
+    alarm = _alarm(stored, presented.generation)
     if alarm is None:
         await crud.count_replay(session, stored.state.id)
         return issue(kit, stored.state, scope)
@@ -66,11 +67,11 @@ async def _refresh_again(
     raise InvalidGrantError
 
 
-def _judge(stored: StoredState, generation: int) -> str | None:
-    """Name the event when a genuine token must end its live session; None when it may have the same successor again."""
+def _alarm(stored: StoredState, generation: int) -> str | None:
+    """Return the audit event if the token must end its session, or None if it may have the same successor again."""
     behind = stored.state.generation - generation
     if behind < 0:
-        # We made it, and the row does not know: the database has been set back to an earlier state.
+        # We issued the token, but the row is older: the database was restored to an earlier state.
         return "auth.refresh_from_the_future"
     if behind == 1 and stored.is_within_grace:
         if stored.replays >= _MAX_REPLAYS:
@@ -81,8 +82,8 @@ def _judge(stored: StoredState, generation: int) -> str | None:
 
 async def _end_stolen(session: WriteSession, actor: Actor, state: SessionState, event: str) -> None:
     await revoking_crud.revoke(session, state.user_id, state.id, "refresh_reuse")
-    thief = Actor(session_id=state.id, ip_prefix=actor.ip_prefix, request_id=actor.request_id)
-    await audit.record(session, thief, event, subject_id=state.user_id)
+    client = Actor(session_id=state.id, ip_prefix=actor.ip_prefix, request_id=actor.request_id)
+    await audit.record(session, client, event, subject_id=state.user_id)
     await queue.enqueue(session, jobs.mail_user_notice, "session_stolen", state.user_id)
-    await session.commit()  # The end of the session has to outlive the error that tells of it.
+    await session.commit()  # The session must stay ended although the caller raises an error.
     _ALARMS.count(event)

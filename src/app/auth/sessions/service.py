@@ -1,4 +1,4 @@
-"""Login sessions: begin, list, end."""
+"""Starts, lists and ends login sessions."""
 
 import hmac
 import os
@@ -43,9 +43,9 @@ async def start(
     *,
     along: Sequence[CTE] = (),
 ) -> TokenPair:
-    """Begin a login session for an account that the caller holds locked and knows to be active.
+    """Start a login session for an account that the caller has locked and knows to be active.
 
-    One statement ends what is too many, records the login, does what comes `along`, and inserts the session.
+    One statement ends sessions above the maximum, records the login, runs the statements in `along`, and inserts the session.
     """
     settings = kit.settings.of(AuthSettings)
     session_id = revoking_crud.beyond(user.cutoff, uuid7())
@@ -90,7 +90,7 @@ async def start(
 
 
 def origin(kit: Toolkit, actor: Actor) -> str | None:
-    """Return a keyed digest of the caller's address, or of its /64 in IPv6: it recognises the address and does not show it."""
+    """Return a keyed digest of the client's address (IPv6: of its /64 network). It identifies the address without storing it."""
     if actor.address is None:
         return None
     return hmac.digest(kit.keys.derive("login-origin"), subscriber(actor.address).encode(), "sha256").hex()
@@ -103,9 +103,9 @@ def _shortened(user_agent: str | None) -> str | None:
 
 
 async def renew(session: WriteSession, kit: Toolkit, actor: Actor) -> TokenPair:
-    """Note that the password has just been given again in the actor's session, and give a pair that says so.
+    """Record that the client has just given the password again in the actor's session, and return a pair with the new time.
 
-    The refresh token is that of the session's present generation: it does not rotate.
+    The refresh token is that of the current generation: it does not rotate.
     """
     state = await crud.renew_auth_time(session, actor.session_id) if actor.session_id else None
     if state is None:
@@ -125,7 +125,7 @@ async def end_by_refresh_token(session: WriteSession, kit: Toolkit, actor: Actor
 
 
 async def end_by_access_token(session: WriteSession, actor: Actor, user_id: UUID, session_id: UUID) -> bool:
-    """End the session that a verified token belongs to, and return whether it was still live."""
+    """End the session that a verified token belongs to, and return whether it was live."""
     has_ended = await revoking_crud.revoke(session, user_id, session_id, "logout")
     if has_ended:
         owner = Actor(user_id, session_id, actor.ip_prefix, actor.request_id)
@@ -154,18 +154,18 @@ async def end_all(session: WriteSession, actor: Actor, user_id: UUID) -> None:
 
 
 async def revoke_all(session: WriteSession, user_id: UUID, reason: RevokeReason, *, but: UUID | None = None) -> None:
-    """End all of an account's sessions but one, as part of a change that has an event of its own."""
+    """End all of an account's sessions but one, as part of a change that records an event of its own."""
     await revoking_crud.revoke_all(session, user_id, reason, but=but)
 
 
 async def list_page(
     session: ReadSession, user_id: UUID, position: Position | None, limit: int, *, current: UUID
 ) -> tuple[list[dict[str, Any]], Position | None]:
-    """Read one page of an account's live sessions, the one seen last first, and say which is the current one."""
+    """Read one page of an account's live sessions, the most recently refreshed first, and mark the current one."""
     rows, following = await crud.page(session, user_id, ORDER, position, limit)
     return [{**row._asdict(), "is_current": row.id == current} for row in rows], following
 
 
 async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Read the sessions kept of an account, ended ones included, the one seen last first."""
+    """Read the stored sessions of an account, ended ones included, the most recently refreshed first."""
     return await crud.list_newest(session, user_id, limit=limit)

@@ -1,4 +1,4 @@
-"""Makes the pair of tokens that a login session gives its client."""
+"""Issues the pair of tokens of a login session."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from app.users.roles import GRANTS, Role
 
 
 def granted_scopes(role: str, requested: str | None, within: str = "") -> frozenset[str]:
-    """Give what the role grants, limited to what was asked for now and, by `within`, at login."""
+    """Return the scopes of the role, limited to those requested now and, with `within`, to those of the login."""
     granted = GRANTS[Role(role)]
     if within:
         granted &= frozenset(within.split())
@@ -22,7 +22,7 @@ def granted_scopes(role: str, requested: str | None, within: str = "") -> frozen
 
 
 def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None) -> TokenPair:
-    """Make the pair of tokens that the session's present state gives."""
+    """Issue the pair of tokens for the current state of a session."""
     scopes = granted_scopes(state.role, requested_scope, within=state.scope)
     ends = min(state.idle_expires_at, state.absolute_expires_at)
     access_token, expires_in = kit.access_tokens.issue(
@@ -33,7 +33,7 @@ def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None)
         auth_time=int(state.auth_time.timestamp()),
         session_ends=ends.timestamp(),
     )
-    # A pepper that is removed: the same generation made with another is as good.
+    # If the pepper of this generation has been removed, the active one makes an equally valid token.
     pepper_id = state.pepper_id if kit.keys.pepper(state.pepper_id) else kit.keys.active_pepper
     return TokenPair(
         access_token=access_token,
