@@ -1,4 +1,4 @@
-"""What the endpoints of several features take about accounts."""
+"""Parameters about accounts that the endpoints of several features share."""
 
 from typing import Annotated
 

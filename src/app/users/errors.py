@@ -1,4 +1,4 @@
-"""What the API can say about users."""
+"""Errors of accounts."""
 
 from app.core.errors import ConflictError, NotFoundError
 
@@ -15,4 +15,4 @@ class EmailTakenError(ConflictError):
 
 class LastAdminError(ConflictError):
     code = "last_admin"
-    detail = "This is the last active administrator; make another one first."
+    detail = "This is the last active administrator. Make another account an administrator first."

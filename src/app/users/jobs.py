@@ -1,4 +1,4 @@
-"""Mail to account owners; each job ends where a service call ends."""
+"""Jobs that mail the owners of accounts."""
 
 from typing import NamedTuple
 from uuid import UUID
@@ -8,14 +8,14 @@ from app.users import crud, links
 
 
 class _Page(NamedTuple):
-    """What a link leads to: a page that sends the secret on; how the mail says how long it works."""
+    """The page that a link opens, the template of its mail, and its lifetime as the mail states it."""
 
     path: str
     template: str
     expires_in: str
 
 
-# The secret is in the fragment, which browsers send to no server and no log ever holds.
+# The secret is in the fragment: browsers do not send it, so no log of a server contains it.
 _PAGES = {
     "verify_email": _Page("/account/verify-email", "verify_email", "24 hours"),
     "set_password": _Page("/account/set-password", "set_password", "3 days"),
@@ -25,17 +25,17 @@ _PAGES = {
 
 
 async def mail_link(work: Work, link_id: UUID) -> None:
-    """Mail a link to whom it is about; the secret in it is made here, and stored nowhere."""
+    """Mail a link to the owner of its account. The secret is derived here and not stored."""
     async with work.database.read_sessions() as session:
         link = await links.find_live(session, link_id)
         account = await crud.get_account(session, link.user_id) if link else None
     if link is None or account is None:
-        # Used, replaced or deleted since: there is nothing left to say.
+        # The link has been used, replaced or deleted meanwhile.
         return
     page = _PAGES[link.purpose]
     await work.mailer.send(
         page.template,
-        # To the stored address, never to one that came with a request; a new address is one that must prove itself.
+        # To the stored address, never to one from a request. The link of a change of address goes to the new one, to verify it.
         to=link.email or account.email,
         message_id=str(link_id),
         name=account.full_name,
@@ -45,12 +45,12 @@ async def mail_link(work: Work, link_id: UUID) -> None:
 
 
 async def mail_notice(work: Work, notice: str, to: str, name: str | None) -> None:
-    """Tell an owner what happened to their account: `notice` is the name of a template."""
+    """Mail the owner of an account what happened to it. `notice` is the name of a template."""
     await work.mailer.send(notice, to=to, message_id=work.key, name=name)
 
 
 async def mail_user_notice(work: Work, notice: str, user_id: UUID) -> None:
-    """Tell the owner of an account what happened, at the address it has when the mail goes out."""
+    """Mail the owner of an account what happened, to the address that the account has when the job runs."""
     async with work.database.read_sessions() as session:
         account = await crud.get_account(session, user_id)
     if account is not None:

@@ -1,7 +1,7 @@
-"""Links sent by mail. They prove that the client who follows them reads the mail of the account.
+"""Links sent by mail. A client that follows one proves that it reads the mail of the account.
 
-The secret is `lt1.` and base64url of link id (16 B), pepper id (1 B) and HMAC-SHA-256 (32 B) over purpose, id and the
-row's nonce: neither a copy of the database nor the pepper alone makes a valid one, and nothing secret is stored.
+The secret is `lt1.` and base64url of link id (16 B), pepper id (1 B) and HMAC-SHA-256 (32 B). The HMAC, keyed by that pepper, is
+over purpose, id and the row's nonce. An attacker needs both a copy of the database and the pepper to make one.
 """
 
 import hmac
@@ -19,7 +19,7 @@ from app.users.models import AccountLink, Purpose
 
 
 class UnknownPepperError(TemporaryError):
-    """This process does not have the pepper that a link was made with."""
+    """This process does not have the pepper of a link."""
 
 
 LIFETIMES: dict[Purpose, timedelta] = {
@@ -43,8 +43,8 @@ async def create(
     email: str | None = None,
     session_id: UUID | None = None,
 ) -> UUID:
-    """Make a link; older ones of the same purpose die with it, those made at the same moment included."""
-    # The account before its links, here and wherever one is spent: no two wait for each other.
+    """Create a link, and delete older links of the account with the same purpose, also those of concurrent requests."""
+    # The account is locked before its links, here and where a link is used, so transactions cannot deadlock.
     await crud.hold_account(session, user_id)
     await crud.delete_links(session, user_id, [purpose])
     values = {
@@ -59,14 +59,14 @@ async def create(
 
 
 async def find_live(session: ReadSession, link_id: UUID) -> AccountLink | None:
-    """Read a link that can still be used."""
+    """Read a link that is neither used nor expired."""
     return await crud.get_live_link(session, link_id)
 
 
 async def find_by_secret(
     session: ReadSession, keys: KeyRing, text: str, purposes: frozenset[Purpose]
 ) -> AccountLink | None:
-    """Read the live link of one of these purposes that a secret belongs to; junk never reaches the database."""
+    """Read the live link with this secret and one of these purposes. Malformed text never reaches the database."""
     if _FORM.fullmatch(text) is None:
         return None
     try:
@@ -80,25 +80,25 @@ async def find_by_secret(
 
 
 async def use(session: WriteSession, link: AccountLink) -> bool:
-    """Spend a link, in one statement: of all who try, one is told it was theirs."""
+    """Mark a link as used, in one statement. Of concurrent callers, exactly one gets True."""
     return await crud.use_link(session, link.id)
 
 
 async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purpose]) -> None:
-    """Make the links of these purposes worthless."""
+    """Delete an account's links of these purposes."""
     await crud.delete_links(session, user_id, sorted(purposes))
 
 
 async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next links that have expired, with the addresses in them; return where to go on."""
+    """Delete the next expired links, with their addresses; return the position to continue from, or None at the end."""
     return await crud.purge_links(session, after, batch=batch)
 
 
 def secret(keys: KeyRing, link: AccountLink) -> str:
-    """Derive what the mail carries."""
+    """Derive the secret of a link, for its mail."""
     pepper = keys.pepper(link.pepper_id)
     if pepper is None:
-        # The link is alive, so its pepper is in the newest key set, which has not reached this machine yet.
+        # The link is live, so its pepper is in the newest key set, which this machine does not have yet.
         raise UnknownPepperError("the pepper of this link is not in the key set here")
     message = b"\0".join([_PREFIX.encode(), link.purpose.encode(), link.id.bytes, link.nonce])
     mac = hmac.digest(pepper, message, "sha256")

@@ -6,10 +6,10 @@
 3. Everything that belongs to an account: links, revocations, the rows of other features. An insert that refers to an account
    takes a share lock on its row, so this step also comes after step 1.
 
-Counters of attempts (`core.rate_limits`) are locked by ascending key. Only the counters of logins are locked after step 1, and
-only the counters of mails before it.
+Counters of attempts (`core.security.rate_limits`) are locked by ascending key. Only the counters of logins are locked after
+step 1, and only the counters of mails before it.
 
-`Principal.confirm` does steps 1 and 2 for a write by its caller. Purges hold nothing, and skip rows that are locked.
+`Principal.confirm` does steps 1 and 2 for a write by its caller. Purges do not wait for locks: they skip locked rows.
 """
 
 from sqlalchemy import Select

@@ -1,4 +1,4 @@
-"""The accounts, and the links that are mailed about them."""
+"""Accounts, and the links that are mailed to their owners."""
 
 from datetime import datetime
 from typing import Literal, get_args
@@ -15,12 +15,12 @@ type Purpose = Literal["verify_email", "set_password", "reset_password", "confir
 
 
 class User(Base):
-    """One account. `email` is the spelling mail goes to, `email_key` what makes it unique."""
+    """One account. Mail goes to `email`; `email_key` is unique, the same for all spellings."""
 
     __tablename__ = "users"
     __table_args__ = (
         one_of("role", Role),
-        # One for each way the list is filtered and sorted; the email order has its unique index.
+        # One index for each filter and order of the list. The order by email uses the unique index.
         Index(None, "created_at", "id"),
         Index(None, "role", "created_at", "id"),
         Index(None, "role", "email_key"),
@@ -34,12 +34,12 @@ class User(Base):
     email_key: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
     hashed_password: Mapped[str | None]
     full_name: Mapped[str | None]
-    # The name as it is searched for: case does not matter.
+    # The name in the form that searches compare, without case.
     name_key: Mapped[str | None] = mapped_column(Text(collation="C"))
     role: Mapped[str] = mapped_column(server_default=Role.USER.value)
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     email_verified_at: Mapped[datetime | None]
-    # Raised by every change of what the account may do; access tokens carry the number they were issued under.
+    # Increased when the password or the rights of the account change. Access tokens contain the version they were issued with.
     authz_version: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
@@ -47,20 +47,20 @@ class User(Base):
 
 
 class AccountLink(Base):
-    """A single-use link to an account. The secret in it is derived from this row and a pepper, and stored nowhere."""
+    """A single-use link of an account. Its secret is derived from this row and a pepper, and is not stored."""
 
     __tablename__ = "account_links"
     __table_args__ = (
         one_of("purpose", get_args(Purpose.__value__)),
         Index(None, "user_id", "purpose"),
-        # For their purge.
+        # For the purge.
         Index(None, "expires_at"),
     )
 
     id: Mapped[PrimaryKey]
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     purpose: Mapped[str]
-    # With confirm_email: the new address, and the login session that asked for it.
+    # Only for confirm_email: the new address, and the login session that requested it.
     email: Mapped[str | None]
     session_id: Mapped[UUID | None]
     nonce: Mapped[bytes]

@@ -1,4 +1,4 @@
-"""`/users`: administrators on any account, owners on their own."""
+"""`/users`: for administrators all accounts, for owners their own."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -36,7 +36,7 @@ ROUTERS = (router,)
 
 @router.get("/me", response_model=UserRead)
 async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMatch = None) -> Account | Response:
-    """Show the account the access token belongs to."""
+    """Show your account."""
     return _shown(user, response, if_none_match)
 
 
@@ -44,7 +44,7 @@ async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMa
 async def update_me(
     principal: CurrentPrincipal, session: SessionDep, response: Response, payload: MeUpdate, if_match: IfMatch = None
 ) -> User:
-    """Change one's own account."""
+    """Change your account."""
     versions = acceptable_versions(if_match)
     user = await service.update_me(session, principal.actor, principal.user_id, payload, versions=versions)
     response.headers["ETag"] = etag(user.version)
@@ -57,9 +57,9 @@ async def update_me(
     responses=problem_responses(StaleLoginError, UserNotFoundError, LastAdminError),
 )
 async def delete_me(principal: ConfirmedPrincipal, session: SessionDep) -> None:
-    """Close one's own account, for good.
+    """Delete your account permanently.
 
-    Needs a login of the last five minutes. What the audit log holds about the account stays.
+    This needs a login of the last five minutes. The audit log keeps the events of the account.
     """
     principal.require_recent_login()
     await service.delete(session, principal.actor, principal.user_id, confirm=principal.confirm)
@@ -85,8 +85,8 @@ async def create_user(
 ) -> User:
     """Create an account.
 
-    Its owner is mailed a link to set the password: nobody else ever chooses or knows it. Making an administrator needs a
-    login of the last five minutes.
+    Its owner gets a mail with a link to set the password; nobody else chooses or knows it. Creating an administrator needs a login
+    of the last five minutes.
     """
     if payload.role is not Role.USER:
         writer.require_recent_login()
@@ -124,7 +124,7 @@ async def update_user(
 ) -> User:
     """Change an account.
 
-    A change of role needs a login of the last five minutes, and takes effect on the account's next request.
+    A change of role needs a login of the last five minutes. It takes effect with the account's next request.
     """
     if payload.role is not None:
         writer.require_recent_login()
@@ -140,7 +140,7 @@ async def update_user(
     responses=problem_responses(UserNotFoundError, LastAdminError, PreconditionFailedError),
 )
 async def delete_user(writer: UsersWriter, session: SessionDep, user_id: UserId, if_match: IfMatch = None) -> None:
-    """Delete an account, for good. What the audit log holds about it stays."""
+    """Delete an account permanently. The audit log keeps its events."""
     versions = acceptable_versions(if_match)
     await service.delete(session, writer.actor, user_id, versions=versions, confirm=writer.confirm)
 

@@ -1,4 +1,4 @@
-"""Users as clients see them."""
+"""Bodies and query of `/users`."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ Email = Annotated[
     AfterValidator(_normalize_email),
     Field(json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
 ]
-# JSON has no enumerations: a role arrives as text.
+# JSON has no enumerations, so a role is a text.
 RoleName = Annotated[Role, Strict(strict=False)]
 
 
@@ -35,7 +35,7 @@ class UserRead(Answer):
     """An account."""
 
     id: UUID
-    email: str = Field(description="Where mail to this account goes.")
+    email: str = Field(description="The address that mail to this account goes to.")
     full_name: str | None
     role: Role
     is_active: bool
@@ -45,7 +45,7 @@ class UserRead(Answer):
 
 
 class UserCreate(Payload):
-    """A new account; its owner is mailed a link to set the password."""
+    """A new account. Its owner gets a mail with a link to set the password."""
 
     email: Email
     full_name: ShortText | None = None
@@ -53,7 +53,7 @@ class UserCreate(Payload):
 
 
 class UserUpdate(Payload):
-    """What an administrator may change; what is left out stays."""
+    """The fields that an administrator may change. Omitted fields stay the same."""
 
     full_name: ShortText | None = None
     role: Omittable[RoleName] = None
@@ -61,20 +61,24 @@ class UserUpdate(Payload):
 
 
 class MeUpdate(Payload):
-    """What the owner may change; what is left out stays."""
+    """The fields that the owner may change. Omitted fields stay the same."""
 
     full_name: ShortText | None = None
 
 
 class UserQuery(PageQuery):
-    """Which users to list, and in which order."""
+    """Filters and order of the list of users."""
 
-    email: Email | None = Field(default=None, description="Exactly this address, in any spelling.")
-    q: ShortText | None = Field(default=None, description="Address or name begins with this, in any case.")
-    role: Role | None = Field(default=None, description="Of this role.")
-    is_active: QueryFlag | None = Field(default=None, description="Active or disabled.")
-    created_after: QueryInstant | None = Field(default=None, description="Created later than this instant.")
-    created_before: QueryInstant | None = Field(default=None, description="Created earlier than this instant.")
+    email: Email | None = Field(default=None, description="Accounts with exactly this address, in any spelling.")
+    q: ShortText | None = Field(
+        default=None, description="Accounts whose address or name begins with this text, in any case."
+    )
+    role: Role | None = Field(default=None, description="Accounts with this role.")
+    is_active: QueryFlag | None = Field(
+        default=None, description="Only active (true) or only disabled (false) accounts."
+    )
+    created_after: QueryInstant | None = Field(default=None, description="Accounts created later than this instant.")
+    created_before: QueryInstant | None = Field(default=None, description="Accounts created earlier than this instant.")
     sort: Literal["created_at", "-created_at", "email", "-email"] = Field(
-        default="created_at", description="The order; a minus sign reverses it."
+        default="created_at", description="The order. A minus sign reverses it."
     )

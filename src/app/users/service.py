@@ -1,4 +1,4 @@
-"""What can happen to a user."""
+"""Reading, creating, changing and deleting accounts."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
@@ -28,10 +28,10 @@ __all__ = ["Account", "Credentials"]
 
 
 class Confirm(Protocol):
-    """Checks again, in the transaction of a write, that the caller may still act; see `Principal.confirm`."""
+    """Checks again, in the transaction of a write, that the caller is still authorized; see `Principal.confirm`."""
 
     async def __call__(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
-        """Lock the caller's and these accounts, and return the active administrators among the locked accounts."""
+        """Lock the caller's account and these, and return the active administrators among the locked accounts."""
 
 
 _BY_AGE = (User.created_at, User.id)
@@ -45,7 +45,7 @@ _ORDERS = {
 
 
 async def get_account(reads: Reads, user_id: UUID) -> Account:
-    """Read an account, in one round trip."""
+    """Read an account in one round trip; raise `UserNotFoundError` if it does not exist."""
     account = await crud.get_account(reads, user_id)
     if account is None:
         raise UserNotFoundError
@@ -53,17 +53,17 @@ async def get_account(reads: Reads, user_id: UUID) -> Account:
 
 
 async def find_account(reads: Reads, user_id: UUID) -> Account | None:
-    """Read an account that may be gone."""
+    """Read an account that may have been deleted."""
     return await crud.get_account(reads, user_id)
 
 
 async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
-    """Read an account that may be gone, and hold it against changes until the transaction ends."""
+    """Read an account that may have been deleted, and lock it against changes until the transaction ends."""
     return await crud.hold_account(session, user_id)
 
 
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
-    """Read what a login with this address is checked against; None for an address nobody can have, too."""
+    """Read the credentials of the account with this address; None also for an invalid address."""
     try:
         email_key = identity(email)
     except InvalidEmailError:
@@ -72,12 +72,12 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
 
 
 async def find_hash(session: ReadSession, user_id: UUID) -> str | None:
-    """Read the password hash of an account; None when it has none, or is gone."""
+    """Read the password hash of an account; None if it has none, or has been deleted."""
     return await crud.get_hash(session, user_id)
 
 
 def order_of(query: UserQuery) -> Order:
-    """Give the order a query asks for."""
+    """Return the order that a query requests."""
     return _ORDERS[query.sort]
 
 
@@ -89,7 +89,7 @@ async def list_page(
 
 
 def _filters(query: UserQuery) -> dict[str, Any]:
-    """Give what is asked for under the names that the statements have for it."""
+    """Return the given filters, under the names of their parameters in the statements."""
     given = {
         "email_key": None if query.email is None else identity(query.email),
         "prefix": None if query.q is None else name_key(query.q),
@@ -102,7 +102,7 @@ def _filters(query: UserQuery) -> dict[str, Any]:
 
 
 async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:
-    """Create an account without a password, and mail its owner the link to set one."""
+    """Create an account without a password, and mail its owner a link to set one."""
     user = await _insert(
         session, actor, email=payload.email, full_name=payload.full_name, role=payload.role, hashed_password=None
     )
@@ -120,9 +120,9 @@ async def create_admin(
     min_length: int,
     full_name: str | None = None,
 ) -> User:
-    """Create an administrator whose address counts as verified: the operator who runs the command vouches for it."""
+    """Create an administrator. The address counts as verified, because the operator who runs the command knows it."""
     refuse_weak(password, min_length=min_length, about=[email, full_name or ""])
-    # Hash first: no statement has run yet, so no connection waits on the CPU.
+    # Hash before the first statement, so that no connection waits for the CPU.
     hashed_password = await hasher.hash(password)
     return await _insert(
         session,
@@ -138,7 +138,7 @@ async def create_admin(
 async def create_first_admin(
     session: WriteSession, hasher: PasswordHasher, *, email: str, password: str
 ) -> User | None:
-    """Create an administrator on an empty database; None when there are accounts already."""
+    """Create an administrator in an empty database, or return None if any account exists."""
     if await crud.any_exist(session):
         return None
     return await create_admin(session, hasher, email=email, password=password, min_length=len(password))
@@ -167,7 +167,7 @@ async def _insert(
 async def create_unverified(
     session: WriteSession, actor: Actor, *, email: str, full_name: str | None, hashed_password: str
 ) -> User | None:
-    """Create an account whose address is yet to be verified; None when the address is taken."""
+    """Create an account with an unverified address, or return None if the address is taken."""
     try:
         return await _insert(
             session,
@@ -182,12 +182,12 @@ async def create_unverified(
 
 
 async def verify_email(session: WriteSession, user_id: UUID) -> None:
-    """Note that the address is its owner's."""
+    """Record that the address belongs to the owner."""
     await crud.change(session, user_id, {"email_verified_at": func.now()})
 
 
 async def set_password(session: WriteSession, user_id: UUID, hashed_password: str) -> None:
-    """Set a password by a mailed link, which also proves the address; tokens issued before stop working."""
+    """Set a password by a mailed link, which also verifies the address. Earlier access tokens stop working."""
     values = {
         "hashed_password": hashed_password,
         "authz_version": User.authz_version + 1,
@@ -197,7 +197,7 @@ async def set_password(session: WriteSession, user_id: UUID, hashed_password: st
 
 
 async def replace_password(session: WriteSession, user_id: UUID, *, old: str, new: str, confirm: Confirm) -> bool:
-    """Replace a password hash by another, unless it has been replaced meanwhile; tokens issued before stop working."""
+    """Replace a password hash, unless it has changed meanwhile. Earlier access tokens stop working."""
     user = await crud.lock(session, user_id)
     if user is None or user.hashed_password != old:
         return False
@@ -207,7 +207,7 @@ async def replace_password(session: WriteSession, user_id: UUID, *, old: str, ne
 
 
 async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
-    """Move an account to an address its owner has proved to be theirs; False when another account has it."""
+    """Move an account to an address that its owner has verified, or return False if another account has it."""
     values = {"email": email, "email_key": identity(email), "email_verified_at": func.now()}
     return await crud.change_unless_taken(session, user_id, values)
 
@@ -215,7 +215,7 @@ async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
 async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
 ) -> User:
-    """Change what owners may change of their own account."""
+    """Change an account on behalf of its owner."""
     return await _change(session, actor, await _lock(session, user_id, versions), payload)
 
 
@@ -228,11 +228,11 @@ async def update(
     versions: frozenset[int] | None,
     confirm: Confirm,
 ) -> User:
-    """Change an account that is still at one of `versions`; a change of rights ends the tokens issued before it."""
-    deposes = payload.role is Role.USER or payload.is_active is False
-    admins = await confirm(session, user_id, with_admins=deposes)
+    """Change an account that has one of `versions`. A change of rights revokes the access tokens issued before."""
+    removes_admin = payload.role is Role.USER or payload.is_active is False
+    admins = await confirm(session, user_id, with_admins=removes_admin)
     user = await _lock(session, user_id, versions)
-    if deposes:
+    if removes_admin:
         _refuse_last_admin(user, admins)
     return await _change(session, actor, user, payload)
 
@@ -249,7 +249,7 @@ async def _change(session: WriteSession, actor: Actor, user: User, payload: MeUp
     if changes.keys() & {"role", "is_active"}:
         values["authz_version"] = User.authz_version + 1
     await _record_changes(session, actor, user, changes)
-    # The row is locked, so it is there, and `user` shows what it becomes.
+    # The row is locked, so it exists. `user` has the new values afterwards.
     await crud.change(session, user.id, values)
     return user
 
@@ -268,7 +268,7 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
 async def delete(
     session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None, confirm: Confirm
 ) -> None:
-    """Delete an account that is still at one of `versions`; the log of what happened to it stays."""
+    """Delete an account that has one of `versions`. The audit log keeps its events."""
     admins = await confirm(session, user_id, with_admins=True)
     _refuse_last_admin(await _lock(session, user_id, versions), admins)
     await crud.remove(session, user_id)
@@ -276,7 +276,7 @@ async def delete(
 
 
 def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
-    # All of them are locked, so none of them stops being an administrator before this transaction ends.
+    # All active administrators are locked, so all of them stay administrators until this transaction ends.
     if user.role == Role.ADMIN and user.is_active and set(admins) <= {user.id}:
         raise LastAdminError
 
@@ -291,5 +291,5 @@ async def _lock(session: WriteSession, user_id: UUID, versions: frozenset[int] |
 
 
 async def upgrade_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
-    """Store a stronger hash of the password that has just proved right."""
+    """Store a stronger hash of a password that has just been verified."""
     await crud.replace_hash(session, user_id, old=old, new=new)
