@@ -1,4 +1,4 @@
-"""One function per statement; private to `audit.service`."""
+"""One function per statement. Private to the services of `audit`."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -34,8 +34,8 @@ async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
 
 
 def entry(values: Mapping[str, Any]) -> CTE:
-    """Make the addition of an event that goes along with another statement."""
-    # Defaults of Python's are made for the statement that is executed, not for one that goes along.
+    """Build the insert of an event as a common table expression, to run as part of another statement."""
+    # SQLAlchemy applies Python-side defaults only to the main statement, so the id is set here.
     return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
 
 
@@ -47,8 +47,8 @@ async def page(
 
 
 async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[Any]]:
-    """Read the newest events that an account did or that were done to it, newest first."""
-    # One index serves each half, and each half ends at the limit. An OR would read and sort everything.
+    """Read the newest events with the account as actor or subject, newest first."""
+    # Each half uses an index and stops at the limit. An OR would read and sort all rows.
     halves = [
         select(_LIST.where(column == user_id).order_by(*_NEWEST).limit(limit).subquery())
         for column in (AuditEvent.actor_id, AuditEvent.subject_id)
@@ -59,6 +59,6 @@ async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequ
 
 
 async def purge(session: WriteSession, _after: bool | None, *, age: timedelta, batch: int) -> bool | None:
-    """Delete the oldest `batch` events above an age through the one door the trigger leaves open; None at the end."""
+    """Delete the oldest `batch` events above an age; None at the end. The trigger allows deletion only by this SQL function."""
     purged: int = await session.scalar(select(func.purge_audit_events(age, batch))) or 0
     return True if purged == batch else None

@@ -1,4 +1,4 @@
-"""The purge of old audit events."""
+"""Deletes old audit events."""
 
 from datetime import timedelta
 from functools import partial
@@ -9,12 +9,12 @@ from app.jobs import housekeeping
 from app.jobs.housekeeping import BATCH
 from app.jobs.queue import Periodic, Work
 
-# It runs once a day. A job may take five minutes.
+# The job runs once a day. A job may take five minutes.
 _BUDGET = timedelta(minutes=4)
 
 
 async def purge(work: Work) -> None:
-    """Delete the events that are older than the setting says, in short transactions."""
+    """Delete events older than `APP_AUDIT__KEEP`, in short transactions."""
     step = partial(crud.purge, age=work.settings.of(AuditSettings).keep, batch=BATCH)
     await housekeeping.purge_all(work.database, {"audit_events": step}, budget=_BUDGET)
 

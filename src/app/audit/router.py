@@ -24,9 +24,9 @@ type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:re
 async def list_audit_events(
     _reader: AuditReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[AuditEventQuery, Query()]
 ) -> dict[str, Any]:
-    """List what happened.
+    """List audit events.
 
-    Newest first; failed and successful logins, and every change of an account, with who did it and from where.
+    The log has failed and successful logins, and every change of an account, with who did it and from where. Newest first.
     """
     order = service.order_of(query)
     return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))

@@ -1,4 +1,4 @@
-"""Record what happened, in the transaction in which it happens, and show it."""
+"""Records events in the transaction that causes them, and lists them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ _ORDERS = {
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, in which login session and request, and from where; all None for the system itself."""
+    """Who acts, in which login session and request, and from where. All fields are None for the system itself."""
 
     user_id: UUID | None = None
     session_id: UUID | None = None
     ip_prefix: Network | None = None
     request_id: str | None = None
-    # Told to the owner in the list of login sessions, and counted by the limits; the log keeps neither.
+    # For the list of login sessions and for limits. The audit log stores neither.
     user_agent: str | None = None
     address: str | None = None
 
@@ -44,12 +44,12 @@ async def record(
     subject_id: UUID | None = None,
     **detail: str | bool | int | None,
 ) -> None:
-    """Write an event in the caller's transaction; `detail` takes plain values, and never a secret."""
+    """Write an event in the caller's transaction. `detail` takes plain values; never pass a secret."""
     await crud.create(session, _values(actor, event, subject_id, detail))
 
 
 def entry(actor: Actor, event: str, *, subject_id: UUID | None = None, **detail: str | bool | int | None) -> CTE:
-    """Give what writes an event along with a statement of the caller's: then it costs no round trip. See `record`."""
+    """Return an expression that writes an event as part of another statement, which saves a round trip. See `record`."""
     return crud.entry(_values(actor, event, subject_id, detail))
 
 
@@ -66,7 +66,7 @@ def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[s
 
 
 def order_of(query: AuditEventQuery) -> Order:
-    """Give the order a query asks for."""
+    """Return the order that a query requests."""
     return _ORDERS[query.sort]
 
 
@@ -91,16 +91,16 @@ def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:
 
 
 async def list_about(session: ReadSession, owner_id: UUID, *, limit: int) -> list[dict[str, Any]]:
-    """Read the newest events about an account as its owner may see them, newest first."""
+    """Read the newest events of an account, as its owner may see them, newest first."""
     return [_for_owner(row, owner_id) for row in await crud.list_about(session, owner_id, limit=limit)]
 
 
 def _for_owner(row: Row[Any], owner_id: UUID) -> dict[str, Any]:
-    """Leave out what is somebody else's: who acted on the account and from where, or on whom the owner acted and how."""
+    """Remove data of others: who acted on the account and from where, or on which account the owner acted and how."""
     event = row._asdict()
     if row.actor_id != owner_id:
         event |= {"actor_id": None, "ip_prefix": None, "request_id": None}
-        # Nobody's session is the account's own: a token of it was used by nobody knows whom.
+        # Without an actor, the session is one of the account: an unknown client used a token of it.
         event["session_id"] = row.session_id if row.actor_id is None else None
     if row.subject_id != owner_id:
         event |= {"subject_id": None, "detail": {}}

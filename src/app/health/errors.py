@@ -1,4 +1,4 @@
-"""What a failing probe says."""
+"""The error of a failing probe."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from app.core.errors import UnavailableError
 
 
 class NotReadyError(UnavailableError):
-    """The process runs and must not be sent traffic."""
+    """The process runs, but must not get traffic."""
 
     code = "not_ready"
     detail = "This process is not ready to serve."

@@ -1,4 +1,4 @@
-"""The probes: outside `/api/v1`, for whatever supervises the process."""
+"""The probes, outside of `/api/v1`, for a supervisor or a load balancer."""
 
 from fastapi import Response
 
@@ -12,19 +12,20 @@ from app.health.schemas import Health
 
 router = routing.router(tags=["health"])
 ROOT_ROUTERS = (router,)
-# Asked all the time, and always the same.
-_WELL = Health().model_dump_json()
+
+# Serialized once: probes are frequent, and this response never changes.
+_ALIVE = Health().model_dump_json()
 
 
 @router.get("/livez", response_model=Health, openapi_extra=public)
 async def read_liveness() -> Response:
-    """Say that the process runs; the database is not asked."""
-    return Response(_WELL, media_type=routing.JSON)
+    """Respond while the process runs. This does not query the database."""
+    return Response(_ALIVE, media_type=routing.JSON)
 
 
 @router.get("/readyz", response_model=Health, openapi_extra=public, responses=problem_responses(NotReadyError))
 async def read_readiness(request: CoreRequest) -> Health:
-    """Say whether this process may be sent traffic, and what is missing if not."""
+    """Show whether this process may get traffic, and if not, why."""
     state = request.state
     await service.check_readiness(state["database"], schema=state["schema"], checks=state["readiness"])
     return Health()

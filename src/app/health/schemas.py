@@ -1,4 +1,4 @@
-"""What the probes answer."""
+"""The body of a successful probe."""
 
 from typing import Literal
 
@@ -6,6 +6,6 @@ from app.core.schemas.fields import Answer
 
 
 class Health(Answer):
-    """The process is well."""
+    """The process works."""
 
     status: Literal["ok"] = "ok"

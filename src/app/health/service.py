@@ -1,4 +1,4 @@
-"""Whether this process is fit to be sent traffic."""
+"""Whether this process is ready for traffic."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -14,19 +14,19 @@ from app.core.db.failures import is_transient
 from app.health.errors import NotReadyError
 from app.migrations import revisions
 
-# For each pool. A pool under load hands its connections on within milliseconds; one that gives none for so long serves nobody.
+# Seconds, for each pool. A busy pool hands a connection on within milliseconds; one that takes longer serves no requests.
 _TIMEOUT = 2.0
-_GREETING = text("SELECT 1")
+_SELECT_ONE = text("SELECT 1")
 
-# The event loop itself does not keep tasks alive.
-_asked: set[asyncio.Task[Any]] = set()
+# Strong references, because the event loop does not keep tasks alive.
+_checks: set[asyncio.Task[Any]] = set()
 
 
 class SchemaWatch:
-    """Whether this program may work on a schema: on its own, and on a newer one that came while it was running.
+    """Decides whether this program may work on a schema: on its own, and on a newer one that appears while the program runs.
 
-    Migrations keep the program before them working, so those that run when a release arrives must not be taken out of
-    rotation by it. A program that starts on a schema it has never heard of may be years too old.
+    Migrations keep the previous release working, so running processes must stay in rotation when a release migrates the schema. A
+    program that starts on an unknown schema may be years too old.
     """
 
     def __init__(self, *, head: str, known: frozenset[str], accepts_newer: bool) -> None:
@@ -36,17 +36,17 @@ class SchemaWatch:
         self._allows_choices = False
 
     async def unready(self, database: Database) -> str | None:
-        """Say why this program cannot work on the schema of a database."""
+        """Return why this program cannot work on the schema of a database."""
         async with database.read_sessions() as session:
-            if complaint := self._behind(await revisions.applied(session)):
+            if complaint := self._mismatch(await revisions.applied(session)):
                 return complaint
-            # A later migration may add values, and take none away that this program uses.
+            # Checked until it succeeds once: later migrations may add values, but remove none that this program uses.
             if not self._allows_choices:
                 complaint = await choices.refused(session, Base.metadata)
                 self._allows_choices = complaint is None
             return complaint
 
-    def _behind(self, applied: Sequence[str]) -> str | None:
+    def _mismatch(self, applied: Sequence[str]) -> str | None:
         if list(applied) == [self._head]:
             self._accepts_newer = True
             return None
@@ -62,20 +62,20 @@ async def check_readiness(
     schema: Callable[[Database], Coroutine[Any, Any, str | None]],
     checks: Iterable[Callable[[], str | None]],
 ) -> None:
-    """Return when both pools reach the database, this code can work on its schema, and every check is content."""
-    if complaint := await _ask_both_pools(database, schema(database)):
+    """Raise `NotReadyError` unless both pools reach the database, the schema fits this program, and every check passes."""
+    if complaint := await _check_both_pools(database, schema(database)):
         raise NotReadyError([complaint])
     if waiting := [reason for check in checks if (reason := check())]:
         raise NotReadyError(waiting)
 
 
-async def _ask_both_pools(database: Database, schema: Coroutine[Any, Any, str | None]) -> str | None:
-    """Say what is wrong with the schema; raise the error that names each pool which does not answer in time."""
-    greeting, complaint = await asyncio.gather(
-        _ask(database.engine, _greet(database.engine)), _ask(database.read_engine, schema)
+async def _check_both_pools(database: Database, schema: Coroutine[Any, Any, str | None]) -> str | None:
+    """Return what is wrong with the schema, or raise an error that names each pool without a response in time."""
+    connected, complaint = await asyncio.gather(
+        _check(database.engine, _select_one(database.engine)), _check(database.read_engine, schema)
     )
-    if isinstance(greeting, _Fault) or isinstance(complaint, _Fault):
-        raise NotReadyError(_reasons({"writing": greeting, "reading": complaint}))
+    if isinstance(connected, _Fault) or isinstance(complaint, _Fault):
+        raise NotReadyError(_reasons({"writing": connected, "reading": complaint}))
     return complaint
 
 
@@ -90,14 +90,14 @@ class _Fault(Enum):
     EXHAUSTED = "has no free connection"
 
 
-async def _ask[T](engine: AsyncEngine, question: Coroutine[Any, Any, T]) -> T | _Fault:
-    task = asyncio.ensure_future(question)
-    _asked.add(task)
-    task.add_done_callback(_asked.discard)
+async def _check[T](engine: AsyncEngine, check: Coroutine[Any, Any, T]) -> T | _Fault:
+    task = asyncio.ensure_future(check)
+    _checks.add(task)
+    task.add_done_callback(_checks.discard)
     await asyncio.wait({task}, timeout=_TIMEOUT)
     fault = _fault(engine)
     try:
-        # One that has not ended does so on its own time: giving up a connection that has gone silent takes as long again.
+        # A cancelled task ends later, without being awaited: closing a connection to a silent server takes as long again.
         return fault if task.cancel() else task.result()
     except Exception as error:
         if not is_transient(error):
@@ -110,6 +110,6 @@ def _fault(engine: AsyncEngine) -> _Fault:
     return _Fault.EXHAUSTED if pool.checkedout() >= pool.size() else _Fault.UNREACHABLE
 
 
-async def _greet(engine: AsyncEngine) -> None:
+async def _select_one(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
-        await connection.execute(_GREETING)
+        await connection.execute(_SELECT_ONE)
