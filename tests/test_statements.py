@@ -21,7 +21,7 @@ TOKEN = "/api/v1/auth/token"
 # Executed statements, with everything switched on as in production; BEGIN and COMMIT are the driver's and not counted.
 STATEMENTS = MappingProxyType(
     {
-        # Count the attempt; read the account; hold it; one that forgives, records, evicts, and begins the session.
+        # Count the attempt; read the account; lock it; one that forgives, records, evicts, and begins the session.
         "POST /api/v1/auth/token": 4,
         "POST /api/v1/auth/revoke": 0,  # What cannot be a token never gets to the database.
         "POST /api/v1/auth/register": 2,
@@ -37,7 +37,7 @@ STATEMENTS = MappingProxyType(
         "GET /api/v1/users/me/sessions": 1,
         "DELETE /api/v1/users/me/sessions": 4,
         "DELETE /api/v1/users/me/sessions/{session_id}": 2,
-        # What administrators change asks about the token twice: before anything else, and with its account held.
+        # What administrators change asks about the token twice: before anything else, and with its account locked.
         "DELETE /api/v1/users/{user_id}/sessions": 5,
         "POST /api/v1/users/{user_id}/password-reset": 8,
         "GET /api/v1/users/me": 1,

@@ -367,7 +367,7 @@ async def test_an_administrator_who_writes_without_a_break_can_log_in_and_be_dem
     async def write_on() -> None:
         while not is_over.is_set():
             async with site.database.begin() as session:
-                await standing.hold(session, user_id=UUID(admin.user_id), session_id=kept["id"], version=1)
+                await standing.lock(session, user_id=UUID(admin.user_id), session_id=kept["id"], version=1)
                 await asyncio.sleep(0.03)
 
     async with asyncio.TaskGroup() as group:

@@ -75,7 +75,7 @@ def together(first: str, second: str) -> bool:
 async def hold_admins(session: WriteSession) -> None:
     """Lock what a write locks that may depose an administrator."""
     nobody = UUID(int=0)
-    await access_crud.hold_standing(session, nobody, nobody, accounts=[nobody], with_admins=True)
+    await access_crud.lock_standing(session, nobody, nobody, accounts=[nobody], with_admins=True)
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ async def test_no_list_reads_or_sorts_the_table(template_url: str) -> None:
         locking = await explainer(hold_admins)
         used |= locking.custom.indexes
         if locking.custom.rows_fetched > ROWS / 50:
-            failures.append(f"holding the administrators: {locking.custom}")
+            failures.append(f"locking the administrators: {locking.custom}")
 
     assert failures == []
     assert {index.name for index in User.__table__.indexes} <= used  # type: ignore[attr-defined]  # A Table.

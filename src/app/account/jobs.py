@@ -66,7 +66,7 @@ async def forgot_password(work: Work, email: str) -> None:
 async def _lock_account(session: WriteSession, email: str) -> Account | None:
     # If the account is deleted between the two reads, the second one finds nothing, and no link is created for it.
     known = await users_service.find_credentials(session, email)
-    return await users_service.hold_account(session, known.id) if known else None
+    return await users_service.lock_account(session, known.id) if known else None
 
 
 async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: Purpose) -> None:

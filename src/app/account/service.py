@@ -180,7 +180,7 @@ async def _use_link(
 ) -> tuple[AccountLink, Account]:
     link = await links.find_by_secret(session, kit.keys, secret, purposes)
     # The account is locked before the link is used: other changes of the account are committed already, or wait.
-    account = await users_service.hold_account(session, link.user_id) if link else None
+    account = await users_service.lock_account(session, link.user_id) if link else None
     if link is None or account is None or not account.is_active or not await links.use(session, link):
         raise InvalidLinkError
     return link, account

@@ -72,7 +72,7 @@ class Principal:
         Call it before anything else locks a row, and pass every account that the write acts on: it locks all of them in one order,
         see `users.locks`. With `with_admins` it also locks the active administrators, and returns them.
         """
-        return await standing.hold(
+        return await standing.lock(
             session,
             user_id=self.user_id,
             session_id=self.session_id,

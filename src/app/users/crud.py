@@ -53,7 +53,7 @@ _TABLE = User.__table__.c
 _ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
 _ACCOUNT = _ACCOUNTS.where(_TABLE.id == bindparam("id"))
-_HELD_ACCOUNT = locks.in_order(_ACCOUNT)
+_LOCKED_ACCOUNT = locks.in_order(_ACCOUNT)
 _FILTERS: Mapping[str, ColumnElement[bool]] = {
     "email_key": _TABLE.email_key == bindparam("email_key"),
     "role": _TABLE.role == bindparam("role"),
@@ -70,9 +70,9 @@ async def get_account(reads: Reads, user_id: UUID) -> Account | None:
     return None if row is None else Account._make(row)
 
 
-async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
     """Read an account, and lock it against changes until the transaction ends."""
-    row = (await session.execute(_HELD_ACCOUNT, {"id": user_id})).one_or_none()
+    row = (await session.execute(_LOCKED_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 

@@ -45,7 +45,7 @@ async def create(
 ) -> UUID:
     """Create a link, and delete older links of the account with the same purpose, also those of concurrent requests."""
     # The account is locked before its links, here and where a link is used, so transactions cannot deadlock.
-    await crud.hold_account(session, user_id)
+    await crud.lock_account(session, user_id)
     await crud.delete_links(session, user_id, [purpose])
     values = {
         "user_id": user_id,

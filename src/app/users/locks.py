@@ -1,7 +1,7 @@
 """The order in which a transaction locks rows. Transactions that lock in one order cannot deadlock.
 
 1. Accounts: the rows of all accounts that the transaction acts for or upon, in one statement, by ascending id.
-2. Login sessions. A transaction that locks several sessions of an account holds the account. One that does not hold the
+2. Login sessions. A transaction that locks several sessions of an account has locked the account. One that has not locked the
    account locks one session at most, or skips locked ones.
 3. Everything that belongs to an account: links, revocations, the rows of other features. An insert that refers to an account
    takes a share lock on its row, so this step also comes after step 1.

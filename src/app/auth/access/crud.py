@@ -24,7 +24,7 @@ class Standing(NamedTuple):
     is_session_live: bool
 
 
-class HeldStanding(NamedTuple):
+class LockedStanding(NamedTuple):
     """The standing, and the active administrators among the locked accounts."""
 
     standing: Standing
@@ -44,16 +44,16 @@ _STANDING = (
 _IS_ADMIN = (User.role == Role.ADMIN) & User.is_active
 
 
-def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
+def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
     """Build the statement that locks these accounts and then the caller's login session, and reads the caller's standing."""
-    held = locks.in_order(select(User).where(User.id == any_(account_ids))).cte("held")
-    is_caller = held.c.id == bindparam("user_id")
+    locked = locks.in_order(select(User).where(User.id == any_(account_ids))).cte("locked_users")
+    is_caller = locked.c.id == bindparam("user_id")
     # The aggregates need all rows, so every account is locked before the session.
     accounts = select(
-        func.bool_or(held.c.is_active).filter(is_caller).label("is_active"),
-        func.max(held.c.authz_version).filter(is_caller).label("authz_version"),
-        func.max(held.c.role).filter(is_caller).label("role"),
-        func.array_agg(held.c.id).filter((held.c.role == Role.ADMIN) & held.c.is_active).label("admins"),
+        func.bool_or(locked.c.is_active).filter(is_caller).label("is_active"),
+        func.max(locked.c.authz_version).filter(is_caller).label("authz_version"),
+        func.max(locked.c.role).filter(is_caller).label("role"),
+        func.array_agg(locked.c.id).filter((locked.c.role == Role.ADMIN) & locked.c.is_active).label("admins"),
     ).subquery("accounts")
     return (
         select(
@@ -70,8 +70,8 @@ def _holding(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
 
 
 _ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
-_HELD_STANDING = _holding(_ACCOUNT_IDS)
-_HELD_STANDING_WITH_ADMINS = _holding(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
+_LOCKED_STANDING = _locking(_ACCOUNT_IDS)
+_LOCKED_STANDING_WITH_ADMINS = _locking(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
 
 
 async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) -> Standing | None:
@@ -81,18 +81,18 @@ async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) ->
     return None if row is None else Standing._make(row)
 
 
-async def hold_standing(
+async def lock_standing(
     session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
-) -> HeldStanding | None:
+) -> LockedStanding | None:
     """Read the standing, and lock the accounts and then the login session until the transaction ends.
 
     Locks the caller's account, those given and, with `with_admins`, those of all active administrators.
     """
-    statement = _HELD_STANDING_WITH_ADMINS if with_admins else _HELD_STANDING
+    statement = _LOCKED_STANDING_WITH_ADMINS if with_admins else _LOCKED_STANDING
     account_ids = [user_id, *accounts]
     parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
     row = (await session.execute(statement, parameters)).one_or_none()
-    return None if row is None else HeldStanding(Standing._make(row[:-1]), row.admins or ())
+    return None if row is None else LockedStanding(Standing._make(row[:-1]), row.admins or ())
 
 
 async def purge_revocations(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:

@@ -41,7 +41,7 @@ class StandingCheck:
         _check(standing, claims.version, needed)
 
 
-async def hold(
+async def lock(
     session: WriteSession,
     *,
     user_id: UUID,
@@ -51,15 +51,15 @@ async def hold(
     accounts: Collection[UUID] = (),
     with_admins: bool = False,
 ) -> Collection[UUID]:
-    """Raise unless the token is still good and its role grants the needed scopes; hold that until the transaction ends.
+    """Raise unless the token is still good and its role grants the needed scopes. This stays true until the transaction ends.
 
     Locks the caller's account, the other accounts given and, with `with_admins`, all active administrators; then the login
     session. Returns the active administrators among the locked accounts. Transactions that end the session or change one of the
     accounts wait.
     """
-    held = await crud.hold_standing(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
-    _check(held and held.standing, version, needed)
-    return held.admins if held else ()
+    locked = await crud.lock_standing(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
+    _check(locked and locked.standing, version, needed)
+    return locked.admins if locked else ()
 
 
 def _check(standing: Standing | None, version: int, needed: Collection[str]) -> None:
