@@ -1,4 +1,4 @@
-"""Does the time of an answer tell whether there is an account?
+"""Measures whether the time of a response reveals that an account exists.
 
     python -m tests.account.measure_enumeration [--samples 1000] [--cost 4]
 

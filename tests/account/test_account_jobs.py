@@ -1,4 +1,4 @@
-"""What register, resend and forgot come to, as jobs: run twice, run late, run while something is away."""
+"""The jobs of register, resend and forgot: run twice, run late, and run during a failure."""
 
 import asyncio
 from dataclasses import replace

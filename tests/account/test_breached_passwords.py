@@ -1,4 +1,4 @@
-"""A password known from a breach is refused wherever a password is chosen; a file that fails keeps nobody out."""
+"""A password from a known breach is refused wherever one is chosen. A broken file locks nobody out."""
 
 import asyncio
 from collections.abc import AsyncIterator

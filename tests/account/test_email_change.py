@@ -1,4 +1,4 @@
-"""Moving an account to another address: asked with the password, confirmed at the new address, told to the old."""
+"""Change of address: requested with the password, confirmed at the new address, with a notice to the old one."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether there is an account can neither be read nor timed; `measure_enumeration` measures what this file samples."""
+"""Neither contents nor times of responses reveal an account. `measure_enumeration` measures larger samples."""
 
 from collections.abc import AsyncIterator
 

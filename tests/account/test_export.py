@@ -1,4 +1,4 @@
-"""The export of an account: what is the owner's, and nothing of anybody else."""
+"""The export of an account: it has the owner's data, and no data of others."""
 
 import json
 from typing import Any

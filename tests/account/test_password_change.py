@@ -1,4 +1,4 @@
-"""Changing one's password: what it takes, what it ends, what goes on."""
+"""Changing a password: what it needs, what it ends, and what continues."""
 
 import asyncio
 import unicodedata

@@ -1,4 +1,4 @@
-"""Making an account: what the caller is told, and what the owner of the address is."""
+"""Registration: what the client sees, and what the owner of the address gets."""
 
 import asyncio
 import json

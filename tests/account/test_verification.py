@@ -1,4 +1,4 @@
-"""Proving an address: the link works once, for a day, and for the account as it is."""
+"""Verification of an address: the link works once, for a day, and only for an active account."""
 
 import asyncio
 from typing import Any

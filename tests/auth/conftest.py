@@ -1,4 +1,4 @@
-"""What the tests of logins and tokens share."""
+"""Fixtures for the tests of logins and tokens."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

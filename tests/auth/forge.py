@@ -1,4 +1,4 @@
-"""Tokens as an attacker would make them, or a colleague who holds our key: signed by hand, without the library under test."""
+"""Makes tokens by hand, without the library under test: as an attacker would, or with our own key."""
 
 import hashlib
 import hmac

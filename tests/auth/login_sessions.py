@@ -1,4 +1,4 @@
-"""Login sessions as a client holds them, and as the database does."""
+"""Helpers for login sessions: as a client sees them, and as the database stores them."""
 
 from dataclasses import dataclass
 from typing import Any

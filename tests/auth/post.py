@@ -1,4 +1,4 @@
-"""What the application has enqueued is run here, and what it mails is kept: a test reads its mail like an owner."""
+"""Runs the jobs that the application has enqueued, and keeps the mails they send, so that a test can read them."""
 
 import re
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""What the audit log says of a session: who did it to whom, in which session, from where, in which request."""
+"""The events of a login session in the audit log: who did what, in which session and request, and from where."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What Chromium does with the answer to a logout: it clears the storage of this origin, and nothing else."""
+"""Chromium clears the storage of the origin after a logout, and nothing else."""
 
 import asyncio
 import json

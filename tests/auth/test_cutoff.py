@@ -1,4 +1,4 @@
-"""Everybody is logged out: what is dead afterwards, what is alive, and what was written."""
+"""Logging everybody out: which sessions end, which continue, and what is stored."""
 
 from uuid import UUID
 

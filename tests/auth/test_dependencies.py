@@ -1,4 +1,4 @@
-"""Where an access token may stand in a request, and for how long it speaks for its account."""
+"""Where a request may carry an access token, and when the token stops working."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""How often what may be tried: over HTTP, and over several server processes where it must be exact."""
+"""Limits on logins, passwords and tokens: over HTTP, and over several server processes where they must be exact."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What the owner is told of logins, and what the log holds about them."""
+"""Notices to the owner about logins, and events about them in the audit log."""
 
 import pytest
 from httpx2 import AsyncClient

@@ -1,4 +1,4 @@
-"""OAuth libraries that others wrote, against a running server: what we say of the standards is what they understand."""
+"""OAuth libraries of others against a running server: they understand our endpoints as the standards say."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Refresh tokens by themselves: what is made is read again, and nothing else is believed."""
+"""The format of refresh tokens: tokens that we make are parsed, and nothing else is accepted."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""What keeps each process informed of revocations: against a real database, and a network that misbehaves."""
+"""The revocation listener, with a real database and a faulty network."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The token endpoint: logging in, and every way in which that is refused."""
+"""The token endpoint: logins, and every way in which they are refused."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Login sessions over HTTP, and what is true afterwards: rotation, reuse, ends, the list, logging out, step-up."""
+"""Login sessions over HTTP: rotation, reuse, ending, listing, logging out and giving the password again."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Whether a verified token still speaks for its account, in both ways of finding out, with real connections."""
+"""Whether a verified token is still good, decided from memory and by a query, with real connections."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Forged, damaged and outdated access tokens, sent where every client sends them."""
+"""Forged, damaged and expired access tokens, sent as clients send them."""
 
 import asyncio
 import json

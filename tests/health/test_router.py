@@ -1,4 +1,4 @@
-"""The probes: what they say while the database is well, away, old or silent."""
+"""The probes, while the database works, is unreachable, has an old schema or does not respond."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""What counts as an address, and which spellings are one account."""
+"""Which texts are email addresses, and which spellings belong to one account."""
 
 import time
 import unicodedata

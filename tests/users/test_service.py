@@ -1,4 +1,4 @@
-"""What the commands and the login ask of the accounts."""
+"""The functions of accounts that commands and logins use."""
 
 import asyncio
 from uuid import uuid4
