@@ -188,7 +188,7 @@ async def _use_link(
 
 @asynccontextmanager
 async def _count_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
-    """Count each invalid link by the client's address, after the failed transaction has returned its connection."""
+    """Count an invalid link or password by the client's address, after the failed transaction has returned its connection."""
     try:
         yield
     except (InvalidLinkError, InvalidInputError):
