@@ -63,7 +63,7 @@ async def queued_hashes(session: WriteSession) -> list[str | None]:
     return list((await session.scalars(text(statement))).all())
 
 
-async def test_a_registration_whose_worker_dies_after_the_commit_is_done_all_the_same(
+async def test_a_registration_is_complete_although_its_worker_dies_after_the_commit(
     session: WriteSession, post: Post
 ) -> None:
     await enqueue_registration(session)
@@ -79,7 +79,9 @@ async def test_a_registration_whose_worker_dies_after_the_commit_is_done_all_the
 
 
 @pytest.mark.usefixtures("ada")
-async def test_a_registration_of_a_known_address_keeps_no_hash_either(session: WriteSession, post: Post) -> None:
+async def test_a_registration_of_a_known_address_removes_the_hash_from_the_job(
+    session: WriteSession, post: Post
+) -> None:
     await enqueue_registration(session)
 
     assert [subject for _, subject in await post.subjects()] == [f"You have an account at {product.NAME} already"]
@@ -104,7 +106,7 @@ async def test_a_registration_that_fails_keeps_the_hash_for_the_next_attempt(
     assert await hashes(session) == [HASH]
 
 
-async def test_of_two_workers_with_one_registration_one_makes_the_account_and_no_hash_is_left(
+async def test_concurrent_runs_of_one_registration_create_one_account_and_leave_no_hash(
     clone_url: str, work: Work
 ) -> None:
     database = Database(make_settings(clone_url).database)
@@ -127,7 +129,7 @@ async def test_of_two_workers_with_one_registration_one_makes_the_account_and_no
 
 
 @pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
-async def test_a_row_of_the_release_that_had_the_jobs_in_auth_runs(
+async def test_a_row_with_the_former_name_of_the_job_runs(
     session: WriteSession, post: Post, ada: User, job: AnyJob
 ) -> None:
     await queue.enqueue(session, job, ada.email)
@@ -136,7 +138,7 @@ async def test_a_row_of_the_release_that_had_the_jobs_in_auth_runs(
     assert [mail.to for mail in await post.collect()] == [ada.email]
 
 
-async def test_a_registration_of_the_release_that_had_the_jobs_in_auth_runs(session: WriteSession, post: Post) -> None:
+async def test_a_registration_with_the_former_name_of_the_job_runs(session: WriteSession, post: Post) -> None:
     await enqueue_registration(session)
     await change(session, "UPDATE procrastinate_jobs SET task_name = 'auth.jobs:register'")
 
@@ -145,7 +147,7 @@ async def test_a_registration_of_the_release_that_had_the_jobs_in_auth_runs(sess
 
 
 @pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
-async def test_a_job_that_fails_has_not_used_up_its_mail(
+async def test_a_failed_job_does_not_count_against_the_mail_limit(
     session: WriteSession, work: Work, post: Post, ada: User, job: AnyJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
@@ -164,7 +166,7 @@ async def fail(*_arguments: object) -> None:
 
 
 @pytest.mark.parametrize("job", [jobs.resend_verification, jobs.forgot_password])
-async def test_a_job_whose_account_is_gone_or_disabled_mails_nothing(
+async def test_a_job_for_a_deleted_or_disabled_account_mails_nothing(
     session: WriteSession, work: Work, post: Post, ada: User, job: AnyJob
 ) -> None:
     await session.execute(text("UPDATE users SET is_active = false"))
@@ -183,7 +185,7 @@ JOBS = [jobs.forgot_password, jobs.resend_verification]
 
 
 @pytest.mark.parametrize("order", [JOBS, JOBS[::-1]])
-async def test_all_that_is_asked_for_one_account_counts_together(
+async def test_all_mails_to_one_account_count_against_one_limit(
     work: Work, post: Post, ada: User, order: list[AnyJob]
 ) -> None:
     for job in order:
@@ -192,7 +194,7 @@ async def test_all_that_is_asked_for_one_account_counts_together(
     assert len(await post.collect()) == 1
 
 
-async def test_a_link_replaced_before_its_mail_went_out_is_not_mailed(
+async def test_a_link_that_was_replaced_before_its_mail_is_not_mailed(
     session: WriteSession, work: Work, post: Post, ada: User
 ) -> None:
     await jobs.resend_verification(work, ada.email)
@@ -202,7 +204,7 @@ async def test_a_link_replaced_before_its_mail_went_out_is_not_mailed(
     assert len(await post.collect()) == 1
 
 
-async def test_a_switched_off_limiter_mails_every_time(
+async def test_without_limits_every_request_sends_a_mail(
     database: Database, settings: Settings, session: WriteSession, work: Work, post: Post, ada: User
 ) -> None:
     open_settings = settings.model_copy(

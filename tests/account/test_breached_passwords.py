@@ -57,14 +57,16 @@ def assert_refused(response: Response, pointer: str) -> None:
 
 
 @pytest.mark.parametrize("spelled", [BREACHED, "cre\u0300me bru\u0302le\u0301e for breakfast"])
-async def test_nobody_registers_with_it(client: AsyncClient, session: WriteSession, spelled: str) -> None:
+async def test_a_breached_password_is_refused_at_registration(
+    client: AsyncClient, session: WriteSession, spelled: str
+) -> None:
     assert_refused(await register(client, spelled), "#/password")
     assert await jobs(session) == []
 
     assert (await register(client, "x" + BREACHED)).status_code == 202
 
 
-async def test_nobody_changes_to_it(client: AsyncClient, ada: User) -> None:
+async def test_a_breached_password_is_refused_at_a_change(client: AsyncClient, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     body = {"current_password": "correct horse battery staple", "new_password": BREACHED}
 
@@ -74,7 +76,9 @@ async def test_nobody_changes_to_it(client: AsyncClient, ada: User) -> None:
     assert (await log_in(client, ada.email, BREACHED)).status_code == 400
 
 
-async def test_nobody_resets_to_it_and_the_link_stays_usable(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_a_breached_password_is_refused_at_a_reset_and_the_link_stays_usable(
+    client: AsyncClient, post: Post, ada: User
+) -> None:
     await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
     secret = await post.link()
 
@@ -82,7 +86,9 @@ async def test_nobody_resets_to_it_and_the_link_stays_usable(client: AsyncClient
     assert (await reset(client, secret, NEW_PASSWORD)).status_code == 204
 
 
-async def test_nobody_sets_it_as_the_first_one(client: AsyncClient, post: Post, admin: LoggedIn) -> None:
+async def test_a_breached_password_is_refused_as_the_first_password(
+    client: AsyncClient, post: Post, admin: LoggedIn
+) -> None:
     await client.post("/api/v1/users", json={"email": "invited@example.com"}, headers=admin.headers)
     secret = await post.link()
 
@@ -90,7 +96,7 @@ async def test_nobody_sets_it_as_the_first_one(client: AsyncClient, post: Post, 
     assert (await reset(client, secret, NEW_PASSWORD)).status_code == 204
 
 
-async def test_without_the_file_it_is_told_and_registration_goes_on(
+async def test_without_the_file_registration_works_and_the_log_says_so(
     client: AsyncClient, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.to_thread(file.unlink)
@@ -101,7 +107,7 @@ async def test_without_the_file_it_is_told_and_registration_goes_on(
     assert "breached passwords cannot be read" in caplog.messages
 
 
-async def test_a_file_put_in_its_place_is_used_at_once(client: AsyncClient, file: Path) -> None:
+async def test_a_replaced_file_is_used_at_once(client: AsyncClient, file: Path) -> None:
     write(file.with_name("newer.txt"), [NEW_PASSWORD]).replace(file)
 
     assert_refused(await register(client, NEW_PASSWORD), "#/password")

@@ -59,7 +59,9 @@ async def confirm(client: AsyncClient, secret: str) -> Response:
     return await client.post(CONFIRM, json={"token": secret})
 
 
-async def test_the_new_address_confirms_and_the_old_one_is_told(client: AsyncClient, post: Post, pair: Pair) -> None:
+async def test_the_new_address_confirms_and_the_old_one_gets_a_notice(
+    client: AsyncClient, post: Post, pair: Pair
+) -> None:
     asked = await ask(client, pair, "Lovelace@EXAMPLE.org")
     first = {mail.to: mail for mail in await post.collect()}
     confirmed = await confirm(client, link_in(first["Lovelace@example.org"]).partition("#token=")[2])
@@ -72,7 +74,7 @@ async def test_the_new_address_confirms_and_the_old_one_is_told(client: AsyncCli
     assert await post.subjects() == [("ada@example.com", f"Your account at {product.NAME} has moved")]
 
 
-async def test_nothing_moves_before_it_is_confirmed(
+async def test_the_address_does_not_change_before_it_is_confirmed(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
 ) -> None:
     before = await existing(session, ada.id)
@@ -99,7 +101,7 @@ async def test_the_new_address_logs_in_and_the_old_does_not(
     assert row.version == ada.version + 1
 
 
-async def test_the_sessions_of_others_end_and_the_one_that_asked_goes_on(
+async def test_the_other_sessions_end_and_the_requesting_one_continues(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair, user: LoggedIn
 ) -> None:
     other = await pair_of(client, ada.email)
@@ -116,7 +118,7 @@ async def test_the_sessions_of_others_end_and_the_one_that_asked_goes_on(
     assert (await session.scalars(statement, {"id": ada.id})).all() == ["email_changed"]
 
 
-async def test_it_may_be_confirmed_after_the_session_that_asked_has_ended(
+async def test_a_change_can_be_confirmed_after_the_requesting_session_has_ended(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
 ) -> None:
     await ask(client, pair)
@@ -128,7 +130,7 @@ async def test_it_may_be_confirmed_after_the_session_that_asked_has_ended(
     assert (await existing(session, ada.id)).email == NEW
 
 
-async def test_the_log_knows_who_asked_and_what_came_of_it(
+async def test_the_audit_log_has_the_request_and_the_change(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
 ) -> None:
     await ask(client, pair)
@@ -194,12 +196,12 @@ async def test_an_address_taken_meanwhile_is_refused_like_a_forged_link(
     assert await post.collect() == []
 
 
-async def test_what_the_database_refuses_for_another_reason_is_an_error(session: WriteSession, ada: User) -> None:
+async def test_another_violated_constraint_raises(session: WriteSession, ada: User) -> None:
     with pytest.raises(IntegrityError, match="ck_users_role"):
         await crud.change_unless_taken(session, ada.id, {"role": "king"})
 
 
-async def test_an_address_freed_again_can_still_be_moved_to(
+async def test_an_address_that_became_free_again_can_be_confirmed(
     client: AsyncClient, session: WriteSession, post: Post, pair: Pair
 ) -> None:
     other = await make_user(session, email=NEW)
@@ -214,7 +216,7 @@ async def test_an_address_freed_again_can_still_be_moved_to(
 
 
 @pytest.mark.parametrize("new_email", ["ada@example.com", "ADA@Example.com", "other@example.com", "free@example.com"])
-async def test_asking_tells_nothing_about_an_address(
+async def test_a_requested_change_reveals_nothing_about_the_address(
     client: AsyncClient, session: WriteSession, pair: Pair, new_email: str
 ) -> None:
     await make_user(session, email="other@example.com", email_verified_at=None)
@@ -237,7 +239,7 @@ async def test_another_spelling_of_one_s_own_address_is_a_change(
     assert (await existing(session, ada.id)).email == "ADA@example.com"
 
 
-async def test_a_wrong_password_asks_for_nothing(client: AsyncClient, session: WriteSession, pair: Pair) -> None:
+async def test_a_wrong_password_requests_no_change(client: AsyncClient, session: WriteSession, pair: Pair) -> None:
     before = (await snapshot(session))["account_links"]
 
     response = await ask(client, pair, password="not the password, surely")
@@ -247,7 +249,7 @@ async def test_a_wrong_password_asks_for_nothing(client: AsyncClient, session: W
     assert await jobs(session) == []
 
 
-async def test_a_password_reset_while_the_password_is_checked_leaves_no_link(
+async def test_a_password_reset_during_hashing_leaves_no_link(
     client: AsyncClient, session: WriteSession, post: Post, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.post(f"{AUTH}/password/forgot", json={"email": "ada@example.com"})
@@ -285,7 +287,7 @@ async def test_a_link_of_a_disabled_account_is_refused(
     assert response.status_code == (400 if "is_active" in state else 204)
 
 
-async def test_links_that_went_to_the_old_address_die(
+async def test_links_mailed_to_the_old_address_stop_working(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
 ) -> None:
     await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
@@ -299,7 +301,7 @@ async def test_links_that_went_to_the_old_address_die(
     assert (await snapshot(session))["account_links"] == []
 
 
-async def test_after_the_move_mail_goes_to_the_new_address(
+async def test_after_the_change_mail_goes_to_the_new_address(
     client: AsyncClient, session: WriteSession, post: Post, pair: Pair
 ) -> None:
     await ask(client, pair)
@@ -313,7 +315,7 @@ async def test_after_the_move_mail_goes_to_the_new_address(
     assert [mail.to for mail in await post.collect()] == [NEW]
 
 
-async def test_a_mail_to_a_new_address_is_counted_like_every_other(
+async def test_mail_to_a_new_address_counts_against_its_mail_limit(
     client: AsyncClient, session: WriteSession, post: Post, pair: Pair
 ) -> None:
     answers = [(await ask(client, pair)).status_code for _ in range(2)]
@@ -324,7 +326,7 @@ async def test_a_mail_to_a_new_address_is_counted_like_every_other(
     assert [mail.to for mail in await post.collect() if "#token" in mail.text] == [NEW]
 
 
-async def test_nobody_sends_mail_to_many_addresses_by_moving(client: AsyncClient, post: Post, pair: Pair) -> None:
+async def test_changes_of_address_are_limited_per_account(client: AsyncClient, post: Post, pair: Pair) -> None:
     answers = [await ask(client, pair, f"victim{number}@example.org") for number in range(6)]
 
     assert [response.status_code for response in answers] == [202] * 5 + [429]
@@ -332,7 +334,7 @@ async def test_nobody_sends_mail_to_many_addresses_by_moving(client: AsyncClient
     assert "victim5@example.org" not in [mail.to for mail in await post.collect()]
 
 
-async def test_how_often_one_account_asks_to_move_is_no_matter_of_another(
+async def test_changes_of_address_of_one_account_do_not_limit_another(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, pair: Pair
 ) -> None:
     other = await make_user(session, hasher)
@@ -355,7 +357,7 @@ async def test_how_often_one_account_asks_to_move_is_no_matter_of_another(
         ({"new_email": NEW, "password": PASSWORD, "email": NEW}, "#/email"),
     ],
 )
-async def test_what_is_no_change_is_invalid(client: AsyncClient, user: LoggedIn, body: Any, pointer: str) -> None:
+async def test_an_invalid_change_is_refused(client: AsyncClient, user: LoggedIn, body: Any, pointer: str) -> None:
     assert_problem(await client.post(PATH, json=body, headers=user.headers), 422, "validation_error", pointer)
 
 

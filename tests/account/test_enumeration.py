@@ -55,7 +55,7 @@ async def test_every_address_costs_the_same_statements(
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_no_address_costs_another_time(asked: AsyncClient, operation: str) -> None:
+async def test_no_address_takes_a_different_time(asked: AsyncClient, operation: str) -> None:
     findings = judge(operation, await sample(asked, operation, SAMPLES, of_each=2, warm_up=3))
 
     assert max(finding.area for finding in findings) < BOUND, "\n".join(map(str, findings))

@@ -32,7 +32,7 @@ async def export(client: AsyncClient, headers: dict[str, str]) -> Any:
     return response.json()
 
 
-async def test_an_account_that_an_administrator_changed_in_every_way_shows_nothing_of_the_administrator(
+async def test_the_export_does_not_name_the_administrator_who_changed_the_account(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, admin: LoggedIn
 ) -> None:
     ada = await make_user(session, hasher, email="ada@example.com")
@@ -75,7 +75,7 @@ async def test_an_account_that_an_administrator_changed_in_every_way_shows_nothi
         assert foreign not in str(document)
 
 
-async def test_what_an_administrator_did_to_others_does_not_name_them(
+async def test_the_export_of_an_administrator_does_not_name_other_accounts(
     client: AsyncClient, user: LoggedIn, admin: LoggedIn
 ) -> None:
     await client.patch(f"{USERS}/{user.user_id}", json={"role": "admin"}, headers=admin.headers)
@@ -90,7 +90,7 @@ async def test_what_an_administrator_did_to_others_does_not_name_them(
         assert foreign not in str(document)
 
 
-async def test_a_stolen_session_is_named_and_the_network_of_its_thief_is_not(
+async def test_the_export_has_the_stolen_session_but_not_the_network_of_the_thief(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     stolen = uuid4()
@@ -105,7 +105,7 @@ async def test_a_stolen_session_is_named_and_the_network_of_its_thief_is_not(
 
 
 @pytest.mark.parametrize("kind", ["audit_events", "sessions"])
-async def test_an_export_holds_the_newest_and_says_that_there_is_more(
+async def test_a_truncated_export_has_the_newest_rows_and_says_so(
     client: AsyncClient, session: WriteSession, user: LoggedIn, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(service, "EXPORTED", 3)
@@ -133,7 +133,7 @@ async def test_an_export_holds_the_newest_and_says_that_there_is_more(
     assert EXPORTED >= 1000
 
 
-async def test_the_export_holds_account_sessions_and_log_and_no_secret(
+async def test_the_export_has_account_sessions_and_events_but_no_secret(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, post: Post, user: LoggedIn
 ) -> None:
     ada = await make_user(session, hasher, email="ada@example.com", full_name="Ada Lovelace")
@@ -169,5 +169,5 @@ async def test_the_export_holds_account_sessions_and_log_and_no_secret(
     assert json.dumps(document).count("127.0.0.1") == 0
 
 
-async def test_nobody_exports_without_a_token(client: AsyncClient) -> None:
+async def test_an_export_needs_a_token(client: AsyncClient) -> None:
     assert_problem(await client.get(f"{ME}/export"), 401, "unauthorized")

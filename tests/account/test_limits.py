@@ -63,7 +63,7 @@ def verify_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Re
 
 
 @pytest.mark.parametrize("ask", [verify, confirm, reset, verify_at_length])
-async def test_guessed_links_count_against_the_address(
+async def test_guessed_links_count_against_the_client_address(
     client: AsyncClient, session: WriteSession, ada: User, ask: Ask
 ) -> None:
     pair = await pair_of(client, ada.email)
@@ -93,7 +93,7 @@ def forgot(client: AsyncClient, email: str) -> Awaitable[Response]:
 
 
 @pytest.mark.parametrize("ask", [register, resend, forgot])
-async def test_who_asks_for_mail_is_counted_by_address(
+async def test_requests_for_mail_count_against_the_client_address(
     client: AsyncClient, session: WriteSession, ask: Callable[[AsyncClient, str], Awaitable[Response]]
 ) -> None:
     await ask(client, "ada@example.com")

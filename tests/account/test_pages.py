@@ -22,7 +22,7 @@ PATHS = ["/account/verify-email", "/account/confirm-email", "/account/set-passwo
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_page_brings_nothing_of_others_and_runs_nothing_inline(client: AsyncClient, path: str) -> None:
+async def test_a_page_loads_nothing_from_elsewhere_and_has_no_inline_code(client: AsyncClient, path: str) -> None:
     response = await client.get(path)
 
     assert response.status_code == 200
@@ -39,7 +39,7 @@ async def test_a_page_brings_nothing_of_others_and_runs_nothing_inline(client: A
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_what_a_page_refers_to_is_there_also_below_a_path(client: AsyncClient, path: str) -> None:
+async def test_the_files_of_a_page_are_found_below_a_path_prefix(client: AsyncClient, path: str) -> None:
     page = (await client.get(path)).text
     referred = re.findall(r'(?:href|src)="([^"]+)"', page)
     (endpoint,) = re.findall(r'data-endpoint="([^"]+)"', page)
@@ -59,7 +59,7 @@ async def test_every_mailed_link_leads_to_a_page(client: AsyncClient) -> None:
         assert (await client.get(page.path)).status_code == 200
 
 
-async def test_the_form_wants_what_the_settings_want(database_url: str, database: Database) -> None:
+async def test_the_form_requires_the_configured_password_length(database_url: str, database: Database) -> None:
     settings = make_settings(database_url, auth={"password_min_length": 23})
     async with running(create_app(settings, database)) as client:
         page = (await client.get("/account/set-password")).text
@@ -96,13 +96,13 @@ async def test_there_are_no_other_pages(client: AsyncClient, name: str) -> None:
     assert (await client.get(f"/account/{name}")).status_code == 404
 
 
-async def test_a_page_takes_nothing_in(client: AsyncClient) -> None:
+async def test_a_page_accepts_no_post(client: AsyncClient) -> None:
     assert_problem(
         await client.post("/account/set-password", data={"password": NEW_PASSWORD}), 405, "method_not_allowed"
     )
 
 
-async def test_pages_are_no_part_of_the_api_s_description(client: AsyncClient) -> None:
+async def test_the_pages_are_not_in_the_openapi_document(client: AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
 
     assert not any(path.startswith("/account") for path in paths)

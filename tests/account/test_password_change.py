@@ -44,7 +44,9 @@ async def test_the_new_password_logs_in_and_the_old_does_not(client: AsyncClient
     assert (await log_in(client, ada.email, PASSWORD)).status_code == 400
 
 
-async def test_the_other_sessions_end_and_this_one_goes_on_by_refresh(client: AsyncClient, ada: User) -> None:
+async def test_the_other_sessions_end_and_this_one_continues_with_its_refresh_token(
+    client: AsyncClient, ada: User
+) -> None:
     this, other = [await pair_of(client, ada.email) for _ in range(2)]
 
     await change(client, this)
@@ -57,13 +59,13 @@ async def test_the_other_sessions_end_and_this_one_goes_on_by_refresh(client: As
     assert (await client.get(ME, headers=bearer(following.json()))).status_code == 200
 
 
-async def test_the_sessions_of_others_live(client: AsyncClient, ada: User, user: LoggedIn) -> None:
+async def test_the_sessions_of_other_accounts_continue(client: AsyncClient, ada: User, user: LoggedIn) -> None:
     await change(client, await pair_of(client, ada.email))
 
     assert (await client.get(ME, headers=user.headers)).status_code == 200
 
 
-async def test_the_owner_is_told_and_the_log_knows(
+async def test_the_owner_gets_a_notice_and_the_audit_log_an_event(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     pair = await pair_of(client, ada.email)
@@ -120,13 +122,13 @@ async def test_a_weak_password_is_refused(
     assert await existing(session, ada.id) == before
 
 
-async def test_a_weak_password_says_nothing_about_the_current_one(client: AsyncClient, ada: User) -> None:
+async def test_a_weak_password_reveals_nothing_about_the_current_one(client: AsyncClient, ada: User) -> None:
     response = await change(client, await pair_of(client, ada.email), current="not the password, surely", new="short")
 
     assert_problem(response, 403, "wrong_password")
 
 
-async def test_links_that_are_on_their_way_die(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_pending_links_stop_working(client: AsyncClient, post: Post, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
     reset = await post.link()
@@ -150,7 +152,7 @@ async def test_links_that_are_on_their_way_die(client: AsyncClient, post: Post, 
         "UPDATE users SET is_active = false, authz_version = authz_version + 1 WHERE id = :id",
     ],
 )
-async def test_whoever_is_logged_out_while_the_password_is_checked_changes_nothing(
+async def test_a_client_that_is_logged_out_during_hashing_changes_nothing(
     client: AsyncClient, session: WriteSession, ada: User, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     pair, verify = await pair_of(client, ada.email), PasswordHasher.verify
@@ -168,7 +170,7 @@ async def test_whoever_is_logged_out_while_the_password_is_checked_changes_nothi
     assert not await events(session, "auth.password_changed")
 
 
-async def test_nobody_changes_a_password_without_a_token(client: AsyncClient, session: WriteSession) -> None:
+async def test_a_change_needs_a_token(client: AsyncClient, session: WriteSession) -> None:
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
 
     assert_problem(await client.put(PATH, json=body), 401, "unauthorized")
@@ -185,11 +187,13 @@ async def test_nobody_changes_a_password_without_a_token(client: AsyncClient, se
         ({"current_password": PASSWORD, "new_password": NEW_PASSWORD, "user_id": 1}, "#/user_id"),
     ],
 )
-async def test_what_is_no_change_is_invalid(client: AsyncClient, user: LoggedIn, body: Any, pointer: str) -> None:
+async def test_an_invalid_change_is_refused(client: AsyncClient, user: LoggedIn, body: Any, pointer: str) -> None:
     assert_problem(await client.put(PATH, json=body, headers=user.headers), 422, "validation_error", pointer)
 
 
-async def test_the_present_password_is_no_new_one(client: AsyncClient, session: WriteSession, ada: User) -> None:
+async def test_the_current_password_is_refused_as_the_new_one(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
     pair = await pair_of(client, ada.email)
     stored = (await existing(session, ada.id)).hashed_password
 
@@ -202,13 +206,13 @@ async def test_the_present_password_is_no_new_one(client: AsyncClient, session: 
     assert not await events(session, "auth.password_changed")
 
 
-async def test_a_wrong_password_given_twice_is_wrong(client: AsyncClient, ada: User) -> None:
+async def test_a_wrong_password_given_as_both_is_wrong(client: AsyncClient, ada: User) -> None:
     response = await change(client, await pair_of(client, ada.email), NEW_PASSWORD, NEW_PASSWORD)
 
     assert_problem(response, 403, "wrong_password")
 
 
-async def test_the_present_password_spelled_otherwise_is_no_new_one(
+async def test_another_spelling_of_the_current_password_is_refused(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     password = "caf\u00e9 au lait at noon"
@@ -222,7 +226,7 @@ async def test_the_present_password_spelled_otherwise_is_no_new_one(
     assert (await change(client, pair, password, password.upper())).status_code == 204
 
 
-async def test_an_account_without_a_password_has_none_to_confirm(
+async def test_an_account_without_a_password_cannot_confirm_one(
     client: AsyncClient, session: WriteSession, ada: User
 ) -> None:
     pair = await pair_of(client, ada.email)
@@ -232,7 +236,7 @@ async def test_an_account_without_a_password_has_none_to_confirm(
     assert_problem(await change(client, pair), 403, "wrong_password")
 
 
-async def test_of_two_changes_at_once_one_wins_and_the_other_is_told_that_the_password_is_wrong(clone_url: str) -> None:
+async def test_of_two_concurrent_changes_one_wins_and_the_other_gets_wrong_password(clone_url: str) -> None:
     settings = make_settings(clone_url, database=PATIENT)
     database = Database(settings.database)
     hasher = PasswordHasher(settings.of(AuthSettings))
@@ -255,7 +259,7 @@ async def test_of_two_changes_at_once_one_wins_and_the_other_is_told_that_the_pa
     assert [login.status_code == 200 for login in logins] == [status == 204 for status in statuses]
 
 
-async def test_nothing_mailed_or_logged_holds_a_password(
+async def test_no_mail_event_or_job_contains_a_password(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     pair = await pair_of(client, ada.email)

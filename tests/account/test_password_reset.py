@@ -56,7 +56,7 @@ async def change(session: WriteSession, statement: str, **values: object) -> Non
     await session.commit()
 
 
-async def test_whoever_forgot_sets_a_new_password_and_logs_in(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_a_forgotten_password_can_be_replaced(client: AsyncClient, post: Post, ada: User) -> None:
     asked = await forgot(client, ada.email)
     (mail,) = await post.collect()
     done = await reset(client, secret_in(mail))
@@ -69,7 +69,7 @@ async def test_whoever_forgot_sets_a_new_password_and_logs_in(client: AsyncClien
     assert (await log_in(client, ada.email, PASSWORD)).status_code == 400
 
 
-async def test_mail_goes_to_the_stored_spelling_alone(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_mail_goes_only_to_the_stored_spelling(client: AsyncClient, post: Post, ada: User) -> None:
     await forgot(client, "aDA@EXAMPLE.com")
 
     assert [mail.to for mail in await post.collect()] == [ada.email]
@@ -100,7 +100,7 @@ async def test_the_link_leads_to_the_configured_address_whatever_the_request_say
         "Ada <ada@example.com>",
     ],
 )
-async def test_mail_cannot_be_led_to_a_second_address(
+async def test_mail_cannot_be_directed_to_a_second_address(
     client: AsyncClient, session: WriteSession, ada: User, email: Any
 ) -> None:
     response = await client.post(FORGOT, json={"email": email})
@@ -131,7 +131,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_every_address_gets_one_answer(
+async def test_every_address_gets_the_same_response(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, kind: str
 ) -> None:
     await change(session, KINDS[kind], id=ada.id)
@@ -179,7 +179,7 @@ async def test_another_link_ends_the_one_before(
 
 
 @pytest.mark.parametrize("kind", ["disabled", "unknown"])
-async def test_a_link_of_an_account_disabled_or_deleted_since_is_refused_like_a_forged_one(
+async def test_a_link_of_a_disabled_or_deleted_account_is_refused_like_a_forged_one(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, kind: str
 ) -> None:
     await forgot(client, ada.email)
@@ -230,14 +230,16 @@ async def test_every_session_ends_and_no_token_is_given(client: AsyncClient, pos
         assert (await refresh(client, pair)).status_code == 400
 
 
-async def test_the_sessions_of_others_live(client: AsyncClient, post: Post, ada: User, user: LoggedIn) -> None:
+async def test_the_sessions_of_other_accounts_continue(
+    client: AsyncClient, post: Post, ada: User, user: LoggedIn
+) -> None:
     await forgot(client, ada.email)
     await reset(client, await post.link())
 
     assert (await client.get(ME, headers=user.headers)).status_code == 200
 
 
-async def test_the_end_of_the_sessions_says_why(
+async def test_the_ended_sessions_have_the_reason(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     await pair_of(client, ada.email)
@@ -253,14 +255,14 @@ async def test_the_end_of_the_sessions_says_why(
     assert event.request_id == done.headers["x-request-id"]
 
 
-async def test_the_owner_is_told(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_the_owner_gets_a_notice(client: AsyncClient, post: Post, ada: User) -> None:
     await forgot(client, ada.email)
     await reset(client, await post.link())
 
     assert await post.subjects() == [("Ada@example.com", f"Your password for {product.NAME} has been changed")]
 
 
-async def test_a_reset_proves_the_address(client: AsyncClient, session: WriteSession, post: Post, ada: User) -> None:
+async def test_a_reset_verifies_the_address(client: AsyncClient, session: WriteSession, post: Post, ada: User) -> None:
     await change(session, KINDS["unverified"], id=ada.id)
     await client.post(f"{AUTH}/verify-email/resend", json={"email": ada.email})
     verification = await post.link()
@@ -275,7 +277,7 @@ async def test_a_reset_proves_the_address(client: AsyncClient, session: WriteSes
     assert_problem(late, 400, "invalid_token")
 
 
-async def test_an_earlier_proof_of_the_address_keeps_its_time(
+async def test_an_earlier_verification_keeps_its_time(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     await forgot(client, ada.email)
@@ -284,7 +286,7 @@ async def test_an_earlier_proof_of_the_address_keeps_its_time(
     assert (await existing(session, ada.id)).email_verified_at == ada.email_verified_at
 
 
-async def test_a_pending_change_of_address_dies_with_a_reset(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_a_reset_cancels_a_pending_change_of_address(client: AsyncClient, post: Post, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     body = {"new_email": "eve@example.com", "password": PASSWORD}
     await client.post(f"{ME}/email", json=body, headers=bearer(pair))
@@ -328,7 +330,7 @@ async def test_an_administrator_sends_a_link_and_sees_no_secret(
 
 
 @pytest.mark.parametrize("kind", ["disabled", "passwordless", "unverified"])
-async def test_an_administrator_s_link_helps_an_active_account_alone(
+async def test_a_link_of_an_administrator_works_only_for_an_active_account(
     client: AsyncClient, session: WriteSession, post: Post, admin: LoggedIn, ada: User, kind: str
 ) -> None:
     await change(session, KINDS[kind], id=ada.id)

@@ -41,7 +41,9 @@ async def make_known(session: WriteSession, hasher: PasswordHasher, kind: str) -
     return account
 
 
-async def test_whoever_registers_verifies_and_logs_in(client: AsyncClient, session: WriteSession, post: Post) -> None:
+async def test_a_new_account_verifies_its_address_and_logs_in(
+    client: AsyncClient, session: WriteSession, post: Post
+) -> None:
     asked = await register(client, "Ada@Example.COM", full_name="Ada Lovelace")
     (mail,) = await post.collect()
     verified = await client.post(f"{AUTH}/verify-email", json={"token": secret_in(mail)})
@@ -93,7 +95,7 @@ async def test_the_link_leads_to_the_configured_address_whatever_the_request_say
 
 
 @pytest.mark.parametrize("kind", ["verified", "unverified", "disabled", "passwordless"])
-async def test_a_known_address_is_answered_like_an_unknown_one(
+async def test_a_known_address_gets_the_same_response_as_an_unknown_one(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, kind: str
 ) -> None:
     known = await make_known(session, hasher, kind)
@@ -105,7 +107,7 @@ async def test_a_known_address_is_answered_like_an_unknown_one(
 
 
 @pytest.mark.parametrize("kind", ["verified", "unverified", "disabled", "passwordless"])
-async def test_the_owner_of_a_known_address_is_told_and_nothing_else_happens(
+async def test_the_owner_of_a_known_address_gets_a_notice_and_nothing_else_changes(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, post: Post, kind: str
 ) -> None:
     known = await make_known(session, hasher, kind)
@@ -123,7 +125,7 @@ async def test_the_owner_of_a_known_address_is_told_and_nothing_else_happens(
     assert (event.event, event.subject_id, event.actor_id) == ("auth.registration_repeated", known.id, None)
 
 
-async def test_a_registration_is_written_down_with_its_request(
+async def test_the_audit_log_has_the_registration_with_its_request(
     client: AsyncClient, session: WriteSession, post: Post
 ) -> None:
     response = await register(client, "ada@example.com")
@@ -148,7 +150,7 @@ async def test_a_first_registration_is_not_taken_over_by_a_second(client: AsyncC
 
 
 @pytest.mark.parametrize("again", ["a+1@gmail.com", "b.a@gmail.com", "\u0430@gmail.com", "a@gmail.co"])
-async def test_no_provider_s_habits_make_two_addresses_one(
+async def test_rules_of_mail_providers_do_not_merge_addresses(
     client: AsyncClient, session: WriteSession, post: Post, again: str
 ) -> None:
     await register(client, "a@gmail.com")
@@ -178,7 +180,9 @@ async def test_spellings_of_one_address_are_one_account(
     assert {mail.to for mail in mails} == {account.email}
 
 
-async def test_by_invitation_nobody_registers(database_url: str, database: Database, session: WriteSession) -> None:
+async def test_registration_by_invitation_refuses_new_accounts(
+    database_url: str, database: Database, session: WriteSession
+) -> None:
     settings = make_settings(database_url, auth={"registration": "invite"})
     async with running(create_app(settings, database)) as client:
         response = await register(client, "ada@example.com")
@@ -214,7 +218,7 @@ async def test_a_weak_password_is_refused_by_its_code(
 
 
 @pytest.mark.parametrize("word", ["a" * 1025, "tab\tin the middle", "line\nin the middle", "nul\0in the middle", "", 5])
-async def test_what_no_person_types_is_no_password(client: AsyncClient, word: Any) -> None:
+async def test_a_password_that_nobody_could_type_is_refused(client: AsyncClient, word: Any) -> None:
     response = await register(client, "ada@example.com", word)
 
     assert_problem(response, 422, "validation_error", "#/password")
@@ -281,7 +285,7 @@ async def test_a_name_cannot_write_the_mail(client: AsyncClient, post: Post) -> 
     assert '<a href="https://evil.co">' not in (mail.html or "")
 
 
-async def test_neither_password_nor_hash_nor_link_is_left_in_the_queue(
+async def test_the_queue_keeps_neither_password_nor_hash_nor_link(
     client: AsyncClient, session: WriteSession, post: Post
 ) -> None:
     await register(client, "ada@example.com")
@@ -294,7 +298,7 @@ async def test_neither_password_nor_hash_nor_link_is_left_in_the_queue(
     assert secret not in stored
 
 
-async def test_the_mail_of_an_unknown_address_waits_for_nothing(
+async def test_a_request_for_an_unknown_address_does_not_delay_its_registration_mail(
     client: AsyncClient, session: WriteSession, post: Post
 ) -> None:
     await client.post(f"{AUTH}/password/forgot", json={"email": "ada@example.com"})

@@ -55,7 +55,7 @@ async def test_a_link_verifies_the_address_once(
     assert (await log_in(client, ada.email)).status_code == 200
 
 
-async def test_a_verification_is_written_down(
+async def test_the_audit_log_has_the_verification(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     asked = await resend(client, ada.email)
@@ -113,7 +113,7 @@ OF_AN_UNKNOWN_PEPPER = "UPDATE account_links SET pepper_id = 99"
 
 
 @pytest.mark.parametrize("meanwhile", [DISABLED, VERIFIED, GONE, OF_AN_UNKNOWN_PEPPER])
-async def test_a_link_whose_time_has_passed_is_refused_like_a_forged_one(
+async def test_a_link_that_no_longer_applies_is_refused_like_a_forged_one(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, meanwhile: str
 ) -> None:
     await resend(client, ada.email)
@@ -159,7 +159,7 @@ async def test_a_link_refused_while_the_account_is_disabled_is_not_spent(
         "x" * 513,
     ],
 )
-async def test_junk_is_refused_like_a_dead_link(client: AsyncClient, token: str) -> None:
+async def test_malformed_text_is_refused_like_an_expired_link(client: AsyncClient, token: str) -> None:
     response = await verify(client, token)
 
     assert_problem(response, 400, "invalid_token")
@@ -177,7 +177,7 @@ async def test_junk_is_refused_like_a_dead_link(client: AsyncClient, token: str)
         ({"token": "x", "email": "ada@example.com"}, "#/email"),
     ],
 )
-async def test_what_is_no_proof_is_invalid(client: AsyncClient, body: dict[str, Any], pointer: str) -> None:
+async def test_an_invalid_body_is_refused(client: AsyncClient, body: dict[str, Any], pointer: str) -> None:
     assert_problem(await client.post(VERIFY, json=body), 422, "validation_error", pointer)
 
 
@@ -206,7 +206,7 @@ async def test_reading_changes_nothing(client: AsyncClient, session: WriteSessio
 
 
 @pytest.mark.parametrize("kind", ["unknown", "verified", "unverified", "disabled"])
-async def test_every_address_gets_one_answer_and_only_one_kind_gets_mail(
+async def test_every_address_gets_the_same_response_and_only_unverified_accounts_get_mail(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, kind: str
 ) -> None:
     states = {"verified": VERIFIED, "disabled": DISABLED}
@@ -243,11 +243,11 @@ async def test_six_requests_in_an_hour_are_five_mails(
 @pytest.mark.parametrize(
     "email", [["v@example.com", "e@evil.co"], "no address", None, "", "a@b@c", "x" * 300 + "@x.co"]
 )
-async def test_what_is_no_address_is_refused(client: AsyncClient, email: Any) -> None:
+async def test_an_invalid_address_is_refused(client: AsyncClient, email: Any) -> None:
     assert_problem(await client.post(RESEND, json={"email": email}), 422, "validation_error", "#/email")
 
 
-async def test_of_twenty_who_follow_a_link_at_once_one_is_told_it_was_theirs(clone_url: str) -> None:
+async def test_of_twenty_concurrent_uses_of_a_link_exactly_one_succeeds(clone_url: str) -> None:
     settings = make_settings(clone_url, database=PATIENT)
     database = Database(settings.database)
     post = Post(database, settings)
@@ -264,7 +264,7 @@ async def test_of_twenty_who_follow_a_link_at_once_one_is_told_it_was_theirs(clo
     assert len(written) == 1
 
 
-async def test_who_is_logged_in_may_verify_as_well(client: AsyncClient, post: Post, ada: User, user: LoggedIn) -> None:
+async def test_a_logged_in_client_can_verify_too(client: AsyncClient, post: Post, ada: User, user: LoggedIn) -> None:
     await resend(client, ada.email)
 
     response = await client.post(VERIFY, json={"token": await post.link()}, headers=user.headers)
