@@ -9,8 +9,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli import cli
 from app.core.db.database import Database
-from app.core.errors import NotFoundError
-from app.jobs.errors import PermanentError
+from app.core.errors import NotFoundError, PermanentError
 from app.jobs.queue import Work, enqueue
 from tests.conftest import KEY_SET
 from tests.jobs.conftest import MakeWorker, eventually, rows, statuses

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import text
 
 from app.core.db.database import Database, WriteSession
-from app.jobs.errors import PermanentError, TemporaryError
+from app.core.errors import PermanentError, TemporaryError
 from app.jobs.queue import Policy, Work, enqueue, from_json, name_of, parameters, policy, policy_of
 
 ID = UUID("0198c0de-0000-7000-8000-000000000001")

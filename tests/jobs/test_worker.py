@@ -13,9 +13,9 @@ import structlog
 from sqlalchemy import text
 
 from app.core.db.database import Database
+from app.core.errors import PermanentError, TemporaryError
 from app.dev.ports import free_port
 from app.jobs import housekeeping
-from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.queue import AnyJob, Periodic, Policy, Work, enqueue, formerly, name_of, policy
 from app.jobs.worker import JobWorker
 from tests.core.scrape import counted_so_far

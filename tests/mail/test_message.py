@@ -8,7 +8,7 @@ import pytest
 from jinja2 import TemplateNotFound, UndefinedError
 
 from app.core import product
-from app.jobs.errors import PermanentError
+from app.core.errors import PermanentError
 from app.mail.mailer import Mailer, make_mailer
 from app.mail.message import InvalidMessageError, Message
 from app.mail.settings import MailSettings

@@ -238,6 +238,14 @@ class UnavailableError(AppError):
         super().__init__(headers={"Retry-After": str(retry_after)})
 
 
+class PermanentError(Exception):
+    """Work failed and a retry cannot succeed. The job that raises it is marked as failed; `app jobs failed` lists it."""
+
+
+class TemporaryError(Exception):
+    """Something outside this process is unavailable. The job is retried, and its log line has no traceback."""
+
+
 class ConfigurationError(Exception):
     """The settings cannot be used; the text names every problem, one a line."""
 

@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core.db import failures
 from app.core.db.database import Database, WriteSession
+from app.core.errors import TemporaryError
 from app.core.observability.metrics import Counter
-from app.jobs.errors import TemporaryError
 
 # Rows that one step looks at or deletes.
 BATCH = 1000

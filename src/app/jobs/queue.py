@@ -19,9 +19,9 @@ from uuid_utils.compat import uuid7
 
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
+from app.core.errors import PermanentError
 from app.core.observability.tracing import current_parent
 from app.core.security.keys import KeyRing
-from app.jobs.errors import PermanentError
 
 if TYPE_CHECKING:
     # The process that enqueues a mail does not send it: only workers load the mail libraries.

@@ -15,10 +15,10 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
 from app.core.db.failures import is_transient
+from app.core.errors import PermanentError, TemporaryError
 from app.core.observability.metrics import Counter, Histogram
 from app.core.observability.tracing import UNTRACED, continued
 from app.jobs import service
-from app.jobs.errors import PermanentError, TemporaryError
 from app.jobs.library import delay
 from app.jobs.queue import AnyJob, Policy, Work, from_json, names_of, parameters, policy_of
 

@@ -8,10 +8,9 @@ from typing import Any, override
 from sqlalchemy import text
 
 from app.core.db.database import ReadSession, WriteSession
-from app.core.errors import NotFoundError
+from app.core.errors import NotFoundError, TemporaryError
 from app.core.observability.logs import redact
 from app.core.observability.metrics import Reading
-from app.jobs.errors import TemporaryError
 from app.jobs.queue import Policy
 
 _MAX_ERROR = 500

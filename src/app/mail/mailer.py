@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
 
 from app import features
+from app.core.errors import PermanentError
 from app.core.observability.metrics import Counter
-from app.jobs.errors import PermanentError
 from app.mail.message import Message, parse_address
 from app.mail.settings import MailSettings
 from app.mail.transports import Transport, make_transport

@@ -9,7 +9,7 @@ from email.message import EmailMessage
 from email.policy import SMTPUTF8
 from email.utils import format_datetime
 
-from app.jobs.errors import PermanentError
+from app.core.errors import PermanentError
 
 # Written by a program: no out-of-office notice is to answer, and mailing lists drop it.
 AUTOMATIC: Mapping[str, str] = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}

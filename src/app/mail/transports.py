@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
 
-from app.jobs.errors import PermanentError, TemporaryError
+from app.core.errors import PermanentError, TemporaryError
 from app.mail.message import Message
 from app.mail.settings import MailSettings
 

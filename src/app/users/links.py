@@ -12,8 +12,8 @@ from uuid import UUID
 
 from app.core import base64url
 from app.core.db.database import ReadSession, WriteSession
+from app.core.errors import TemporaryError
 from app.core.security.keys import KeyRing
-from app.jobs.errors import TemporaryError
 from app.users import crud
 from app.users.models import AccountLink, Purpose
 
