@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from os import environ
 from pathlib import Path
 
-from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
+from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
 from benchmarks.cases import Case, cases
 from benchmarks.lab import Lab
 from benchmarks.load import LoadError, refuse_to_start_without_tools

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.dev.embedded_postgres import server_for_tests
+from app.dev.postgres.cluster import server_for_tests
 from benchmarks.cases import CALLERS, CPU, FAILED, ME, P50, P99, RATE, Sample, bearer, send
 from benchmarks.lab import Lab, Site
 from benchmarks.load import Plan, refuse_to_start_without_tools

@@ -27,7 +27,7 @@ from app.core.db.reads import SessionReads
 from app.core.environment import forget_libpq
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import generate_key_set
-from app.dev.embedded_postgres import EmbeddedPostgresError, server_for_tests
+from app.dev.postgres.cluster import EmbeddedPostgresError, server_for_tests
 from app.main import create_app
 from app.migrations import runner
 from app.migrations.errors import MigrationError

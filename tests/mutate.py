@@ -22,7 +22,7 @@ from mutmut.configuration import config
 from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.utils.format_utils import get_mutant_name
 
-from app.dev.embedded_postgres import server_for_tests
+from app.dev.postgres.cluster import server_for_tests
 from tests.conftest import ROOT, TEMPLATE_VARIABLE, make_template
 
 THRESHOLD = 0.9

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from sqlalchemy import make_url
 
-from app.dev.embedded_postgres import Cluster
-from app.dev.postgres_binaries import PostgresBinaries, find_binaries
+from app.dev.postgres.binaries import PostgresBinaries, find_binaries
+from app.dev.postgres.cluster import Cluster
 
 _DAY = timedelta(days=1)
 _PROGRAMS = Path("/usr/lib/postgresql")

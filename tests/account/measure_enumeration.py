@@ -25,7 +25,7 @@ from httpx2 import AsyncClient
 from app.auth.settings import AuthSettings
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
-from app.dev.embedded_postgres import server_for_tests
+from app.dev.postgres.cluster import server_for_tests
 from tests.auth.post import AUTH
 from tests.conftest import ROOT, cloned, make_settings, make_template
 from tests.factories import PASSWORD, make_user

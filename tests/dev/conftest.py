@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.embedded_postgres import Cluster
+from app.dev.postgres.cluster import Cluster
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from app.dev import run as make_run
-from app.dev.embedded_postgres import Cluster
 from app.dev.ports import free_port
+from app.dev.postgres.cluster import Cluster
 
 PROGRAM = """
 import sys

@@ -12,11 +12,11 @@ import asyncpg
 from pydantic import SecretStr
 
 from app.core.config import DatabaseSettings
-from app.dev.embedded_postgres import Cluster
 from app.dev.ports import free_port
-from app.dev.postgres_binaries import find_binaries
-from app.dev.postgres_footing import find_footing
-from app.dev.postgres_lock import ClusterFiles
+from app.dev.postgres.binaries import find_binaries
+from app.dev.postgres.cluster import Cluster
+from app.dev.postgres.lock import ClusterFiles
+from app.dev.postgres.run_as import find_footing
 from app.migrations import runner
 from tests.volume import plain
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.auth.settings import AuthSettings
 from app.core.security.hashing import PasswordHasher
-from app.dev.embedded_postgres import server_for_tests
+from app.dev.postgres.cluster import server_for_tests
 from tests.conftest import ROOT, cloned, make_settings, template
 from tests.factories import PASSWORD
 from tests.servers import real_server

@@ -19,8 +19,8 @@ from app.auth.settings import AuthSettings
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.keys import load_key_ring
-from app.dev.embedded_postgres import Cluster
 from app.dev.ports import free_port
+from app.dev.postgres.cluster import Cluster
 from app.jobs.queue import Work, enqueue
 from app.jobs.worker import JobWorker
 from app.main import create_app

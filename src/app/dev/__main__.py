@@ -12,7 +12,7 @@ from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
 from app.dev import rename as renaming
 from app.dev import run as make_run
-from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
+from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
 from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
 

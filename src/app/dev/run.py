@@ -20,8 +20,8 @@ from app.core.errors import AppError, ConfigurationError
 from app.core.listening import PortInUseError, listen
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import generate_key_set, load_key_ring
-from app.dev.embedded_postgres import Cluster, EmbeddedPostgresError
 from app.dev.ports import free_port
+from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
 from app.mail.settings import MailSettings
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError, MigrationFileError

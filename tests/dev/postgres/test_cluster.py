@@ -14,14 +14,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.dev import postgres_footing
-from app.dev.embedded_postgres import Cluster, ClusterInUseError, EmbeddedPostgresError, server_for_tests
-from app.dev.postgres_binaries import _wheel_binaries, find_binaries
+from app.dev.postgres import run_as
+from app.dev.postgres.binaries import _wheel_binaries, find_binaries
+from app.dev.postgres.cluster import Cluster, ClusterInUseError, EmbeddedPostgresError, server_for_tests
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from app.dev.embedded_postgres import Cluster
+from app.dev.postgres.cluster import Cluster
 cluster = Cluster(Path(sys.argv[1]))
 cluster.start()
 print(cluster.url(), flush=True)
@@ -260,7 +260,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 ASK_WHO = """
 import sys
 from pathlib import Path
-from app.dev.embedded_postgres import Cluster
+from app.dev.postgres.cluster import Cluster
 with Cluster(Path(sys.argv[1]), durable=False) as cluster:
     data = next(Path("/var/tmp").glob(sys.argv[2] + "/*/data"))
     print(data.stat().st_uid, (data / "postmaster.pid").exists())
@@ -269,7 +269,7 @@ with Cluster(Path(sys.argv[1]), durable=False) as cluster:
 
 @pytest.fixture
 def refuge(tmp_path: Path) -> Iterator[Path]:
-    path = postgres_footing._refuge_of(tmp_path / "postgres")
+    path = run_as._refuge_of(tmp_path / "postgres")
     yield path
     shutil.rmtree(path, ignore_errors=True)
 

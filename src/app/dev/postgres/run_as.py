@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from app.core import product
-from app.dev import postgres_keeper
-from app.dev.postgres_binaries import EmbeddedPostgresError, PostgresBinaries
+from app.dev.postgres import watchdog
+from app.dev.postgres.binaries import EmbeddedPostgresError, PostgresBinaries
 
 type Identity = Literal["same", "namespace", "nobody"]
 
 # /var/tmp survives a restart of the machine, and every user can reach it.
 _REFUGES = Path("/var/tmp")  # Only directories that root itself has made there are used.
-_KEEPER = str(Path(postgres_keeper.__file__))
+_KEEPER = str(Path(watchdog.__file__))
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Footing:
     def give(self, path: Path) -> None:
         """Let PostgreSQL own a file or directory that we made for it."""
         if self.identity == "nobody":
-            os.chown(path, postgres_keeper.NOBODY, postgres_keeper.NOBODY)
+            os.chown(path, watchdog.NOBODY, watchdog.NOBODY)
 
 
 def find_footing(binaries: PostgresBinaries, directory: Path) -> Footing:

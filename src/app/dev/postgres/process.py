@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
-from app.dev.postgres_footing import Footing, keeper_command
+from app.dev.postgres.run_as import Footing, keeper_command
 
 # Longer than the keeper takes to go through every way of ending a server.
 STOP_PATIENCE = 25.0

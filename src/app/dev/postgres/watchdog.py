@@ -1,6 +1,6 @@
 """Runs one PostgreSQL program as a user PostgreSQL accepts, and ends it when the process that asked for it is gone.
 
-A program of its own (``python -I -S postgres_keeper.py IDENTITY LIFELINE COMMAND…``): it imports nothing of the application, so
+A program of its own (``python -I -S watchdog.py IDENTITY LIFELINE COMMAND…``): it imports nothing of the application, so
 it starts in milliseconds, and it outlives a ``kill -9`` of its owner by just the time the server needs to shut down.
 """
 
