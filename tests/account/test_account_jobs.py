@@ -84,7 +84,7 @@ async def test_a_registration_of_a_known_address_removes_the_hash_from_the_job(
 ) -> None:
     await enqueue_registration(session)
 
-    assert [subject for _, subject in await post.subjects()] == [f"You have an account at {product.NAME} already"]
+    assert [subject for _, subject in await post.subjects()] == [f"You already have an account at {product.NAME}"]
     assert await queued_hashes(session) == [None]
     assert await hashes(session) == [None]
 

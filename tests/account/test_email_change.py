@@ -68,10 +68,10 @@ async def test_the_new_address_confirms_and_the_old_one_gets_a_notice(
 
     assert (asked.status_code, asked.json()) == (202, {"detail": "If this can be done, a mail is on its way."})
     assert first["Lovelace@example.org"].subject == f"Confirm your new address for {product.NAME}"
-    assert first["ada@example.com"].subject == f"Your account at {product.NAME} is to move"
+    assert first["ada@example.com"].subject == f"Your email address for {product.NAME} is about to change"
     assert "token" not in first["ada@example.com"].text
     assert (confirmed.status_code, confirmed.content) == (204, b"")
-    assert await post.subjects() == [("ada@example.com", f"Your account at {product.NAME} has moved")]
+    assert await post.subjects() == [("ada@example.com", f"Your email address for {product.NAME} has been changed")]
 
 
 async def test_the_address_does_not_change_before_it_is_confirmed(

@@ -116,7 +116,7 @@ async def test_the_owner_of_a_known_address_gets_a_notice_and_nothing_else_chang
     await register(client, "ADA@EXAMPLE.com", "somebody else's password", full_name="Eve")
     (mail,) = await post.collect()
 
-    assert (mail.to, mail.subject) == ("ada@example.com", f"You have an account at {product.NAME} already")
+    assert (mail.to, mail.subject) == ("ada@example.com", f"You already have an account at {product.NAME}")
     assert "Eve" not in mail.text
     assert "#token" not in mail.text
     assert await accounts(session) == before

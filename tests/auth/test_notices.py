@@ -84,7 +84,7 @@ async def test_a_stolen_token_is_told_once(client: AsyncClient, session: WriteSe
     for _ in range(3):
         assert_problem(await refresh(client, pair), 400, "invalid_grant")
 
-    assert await post.subjects() == [("ada@example.com", f"A login of yours at {product.NAME} has been ended")]
+    assert await post.subjects() == [("ada@example.com", f"A login to your account at {product.NAME} has been ended")]
 
 
 @pytest.mark.parametrize(
