@@ -26,7 +26,7 @@ SAMPLES = [
     {"event": "unhandled error", "level": "error", "exception": "Traceback:\n  in f\nZeroDivisionError: by zero\n"},
     {"event": "revocation listener lost its connection", "level": "warning", "timestamp": "2026-11-26T12:00:00Z"},
     {
-        "event": "job failed and is tried again",
+        "event": "job failed and will be retried",
         "timestamp": "2026-11-26T12:00:00Z",
         "job": "users.jobs:mail_link",
         "attempt": 2,

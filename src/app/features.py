@@ -19,12 +19,12 @@ FEATURES: tuple[str, ...] = (
 )
 """Lowest first: a feature may import the features before it."""
 
-_PLATFORM = ("jobs", "mail")
+_PLATFORM = ("mail", "jobs")
 PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "templates")
 
 
 def names() -> tuple[str, ...]:
-    """Return the packages that may bring parts: queue and mail first, then the features."""
+    """Return the packages that may bring parts: mail and queue first, then the features."""
     return (*_PLATFORM, *FEATURES)
 
 

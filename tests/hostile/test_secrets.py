@@ -159,7 +159,7 @@ async def test_no_secret_is_kept_or_told_anywhere(clone_url: str, hasher: Passwo
     ):
         watched = Watched(server, client, clone_url)
         await put_through(watched, database, hasher)
-        await server.wait_for_line("job failed and is tried again", within=30)
+        await server.wait_for_line("job failed and will be retried", within=30)
         metrics = (await client.get("/metrics")).text
         logged = "\n".join(server.lines())
     keys = load_key_ring(make_settings(clone_url).of(AuthSettings))

@@ -1,4 +1,4 @@
-"""A database, a mailer that keeps, and a worker whose intervals are those of a test."""
+"""Fixtures for the queue: a database, a mailer that stores its mails, and a worker with short intervals."""
 
 import asyncio
 import logging
@@ -31,24 +31,24 @@ def quick_settings(url: str, **jobs: Any) -> Settings:
 
 
 def make_work(settings: Settings, database: Database, mailer: Mailer | None = None) -> Work:
-    keeping = Mailer(MemoryTransport(), from_address="app@example.com", from_name=product.NAME)
-    return Work(database, mailer or keeping, load_key_ring(settings.of(AuthSettings)), settings)
+    storing = Mailer(MemoryTransport(), from_address="app@example.com", from_name=product.NAME)
+    return Work(database, mailer or storing, load_key_ring(settings.of(AuthSettings)), settings)
 
 
-# The server of the mail tests, for mails that are jobs.
+# The SMTP server of the mail tests, for jobs that send mail.
 postbox = smtp.postbox
 
 
 @pytest.fixture(scope="session")
 async def queue_url(template_url: str) -> AsyncIterator[str]:
-    """A database for all tests of the queue: commits in it are real, and other processes may look."""
+    """A database for all tests of the queue. Its commits are real, and other processes can read them."""
     async with cloned(template_url) as url:
         yield url
 
 
 @pytest.fixture
 async def clone(queue_url: str) -> AsyncIterator[Database]:
-    """That database with an empty queue."""
+    """The database of the queue tests, with an empty queue."""
     database = Database(quick_settings(queue_url).database)
     async with database.begin() as session:
         await session.execute(
@@ -60,7 +60,7 @@ async def clone(queue_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def make_worker(queue_url: str, clone: Database) -> MakeWorker:
-    """Make a worker for these jobs on the test's database."""
+    """Make workers for the given jobs on the test's database."""
 
     def make(*jobs: AnyJob, periodic: tuple[Periodic, ...] = (), **settings: Any) -> JobWorker:
         return JobWorker(make_work(quick_settings(queue_url, **settings), clone), jobs, periodic)
@@ -69,7 +69,7 @@ def make_worker(queue_url: str, clone: Database) -> MakeWorker:
 
 
 class Records(logging.Handler):
-    """What was logged, with what the context said."""
+    """Collects log records, each with the context variables of its moment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def logged() -> Iterator[Records]:
-    """Everything this process logs, as it is written."""
+    """The records that this process logs during the test."""
     handler, root = Records(), logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
@@ -99,19 +99,19 @@ def logged() -> Iterator[Records]:
 
 
 async def rows(database: Database, statement: str, **values: object) -> list[Any]:
-    """Read through a connection that is not the application's transaction."""
+    """Read on a connection outside the transaction of the application."""
     async with database.read_sessions() as session:
         return list((await session.execute(text(statement), values)).all())
 
 
 async def statuses(database: Database) -> list[str]:
-    """The statuses of all jobs but those that the clock of a worker's process brings, oldest first."""
+    """The statuses of all jobs, oldest first, without the periodic jobs of a worker process."""
     statement = "SELECT status::text FROM procrastinate_jobs WHERE task_name <> ALL ('{auth.jobs:purge,audit.jobs:purge}') ORDER BY id"
     return [row.status for row in await rows(database, statement)]
 
 
 async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 30) -> None:
-    """Wait for what another process or connection does; only the database tells."""
+    """Wait until a condition holds that another process or connection brings about."""
     async with asyncio.timeout(within):
         while not await ask():  # noqa: ASYNC110  # Nothing here could set an event.
             await asyncio.sleep(0.02)

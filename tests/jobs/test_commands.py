@@ -1,4 +1,4 @@
-"""`app jobs failed` and `app jobs retry`, as an operator types them."""
+"""The commands `app jobs failed` and `app jobs retry`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ from tests.jobs.conftest import MakeWorker, eventually, rows, statuses
 type Command = Callable[..., Awaitable[Result]]
 
 
-async def doomed(work: Work, address: str) -> None:  # noqa: ARG001  # A job takes what it is given.
+async def failing(work: Work, address: str) -> None:  # noqa: ARG001  # The argument is what the test looks for.
     raise PermanentError("nobody\nlives here")
 
 
@@ -36,16 +36,16 @@ def command(queue_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture
 async def two_failed(clone: Database, make_worker: MakeWorker) -> Database:
-    """A queue with two dead jobs, numbers 1 and 2."""
+    """A queue with two failed jobs, numbers 1 and 2."""
     for _ in range(2):
         async with clone.begin() as session:
-            await enqueue(session, doomed, "ada@example.org")
+            await enqueue(session, failing, "ada@example.org")
 
-    async def are_dead() -> bool:
+    async def have_failed() -> bool:
         return await statuses(clone) == ["failed", "failed"]
 
-    async with make_worker(doomed).running():
-        await eventually(are_dead)
+    async with make_worker(failing).running():
+        await eventually(have_failed)
     return clone
 
 
@@ -54,13 +54,13 @@ async def test_failed_jobs_are_listed_with_their_error_and_without_their_argumen
     result = await command("jobs", "failed")
 
     first, second = result.output.splitlines()
-    assert first.startswith("1  tests.jobs.test_commands:doomed  20")
+    assert first.startswith("1  tests.jobs.test_commands:failing  20")
     assert first.endswith("Z  tried once  PermanentError: nobody")
     assert second.startswith("2  ")
     assert "ada@" not in result.output
 
 
-async def test_a_job_that_was_tried_often_says_how_often(two_failed: Database, command: Command) -> None:
+async def test_a_failed_job_shows_its_number_of_attempts(two_failed: Database, command: Command) -> None:
     async with two_failed.begin() as session:
         await session.execute(text("UPDATE procrastinate_jobs SET attempts = 20"))
         await session.execute(text("DELETE FROM job_errors"))
@@ -72,13 +72,13 @@ async def test_a_job_that_was_tried_often_says_how_often(two_failed: Database, c
 
 @pytest.mark.usefixtures("clone")
 @pytest.mark.parametrize("arguments", [("failed",), ("retry", "--all")])
-async def test_an_empty_list_says_so(command: Command, arguments: tuple[str, ...]) -> None:
+async def test_without_failed_jobs_both_commands_say_so(command: Command, arguments: tuple[str, ...]) -> None:
     result = await command("jobs", *arguments)
 
     assert (result.exit_code, result.output) == (0, "No job has failed.\n")
 
 
-async def test_a_job_is_put_back_by_its_number_with_all_its_attempts(two_failed: Database, command: Command) -> None:
+async def test_retry_puts_one_job_back_with_all_its_attempts(two_failed: Database, command: Command) -> None:
     result = await command("jobs", "retry", "2")
 
     assert (result.exit_code, result.output) == (0, "Put back 2.\n")
@@ -86,7 +86,7 @@ async def test_a_job_is_put_back_by_its_number_with_all_its_attempts(two_failed:
     assert [tuple(row) for row in queue] == [(1, "failed", 1), (2, "todo", 0)]
 
 
-async def test_all_jobs_are_put_back_and_run_again(
+async def test_retry_all_puts_every_failed_job_back_and_they_run_again(
     two_failed: Database, command: Command, make_worker: MakeWorker
 ) -> None:
     result = await command("jobs", "retry", "--all")
@@ -94,14 +94,14 @@ async def test_all_jobs_are_put_back_and_run_again(
     assert result.output == "Put back 1, 2.\n"
     assert await statuses(two_failed) == ["todo", "todo"]
 
-    async def are_dead_again() -> bool:
+    async def have_failed_again() -> bool:
         return await statuses(two_failed) == ["failed", "failed"]
 
-    async with make_worker(doomed).running():
-        await eventually(are_dead_again)
+    async with make_worker(failing).running():
+        await eventually(have_failed_again)
 
 
-async def test_several_runs_of_one_periodic_job_are_put_back_together(two_failed: Database, command: Command) -> None:
+async def test_retry_puts_several_runs_of_one_periodic_job_back(two_failed: Database, command: Command) -> None:
     async with two_failed.begin() as session:
         await session.execute(text("UPDATE procrastinate_jobs SET queueing_lock = 'periodic'"))
 
@@ -110,24 +110,24 @@ async def test_several_runs_of_one_periodic_job_are_put_back_together(two_failed
     assert await statuses(two_failed) == ["todo", "todo"]
 
 
-async def test_a_number_that_has_not_failed_changes_nothing(two_failed: Database, command: Command) -> None:
+async def test_retry_of_a_job_that_has_not_failed_changes_nothing(two_failed: Database, command: Command) -> None:
     result = await command("jobs", "retry", "1", "7")
 
     assert isinstance(result.exception, NotFoundError)
-    assert result.exception.detail == "there is no failed job 7; nothing was changed"
+    assert result.exception.detail == "There is no failed job 7; nothing was changed."
     assert await statuses(two_failed) == ["failed", "failed"]
 
 
 @pytest.mark.usefixtures("clone")
 @pytest.mark.parametrize("arguments", [(), ("1", "--all")])
-async def test_which_jobs_must_be_said_once(command: Command, arguments: tuple[str, ...]) -> None:
+async def test_retry_needs_either_numbers_or_all(command: Command, arguments: tuple[str, ...]) -> None:
     result = await command("jobs", "retry", *arguments)
 
     assert result.exit_code == 2
     assert "name the jobs, or say --all" in result.output
 
 
-async def test_the_worker_is_a_command(command: Command) -> None:
+async def test_worker_is_a_command(command: Command) -> None:
     result = await command("worker", "--help")
 
     assert "Run jobs, such as sending mail" in result.output

@@ -1,4 +1,4 @@
-"""Housekeeping: failures that repeat are seen, and runs are bounded."""
+"""Housekeeping: repeated failures are reported, and each run has a time budget."""
 
 import asyncio
 import logging
@@ -29,13 +29,13 @@ _names = (f"a test's {number}" for number in count(1))
 
 @pytest.fixture
 def task() -> str:
-    """A name of the test's own: failures are counted in the process."""
+    """A task name that no other test uses: the failure counts belong to the process."""
     return next(_names)
 
 
 @pytest.fixture
 async def impatient(template_url: str) -> AsyncIterator[Database]:
-    """A database of the test's own, on which nobody waits for a lock."""
+    """A database of the test's own, with a short lock timeout."""
     async with cloned(template_url) as url:
         database = Database(make_settings(url, database={"lock_timeout": "50ms"}).database)
         yield database
@@ -43,7 +43,7 @@ async def impatient(template_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(autouse=True)
-def _no_failures_of_other_tests() -> Iterator[None]:
+def _reset_failure_counts() -> Iterator[None]:
     housekeeping._failures_in_a_row.clear()
     yield
     housekeeping._failures_in_a_row.clear()
@@ -53,7 +53,7 @@ def runs(task: str, outcome: str) -> float:
     return counted_so_far(_METRIC, task=task, outcome=outcome)
 
 
-async def test_a_purge_that_fails_again_and_again_is_an_error_and_the_others_go_on(
+async def test_a_purge_that_fails_repeatedly_is_logged_as_an_error_and_the_others_still_run(
     impatient: Database, logged: Records
 ) -> None:
     settings = make_settings(impatient.engine.url.render_as_string(hide_password=False))
@@ -82,13 +82,13 @@ async def test_a_purge_that_fails_again_and_again_is_an_error_and_the_others_go_
         assert await session.scalar(text("SELECT count(*) FROM rate_limits")) == 0
 
 
-async def test_a_success_begins_the_count_again(task: str, logged: Records) -> None:
+async def test_a_success_resets_the_failure_count(task: str, logged: Records) -> None:
     for fails in (True, True, False, True):
         with suppress(ValueError):
             async with watched(task):
                 int("no number" if fails else "1")
 
-    # What is no fault of the moment is an error at once, and has its traceback.
+    # A failure that is not transient is an error from the first time, with its traceback.
     lines = logged.about("housekeeping failed")
     assert [(one.levelno, vars(one)["failures_in_a_row"]) for one in lines] == [
         (logging.ERROR, 1),
@@ -98,7 +98,7 @@ async def test_a_success_begins_the_count_again(task: str, logged: Records) -> N
     assert all(one.exc_info for one in lines)
 
 
-async def test_a_run_ends_with_its_budget_and_the_next_goes_on(database: Database, task: str) -> None:
+async def test_a_run_ends_with_its_budget_and_the_next_run_continues(database: Database, task: str) -> None:
     async def step(_session: WriteSession, position: int | None) -> int | None:
         return (position or 0) + 1 if position != 2 else None
 
@@ -111,7 +111,9 @@ async def test_a_run_ends_with_its_budget_and_the_next_goes_on(database: Databas
     assert [first, second, third, at_once] == [1, 2, None, None]
 
 
-async def test_a_task_that_fails_is_tried_ever_more_rarely(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_pause_after_each_failure_doubles_up_to_the_interval(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
     outcomes = iter([True, True, True, True, False, True])
 
@@ -132,24 +134,24 @@ async def test_a_task_that_fails_is_tried_ever_more_rarely(task: str, monkeypatc
     assert pauses == [10, 20, 30, 30, 30, 10]
 
 
-async def test_a_purge_of_jobs_that_fails_leaves_the_jobs_of_dead_workers_alone(
+async def test_a_failing_purge_of_jobs_does_not_stop_the_release_of_orphans(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     before = runs("finished_jobs", "failed"), runs("dead_workers", "done")
     async with clone.begin() as session:
         await session.execute(text("ALTER TABLE procrastinate_events RENAME TO away"))
     worker: JobWorker = make_worker(stalled_after="100ms")
-    house = asyncio.create_task(worker._keep_house())
+    housekeeper = asyncio.create_task(worker._run_housekeeping())
     await eventually(lambda: asyncio.sleep(0, bool(logged.about("housekeeping failed"))))
     await eventually(lambda: asyncio.sleep(0, runs("dead_workers", "done") > before[1] + 1))
     async with clone.begin() as session:
         await session.execute(text("ALTER TABLE away RENAME TO procrastinate_events"))
-    house.cancel()
+    housekeeper.cancel()
 
     assert runs("finished_jobs", "failed") > before[0]
 
 
-async def test_the_document_lists_every_task(impatient: Database) -> None:
+async def test_the_operations_page_lists_every_housekeeping_task(impatient: Database) -> None:
     url = impatient.engine.url.render_as_string(hide_password=False)
     work = make_work(make_settings(url), impatient)
     worker = JobWorker(work, JOBS, PERIODIC)

@@ -1,4 +1,4 @@
-"""Mails as jobs: what happens between the commit and the postbox."""
+"""Mails that are sent by jobs, from the commit to the SMTP server."""
 
 import asyncio
 from datetime import timedelta
@@ -52,7 +52,7 @@ async def test_a_committed_mail_is_delivered_once(clone: Database, worker: JobWo
     assert postbox.recipients == ["ada@example.org"]
 
 
-async def test_a_mail_of_a_rolled_back_change_is_never_sent(
+async def test_the_mail_of_a_rolled_back_change_is_never_sent(
     clone: Database, worker: JobWorker, postbox: Postbox
 ) -> None:
     async with clone.sessions() as session:
@@ -66,23 +66,23 @@ async def test_a_mail_of_a_rolled_back_change_is_never_sent(
     assert postbox.recipients == ["ada@example.org"]
 
 
-async def test_a_mail_that_is_refused_for_now_is_sent_later(
+async def test_a_mail_that_the_server_refuses_temporarily_is_retried(
     clone: Database, worker: JobWorker, postbox: Postbox
 ) -> None:
-    postbox.answers_to_recipient = ["450 4.2.0 greylisted", "451 4.3.0 try later"]
+    postbox.replies_to_recipient = ["450 4.2.0 greylisted", "451 4.3.0 try later"]
     await enqueue_mail(clone)
 
     async with worker.running():
         await eventually(lambda: has_statuses(clone, "succeeded"))
 
     assert (await attempts(clone)).attempts == 3
-    assert len(postbox.taken) == 1
+    assert len(postbox.mails) == 1
 
 
-async def test_a_mail_that_is_refused_for_good_is_dead_at_once(
+async def test_a_mail_that_the_server_refuses_permanently_is_not_retried(
     clone: Database, worker: JobWorker, postbox: Postbox
 ) -> None:
-    postbox.answers_to_recipient = ["550 5.1.1 no such user"]
+    postbox.replies_to_recipient = ["550 5.1.1 no such user"]
     await enqueue_mail(clone)
 
     async with worker.running():
@@ -90,49 +90,49 @@ async def test_a_mail_that_is_refused_for_good_is_dead_at_once(
 
     assert (await attempts(clone)).attempts == 1
     [row] = await rows(clone, "SELECT error FROM job_errors")
-    assert row.error == "MailRefusedError: the mail server refuses the mail: 550 5.1.1 no such user"
+    assert row.error == "MailRefusedError: the mail server refused the mail: 550 5.1.1 no such user"
 
 
-async def test_a_mail_outlives_an_outage_of_the_server(clone: Database, queue_url: str) -> None:
-    async with serving(Postbox()) as gone:
+async def test_a_mail_is_sent_after_an_outage_of_the_mail_server(clone: Database, queue_url: str) -> None:
+    async with serving(Postbox()) as stopped:
         pass
     await enqueue_mail(clone)
 
     async def was_tried_twice() -> bool:
         return bool((await attempts(clone)).attempts >= 2)
 
-    async with make_mail_worker(clone, queue_url, gone.port).running():
+    async with make_mail_worker(clone, queue_url, stopped.port).running():
         await eventually(was_tried_twice)
-        async with serving(Postbox(), port=gone.port) as postbox:
+        async with serving(Postbox(), port=stopped.port) as postbox:
             await eventually(lambda: has_statuses(clone, "succeeded"))
 
-    assert len(postbox.taken) == 1
+    assert len(postbox.mails) == 1
 
 
-async def test_a_mail_whose_acceptance_was_lost_arrives_twice_and_can_be_told(
+async def test_a_mail_whose_acceptance_was_lost_is_sent_twice_with_the_same_message_id(
     clone: Database, worker: JobWorker, postbox: Postbox
 ) -> None:
     def drop_once(connection: Any) -> None:
-        postbox.before_answer = lambda _connection: None
+        postbox.before_reply = lambda _connection: None
         connection.transport.abort()
 
-    postbox.before_answer = drop_once
+    postbox.before_reply = drop_once
     await enqueue_mail(clone)
 
     async with worker.running():
         await eventually(lambda: has_statuses(clone, "succeeded"))
 
-    first, second = postbox.taken
+    first, second = postbox.mails
     assert first["Message-ID"] == second["Message-ID"]
 
 
-async def test_many_mails_go_out_at_once(clone: Database, worker: JobWorker, postbox: Postbox) -> None:
+async def test_mails_are_sent_concurrently(clone: Database, worker: JobWorker, postbox: Postbox) -> None:
     everyone = asyncio.Barrier(3)
-    postbox.before_answer = lambda _connection: everyone.wait()
+    postbox.before_reply = lambda _connection: everyone.wait()
     for _ in range(3):
         await enqueue_mail(clone)
 
     async with worker.running():
         await eventually(lambda: has_statuses(clone, *["succeeded"] * 3))
 
-    assert len({mail["Message-ID"] for mail in postbox.taken}) == 3
+    assert len({mail["Message-ID"] for mail in postbox.mails}) == 3

@@ -1,4 +1,4 @@
-"""Real worker processes, and a real server under them: killed, stopped, restarted."""
+"""Worker processes and the PostgreSQL server are killed, stopped and restarted while jobs run."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ from tests.mail.conftest import Postbox
 
 @asynccontextmanager
 async def worker_process(url: str, smtp_port: int, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `app worker` as an operator does."""
+    """Run `app worker` in a process of its own."""
     settings = {
         "APP_ENVIRONMENT": "test",
         "APP_AUTH__SIGNING_KEYS": KEY_SET,
@@ -58,7 +58,7 @@ async def worker_process(url: str, smtp_port: int, log: Path) -> AsyncIterator[a
 
 
 async def enqueue_link(database: Database, url: str) -> UUID:
-    """Do what creating an account does: a row, a link and the job that mails it, in one transaction."""
+    """Insert what creating an account inserts: a user, a link and the job that mails it, in one transaction."""
     async with database.begin() as session:
         user = await make_user(session, email="ada@example.org", full_name="Ada")
         link_id = await links.create(
@@ -69,15 +69,15 @@ async def enqueue_link(database: Database, url: str) -> UUID:
 
 
 @pytest.fixture
-async def clone_of_its_own(clone_url: str) -> AsyncIterator[Database]:
-    """For accounts, which the database of the other tests is to be free of."""
+async def separate_clone(clone_url: str) -> AsyncIterator[Database]:
+    """A database for tests that create accounts, which the other tests must not see."""
     database = Database(quick_settings(clone_url).database)
     yield database
     await database.dispose()
 
 
-async def test_a_worker_that_is_killed_while_it_sends_loses_no_mail(
-    clone_of_its_own: Database, clone_url: str, postbox: Postbox, tmp_path: Path
+async def test_a_mail_is_not_lost_when_the_worker_is_killed_while_it_sends(
+    separate_clone: Database, clone_url: str, postbox: Postbox, tmp_path: Path
 ) -> None:
     is_sent = asyncio.Event()
 
@@ -85,27 +85,27 @@ async def test_a_worker_that_is_killed_while_it_sends_loses_no_mail(
         is_sent.set()
         await asyncio.Event().wait()
 
-    postbox.before_answer = hold
-    link_id = await enqueue_link(clone_of_its_own, clone_url)
+    postbox.before_reply = hold
+    link_id = await enqueue_link(separate_clone, clone_url)
     async with worker_process(clone_url, postbox.port, tmp_path / "log") as first:
         await asyncio.wait_for(is_sent.wait(), 60)
         first.kill()
         await first.wait()
-    assert await statuses(clone_of_its_own) == ["doing"]
-    postbox.before_answer = lambda _connection: None
+    assert await statuses(separate_clone) == ["doing"]
+    postbox.before_reply = lambda _connection: None
 
     async with worker_process(clone_url, postbox.port, tmp_path / "log"):
-        await eventually(lambda: is_done(clone_of_its_own), within=60)
+        await eventually(lambda: is_done(separate_clone), within=60)
 
-    assert [mail["Message-ID"] for mail in postbox.taken] == [f"<{link_id}@example.com>"] * 2
+    assert [mail["Message-ID"] for mail in postbox.mails] == [f"<{link_id}@example.com>"] * 2
 
 
 async def is_done(database: Database) -> bool:
     return await statuses(database) == ["succeeded"]
 
 
-async def test_a_worker_that_is_told_to_stop_finishes_its_mail(
-    clone_of_its_own: Database, clone_url: str, postbox: Postbox, tmp_path: Path
+async def test_a_worker_that_receives_sigterm_finishes_its_mail(
+    separate_clone: Database, clone_url: str, postbox: Postbox, tmp_path: Path
 ) -> None:
     is_sent, may_go_on = asyncio.Event(), asyncio.Event()
 
@@ -113,8 +113,8 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_mail(
         is_sent.set()
         await may_go_on.wait()
 
-    postbox.before_answer = hold
-    await enqueue_link(clone_of_its_own, clone_url)
+    postbox.before_reply = hold
+    await enqueue_link(separate_clone, clone_url)
     log = tmp_path / "log"
     async with worker_process(clone_url, postbox.port, log) as process:
         await asyncio.wait_for(is_sent.wait(), 60)
@@ -123,15 +123,15 @@ async def test_a_worker_that_is_told_to_stop_finishes_its_mail(
         code = await asyncio.wait_for(process.wait(), 30)
 
     assert code == 0, log.read_text()
-    assert await statuses(clone_of_its_own) == ["succeeded"]
-    assert await rows(clone_of_its_own, "SELECT id FROM procrastinate_workers") == []
-    assert len(postbox.taken) == 1
+    assert await statuses(separate_clone) == ["succeeded"]
+    assert await rows(separate_clone, "SELECT id FROM procrastinate_workers") == []
+    assert len(postbox.mails) == 1
     assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """A server of the test's own, migrated, which comes back on the same port."""
+    """A migrated server of the test's own, on a fixed port, so that it can be restarted."""
     cluster = Cluster(tmp_path / "postgres", durable=False, port=free_port())
     cluster.start()
     try:
@@ -141,7 +141,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         cluster.stop()
 
 
-async def test_a_worker_outlives_a_restart_of_the_database(cluster: Cluster, logged: Records) -> None:
+async def test_a_worker_survives_a_restart_of_the_database(cluster: Cluster, logged: Records) -> None:
     runs: list[str] = []
     is_running, may_end = asyncio.Event(), asyncio.Event()
 
@@ -153,21 +153,21 @@ async def test_a_worker_outlives_a_restart_of_the_database(cluster: Cluster, log
     settings = make_settings(cluster.url(), jobs=QUICK, database={"connect_timeout": "500ms", "pool_wait": "500ms"})
     database = Database(settings.database)
     async with database.begin() as session:
-        await enqueue(session, job, "in hand")
+        await enqueue(session, job, "running")
     async with JobWorker(make_work(settings, database), [job]).running():
         await is_running.wait()
         cluster.stop()
         may_end.set()
-        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))), within=60)
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("database is unavailable"))), within=60)
         cluster.start()
         async with database.begin() as session:
-            await enqueue(session, job, "after it")
+            await enqueue(session, job, "later")
         await eventually(lambda: all_done(database), within=60)
     await database.dispose()
 
-    assert sorted(runs) == ["after it", "in hand", "in hand"]
-    assert len(logged.about("the database is away")) == 1
-    # Housekeeping that fails twice in a row is an error whatever the reason, and how often it is tried meanwhile is chance.
+    assert sorted(runs) == ["later", "running", "running"]
+    assert len(logged.about("database is unavailable")) == 1
+    # Housekeeping that fails twice in a row is logged as an error. The number of its runs during the outage varies.
     errors = [record for record in logged.records if record.levelname == "ERROR"]
     assert [record for record in errors if record.name != "app.jobs.housekeeping"] == []
 
@@ -176,7 +176,7 @@ async def all_done(database: Database) -> bool:
     return await statuses(database) == ["succeeded", "succeeded"]
 
 
-async def test_the_web_process_runs_jobs_where_it_is_told_to(clone: Database, queue_url: str) -> None:
+async def test_the_web_process_runs_jobs_if_the_setting_is_on(clone: Database, queue_url: str) -> None:
     settings = make_settings(queue_url, jobs={**QUICK, "in_process": True}, mail={"url": "console:"})
     async with clone.begin() as session:
         await enqueue(session, mail_link, UUID(int=1))
@@ -185,7 +185,7 @@ async def test_the_web_process_runs_jobs_where_it_is_told_to(clone: Database, qu
         await eventually(lambda: is_done(clone))
 
 
-async def test_the_web_process_runs_no_jobs_elsewhere(clone: Database, queue_url: str) -> None:
+async def test_the_web_process_runs_no_jobs_if_the_setting_is_off(clone: Database, queue_url: str) -> None:
     settings = make_settings(queue_url, jobs=QUICK)
 
     async with running(create_app(settings, clone)):
@@ -196,14 +196,14 @@ async def test_the_web_process_runs_no_jobs_elsewhere(clone: Database, queue_url
 
 @pytest.mark.usefixtures("restored_logging", "clone")
 @pytest.mark.parametrize("exporter", ["none", "console"])
-def test_sigterm_ends_the_worker_in_order(
+def test_the_worker_shuts_down_cleanly_on_sigterm(
     queue_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, exporter: str
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
     default = signal.getsignal(signal.SIGTERM)
 
     def end() -> None:
-        # Only once somebody listens: this process is the test run.
+        # Wait for the handler of the worker: before that, SIGTERM would end the test run.
         while signal.getsignal(signal.SIGTERM) == default:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -213,6 +213,6 @@ def test_sigterm_ends_the_worker_in_order(
     worker.work(make_settings(queue_url, jobs=QUICK, telemetry={"metrics_port": 0}))
     thread.join()
 
-    said = capsys.readouterr().out
-    assert "worker stopped" in said
-    assert "metrics are exposed" in said
+    output = capsys.readouterr().out
+    assert "worker stopped" in output
+    assert "metrics are exposed" in output

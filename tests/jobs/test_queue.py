@@ -1,4 +1,4 @@
-"""Enqueueing, in the caller's transaction."""
+"""Enqueueing in the caller's transaction."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -78,26 +78,26 @@ async def test_arguments_come_back_with_the_types_of_the_function(session: Write
     assert isinstance(arguments["user_id"], UUID)
 
 
-async def test_an_argument_of_another_type_is_refused_where_it_is_enqueued(session: WriteSession) -> None:
+async def test_enqueueing_an_argument_of_the_wrong_type_is_refused(session: WriteSession) -> None:
     with pytest.raises(ValidationError):
         await enqueue(session, plain, str(ID), NOON)  # type: ignore[arg-type]
 
     assert await stored(session) is None
 
 
-async def test_a_missing_argument_is_refused_where_it_is_enqueued(session: WriteSession) -> None:
+async def test_enqueueing_without_a_required_argument_is_refused(session: WriteSession) -> None:
     with pytest.raises(TypeError, match="at"):
         await enqueue(session, plain, ID)  # type: ignore[call-arg]
 
 
-async def test_the_request_that_enqueued_a_job_is_stored_with_it(session: WriteSession) -> None:
+async def test_the_request_id_is_stored_with_the_job(session: WriteSession) -> None:
     with structlog.contextvars.bound_contextvars(request_id="r-12345678"):
         await enqueue(session, urgent)
 
     assert (await stored(session))["args"]["request_id"] == "r-12345678"
 
 
-async def test_a_job_has_a_key_of_its_own(session: WriteSession) -> None:
+async def test_each_job_has_its_own_key(session: WriteSession) -> None:
     await enqueue(session, urgent)
     await enqueue(session, urgent)
 
@@ -105,7 +105,7 @@ async def test_a_job_has_a_key_of_its_own(session: WriteSession) -> None:
     assert len(set(keys)) == 2
 
 
-async def test_a_policy_gives_priority_and_lock(session: WriteSession) -> None:
+async def test_a_policy_sets_priority_and_lock(session: WriteSession) -> None:
     await enqueue(session, urgent)
 
     row = await stored(session)
@@ -116,7 +116,7 @@ def test_a_job_without_a_policy_has_the_default() -> None:
     assert policy_of(plain) == Policy()
 
 
-def test_the_name_of_a_job_does_not_hold_the_package() -> None:
+def test_the_name_of_a_job_does_not_include_the_package() -> None:
     async def job(work: Work) -> None: ...
 
     job.__module__, job.__qualname__ = "app.users.jobs", "mail_link"
@@ -124,7 +124,7 @@ def test_the_name_of_a_job_does_not_hold_the_package() -> None:
     assert name_of(job) == "users.jobs:mail_link"
 
 
-def test_a_name_that_the_queue_cannot_hold_is_refused() -> None:
+def test_a_name_that_is_too_long_for_the_queue_is_refused() -> None:
     async def job(work: Work) -> None: ...
 
     job.__qualname__ = "a" * 129
@@ -133,26 +133,26 @@ def test_a_name_that_the_queue_cannot_hold_is_refused() -> None:
         name_of(job)
 
 
-def test_a_function_that_takes_anything_is_no_job() -> None:
+def test_a_function_with_arbitrary_keyword_arguments_cannot_be_a_job() -> None:
     async def job(work: Work, **anything: int) -> None: ...
 
-    with pytest.raises(TypeError, match="names each of its parameters"):
+    with pytest.raises(TypeError, match="give each of its parameters a name"):
         parameters(job)
 
 
-def test_a_stored_argument_the_function_no_longer_has_is_named() -> None:
+def test_a_stored_argument_that_the_function_no_longer_has_is_named_in_the_error() -> None:
     with pytest.raises(PermanentError, match="no parameter colour any more"):
         from_json(urgent, {"colour": "red"})
 
 
-def test_a_stored_argument_of_another_type_is_not_quoted() -> None:
-    with pytest.raises(PermanentError, match="argument of another type") as caught:
+def test_a_stored_argument_of_the_wrong_type_is_not_quoted_in_the_error() -> None:
+    with pytest.raises(PermanentError, match="argument of the wrong type") as caught:
         from_json(plain, {"user_id": "hunter2"})
 
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_default_policy_outlives_an_outage_of_nine_hours() -> None:
+def test_the_default_policy_retries_for_more_than_eight_hours() -> None:
     error = TemporaryError()
 
     waits = [Policy().delay(attempts, error) for attempts in range(1, 21)]
@@ -163,18 +163,18 @@ def test_the_default_policy_outlives_an_outage_of_nine_hours() -> None:
 
 
 @pytest.mark.parametrize(("attempts", "least", "most"), [(1, 4, 6), (2, 8, 12), (3, 16, 24), (1000, 2880, 4320)])
-def test_the_wait_doubles_up_to_the_longest(attempts: int, least: float, most: float) -> None:
+def test_the_delay_doubles_up_to_its_maximum(attempts: int, least: float, most: float) -> None:
     wait = Policy(max_attempts=10_000).delay(attempts, TemporaryError())
 
     assert wait is not None
     assert least <= wait.total_seconds() <= most
 
 
-def test_a_permanent_error_ends_a_job_at_once() -> None:
+def test_a_permanent_error_is_not_retried() -> None:
     assert Policy().delay(1, PermanentError()) is None
 
 
-async def test_any_type_that_json_can_carry_is_an_argument(session: WriteSession) -> None:
+async def test_arguments_may_have_any_type_that_json_can_represent(session: WriteSession) -> None:
     async def job(work: Work, day: date, ids: list[UUID], flag: bool) -> None: ...
 
     await enqueue(session, job, date(2026, 11, 23), [ID], flag=True)

@@ -1,6 +1,6 @@
-"""What a worker does with jobs: run, try again, give up, put back."""
+"""The worker runs jobs, retries them, gives up on them and puts them back into the queue."""
 
-# ruff: noqa: ARG001  # A job takes its work and its arguments, whether it needs them or not.
+# ruff: noqa: ARG001  # The signature of a job is fixed, so some parameters are unused.
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ async def until(database: Database, *expected: str) -> None:
     await eventually(is_so)
 
 
-async def test_a_job_runs_with_its_arguments_and_what_it_may_use(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_job_receives_its_arguments_and_its_resources(clone: Database, make_worker: MakeWorker) -> None:
     seen: list[object] = []
 
     async def job(work: Work, user_id: UUID, at: datetime) -> None:
@@ -86,7 +86,7 @@ async def test_a_name_of_two_jobs_is_refused_at_the_start(make_worker: MakeWorke
     ("fails", "outcomes"),
     [((), {"done": 1}), ((TemporaryError,), {"retried": 1, "done": 1}), ((PermanentError,), {"failed": 1})],
 )
-async def test_how_a_run_ends_is_counted(
+async def test_runs_are_counted_by_outcome(
     clone: Database, make_worker: MakeWorker, fails: tuple[type[Exception], ...], outcomes: dict[str, int]
 ) -> None:
     errors = list(fails)
@@ -113,24 +113,22 @@ async def test_how_a_run_ends_is_counted(
     } == outcomes
 
 
-async def test_jobs_that_nobody_knows_are_counted_as_one(clone: Database, make_worker: MakeWorker) -> None:
-    async def strange(work: Work) -> None: ...
+async def test_unknown_jobs_are_counted_under_one_name(clone: Database, make_worker: MakeWorker) -> None:
+    async def unknown(work: Work) -> None: ...
 
     async def known(work: Work) -> None: ...
 
-    await enqueue_committed(clone, strange)
+    await enqueue_committed(clone, unknown)
     before = counted_so_far("job_runs_total", task="(unknown)", outcome="retried")
     async with make_worker(known).running():
         async with asyncio.timeout(20):
-            while counted_so_far("job_runs_total", task="(unknown)", outcome="retried") == before:  # noqa: ASYNC110  # It sends no event.
+            while counted_so_far("job_runs_total", task="(unknown)", outcome="retried") == before:  # noqa: ASYNC110  # A counter has no event to wait for.
                 await asyncio.sleep(0.01)
 
-    assert counted_so_far("job_runs_total", task=name_of(strange)) == 0
+    assert counted_so_far("job_runs_total", task=name_of(unknown)) == 0
 
 
-async def test_a_job_enqueued_while_the_worker_waits_is_not_polled_for(
-    clone: Database, make_worker: MakeWorker
-) -> None:
+async def test_a_notification_wakes_the_worker_before_the_next_poll(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None: ...
 
     async with make_worker(job, poll_interval="1h").running():
@@ -138,7 +136,7 @@ async def test_a_job_enqueued_while_the_worker_waits_is_not_polled_for(
         await until(clone, "succeeded")
 
 
-async def test_the_request_that_enqueued_a_job_is_in_its_log_lines(
+async def test_the_log_lines_of_a_job_have_the_request_id(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     requests = []
@@ -156,12 +154,10 @@ async def test_the_request_that_enqueued_a_job_is_in_its_log_lines(
     assert requests == ["r-12345678"]
     assert line.__dict__["context"]["request_id"] == "r-12345678"
     assert line.__dict__["context"]["attempt"] == 1
-    assert line.__dict__["context"]["job"].endswith(
-        ":test_the_request_that_enqueued_a_job_is_in_its_log_lines.<locals>.job"
-    )
+    assert line.__dict__["context"]["job"].endswith(":test_the_log_lines_of_a_job_have_the_request_id.<locals>.job")
 
 
-async def test_a_job_that_fails_is_tried_again_with_the_same_key(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_retry_has_the_same_key(clone: Database, make_worker: MakeWorker) -> None:
     keys = []
 
     @policy(AT_ONCE)
@@ -178,7 +174,7 @@ async def test_a_job_that_fails_is_tried_again_with_the_same_key(clone: Database
     assert keys == [stored.key] * 3
 
 
-async def test_a_job_that_is_tried_again_waits_first(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_retry_waits_for_its_delay(clone: Database, make_worker: MakeWorker) -> None:
     runs = []
 
     @policy(Policy(first_delay=timedelta(minutes=1)))
@@ -200,7 +196,7 @@ async def has_attempts(database: Database, attempts: int) -> bool:
     return [row.attempts for row in await rows(database, "SELECT attempts FROM procrastinate_jobs")] == [attempts]
 
 
-async def test_a_job_that_keeps_failing_is_dead_after_its_attempts(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_job_fails_permanently_after_its_last_attempt(clone: Database, make_worker: MakeWorker) -> None:
     runs = []
 
     @policy(AT_ONCE)
@@ -215,7 +211,9 @@ async def test_a_job_that_keeps_failing_is_dead_after_its_attempts(clone: Databa
     assert len(runs) == 3
 
 
-async def test_a_permanent_error_is_not_tried_again(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+async def test_a_permanent_error_is_logged_and_not_retried(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
     async def job(work: Work) -> None:
         raise PermanentError("nobody lives here")
 
@@ -228,7 +226,7 @@ async def test_a_permanent_error_is_not_tried_again(clone: Database, make_worker
     assert line.__dict__["error"] == "PermanentError: nobody lives here"
 
 
-async def test_a_defect_is_logged_once_with_its_traceback(
+async def test_an_unexpected_error_is_logged_once_with_its_traceback(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     @policy(Policy(max_attempts=1))
@@ -240,12 +238,14 @@ async def test_a_defect_is_logged_once_with_its_traceback(
         await until(clone, "failed")
 
     [line] = [record for record in logged.records if record.levelno >= logging.WARNING]
-    assert line.getMessage() == "job failed for good; see `app jobs failed`"
+    assert line.getMessage() == "job failed permanently; see `app jobs failed`"
     assert line.exc_info
     assert isinstance(line.exc_info[1], ZeroDivisionError)
 
 
-async def test_no_log_line_shows_the_arguments(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+async def test_log_lines_do_not_contain_the_arguments(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
     @policy(AT_ONCE)
     async def job(work: Work, user_id: UUID) -> None:
         raise ZeroDivisionError
@@ -258,7 +258,7 @@ async def test_no_log_line_shows_the_arguments(clone: Database, make_worker: Mak
     assert not [record for record in logged.records if "abcdef" in repr(record.__dict__)]
 
 
-async def test_the_error_of_a_job_is_kept_without_secrets(clone: Database, make_worker: MakeWorker) -> None:
+async def test_the_stored_error_of_a_job_contains_no_secrets(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None:
         raise PermanentError("refused: Bearer abcdefgh\nsecond line")
 
@@ -270,7 +270,7 @@ async def test_the_error_of_a_job_is_kept_without_secrets(clone: Database, make_
     assert row.error == "PermanentError: refused: Bearer [redacted]"
 
 
-async def test_a_job_takes_no_longer_than_its_policy_allows(
+async def test_a_job_is_cancelled_after_the_timeout_of_its_policy(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     @policy(Policy(max_attempts=1, timeout=timedelta(milliseconds=10)))
@@ -282,10 +282,12 @@ async def test_a_job_takes_no_longer_than_its_policy_allows(
         await until(clone, "failed")
 
     [line] = logged.about("job failed")
-    assert line.__dict__["error"] == "JobTimeoutError: it took longer than 0.01 s"
+    assert line.__dict__["error"] == "JobTimeoutError: the job exceeded its timeout of 0.01 s"
 
 
-async def test_a_timeout_inside_a_job_is_its_own(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+async def test_a_timeout_error_of_the_job_itself_is_reported_as_such(
+    clone: Database, make_worker: MakeWorker, logged: Records
+) -> None:
     @policy(Policy(max_attempts=1))
     async def job(work: Work) -> None:
         raise TimeoutError("the other side")
@@ -298,7 +300,7 @@ async def test_a_timeout_inside_a_job_is_its_own(clone: Database, make_worker: M
     assert line.__dict__["error"] == "TimeoutError: the other side"
 
 
-async def test_an_unknown_job_is_an_error_in_the_log_and_ends_as_failed(
+async def test_an_unknown_job_is_logged_as_an_error_and_finally_fails(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     async def forgotten(work: Work) -> None: ...
@@ -315,7 +317,7 @@ async def test_an_unknown_job_is_an_error_in_the_log_and_ends_as_failed(
     assert "is not in this worker's list of jobs" in first.__dict__["error"]
 
 
-async def test_jobs_with_one_lock_run_one_after_the_other(clone: Database, make_worker: MakeWorker) -> None:
+async def test_jobs_with_the_same_lock_run_one_at_a_time(clone: Database, make_worker: MakeWorker) -> None:
     running, most = 0, 0
 
     @policy(Policy(lock="alone"))
@@ -334,7 +336,7 @@ async def test_jobs_with_one_lock_run_one_after_the_other(clone: Database, make_
     assert most == 1
 
 
-async def test_other_jobs_run_at_once(clone: Database, make_worker: MakeWorker) -> None:
+async def test_jobs_without_a_lock_run_concurrently(clone: Database, make_worker: MakeWorker) -> None:
     everyone = asyncio.Barrier(3)
 
     async def job(work: Work) -> None:
@@ -347,7 +349,7 @@ async def test_other_jobs_run_at_once(clone: Database, make_worker: MakeWorker) 
         await until(clone, "succeeded", "succeeded", "succeeded")
 
 
-async def test_a_periodic_job_runs_once_a_tick_however_many_workers_there_are(
+async def test_a_periodic_job_runs_once_per_tick_across_several_workers(
     clone: Database, make_worker: MakeWorker
 ) -> None:
     keys = []
@@ -364,7 +366,7 @@ async def test_a_periodic_job_runs_once_a_tick_however_many_workers_there_are(
     assert len(keys) == len(set(keys))
 
 
-async def test_a_periodic_job_that_fails_waits_for_its_next_time(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_failed_periodic_job_is_not_retried(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None:
         raise TemporaryError
 
@@ -372,7 +374,7 @@ async def test_a_periodic_job_that_fails_waits_for_its_next_time(clone: Database
         await until(clone, "failed")
 
 
-async def test_a_worker_that_is_stopped_finishes_what_it_runs(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_stopped_worker_finishes_its_running_jobs(clone: Database, make_worker: MakeWorker) -> None:
     started, may_end = asyncio.Event(), asyncio.Event()
 
     async def job(work: Work) -> None:
@@ -393,7 +395,7 @@ async def test_a_worker_that_is_stopped_finishes_what_it_runs(clone: Database, m
     assert await rows(clone, "SELECT id FROM procrastinate_workers") == []
 
 
-async def test_what_does_not_finish_in_time_is_put_back(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_job_that_exceeds_the_shutdown_grace_is_put_back(clone: Database, make_worker: MakeWorker) -> None:
     started = asyncio.Event()
 
     async def job(work: Work) -> None:
@@ -409,7 +411,7 @@ async def test_what_does_not_finish_in_time_is_put_back(clone: Database, make_wo
     assert (row.status, row.is_due) == ("todo", True)
 
 
-async def test_the_job_of_a_worker_that_fell_silent_is_run_by_another(
+async def test_another_worker_runs_the_job_of_a_dead_worker(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     async def job(work: Work) -> None: ...
@@ -420,12 +422,12 @@ async def test_the_job_of_a_worker_that_fell_silent_is_run_by_another(
     async with make_worker(job).running():
         await until(clone, "succeeded")
 
-    assert len(logged.about("the worker that ran this job died")) == 1
+    assert len(logged.about("job released from a dead worker")) == 1
     assert await has_attempts(clone, 2)
 
 
 async def leave_in_hand(database: Database, **values: object) -> None:
-    """Do what a worker has done that is killed now."""
+    """Leave the queue as a killed worker leaves it: its jobs are in the status `doing`."""
     async with database.begin() as session:
         await session.execute(
             text("""
@@ -437,7 +439,7 @@ async def leave_in_hand(database: Database, **values: object) -> None:
         )
 
 
-async def test_a_job_that_its_workers_die_of_is_dead_after_its_attempts(
+async def test_a_job_that_kills_its_workers_fails_after_its_last_attempt(
     clone: Database, make_worker: MakeWorker
 ) -> None:
     @policy(AT_ONCE)
@@ -450,12 +452,10 @@ async def test_a_job_that_its_workers_die_of_is_dead_after_its_attempts(
         await until(clone, "failed")
 
     [row] = await rows(clone, "SELECT error FROM job_errors")
-    assert row.error == "WorkerDiedError: the worker that ran it died"
+    assert row.error == "WorkerDiedError: the worker died before the job ended"
 
 
-async def test_a_periodic_job_that_a_dead_worker_left_waits_for_its_next_time(
-    clone: Database, make_worker: MakeWorker
-) -> None:
+async def test_a_periodic_job_of_a_dead_worker_is_not_retried(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None: ...
 
     await enqueue_committed(clone, job)
@@ -465,7 +465,7 @@ async def test_a_periodic_job_that_a_dead_worker_left_waits_for_its_next_time(
         await until(clone, "failed")
 
 
-async def test_the_job_of_a_living_worker_is_left_to_it(clone: Database, make_worker: MakeWorker) -> None:
+async def test_the_job_of_a_live_worker_is_not_released(clone: Database, make_worker: MakeWorker) -> None:
     runs, started, may_end = [], asyncio.Event(), asyncio.Event()
 
     async def job(work: Work) -> None:
@@ -476,7 +476,7 @@ async def test_the_job_of_a_living_worker_is_left_to_it(clone: Database, make_wo
     await enqueue_committed(clone, job)
     async with make_worker(job).running(), make_worker(job).running():
         await started.wait()
-        # Longer than the silence that is death.
+        # Longer than the time without a heartbeat after which a worker counts as dead.
         await asyncio.sleep(2.3)
         may_end.set()
         await until(clone, "succeeded")
@@ -484,7 +484,7 @@ async def test_the_job_of_a_living_worker_is_left_to_it(clone: Database, make_wo
     assert len(runs) == 1
 
 
-async def test_a_job_whose_end_could_not_be_written_runs_again(
+async def test_a_job_whose_outcome_could_not_be_stored_runs_again(
     clone: Database, make_worker: MakeWorker, logged: Records
 ) -> None:
     runs = []
@@ -506,9 +506,7 @@ async def test_a_job_whose_end_could_not_be_written_runs_again(
     assert len(logged.about("the end of a job could not be stored")) == 1
 
 
-async def test_finished_jobs_are_deleted_after_a_while_and_failed_ones_kept(
-    clone: Database, make_worker: MakeWorker
-) -> None:
+async def test_finished_jobs_are_deleted_earlier_than_failed_jobs(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None: ...
 
     for _ in range(4):
@@ -531,7 +529,7 @@ async def test_finished_jobs_are_deleted_after_a_while_and_failed_ones_kept(
     assert [row.error for row in await rows(clone, "SELECT error FROM job_errors")] == ["kept"]
 
 
-async def test_a_purge_that_has_spent_its_time_goes_on_where_it_stopped(
+async def test_a_purge_continues_where_its_budget_ended(
     clone: Database, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def job(work: Work) -> None: ...
@@ -550,7 +548,7 @@ async def test_a_purge_that_has_spent_its_time_goes_on_where_it_stopped(
     assert await rows(clone, "SELECT id FROM procrastinate_jobs") == []
 
 
-async def test_a_worker_that_fails_is_started_again(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+async def test_a_worker_that_fails_is_restarted(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
     async def job(work: Work) -> None: ...
 
     async def rename(old: str, new: str) -> None:
@@ -560,19 +558,19 @@ async def test_a_worker_that_fails_is_started_again(clone: Database, make_worker
     await enqueue_committed(clone, job)
     await rename("procrastinate_register_worker_v1", "away")
     async with make_worker(job).running():
-        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the worker failed and is started again"))))
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("worker failed and will be restarted"))))
         await rename("away", "procrastinate_register_worker_v1")
         await until(clone, "succeeded")
 
 
-async def test_housekeeping_goes_on_after_an_error(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
+async def test_housekeeping_continues_after_an_error(clone: Database, make_worker: MakeWorker, logged: Records) -> None:
     async def job(work: Work) -> None: ...
 
     async with clone.begin() as session:
         await session.execute(text("ALTER TABLE procrastinate_workers RENAME TO away"))
     await enqueue_committed(clone, job)
     worker: JobWorker = make_worker(job, stalled_after="100ms")
-    house = asyncio.create_task(worker._keep_house())
+    housekeeper = asyncio.create_task(worker._run_housekeeping())
     await eventually(lambda: asyncio.sleep(0, bool(logged.about("housekeeping failed"))))
     async with clone.begin() as session:
         await session.execute(text("ALTER TABLE away RENAME TO procrastinate_workers"))
@@ -580,10 +578,10 @@ async def test_housekeeping_goes_on_after_an_error(clone: Database, make_worker:
 
     await until(clone, "todo")
 
-    house.cancel()
+    housekeeper.cancel()
 
 
-async def test_an_ended_job_does_not_name_its_worker(clone: Database, make_worker: MakeWorker) -> None:
+async def test_an_ended_job_does_not_refer_to_its_worker(clone: Database, make_worker: MakeWorker) -> None:
     named: list[object] = []
 
     async def job(work: Work) -> None:
@@ -598,7 +596,7 @@ async def test_an_ended_job_does_not_name_its_worker(clone: Database, make_worke
     assert left == []
 
 
-async def test_a_worker_that_is_stopped_before_it_starts_runs_nothing(clone: Database, make_worker: MakeWorker) -> None:
+async def test_a_worker_that_is_stopped_before_it_starts_runs_no_jobs(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None: ...
 
     await enqueue_committed(clone, job)
@@ -610,7 +608,7 @@ async def test_a_worker_that_is_stopped_before_it_starts_runs_nothing(clone: Dat
     assert await statuses(clone) == ["todo"]
 
 
-async def test_a_worker_that_finds_no_database_says_so_once_and_can_be_stopped(
+async def test_a_worker_logs_an_unavailable_database_once_and_can_be_stopped(
     logged: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.jobs.worker._PAUSE", 0.01)
@@ -618,10 +616,10 @@ async def test_a_worker_that_finds_no_database_says_so_once_and_can_be_stopped(
     database = Database(settings.database)
 
     async with asyncio.timeout(20), JobWorker(make_work(settings, database), []).running():
-        await eventually(lambda: asyncio.sleep(0, bool(logged.about("the database is away"))))
-        # Long enough for it to have asked again.
+        await eventually(lambda: asyncio.sleep(0, bool(logged.about("database is unavailable"))))
+        # Long enough for the worker to try again.
         await asyncio.sleep(0.1)
     await database.dispose()
 
-    assert len(logged.about("the database is away")) == 1
+    assert len(logged.about("database is unavailable")) == 1
     assert not [record for record in logged.records if "hunter2" in repr(record.__dict__)]

@@ -1,5 +1,5 @@
-# ruff: noqa: ARG002, N802  # aiosmtpd calls these by name, with all it has.
-"""A real SMTP server on loopback, in the loop of the test; each test says how it behaves."""
+# ruff: noqa: ARG002, N802  # aiosmtpd defines the names and the parameters of these methods.
+"""An SMTP server on loopback, in the event loop of the test. Each test configures its responses."""
 
 import asyncio
 import ssl
@@ -27,45 +27,45 @@ ACCEPTED = "250 Message accepted for delivery"
 
 
 class Postbox:
-    """What the server took, and the answers it gives next; when they run out, it accepts."""
+    """Handler of the server. It stores the mails and gives the configured replies; without one, it accepts the mail."""
 
     def __init__(self) -> None:
         self.port = 0
-        self.taken: list[EmailMessage] = []
+        self.mails: list[EmailMessage] = []
         self.senders: list[str] = []
         self.recipients: list[str] = []
         self.were_encrypted: list[bool] = []
         self.logins: list[str] = []
-        self.answers: list[str] = []
-        self.answers_to_recipient: list[str] = []
-        self.answers_to_sender: list[str] = []
-        # Called with the connection once a mail is in, before the answer.
-        self.before_answer: Callable[[SMTP], Any] = lambda _connection: None
+        self.replies: list[str] = []
+        self.replies_to_recipient: list[str] = []
+        self.replies_to_sender: list[str] = []
+        # Called with the connection after a mail was received and before the reply.
+        self.before_reply: Callable[[SMTP], Any] = lambda _connection: None
 
     async def handle_MAIL(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        if self.answers_to_sender:
-            return self.answers_to_sender.pop(0)
+        if self.replies_to_sender:
+            return self.replies_to_sender.pop(0)
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
 
     async def handle_RCPT(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        if self.answers_to_recipient:
-            return self.answers_to_recipient.pop(0)
+        if self.replies_to_recipient:
+            return self.replies_to_recipient.pop(0)
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
     async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:
         parsed = message_from_bytes(envelope.content, policy=policy.SMTPUTF8)
         assert isinstance(parsed, EmailMessage)
-        self.taken.append(parsed)
+        self.mails.append(parsed)
         self.senders.append(envelope.mail_from)
         self.recipients.extend(envelope.rcpt_tos)
         self.were_encrypted.append(session.ssl is not None)
-        outcome = self.before_answer(server)
+        outcome = self.before_reply(server)
         if outcome is not None:
             await outcome
-        return self.answers.pop(0) if self.answers else ACCEPTED
+        return self.replies.pop(0) if self.replies else ACCEPTED
 
     def authenticate(
         self, _server: SMTP, _session: Any, _envelope: Any, _mechanism: str, data: LoginPassword
@@ -83,11 +83,11 @@ async def serving(
     start_tls: ssl.SSLContext | None = None,
     **options: Any,
 ) -> AsyncIterator[Postbox]:
-    """Listen for as long as the block lasts."""
+    """Run the server while the context lasts."""
 
     def connect() -> SMTP:
         with warnings.catch_warnings():
-            # It remarks on logins without TLS, which some of these tests are about.
+            # aiosmtpd warns about logins without TLS, which some of these tests use.
             warnings.simplefilter("ignore")
             return SMTP(postbox, hostname="mail.test", tls_context=start_tls, **options)
 
@@ -101,7 +101,7 @@ async def serving(
 
 @pytest.fixture
 async def postbox() -> AsyncIterator[Postbox]:
-    """A server without TLS, as a relay on the same machine is."""
+    """A server without TLS, such as a relay on the same machine."""
     async with serving(Postbox(), enable_SMTPUTF8=True) as postbox:
         yield postbox
 
@@ -118,7 +118,7 @@ def mailer(postbox: Postbox) -> Mailer:
 
 
 async def send(mailer: Mailer, **changes: Any) -> None:
-    """Send the mail that most tests send."""
+    """Send the default mail of these tests."""
     values = {
         "to": "ada@example.org",
         "message_id": "0198c0de",
@@ -131,7 +131,7 @@ async def send(mailer: Mailer, **changes: Any) -> None:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that only whoever is given this file trusts, with its key."""
+    """A self-signed certificate for 127.0.0.1 and its key, in one file. A client trusts it only if it is given this file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -157,7 +157,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server_tls(certificate: Path) -> ssl.SSLContext:
-    """What the server shows."""
+    """The TLS context of the server."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     return context

@@ -1,4 +1,4 @@
-"""What a mail may be, and what a template makes of what it is given."""
+"""Messages, templates and the transports without a network."""
 
 from email.headerregistry import Address
 from pathlib import Path
@@ -55,7 +55,7 @@ def make_message(**changes: Any) -> Message:
         {"headers": {"X-Note: a\r\nBcc": "eve@example.net"}},
     ],
 )
-def test_what_could_break_out_of_a_header_is_refused_for_good(changes: dict[str, Any]) -> None:
+def test_values_that_could_inject_a_header_are_refused_permanently(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidMessageError) as caught:
         make_message(**changes)
 
@@ -63,11 +63,11 @@ def test_what_could_break_out_of_a_header_is_refused_for_good(changes: dict[str,
     assert "eve" not in str(caught.value)
 
 
-def test_a_mail_without_html_is_text_alone() -> None:
+def test_a_mail_without_html_is_plain_text() -> None:
     assert make_message().as_email().get_content_type() == "text/plain"
 
 
-async def test_a_name_cannot_be_markup(mailer: Mailer, memory: MemoryTransport) -> None:
+async def test_a_name_is_escaped_in_html(mailer: Mailer, memory: MemoryTransport) -> None:
     await send(mailer, name="<script>alert(1)</script>")
 
     [message] = memory.sent
@@ -77,20 +77,20 @@ async def test_a_name_cannot_be_markup(mailer: Mailer, memory: MemoryTransport) 
     assert "Hello <script>alert(1)</script>," in message.text
 
 
-async def test_a_link_cannot_leave_its_attribute(mailer: Mailer, memory: MemoryTransport) -> None:
+async def test_a_link_is_escaped_in_its_attribute(mailer: Mailer, memory: MemoryTransport) -> None:
     await send(mailer, link='https://app.example.com/" onmouseover="alert(1)')
 
     assert memory.sent[0].html is not None
     assert '" onmouseover="' not in memory.sent[0].html
 
 
-async def test_a_name_cannot_write_paragraphs(mailer: Mailer, memory: MemoryTransport) -> None:
+async def test_a_name_cannot_add_paragraphs(mailer: Mailer, memory: MemoryTransport) -> None:
     await send(mailer, name="Ada\r\n\r\nYour account is locked:\u2028https://evil.example")
 
     assert "Hello Ada Your account is locked: https://evil.example,\n" in memory.sent[0].text
 
 
-async def test_a_name_cannot_write_headers(memory: MemoryTransport, tmp_path: Path) -> None:
+async def test_a_name_cannot_add_headers(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "hello.txt").write_text("Hello {{ name }}\n\nBody\n")
     mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=[tmp_path])
 
@@ -103,27 +103,27 @@ async def test_a_name_cannot_write_headers(memory: MemoryTransport, tmp_path: Pa
     assert message.text == "\nBody"
 
 
-async def test_a_name_cannot_be_a_template(mailer: Mailer, memory: MemoryTransport) -> None:
+async def test_a_name_is_not_rendered_as_a_template(mailer: Mailer, memory: MemoryTransport) -> None:
     await send(mailer, name="{{ 7 * 7 }}{% include 'layout.txt' %}")
 
     assert "Hello {{ 7 * 7 }}{% include 'layout.txt' %}," in memory.sent[0].text
 
 
-async def test_nobody_is_greeted_who_has_no_name(mailer: Mailer, memory: MemoryTransport) -> None:
+async def test_a_mail_without_a_name_has_a_general_greeting(mailer: Mailer, memory: MemoryTransport) -> None:
     await send(mailer, name=None)
 
     assert "Hello,\n" in memory.sent[0].text
     assert "None" not in memory.sent[0].text + str(memory.sent[0].html)
 
 
-async def test_a_fact_the_template_needs_must_be_given(mailer: Mailer, memory: MemoryTransport) -> None:
+async def test_a_missing_template_variable_is_an_error(mailer: Mailer, memory: MemoryTransport) -> None:
     with pytest.raises(UndefinedError, match="expires_in"):
         await mailer.send("set_password", to="ada@example.org", message_id="1", name=None, link="https://x")
 
     assert memory.sent == []
 
 
-async def test_a_template_may_do_without_html(memory: MemoryTransport, tmp_path: Path) -> None:
+async def test_a_template_may_have_no_html_part(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Note\nBody\n")
     mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=[tmp_path])
 
@@ -132,7 +132,7 @@ async def test_a_template_may_do_without_html(memory: MemoryTransport, tmp_path:
     assert memory.sent[0].html is None
 
 
-async def test_a_layout_that_is_missing_is_a_mistake(memory: MemoryTransport, tmp_path: Path) -> None:
+async def test_a_missing_layout_is_an_error(memory: MemoryTransport, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("Note\nBody\n")
     (tmp_path / "note.html").write_text('{% extends "nowhere.html" %}')
     mailer = Mailer(memory, from_address="app@example.com", from_name=product.NAME, templates=[tmp_path])
@@ -150,11 +150,11 @@ async def test_a_layout_that_is_missing_is_a_mistake(memory: MemoryTransport, tm
         ("smtps://mail.example.com", SMTPTransport),
     ],
 )
-def test_the_url_chooses_the_transport(url: str, transport: type) -> None:
+def test_the_url_selects_the_transport(url: str, transport: type) -> None:
     assert type(make_transport(MailSettings.model_validate({"url": url}))) is transport
 
 
-async def test_the_file_transport_writes_one_private_file_a_mail_in_order(tmp_path: Path) -> None:
+async def test_the_file_transport_writes_each_mail_to_a_private_file_in_order(tmp_path: Path) -> None:
     directory = tmp_path / "mail box"
     mailer = make_mailer(MailSettings.model_validate({"url": f"file://{str(directory).replace(' ', '%20')}"}))
 
@@ -169,7 +169,7 @@ async def test_the_file_transport_writes_one_private_file_a_mail_in_order(tmp_pa
     assert b"To: ada@example.org" in first.read_bytes()
 
 
-async def test_a_long_link_stays_whole_in_the_file(tmp_path: Path) -> None:
+async def test_a_long_link_stays_on_one_line_of_the_file(tmp_path: Path) -> None:
     link = f"https://app.example.com/account/set-password#token=lt1.{'a' * 90}"
 
     await send(make_mailer(MailSettings.model_validate({"url": f"file://{tmp_path}"})), link=link, name="Jürgen")
@@ -184,7 +184,7 @@ def only_file(directory: Path) -> Path:
     return path
 
 
-async def test_the_console_shows_what_a_person_would_read(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_console_shows_the_text_of_the_mail(capsys: pytest.CaptureFixture[str]) -> None:
     await send(make_mailer(MailSettings()))
 
     shown = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Which mail settings are accepted, and which of them in production."""
+"""Validation of the mail settings, in general and for production."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ SAFE = {"url": "smtp://mail.example.com", "from_address": "app@example.com"}
         "mail.example.com",
     ],
 )
-def test_a_url_that_names_no_transport_is_refused_without_quoting_it(url: str) -> None:
+def test_an_invalid_url_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValidationError, match="write it as smtp://") as caught:
         MailSettings.model_validate({"url": url})
 
@@ -39,12 +39,12 @@ def test_a_url_that_names_no_transport_is_refused_without_quoting_it(url: str) -
 @pytest.mark.parametrize(
     "address", ["", "app", "app@", "Accounts <app@example.com>", "a@b@c", "app@example.com\nBcc: x"]
 )
-def test_a_sender_that_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_sender_address_is_refused(address: str) -> None:
     with pytest.raises(ValidationError, match=r"write it as name@example\.com"):
         MailSettings.model_validate({"from_address": address})
 
 
-def test_a_name_of_the_sender_that_breaks_lines_is_refused() -> None:
+def test_a_sender_name_with_a_line_break_is_refused() -> None:
     with pytest.raises(ValidationError, match="must be printable"):
         MailSettings.model_validate({"from_name": "Accounts\nBcc: x"})
 
@@ -63,7 +63,9 @@ def test_a_name_of_the_sender_that_breaks_lines_is_refused() -> None:
         ("smtps://127.0.0.1", {}, True),
     ],
 )
-def test_tls_is_demanded_of_every_server_elsewhere(url: str, settings: dict[str, Any], demands: bool) -> None:
+def test_tls_is_required_unless_the_server_is_local_or_the_setting_is_off(
+    url: str, settings: dict[str, Any], demands: bool
+) -> None:
     assert MailSettings.model_validate({"url": url, **settings}).demands_tls is demands
 
 
@@ -81,18 +83,18 @@ def production(mail: dict[str, Any]) -> list[str]:
         {"url": "console:", "allow_undelivered": True},
     ],
 )
-def test_production_accepts_mail_that_is_delivered_or_undelivered_by_name(mail: dict[str, Any]) -> None:
+def test_production_accepts_smtp_or_an_explicit_allow_undelivered(mail: dict[str, Any]) -> None:
     assert production(mail) == []
 
 
 @pytest.mark.parametrize("url", ["console:", "file:///var/mail"])
-def test_production_refuses_mail_that_reaches_nobody(url: str) -> None:
+def test_production_refuses_transports_that_do_not_deliver(url: str) -> None:
     assert production(SAFE | {"url": url}) == [
         "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
     ]
 
 
-def test_production_refuses_mail_without_a_sender() -> None:
+def test_production_refuses_a_missing_sender_address() -> None:
     assert production({"url": "smtp://mail.example.com"}) == [
         "APP_MAIL__FROM_ADDRESS: is missing; mail must come from an address of yours"
     ]
@@ -108,7 +110,7 @@ def test_production_refuses_mail_without_a_sender() -> None:
         ("production", True, True),
     ],
 )
-def test_the_web_process_runs_jobs_in_local_only_unless_told(
+def test_only_the_local_environment_runs_jobs_in_the_web_process_by_default(
     environment: str, in_process: bool | None, runs: bool
 ) -> None:
     settings = make_settings("postgresql://h/d", jobs={"in_process": in_process})

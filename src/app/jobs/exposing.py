@@ -14,22 +14,24 @@ from app.jobs import service
 def exposing(
     exposed: Exposition | None, database: Database, instruments: Iterable[Instrument] = ()
 ) -> AbstractAsyncContextManager[None]:
-    """Answer scrapes while the context lasts, with the metrics of the pools and of the queue."""
+    """Serve the metrics of the process, the pools and the queue while the context lasts."""
 
-    async def look_at_queue() -> Iterable[Reading]:
+    async def queue_readings() -> Iterable[Reading]:
         async with database.read_sessions() as session:
             return await service.readings(session)
 
     return (
-        exposed.serving([partial(pool_readings, database), *instruments], [look_at_queue]) if exposed else nullcontext()
+        exposed.serving([partial(pool_readings, database), *instruments], [queue_readings])
+        if exposed
+        else nullcontext()
     )
 
 
 def pool_readings(database: Database) -> Iterator[Reading]:
-    """Read the size and the use of both connection pools."""
+    """Return the size and the use of both connection pools."""
     for name, engine in (("write", database.engine), ("read", database.read_engine)):
         pool = pool_of(engine)
         labels = {"pool": name}
-        yield Reading("database_pool_size", "Connections that the pool may have.", pool.size(), labels)
-        yield Reading("database_pool_in_use", "Connections taken from the pool.", pool.checkedout(), labels)
-        yield Reading("database_pool_waiting", "Tasks that wait for a connection.", pool.waiting, labels)
+        yield Reading("database_pool_size", "Maximum number of connections in the pool.", pool.size(), labels)
+        yield Reading("database_pool_in_use", "Connections in use.", pool.checkedout(), labels)
+        yield Reading("database_pool_waiting", "Tasks that wait for a connection of the pool.", pool.waiting, labels)

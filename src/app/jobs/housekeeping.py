@@ -1,7 +1,7 @@
 """Housekeeping: deletes old rows in bounded steps, and reports failures that repeat.
 
-A step is one short transaction with a limited number of rows. It takes the position where the step before it ended and
-returns its own, or None when nothing is left.
+A step is one short transaction on a limited number of rows. It takes the position where the previous step ended and
+returns its own end position, or None when nothing is left.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from app.core.db.database import Database, WriteSession
 from app.core.errors import TemporaryError
 from app.core.observability.metrics import Counter
 
-# Rows that one step looks at or deletes.
+# Maximum number of rows that one step reads or deletes.
 BATCH = 1000
-# Time of one run. The next run does the rest.
+# Maximum duration of one run. The next run continues.
 BUDGET = timedelta(minutes=1)
-# Leaves room for requests between two steps.
+# Seconds between two steps, in which requests get their turn.
 _PAUSE = 0.005
 
 _RUNS = Counter("housekeeping_runs", "Runs of housekeeping tasks, by outcome.", task=(), outcome=())
@@ -37,12 +37,12 @@ type Step[P] = Callable[[WriteSession, P | None], Awaitable[P | None]]
 
 
 class HousekeepingError(TemporaryError):
-    """Tasks of a run failed. The log has a line with the reason for each."""
+    """Tasks of a run failed. The log has one line for each, with the reason."""
 
 
 @asynccontextmanager
 async def watched(task: str) -> AsyncIterator[None]:
-    """Count how the block ends, and log a failure with the number of failures in a row."""
+    """Count the outcome of the block, and log a failure with the number of failures in a row."""
     try:
         yield
     except Exception as error:
@@ -57,7 +57,7 @@ async def watched(task: str) -> AsyncIterator[None]:
 def _log_failure(task: str, error: Exception) -> None:
     number = _failures_in_a_row[task]
     is_transient = failures.is_transient(error)
-    # An outage of hours must not fill the log: failures 1, 2, 4, 8, … are logged.
+    # A long outage must not fill the log: only failures 1, 2, 4, 8, … are logged.
     if number & (number - 1) == 0:
         cause = error.orig or error if isinstance(error, DBAPIError) else error
         log.log(
@@ -69,7 +69,7 @@ def _log_failure(task: str, error: Exception) -> None:
 
 
 async def repeat(run: Callable[[], Awaitable[None]], *, every: float, first_retry: float) -> None:
-    """Run a watched task for ever. After a failure the pause is short at first and doubles up to `every`."""
+    """Run a watched task forever. After a failure the pause is `first_retry` seconds; it doubles up to `every`."""
     retry = first_retry
     while True:
         try:
@@ -85,23 +85,23 @@ async def repeat(run: Callable[[], Awaitable[None]], *, every: float, first_retr
 async def purge[P](
     database: Database, task: str, step: Step[P], *, start: P | None = None, budget: timedelta = BUDGET
 ) -> P | None:
-    """Repeat a step until nothing is left or the budget is spent; return where the next run has to start."""
+    """Repeat a step until nothing is left or the budget is used up. Return the position at which the next run starts."""
     ends = monotonic() + budget.total_seconds()
     position = start
     async with watched(task):
         while True:
-            position = await database.unit(partial(_one, step, position))
+            position = await database.unit(partial(_run_step, step, position))
             if position is None or monotonic() >= ends:
                 return position
             await asyncio.sleep(_PAUSE)
 
 
-async def _one[P](step: Step[P], position: P | None, session: WriteSession) -> P | None:
+async def _run_step[P](step: Step[P], position: P | None, session: WriteSession) -> P | None:
     return await step(session, position)
 
 
 async def purge_all(database: Database, steps: Mapping[str, Step[Any]], *, budget: timedelta = BUDGET) -> None:
-    """Run several purges. One that fails does not keep the others from running."""
+    """Run several purges. If one fails, the others still run."""
     failed = []
     for task, step in steps.items():
         try:

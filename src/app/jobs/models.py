@@ -1,4 +1,4 @@
-"""What the queue's own tables do not keep. Those are procrastinate's, and no models of ours."""
+"""The table that this application adds to those of procrastinate. procrastinate's own tables have no models."""
 
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -6,7 +6,7 @@ from app.core.db.database import Base, CreatedAt
 
 
 class JobError(Base):
-    """The last error of a job, in one line. It goes when the job goes; there is no foreign key into the library's table."""
+    """The last error of a job, in one line. It is deleted with the job; no foreign key refers to procrastinate's table."""
 
     __tablename__ = "job_errors"
 

@@ -1,6 +1,6 @@
-"""Jobs for features: plain async functions, enqueued as rows in the caller's transaction.
+"""Queue for features: a job is a plain async function, enqueued as a row in the caller's transaction.
 
-A job is delivered at least once: it must bear being run twice, and it must look again whether it is still wanted.
+A job is delivered at least once. It must be safe to run twice, and it must check whether its work is still needed.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from app.core.observability.tracing import current_parent
 from app.core.security.keys import KeyRing
 
 if TYPE_CHECKING:
-    # The process that enqueues a mail does not send it: only workers load the mail libraries.
+    # The process that enqueues a mail does not send it, so only workers load the mail libraries.
     from app.mail.mailer import Mailer
 
 QUEUE = "default"
@@ -44,7 +44,7 @@ _TAKE = text("""
 
 @dataclass(frozen=True)
 class Work:
-    """What a running job may use; `key` is the same whenever the same job is run again."""
+    """Resources for a running job. `key` is the same in every run of the same job."""
 
     database: Database
     mailer: "Mailer"
@@ -63,26 +63,26 @@ type AnyJob = Callable[..., Awaitable[None]]
 
 @dataclass(frozen=True)
 class Policy:
-    """How one kind of job is run. The default outlives an outage of ten hours: 5 s, 10 s, 20 s, … then hourly."""
+    """How one kind of job is run. The default retries for ten hours: after 5 s, 10 s, 20 s, …, then hourly."""
 
     max_attempts: int = 20
     first_delay: timedelta = timedelta(seconds=5)
     max_delay: timedelta = timedelta(hours=1)
-    # A job that hangs would keep its place in the worker for ever.
+    # Without a timeout, a job that hangs would occupy the worker forever.
     timeout: timedelta = timedelta(minutes=5)
-    # Higher runs first.
+    # Jobs with a higher priority run first.
     priority: int = 0
-    # Jobs with the same lock run one after the other, in the order enqueued; one that waits for its retry holds up the rest.
+    # Jobs with the same lock run one at a time, in the order of enqueueing. A job that waits for its retry blocks the others.
     lock: str | None = None
 
     def delay(self, attempts: int, error: BaseException) -> timedelta | None:
-        """Say how long to wait after this many attempts; None when there is to be no other."""
+        """Return how long to wait after this many attempts, or None if there is no further attempt."""
         if attempts >= self.max_attempts or isinstance(error, PermanentError):
             return None
-        # The cap on the exponent only keeps the number small.
+        # The cap on the exponent prevents an overflow.
         wait = min(self.first_delay * 2.0 ** min(attempts - 1, 30), self.max_delay)
-        # Whatever failed together must not come back together.
-        return wait * random.uniform(0.8, 1.2)  # noqa: S311  # No secret.
+        # Jobs that failed at the same moment must not be retried at the same moment.
+        return wait * random.uniform(0.8, 1.2)  # noqa: S311  # Not a secret.
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ _former_names: dict[AnyJob, tuple[str, ...]] = {}
 
 
 def policy[**P](chosen: Policy) -> Callable[[Job[P]], Job[P]]:
-    """Decorate a job whose policy is not the default."""
+    """Decorate a job that needs another policy than the default."""
 
     def decorate(job: Job[P]) -> Job[P]:
         _policies[job] = chosen
@@ -113,7 +113,7 @@ def policy[**P](chosen: Policy) -> Callable[[Job[P]], Job[P]]:
 
 
 def policy_of(job: AnyJob) -> Policy:
-    """Give the policy a job was declared with."""
+    """Return the policy that a job was declared with."""
     return _policies.get(job, _DEFAULT)
 
 
@@ -137,7 +137,7 @@ def name_of(job: AnyJob) -> str:
     function: Any = job
     name = f"{function.__module__.removeprefix('app.')}:{function.__qualname__}"
     if len(name) > _MAX_NAME:
-        message = f"the name of a job has {_MAX_NAME} characters at most: {name}"
+        message = f"the name of a job can have at most {_MAX_NAME} characters; rename {name}"
         raise ValueError(message)
     return name
 
@@ -145,10 +145,10 @@ def name_of(job: AnyJob) -> str:
 async def enqueue[**P](
     session: WriteSession, job: Callable[Concatenate[Work, P], Awaitable[None]], *args: P.args, **kwargs: P.kwargs
 ) -> None:
-    """Write a job in the session's transaction: it exists exactly if the caller's change does.
+    """Insert a job in the session's transaction: the job exists only if the caller's change is committed.
 
-    Arguments are stored as JSON where operators and backups see them. Never pass a secret: pass an id, and let the job
-    make the secret when it runs. What is almost one, such as a hash, the job takes out again by `take`.
+    Arguments are stored as JSON, which operators and backups can read. Never pass a secret: pass an id, and let the job
+    create the secret when it runs. The job removes a sensitive argument, such as a hash, with `take`.
     """
     given = inspect.signature(job).bind(None, *args, **kwargs).arguments
     stored = {
@@ -163,10 +163,10 @@ async def enqueue[**P](
 
 
 async def take(session: WriteSession, work: Work, argument: str) -> bool:
-    """Remove an argument from the stored job in the session's transaction; False when an earlier run has done so.
+    """Remove an argument from the stored job in the session's transaction. Return False if an earlier run removed it.
 
-    The argument is kept exactly until the work that needs it is done, and that work is done once: of two runs at the same
-    time the second waits here. Give the parameter a default, which is what a later run gets.
+    The argument exists until the work that needs it is committed, and that work is done once: of two concurrent runs, the
+    second waits here for the first. Give the parameter a default, because a later run does not receive the argument.
     """
     values = {"job_id": work.job_id, "argument": argument}
     return await session.scalar(_TAKE, values) is not None
@@ -181,7 +181,7 @@ def _to_json(job: AnyJob, given: Mapping[str, object]) -> dict[str, object]:
 
 
 def from_json(job: AnyJob, stored: Mapping[str, object]) -> dict[str, object]:
-    """Give the arguments of a stored job the types its function declares."""
+    """Convert the arguments of a stored job to the types that its function declares."""
     adapters = parameters(job)
     if unknown := stored.keys() - adapters.keys():
         message = f"{name_of(job)} has no parameter {', '.join(sorted(unknown))} any more"
@@ -189,19 +189,18 @@ def from_json(job: AnyJob, stored: Mapping[str, object]) -> dict[str, object]:
     try:
         return {name: adapters[name].validate_python(value) for name, value in stored.items()}
     except ValidationError as error:
-        # The error's own text would quote the value.
-        message = (
-            f"{name_of(job)} was stored with an argument of another type: {error.errors(include_input=False)[0]['msg']}"
-        )
+        # The text of the validation error would quote the value.
+        problem = error.errors(include_input=False)[0]["msg"]
+        message = f"{name_of(job)} was stored with an argument of the wrong type: {problem}"
         raise PermanentError(message) from None
 
 
 @cache
 def parameters(job: AnyJob) -> dict[str, TypeAdapter[Any]]:
-    """Give the parameters after `work` with what converts them; raises for a function that cannot be a job."""
+    """Return a type adapter for each parameter after `work`. Raises TypeError for a function that cannot be a job."""
     _work, *rest = inspect.signature(job, eval_str=True).parameters.values()
     for parameter in rest:
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
-            message = f"a job names each of its parameters: {name_of(job)}"
+            message = f"{name_of(job)} cannot be a job: give each of its parameters a name, without * and **"
             raise TypeError(message)
     return {parameter.name: TypeAdapter(parameter.annotation) for parameter in rest}

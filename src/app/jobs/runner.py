@@ -1,4 +1,4 @@
-"""Runs one job: its arguments typed again, its time limited, its end logged once."""
+"""Runs one job: converts its arguments, limits its time, and logs once how it ended."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from app.jobs import service
 from app.jobs.library import delay
 from app.jobs.queue import AnyJob, Policy, Work, from_json, names_of, parameters, policy_of
 
-# What a newer version enqueued waits a quarter of an hour for a worker of that version.
+# A job that a newer release enqueued waits 15 minutes for a worker of that release.
 _UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
 
 _RUNS = Counter("job_runs", "Runs of jobs, by how they ended.", task=(), outcome=())
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 
 
 class UnknownJobError(TemporaryError):
-    """The job is not in this program's list: enqueued by a newer version, or forgotten in the list."""
+    """The job is not in this worker's list: a newer release enqueued it, or the list lacks it."""
 
 
 class JobTimeoutError(TemporaryError):
-    """The job took longer than its policy allows."""
+    """The job ran longer than the timeout of its policy."""
 
 
 class JobRunner:
-    """The jobs by name, and what they work with."""
+    """Runs jobs by their stored names."""
 
     def __init__(self, work: Work, jobs: Iterable[AnyJob], *, tracer: Tracer = UNTRACED) -> None:
         self._work = work
@@ -53,12 +53,12 @@ class JobRunner:
                 if self._jobs.setdefault(name, job) is not job:
                     message = f"two jobs have the name {name}; rename one, or correct its former names"
                     raise ValueError(message)
-            # Raises for a function that cannot be a job: at the start, not when the first is due.
+            # A function that cannot be a job raises here, at startup, instead of at its first run.
             parameters(job)
         self.names = sorted(self._jobs)
 
     def policy_of(self, name: str) -> Policy:
-        """Give the policy of a job by its stored name."""
+        """Return the policy of a job by its stored name."""
         job = self._jobs.get(name)
         return policy_of(job) if job else _UNKNOWN
 
@@ -71,7 +71,7 @@ class JobRunner:
         trace: str | None = None,
         timestamp: int | None = None,
     ) -> None:
-        """Run a stored job; the queue decides by the exception whether it is tried again."""
+        """Run a stored job. The queue decides by the exception whether it is retried."""
         name = self._known_name(context.job)
         with continued(self._tracer, f"job {name}", trace, attempt=context.job.attempts + 1) as trace_id:
             await self._run(context, arguments or {}, request_id, key, timestamp, trace_id)
@@ -86,7 +86,7 @@ class JobRunner:
         trace_id: str | None,
     ) -> None:
         stored, started = context.job, perf_counter()
-        # A periodic job has no key but its time.
+        # A periodic job has no stored key; its scheduled time identifies the run.
         work = replace(self._work, request_id=request_id, key=key or f"{stored.id}-{timestamp}", job_id=stored.id)
         facts = {"job": stored.task_name, "job_id": stored.id, "attempt": stored.attempts + 1}
         structlog.contextvars.clear_contextvars()
@@ -115,27 +115,27 @@ class JobRunner:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            message = f"it took longer than {limit:g} s"
+            message = f"the job exceeded its timeout of {limit:g} s"
             raise JobTimeoutError(message) from None
 
     def _known_name(self, stored: StoredJob) -> str:
-        # The name of one that is not ours may be anything.
+        # An unknown name can be any text, which must not become a label of a metric.
         return stored.task_name if stored.task_name in self._jobs else "(unknown)"
 
     async def _report(self, stored: StoredJob, error: Exception) -> None:
         is_last = delay(self.policy_of, stored, error) is None
-        is_grave = is_last or isinstance(error, UnknownJobError)
+        level = logging.ERROR if is_last or isinstance(error, UnknownJobError) else logging.WARNING
         _RUNS.count(self._known_name(stored), "failed" if is_last else "retried")
-        text = "job failed for good; see `app jobs failed`" if is_last else "job failed and is tried again"
-        log.log(logging.ERROR if is_grave else logging.WARNING, text, **_details(error))
-        # The log has it. Without a database there is nowhere else to write it.
+        event = "job failed permanently; see `app jobs failed`" if is_last else "job failed and will be retried"
+        log.log(level, event, **_details(error))
+        # The log line already has the error. While the database is unavailable, it cannot be stored.
         with suppress(Exception):
             async with self._work.database.begin() as session:
                 await service.record_error(session, stored.id or 0, error)
 
 
 def _details(error: Exception) -> dict[str, Any]:
-    # Of a server that is silent or gone, whichever it is, there is nothing to trace.
+    # If another server is unavailable or does not respond, a traceback adds nothing.
     if isinstance(error, TemporaryError | PermanentError | TimeoutError | ConnectionError) or is_transient(error):
         return {"extra": {"error": f"{type(error).__name__}: {error}"}}
     return {"exc_info": error}

@@ -1,6 +1,7 @@
-"""Keeps the queue's worker going through whatever happens to the database.
+"""Runs procrastinate's worker, and starts it again when it fails or the database was unavailable.
 
-Delivery is at least once. A worker that dies leaves its jobs in hand; another notices its silence and puts them back.
+Delivery is at least once. The jobs of a worker that dies stay in the status `doing` until another worker notices the missing
+heartbeat and puts them back into the queue.
 """
 
 import asyncio
@@ -22,14 +23,14 @@ from app.jobs.settings import JobsSettings
 
 _PAUSE = 1.0
 _PURGE_EVERY = 3600.0
-# Each takes two statements, all in one transaction.
-_ORPHANS_AT_ONCE = 100
+# Each orphan takes two statements, and all of them are one transaction.
+_ORPHAN_BATCH = 100
 
 log = logging.getLogger(__name__)
 
 
 class JobWorker:
-    """Runs the jobs of a list until it is told to stop."""
+    """Runs the jobs of a list until it is stopped."""
 
     def __init__(
         self, work: Work, jobs: Iterable[AnyJob], periodic: Iterable[Periodic] = (), *, tracer: Tracer = UNTRACED
@@ -42,14 +43,14 @@ class JobWorker:
         self._worker: QueueWorker | None = None
 
     def stop(self) -> None:
-        """Ask it to finish: no new jobs, and those running get `jobs.shutdown_grace`."""
+        """Take no new jobs. Running jobs have `jobs.shutdown_grace` to finish."""
         self._stopping.set()
         if self._worker:
             self._worker.stop()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run beside something else."""
+        """Run in a background task while the context lasts."""
         task = asyncio.create_task(self.run(), name="jobs")
         try:
             yield
@@ -58,29 +59,29 @@ class JobWorker:
             await task
 
     async def run(self) -> None:
-        """Run until stopped; whatever ends the library's worker, a new one follows."""
-        keeping_house = asyncio.create_task(self._keep_house(), name="housekeeping")
+        """Run until stopped. If procrastinate's worker ends for any other reason, start a new one."""
+        housekeeper = asyncio.create_task(self._run_housekeeping(), name="housekeeping")
         try:
             while not self._stopping.is_set():
                 await self._run_once()
         finally:
-            keeping_house.cancel()
+            housekeeper.cancel()
             with suppress(asyncio.CancelledError):
-                await keeping_house
+                await housekeeper
             log.info("worker stopped")
 
     async def _run_once(self) -> None:
         try:
-            if await self._has_reached_database():
+            if await self._wait_for_database():
                 async with self._library().open_async() as library:
                     await self._work(library)
         except Exception as error:
             if not is_outage(error):
-                log.exception("the worker failed and is started again")
+                log.exception("worker failed and will be restarted")
         await self._pause()
 
     async def _work(self, library: procrastinate.App) -> None:
-        # Nothing may be awaited between the question and the start: the library's worker forgets a stop that came before.
+        # Await nothing between this check and the start: procrastinate's worker ignores a stop that comes before its start.
         if not self._stopping.is_set():
             self._worker = make_worker(library, self._settings.of(JobsSettings))
             log.info("worker started", extra={"jobs": self._runner.names})
@@ -95,19 +96,17 @@ class JobWorker:
             policy_of=self._runner.policy_of,
         )
 
-    async def _has_reached_database(self) -> bool:
-        """Wait until the database answers, or the worker is told to stop; say once that it does not."""
-        is_away = False
+    async def _wait_for_database(self) -> bool:
+        """Wait until the database responds; log once that it does not. Return False if the worker is stopped."""
+        is_unavailable = False
         while not self._stopping.is_set():
             try:
                 async with self._database.read_sessions() as session:
                     await session.execute(text("SELECT 1"))
-            except Exception as error:  # noqa: BLE001  # Whatever it is, without an answer there is nothing to do but wait.
-                if not is_away:
-                    log.warning(
-                        "the database is away; jobs wait for it", extra={"error": str(error.__cause__ or error)}
-                    )
-                is_away = True
+            except Exception as error:  # noqa: BLE001  # Whatever the error is, the worker can only wait.
+                if not is_unavailable:
+                    log.warning("database is unavailable; jobs wait", extra={"error": str(error.__cause__ or error)})
+                is_unavailable = True
                 await self._pause()
             else:
                 return True
@@ -117,12 +116,12 @@ class JobWorker:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), _PAUSE)
 
-    async def _keep_house(self) -> None:
-        beat = self._settings.of(JobsSettings).stalled_after.total_seconds() / REPORTS_PER_STALL
-        # Side by side: a long purge does not keep the jobs of a dead worker waiting.
+    async def _run_housekeeping(self) -> None:
+        interval = self._settings.jobs.stalled_after.total_seconds() / REPORTS_PER_STALL
+        # Concurrently: a long purge must not delay the release of a dead worker's jobs.
         await asyncio.gather(
-            housekeeping.repeat(self._release_orphans, every=beat, first_retry=beat),
-            housekeeping.repeat(self._purge, every=_PURGE_EVERY, first_retry=beat),
+            housekeeping.repeat(self._release_orphans, every=interval, first_retry=interval),
+            housekeeping.repeat(self._purge, every=_PURGE_EVERY, first_retry=interval),
         )
 
     async def _release_orphans(self) -> None:
@@ -131,12 +130,12 @@ class JobWorker:
                 partial(
                     service.release_orphans,
                     policy=self._runner.policy_of,
-                    stalled_after=self._settings.of(JobsSettings).stalled_after,
-                    batch=_ORPHANS_AT_ONCE,
+                    stalled_after=self._settings.jobs.stalled_after,
+                    batch=_ORPHAN_BATCH,
                 )
             )
         for job_id, name in released:
-            log.warning("the worker that ran this job died", extra={"job": name, "job_id": job_id})
+            log.warning("job released from a dead worker", extra={"job": name, "job_id": job_id})
 
     async def _purge(self) -> None:
         keep_finished, keep_failed = (

@@ -1,4 +1,4 @@
-"""From a template's name to a delivered mail: what jobs use."""
+"""Renders a mail from its template and delivers it. Jobs use this module."""
 
 import logging
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from app.mail.message import Message, parse_address
 from app.mail.settings import MailSettings
 from app.mail.transports import Transport, make_transport
 
-_MAILS = Counter("mails", "Mails by template, and whether the mail server took them.", template=(), outcome=())
+_MAILS = Counter("mails", "Mails, by template and outcome.", template=(), outcome=())
 
 log = logging.getLogger(__name__)
 
 
 class Mailer:
-    """Renders templates and hands the mails to a transport; it keeps nothing, so one serves the whole process."""
+    """Renders templates and passes the mails to a transport. It has no state, so one instance serves the whole process."""
 
     def __init__(
         self, transport: Transport, *, from_address: str, from_name: str, templates: Sequence[Path] = ()
@@ -32,10 +32,10 @@ class Mailer:
         self._templates = _Templates(templates or tuple(features.templates()))
 
     async def send(self, template: str, *, to: str, message_id: str, **context: str | None) -> None:
-        """Render and deliver; returns once the transport has taken responsibility.
+        """Render a mail and deliver it. Return when the transport has accepted it.
 
-        `message_id` is the part before the `@`, the same whenever the same mail is sent again, so that a mail delivered
-        twice is recognised. `application`, the sender's name, is part of every context.
+        `message_id` is the part before the `@`. Pass the same one for each attempt, so that mail programs can recognise a
+        mail that was delivered twice. Every template can use `application`, which is the sender's name.
         """
         facts = {name: _one_line(value) for name, value in {"application": self._application, **context}.items()}
         subject, text, html = self._templates.render(template, facts)
@@ -53,16 +53,16 @@ class Mailer:
             _MAILS.count(template, "refused" if isinstance(error, PermanentError) else "delayed")
             raise
         _MAILS.count(template, "delivered")
-        log.info("mail handed over", extra={"template": template, "message_id": message.message_id})
+        log.info("mail delivered", extra={"template": template, "message_id": message.message_id})
 
 
 def make_mailer(settings: MailSettings) -> Mailer:
-    """Make the mailer that the settings describe."""
+    """Create the mailer for these settings."""
     return Mailer(make_transport(settings), from_address=settings.from_address, from_name=settings.from_name)
 
 
 class _Templates:
-    """`<name>.txt`, whose first line is the subject, and `<name>.html` beside it where there is one."""
+    """Loads `<name>.txt`, whose first line is the subject, and `<name>.html` if it exists."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._loader = FileSystemLoader(directories)
@@ -75,7 +75,7 @@ class _Templates:
         )
 
     def render(self, name: str, facts: dict[str, str | None]) -> tuple[str, str, str | None]:
-        # Split before rendering: nothing that is filled in can reach from one part into the other.
+        # Split before rendering, so that no value can move text from the subject to the body.
         source, _, _ = self._loader.get_source(self._environment, f"{name}.txt")
         subject, _, body = source.partition("\n")
         rendered = [self._environment.from_string(part).render(facts) for part in (subject, body)]
@@ -91,5 +91,5 @@ class _Templates:
 
 
 def _one_line(value: str | None) -> str | None:
-    # A name with line breaks in it could otherwise write paragraphs of its own.
+    # With its line breaks, a user's name could add paragraphs to the mail.
     return None if value is None else " ".join(value.split())

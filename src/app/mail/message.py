@@ -1,4 +1,4 @@
-"""One mail, as the transports take it."""
+"""A mail in the form that the transports accept, and the validation of its headers."""
 
 import re
 from collections.abc import Mapping
@@ -11,25 +11,25 @@ from email.utils import format_datetime
 
 from app.core.errors import PermanentError
 
-# Written by a program: no out-of-office notice is to answer, and mailing lists drop it.
+# Mark the mail as automatic, so that no out-of-office notice replies to it (RFC 3834).
 AUTOMATIC: Mapping[str, str] = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "All"}
-# The maximum of SMTP, so that a link stays on one line of the raw mail.
+# The longest line that SMTP allows, so that a link stays on one line of the raw mail.
 _WHOLE_LINES = SMTPUTF8.clone(max_line_length=998)
-# Line breaks of every alphabet, and what terminals or old servers take for commands.
+# Control characters and every Unicode line break: they could end a header or act as a command.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# Local parts of any alphabet (RFC 6531), but none that would need quoting.
+# Local parts in any alphabet (RFC 6531), except those that need quoting.
 _ATOM = r"""[^\s()<>@,;:\\".\[\]]+"""
 _MAILBOX = re.compile(rf"{_ATOM}(\.{_ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _MESSAGE_ID = re.compile(r"<[A-Za-z0-9._-]+@[A-Za-z0-9.-]+>")
 
 
 class InvalidMessageError(PermanentError):
-    """This can never be sent; the text says what is wrong with it, not what it was."""
+    """The mail can never be sent. The text names the problem and does not quote the value."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A mail to one person. What could break out of its header is refused when it is made."""
+    """A mail to one recipient. Its creation refuses values that could inject a header."""
 
     sender: Address
     to: str
@@ -41,15 +41,15 @@ class Message:
 
     def __post_init__(self) -> None:
         if any(_CONTROL.search(value) for value in (self.to, self.subject, *self.headers, *self.headers.values())):
-            message = "a header of a mail holds a control character"
+            message = "a header of the mail contains a control character"
             raise InvalidMessageError(message)
         if not _MESSAGE_ID.fullmatch(self.message_id):
-            message = "a Message-ID is written <name@host>"
+            message = "the Message-ID must have the form <name@host>"
             raise InvalidMessageError(message)
         parse_address(self.to)
 
     def as_email(self) -> EmailMessage:
-        """Give the mail as the standard library knows it, dated now."""
+        """Convert the mail to an `EmailMessage` of the standard library, with the current date."""
         email = EmailMessage(policy=_WHOLE_LINES)
         email["From"] = self.sender
         email["To"] = parse_address(self.to)
@@ -65,9 +65,9 @@ class Message:
 
 
 def parse_address(text: str) -> Address:
-    """Read `local@domain`; nothing else, no name and no list."""
+    """Parse an address of the form `local@domain`, without a display name."""
     if not _MAILBOX.fullmatch(text):
-        message = "this is not an address that mail can be sent to"
+        message = "the recipient or sender is not an address of the form name@example.com"
         raise InvalidMessageError(message)
     local_part, _, domain = text.rpartition("@")
     return Address(username=local_part, domain=domain)

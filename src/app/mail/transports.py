@@ -1,4 +1,4 @@
-"""The ways a mail can leave: over SMTP, into a directory, onto the console, or into a list for tests."""
+"""Transports for mail: SMTP, files in a directory, the console, and a list for tests."""
 
 import asyncio
 import logging
@@ -25,21 +25,21 @@ log = logging.getLogger(__name__)
 
 
 class MailRefusedError(PermanentError):
-    """The server will never take this mail for this address."""
+    """The server permanently refuses this mail for this address."""
 
 
 class MailDelayedError(TemporaryError):
-    """The server cannot be reached, or will not take the mail now."""
+    """The server is unreachable, or temporarily refuses the mail."""
 
 
 class Transport(Protocol):
-    """Takes responsibility for a mail, or raises."""
+    """Delivers a mail, or raises."""
 
     async def deliver(self, message: Message) -> None: ...
 
 
 def make_transport(settings: MailSettings) -> Transport:
-    """Make the transport that the URL names."""
+    """Create the transport that the URL selects."""
     url = urlsplit(settings.url.get_secret_value())
     if url.scheme == "console":
         return ConsoleTransport()
@@ -49,7 +49,7 @@ def make_transport(settings: MailSettings) -> Transport:
 
 
 class SMTPTransport:
-    """A connection per mail: nothing to keep alive, and nothing that a restarted server could leave half open."""
+    """Opens one connection per mail, so that a restart of the server cannot leave a stale connection."""
 
     def __init__(self, settings: MailSettings) -> None:
         url = urlsplit(settings.url.get_secret_value())
@@ -62,12 +62,12 @@ class SMTPTransport:
         self._must_upgrade = settings.demands_tls and url.scheme == "smtp"
         self._context = ssl.create_default_context(cafile=settings.ca_file)
         if not settings.demands_tls:
-            # Where plain text would do, a certificate nobody vouches for is no reason to send plain text.
+            # Plain text is allowed here, so TLS with an unverified certificate is still an improvement.
             self._context.check_hostname = False
             self._context.verify_mode = ssl.CERT_NONE
 
     async def deliver(self, message: Message) -> None:
-        """Return once the server has accepted; a connection that breaks just before that delivers twice, never not at all."""
+        """Return when the server has accepted the mail. If the connection breaks before its response, the mail may be sent twice."""
         client = aiosmtplib.SMTP(
             hostname=self._hostname,
             port=self._port,
@@ -81,11 +81,11 @@ class SMTPTransport:
         try:
             await client.connect()
             await client.send_message(message.as_email(), sender=message.sender.addr_spec, recipients=[message.to])
-            # The mail is accepted: whatever goes wrong with the farewell must not send it again.
+            # The server has accepted the mail, so an error in QUIT must not cause a retry.
             with suppress(aiosmtplib.SMTPException, OSError):
                 await client.quit()
         except (aiosmtplib.SMTPException, OSError) as error:
-            # Not chained: these quote addresses, which stay out of logs.
+            # Not chained: these errors quote addresses, which must not appear in logs.
             raise _failure(error) from None
         finally:
             client.close()
@@ -93,7 +93,7 @@ class SMTPTransport:
     def _start_tls(self) -> bool | None:
         if self._is_tls_from_the_start:
             return False
-        # None upgrades where the server offers it.
+        # None means: upgrade to TLS if the server offers it.
         return True if self._must_upgrade else None
 
 
@@ -101,9 +101,9 @@ def _failure(error: Exception) -> MailRefusedError | MailDelayedError:
     if isinstance(error, aiosmtplib.SMTPRecipientsRefused):
         error = error.recipients[0]
     reason = _ADDRESS.sub("<address>", " ".join(_text(error).split()))
-    if _is_final(error):
-        return MailRefusedError(f"the mail server refuses the mail: {reason}")
-    return MailDelayedError(f"the mail server has not taken the mail: {reason}")
+    if _is_permanent(error):
+        return MailRefusedError(f"the mail server refused the mail: {reason}")
+    return MailDelayedError(f"the mail server did not accept the mail: {reason}")
 
 
 def _text(error: Exception) -> str:
@@ -112,16 +112,17 @@ def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_final(error: Exception) -> bool:
-    # A refused sender or login is the operator's to mend, and then the mail can still go.
+def _is_permanent(error: Exception) -> bool:
+    # The operator can correct a refused sender or login; then a retry succeeds.
     if isinstance(error, aiosmtplib.SMTPRecipientRefused | aiosmtplib.SMTPDataError):
         return error.code >= _PERMANENT
-    # An address that is not ASCII; the same class also says that STARTTLS or AUTH is missing, which can be mended.
+    # The recipient is not ASCII and the server lacks SMTPUTF8. The same class reports a missing STARTTLS or AUTH, which the
+    # operator can correct.
     return isinstance(error, aiosmtplib.SMTPNotSupported) and "SMTPUTF8" in str(error)
 
 
 class FileTransport:
-    """One `.eml` a mail, in the order sent; a file that is there is complete."""
+    """Writes each mail to an `.eml` file. File names sort in the order of sending; a visible file is complete."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -134,14 +135,14 @@ class FileTransport:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{message.message_id.strip('<>')}"
         staging, path = self.directory / f".{name}", self.directory / f"{name}.eml"
-        # The links in mails are keys to accounts.
+        # Mails contain links that give access to accounts, so only the owner may read the file.
         with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(message.as_email().as_bytes())
         return staging.rename(path)
 
 
 class ConsoleTransport:
-    """Prints what a person would read, links included: for development."""
+    """Prints the text of each mail, links included. For development."""
 
     async def deliver(self, message: Message) -> None:
         rule = "─" * 72
@@ -151,7 +152,7 @@ class ConsoleTransport:
 
 
 class MemoryTransport:
-    """Keeps what it is given, for tests."""
+    """Stores mails in a list, for tests."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
