@@ -144,14 +144,14 @@ def test_the_sql_of_the_migrations_needs_no_database(app: Command) -> None:
 def test_an_unknown_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
     result = app("migrate", "--to", "unknown", *options, url=clone_url)
 
-    assert_failed(result, "no migration, or more than one, is called unknown; `app migrate --status` lists them")
+    assert_failed(result, "unknown does not name exactly one migration; `app migrate --status` lists them")
 
 
 @pytest.mark.parametrize("options", [[], ["--sql"]])
 def test_an_empty_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
     result = app("migrate", "--to", "", *options, url=clone_url)
 
-    assert_failed(result, "cannot go to '': name a revision, `head`, `base`, or a number of steps such as -1 or +1")
+    assert_failed(result, "cannot migrate to ''; name a revision, `head`, `base`, or a number of steps such as -1 or +1")
 
 
 def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:
@@ -159,7 +159,7 @@ def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:
 
     result = app("migrate", url=clone_url)
 
-    sentence = "the schema is at revision 20991231_future, which this program does not know; it belongs to a newer one"
+    sentence = "the schema is at revision 20991231_future, which belongs to a newer release of this program"
     assert_failed(result, sentence)
 
 

@@ -1,4 +1,4 @@
-"""Migration files as Alembic writes them, and files that make no history: what the commands do, and what they say."""
+"""Migration files as Alembic writes them, invalid files, and histories with branches: what the commands do and report."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ type Command = Callable[..., tuple[int, str, str]]
 
 
 class Repository:
-    """A repository with migrations of its own."""
+    """A repository with its own migrations."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -48,7 +48,7 @@ class Repository:
         shutil.copy(ROOT / "pyproject.toml", root)
 
     def write(self, name: str, down: str | tuple[str, ...] | None = None, **more: Any) -> None:
-        """Write a migration that makes a table of its name."""
+        """Write a migration that creates a table with its name."""
         named = {"revision": name, "down_revision": down} | more
         lines = [f'"""Make {name}."""', "", "from alembic import op", ""]
         lines += [f"{key} = {value!r}" for key, value in named.items()]
@@ -57,20 +57,20 @@ class Repository:
         (self.versions / f"{name}.py").write_text("\n".join(lines))
 
     def branch(self) -> None:
-        """Write one migration, and two that follow it."""
+        """Write one migration and two that follow it."""
         self.write("root")
         self.write("left", "root")
         self.write("right", "root")
 
     def alembic(self, *arguments: str) -> None:
-        """Run Alembic's own command here."""
+        """Run Alembic's own command in the repository."""
         subprocess.run([sys.executable, "-m", "alembic", *arguments], cwd=self.root, check=True, capture_output=True)
         revisions._revisions.cache_clear()
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
-    """A repository without migrations, which the commands take for theirs."""
+    """A repository without migrations, which the commands use."""
     repository = Repository(tmp_path / "repository")
     monkeypatch.setattr(revisions, "DIRECTORY", repository.migrations)
     revisions._revisions.cache_clear()
@@ -81,14 +81,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command on a database, and give its exit code, its output and its complaint."""
+    """Run a command on a database. Return its exit code, its output and its error output."""
 
     def run(*arguments: str, url: str = NOWHERE) -> tuple[int, str, str]:
         settings = {"APP_ENVIRONMENT": "test", "APP_AUTH__SIGNING_KEYS": KEY_SET, "DATABASE_URL": url}
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["app", *arguments])
-        # A process of its own would read the files again.
+        # A new process would read the files again.
         revisions._revisions.cache_clear()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -99,7 +99,7 @@ def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def query(url: str, statement: str) -> list[Any]:
-    """Execute a statement on a connection of its own, while no event loop runs."""
+    """Execute a statement on a separate connection, while no event loop runs."""
 
     async def fetch() -> list[Any]:
         plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
@@ -139,11 +139,11 @@ async def readiness(url: str) -> tuple[int, str | None]:
     return response.status_code, response.json().get("detail")
 
 
-ALEMBICS_OWN = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
+ALEMBIC_TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
 
 
-@pytest.mark.parametrize("template", [MIGRATIONS / "script.py.mako", ALEMBICS_OWN], ids=["ours", "Alembic's"])
-def test_a_draft_works_as_alembic_writes_it(
+@pytest.mark.parametrize("template", [MIGRATIONS / "script.py.mako", ALEMBIC_TEMPLATE], ids=["ours", "Alembic's"])
+def test_a_draft_of_alembic_works_unchanged(
     app: Command,
     repository: Repository,
     clone_url: str,
@@ -185,7 +185,7 @@ def test_a_draft_works_as_alembic_writes_it(
         "import sys\n\nrevision = 'b' if sys else ''\ndown_revision = chr(97)",
     ],
 )
-def test_revisions_are_read_however_they_are_written(repository: Repository, declaration: str) -> None:
+def test_revisions_are_read_in_any_python_notation(repository: Repository, declaration: str) -> None:
     repository.write("a")
     (repository.versions / "b.py").write_text(f"from typing import Sequence, Union\n\n{declaration}\n")
 
@@ -193,41 +193,41 @@ def test_revisions_are_read_however_they_are_written(repository: Repository, dec
     assert revisions.known() == {"a", "b"}
 
 
-def test_two_heads_are_told_with_the_command_that_joins_them(
+def test_two_heads_are_reported_with_the_command_that_merges_them(
     app: Command, repository: Repository, empty_url: str
 ) -> None:
     repository.branch()
-    code, out, complaint = app("migrate", url=empty_url)
-    assert (code, out, complaint.count("\n")) == (1, "", 1)
-    assert complaint.startswith("app: left.py and right.py are the newest migrations of separate branches; join them: ")
+    code, out, error = app("migrate", url=empty_url)
+    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert error.startswith("app: left.py and right.py are the newest migrations of separate branches; merge them: ")
 
-    program, *arguments = shlex.split(complaint.partition("join them: ")[2])
+    program, *arguments = shlex.split(error.partition("merge them: ")[2])
     repository.alembic(*arguments)
 
     assert program == ".venv/bin/alembic"
-    (joined,) = {script.stem for script in repository.versions.glob("*.py")} - {"root", "left", "right"}
-    assert re.fullmatch(r"20\d{6}_join", joined)
-    assert app("migrate", url=empty_url) == (0, f"The schema is at {joined} now; it was at none.\n", "")
+    (merge,) = {script.stem for script in repository.versions.glob("*.py")} - {"root", "left", "right"}
+    assert re.fullmatch(r"20\d{6}_merge", merge)
+    assert app("migrate", url=empty_url) == (0, f"The schema is at {merge} now; it was at none.\n", "")
     assert tables(empty_url) == {"root", "left", "right"}
-    assert stored(empty_url) == {joined}
+    assert stored(empty_url) == {merge}
 
 
-def test_branches_are_joined_twice_on_one_day(repository: Repository) -> None:
+def test_branches_can_be_merged_twice_on_one_day(repository: Repository) -> None:
     repository.branch()
     for number in ("", "_2"):
         with pytest.raises(MigrationFileError) as refused:
             revisions.head()
-        _, *arguments = shlex.split(str(refused.value).partition("join them: ")[2])
+        _, *arguments = shlex.split(str(refused.value).partition("merge them: ")[2])
         repository.alembic(*arguments)
 
-        assert re.fullmatch(rf"20\d{{6}}_join{number}", revisions.head())
+        assert re.fullmatch(rf"20\d{{6}}_merge{number}", revisions.head())
         repository.write(f"late{number}", "left")
         revisions._revisions.cache_clear()
 
 
 @pytest.fixture
 def merged(repository: Repository) -> Repository:
-    """A history with two branches that are merged, and a migration after that."""
+    """A history with two branches, their merge, and a migration after it."""
     repository.branch()
     repository.write("merge", ("left", "right"))
     repository.write("top", "merge")
@@ -236,12 +236,12 @@ def merged(repository: Repository) -> Repository:
 
 @pytest.mark.usefixtures("merged")
 @pytest.mark.parametrize(
-    ("way", "revisions_then", "tables_then"),
+    ("targets", "expected_revisions", "expected_tables"),
     [
         (["top"], {"top"}, {"root", "left", "right", "merge", "top"}),
         (["merge"], {"merge"}, {"root", "left", "right", "merge"}),
         (["head", "merge"], {"merge"}, {"root", "left", "right", "merge"}),
-        # The other branch stays: it does not need this one.
+        # The other branch does not need this one, so it stays.
         (["head", "left"], {"left", "right"}, {"root", "left", "right"}),
         (["head", "left", "right"], {"left", "right"}, {"root", "left", "right"}),
         (["head", "left", "root"], {"root"}, {"root"}),
@@ -258,57 +258,60 @@ def merged(repository: Repository) -> Repository:
         (["roo"], {"root"}, {"root"}),
     ],
 )
-def test_a_schema_goes_to_any_revision_around_a_merge(
-    app: Command, empty_url: str, way: list[str], revisions_then: set[str], tables_then: set[str]
+def test_a_schema_can_be_migrated_to_any_revision_around_a_merge(
+    app: Command, empty_url: str, targets: list[str], expected_revisions: set[str], expected_tables: set[str]
 ) -> None:
-    for target in way:
-        code, _, complaint = app("migrate", "--to", target, url=empty_url)
-        assert (code, complaint) == (0, "")
+    for target in targets:
+        code, _, error = app("migrate", "--to", target, url=empty_url)
+        assert (code, error) == (0, "")
 
-    assert stored(empty_url) == revisions_then
-    assert tables(empty_url) == tables_then
+    assert stored(empty_url) == expected_revisions
+    assert tables(empty_url) == expected_tables
     assert app("migrate", url=empty_url)[0] == 0
     assert stored(empty_url) == {"top"}
 
 
 @pytest.mark.usefixtures("merged")
 @pytest.mark.parametrize(
-    ("way", "sentence"),
+    ("targets", "sentence"),
     [
-        (["head", "-2"], "no one step leads back from merge (several are: left, right): name a revision"),
-        (["root", "+1"], "no one step leads on from root (several are: left, right): name a revision"),
-        (["head", "+1"], "no one step leads on from top (there is none): name a revision"),
-        (["-1"], "no one step leads back from base (there is none): name a revision"),
-        (["head", "left", "-1"], "the schema is at left and right, so steps can go several ways: name a revision"),
-        (["head-1"], "cannot go to head-1: name a revision, `head`, `base`, or a number of steps such as -1 or +1"),
+        (["head", "-2"], "left and right are before merge; name a revision"),
+        (["root", "+1"], "left and right are after root; name a revision"),
+        (["head", "+1"], "no migration is after top; name a revision"),
+        (["-1"], "no migration is before base; name a revision"),
+        (["head", "left", "-1"], "the schema is at left and right, so a number of steps is ambiguous; name a revision"),
+        (
+            ["head-1"],
+            "cannot migrate to head-1; name a revision, `head`, `base`, or a number of steps such as -1 or +1",
+        ),
         (
             ["left:right"],
-            "cannot go to left:right: name a revision, `head`, `base`, or a number of steps such as -1 or +1",
+            "cannot migrate to left:right; name a revision, `head`, `base`, or a number of steps such as -1 or +1",
         ),
-        (["gone"], "no migration, or more than one, is called gone; `app migrate --status` lists them"),
+        (["gone"], "gone does not name exactly one migration; `app migrate --status` lists them"),
     ],
 )
-def test_a_target_that_is_not_one_revision_is_refused_and_changes_nothing(
-    app: Command, empty_url: str, way: list[str], sentence: str
+def test_an_ambiguous_or_unknown_target_is_refused_and_changes_nothing(
+    app: Command, empty_url: str, targets: list[str], sentence: str
 ) -> None:
-    for target in way[:-1]:
+    for target in targets[:-1]:
         app("migrate", "--to", target, url=empty_url)
     before = tables(empty_url)
 
-    assert app("migrate", "--to", way[-1], url=empty_url) == (1, "", f"app: {sentence}\n")
+    assert app("migrate", "--to", targets[-1], url=empty_url) == (1, "", f"app: {sentence}\n")
     assert tables(empty_url) == before
 
 
 @pytest.mark.usefixtures("merged")
 @pytest.mark.parametrize("target", ["-1", "+1", "base"])
 def test_sql_from_an_empty_database_needs_a_revision(app: Command, target: str) -> None:
-    sentence = f"--sql starts at an empty database and cannot go to {target}: name a revision"
+    sentence = f"--sql starts at an empty database and cannot migrate to {target}; name a revision"
 
     assert app("migrate", "--sql", "--to", target) == (1, "", f"app: {sentence}\n")
 
 
 @pytest.mark.usefixtures("merged")
-def test_the_sql_of_a_merge_makes_the_same_schema(app: Command, empty_url: str) -> None:
+def test_the_sql_of_a_merge_creates_the_same_schema(app: Command, empty_url: str) -> None:
     async def execute(statements: str) -> None:
         plain = make_url(empty_url).set(drivername="postgresql").render_as_string(hide_password=False)
         connection = await asyncpg.connect(plain)
@@ -323,7 +326,7 @@ def test_the_sql_of_a_merge_makes_the_same_schema(app: Command, empty_url: str) 
     assert app("migrate", url=empty_url) == (0, "The schema is already at top. Nothing was changed.\n", "")
 
 
-def test_a_branch_that_another_one_depends_on_is_no_second_head(
+def test_a_branch_that_another_one_depends_on_is_not_a_second_head(
     app: Command, repository: Repository, empty_url: str
 ) -> None:
     repository.branch()
@@ -335,14 +338,14 @@ def test_a_branch_that_another_one_depends_on_is_no_second_head(
     assert app("migrate", "--check", url=empty_url)[0] == 0
     assert 'CREATE TABLE "right"' in app("migrate", "--sql")[1]
     refused = app("migrate", "--to", "right", url=empty_url)
-    assert refused[2] == "app: later depends on right from another branch: name a revision of that branch first\n"
+    assert refused[2] == "app: later depends on right from another branch; migrate to a revision of that branch first\n"
     assert app("migrate", "--to", "left", url=empty_url)[0] == 0
     assert tables(empty_url) == {"root", "left", "right"}
     assert app("migrate", "--to", "base", url=empty_url)[0] == 0
     assert tables(empty_url) == set()
 
 
-def test_a_branch_is_named_by_its_label(app: Command, repository: Repository, empty_url: str) -> None:
+def test_a_branch_can_be_named_by_its_label(app: Command, repository: Repository, empty_url: str) -> None:
     repository.branch()
     repository.write("named", "right", branch_labels=("side",))
     repository.write("later", "left", depends_on=("side",))
@@ -351,7 +354,7 @@ def test_a_branch_is_named_by_its_label(app: Command, repository: Repository, em
     assert tables(empty_url) == {"root", "left", "right", "named", "later"}
 
 
-def test_a_draft_is_called_by_its_date_and_its_message(
+def test_a_draft_is_named_after_its_date_and_its_message(
     repository: Repository, clone_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(MIGRATIONS / "versions", repository.versions, dirs_exist_ok=True)
@@ -363,7 +366,7 @@ def test_a_draft_is_called_by_its_date_and_its_message(
     assert (repository.versions / f"{revisions.head()}.py").exists()
 
 
-def test_a_draft_keeps_its_label_and_what_it_depends_on(repository: Repository) -> None:
+def test_a_draft_keeps_its_label_and_its_dependencies(repository: Repository) -> None:
     repository.branch()
     options = [
         "--head",
@@ -386,7 +389,7 @@ def test_a_draft_keeps_its_label_and_what_it_depends_on(repository: Repository) 
     assert Path(script.path).name == "draft.py"
 
 
-def test_the_guides_migration_for_a_role_lets_the_database_take_it(
+def test_the_guides_migration_for_a_role_makes_the_database_accept_it(
     app: Command, repository: Repository, clone_url: str
 ) -> None:
     shutil.copytree(MIGRATIONS / "versions", repository.versions, dirs_exist_ok=True)
@@ -409,7 +412,7 @@ def test_the_guides_migration_for_a_role_lets_the_database_take_it(
     subprocess.run(squawk, check=True, capture_output=True)
 
 
-UNUSABLE: dict[str, tuple[dict[str, str], str]] = {
+INVALID_FILES: dict[str, tuple[dict[str, str], str]] = {
     "a syntax error": (
         {"b.py": 'revision = "b"\ndown_revision = = "a"\n'},
         "b.py, line 2: this migration cannot be loaded (SyntaxError: ",
@@ -418,34 +421,34 @@ UNUSABLE: dict[str, tuple[dict[str, str], str]] = {
         {"b.py": 'revision = "b"\ndown_revision = "a"\ntype = sa.Text()\n'},
         "b.py, line 3: this migration cannot be loaded (NameError: name 'sa' is not defined); correct the file",
     ),
-    "a module that is not there": (
+    "a missing module": (
         {"b.py": "import nowhere.at_all\n"},
         "b.py, line 1: this migration cannot be loaded (ModuleNotFoundError: No module named 'nowhere'); correct the file",
     ),
-    "bytes that are no text": ({"b.py": "\0"}, "b.py"),
+    "bytes that are not text": ({"b.py": "\0"}, "b.py"),
     "no revision": (
         {"b.py": 'down_revision = "a"\n'},
-        "b.py: it needs `revision`, its own name, and `down_revision`, the name of the migration before it",
+        "b.py: define `revision`, its own name, and `down_revision`, the name of the previous migration",
     ),
     "no down_revision": (
         {"b.py": 'revision = "b"\n'},
-        "b.py: it needs `revision`, its own name, and `down_revision`, the name of the migration before it",
+        "b.py: define `revision`, its own name, and `down_revision`, the name of the previous migration",
     ),
     "a number for a revision": (
         {"b.py": "revision = 2\ndown_revision = 'a'\n"},
-        "b.py: it needs `revision`, its own name, and `down_revision`, the name of the migration before it",
+        "b.py: define `revision`, its own name, and `down_revision`, the name of the previous migration",
     ),
     "a number for a parent": (
         {"b.py": "revision = 'b'\ndown_revision = 1\n"},
-        "b.py: `down_revision` and `depends_on` take None, a revision or a tuple of revisions",
+        "b.py: `down_revision` and `depends_on` must be None, a revision or a tuple of revisions",
     ),
-    "a name that the version table cannot hold": (
+    "a name that is too long for the version table": (
         {"b.py": f"revision = {'b' * 33!r}\ndown_revision = 'a'\n"},
-        f"b.py: the revision {'b' * 33} has 33 characters; Alembic stores 32: shorten it",
+        f"b.py: the revision {'b' * 33} has 33 characters; shorten it to at most 32",
     ),
-    "characters that Alembic needs itself": (
+    "characters that Alembic reserves": (
         {"b.py": "revision = 'b@c'\ndown_revision = 'a'\n"},
-        "Alembic refuses the migration files: Character(s) '@' not allowed in revision identifier 'b@c'",
+        "Alembic rejects the migration files: Character(s) '@' not allowed in revision identifier 'b@c'",
     ),
     "a parent that does not exist": (
         {"b.py": "revision = 'b'\ndown_revision = 'gone'\n"},
@@ -457,32 +460,32 @@ UNUSABLE: dict[str, tuple[dict[str, str], str]] = {
     ),
     "one revision twice": (
         {"b.py": "revision = 'b'\ndown_revision = 'a'\n", "c.py": "revision = 'b'\ndown_revision = 'a'\n"},
-        "b.py and c.py have the same revision b; give one of them another",
+        "b.py and c.py have the same revision b; change one of them",
     ),
-    "a circle": (
+    "a cycle": (
         {"b.py": "revision = 'b'\ndown_revision = 'c'\n", "c.py": "revision = 'c'\ndown_revision = 'b'\n"},
-        "b.py and c.py: a circle of migrations has no first one; correct `down_revision` or `depends_on`",
+        "b.py and c.py: these migrations form a cycle; correct `down_revision` or `depends_on`",
     ),
     "a migration that follows itself": (
         {"b.py": "revision = 'b'\ndown_revision = 'b'\n"},
-        "b.py: a circle of migrations has no first one; correct `down_revision` or `depends_on`",
+        "b.py: these migrations form a cycle; correct `down_revision` or `depends_on`",
     ),
-    "a circle of dependencies": (
+    "a cycle of dependencies": (
         {
             "b.py": "revision = 'b'\ndown_revision = 'a'\ndepends_on = 'c'\n",
             "c.py": "revision = 'c'\ndown_revision = 'b'\n",
         },
-        "b.py and c.py: a circle of migrations has no first one; correct `down_revision` or `depends_on`",
+        "b.py and c.py: these migrations form a cycle; correct `down_revision` or `depends_on`",
     ),
     "two heads": (
         {"b.py": "revision = 'b'\ndown_revision = 'a'\n", "c.py": "revision = 'c'\ndown_revision = 'a'\n"},
-        "b.py and c.py are the newest migrations of separate branches; join them: .venv/bin/alembic merge heads ",
+        "b.py and c.py are the newest migrations of separate branches; merge them: .venv/bin/alembic merge heads ",
     ),
 }
 
 
-@pytest.mark.parametrize(("files", "sentence"), UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_files_that_make_no_history_are_told_in_one_sentence(
+@pytest.mark.parametrize(("files", "sentence"), INVALID_FILES.values(), ids=INVALID_FILES.keys())
+def test_files_that_do_not_form_a_history_are_reported_in_one_sentence(
     app: Command, repository: Repository, empty_url: str, files: dict[str, str], sentence: str
 ) -> None:
     repository.write("a")
@@ -490,10 +493,10 @@ def test_files_that_make_no_history_are_told_in_one_sentence(
         (repository.versions / name).write_text(text)
 
     for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--sql"], ["migrate", "--to", "head"]):
-        code, out, complaint = app(*arguments, url=empty_url)
+        code, out, error = app(*arguments, url=empty_url)
 
-        assert (code, out, complaint.count("\n")) == (1, "", 1), complaint
-        assert complaint.startswith(f"app: {sentence}")
+        assert (code, out, error.count("\n")) == (1, "", 1), error
+        assert error.startswith(f"app: {sentence}")
     assert tables(empty_url) == set()
 
 
@@ -501,10 +504,10 @@ def test_a_file_that_cannot_be_read_is_named(app: Command, repository: Repositor
     repository.write("a")
     (repository.versions / "b.py").symlink_to("nowhere.py")
 
-    code, _, complaint = app("migrate", "--sql")
+    code, _, error = app("migrate", "--sql")
 
-    assert (code, complaint.count("\n")) == (1, 1)
-    assert complaint.startswith("app: b.py: this migration cannot be loaded (ImportError: ")
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.startswith("app: b.py: this migration cannot be loaded (ImportError: ")
     with pytest.raises(MigrationFileError, match=r"b\.py: this migration cannot be loaded"):
         revisions.head()
 
@@ -515,10 +518,10 @@ def test_a_folder_without_migrations_is_named(app: Command, repository: Reposito
     assert app("migrate", "--sql") == (1, "", sentence)
 
 
-def test_a_migration_that_is_wrong_is_named_and_changes_nothing(
+def test_a_migration_that_fails_is_named_and_changes_nothing(
     app: Command, repository: Repository, empty_url: str
 ) -> None:
-    # A draft with a type of ours: Alembic writes its name and no import.
+    # In a draft, Alembic writes the name of a custom type without an import.
     text = "from alembic import op\nrevision = 'b'\ndown_revision = 'a'\n\ndef upgrade():\n    app.auth.XID8()\n"
     repository.write("a")
     (repository.versions / "b.py").write_text(text)
@@ -529,18 +532,20 @@ def test_a_migration_that_is_wrong_is_named_and_changes_nothing(
     assert stored(empty_url) == {"a"}
 
 
-def test_a_migration_without_a_way_back_is_named(app: Command, repository: Repository, empty_url: str) -> None:
+def test_a_migration_without_a_downgrade_is_named(app: Command, repository: Repository, empty_url: str) -> None:
     repository.write("a")
     (repository.versions / "b.py").write_text("revision = 'b'\ndown_revision = 'a'\n\ndef upgrade():\n    pass\n")
     app("migrate", url=empty_url)
 
-    code, out, complaint = app("migrate", "--to", "a", url=empty_url)
+    code, out, error = app("migrate", "--to", "a", url=empty_url)
 
     assert (code, out, stored(empty_url)) == (1, "", {"b"})
-    assert complaint.startswith("app: b.py: this migration fails (AttributeError: ")
+    assert error.startswith("app: b.py: this migration fails (AttributeError: ")
 
 
-def test_what_fails_outside_of_the_migrations_is_a_bug(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_outside_the_migrations_is_not_converted(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository.write("a")
     monkeypatch.setattr(command, "upgrade", lambda *_, **__: SimpleNamespace().missing)
 
@@ -548,7 +553,7 @@ def test_what_fails_outside_of_the_migrations_is_a_bug(repository: Repository, m
         runner.sql()
 
 
-def test_what_alembic_refuses_is_told_in_its_words(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_alembic_is_reported_with_its_text(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise CommandError("Only a test refuses this")
 
@@ -564,11 +569,11 @@ def test_what_alembic_refuses_is_told_in_its_words(repository: Repository, monke
 def test_a_process_does_not_start_on_two_heads(app: Command, repository: Repository, process: str) -> None:
     repository.branch()
 
-    code, _, complaint = app(process)
+    code, _, error = app(process)
 
     assert code == 1
-    assert complaint.startswith("app: left.py and right.py are the newest migrations of separate branches; join them: ")
-    assert complaint.count("\n") == 1
+    assert error.startswith("app: left.py and right.py are the newest migrations of separate branches; merge them: ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -587,13 +592,13 @@ def test_a_process_does_not_start_on_two_heads(app: Command, repository: Reposit
     ids=" ".join,
 )
 @pytest.mark.slow
-def test_no_real_process_ends_with_a_traceback(grown: Path, command: tuple[str, ...]) -> None:
-    # `--to base` needs no head, so it goes on to the database.
+def test_no_command_ends_with_a_traceback(copy_with_two_heads: Path, command: tuple[str, ...]) -> None:
+    # `--to base` does not need a head, so it connects to the database.
     reason = (
         "cannot connect to PostgreSQL" if "base" in command else "and right.py are the newest migrations of separate "
     )
     environment = {
-        "PYTHONPATH": str(grown / "src"),
+        "PYTHONPATH": str(copy_with_two_heads / "src"),
         "APP_ENVIRONMENT": "test",
         "APP_AUTH__SIGNING_KEYS": KEY_SET,
         "DATABASE_URL": NOWHERE,
@@ -603,7 +608,7 @@ def test_no_real_process_ends_with_a_traceback(grown: Path, command: tuple[str, 
 
     ended = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=grown,
+        cwd=copy_with_two_heads,
         env=environment,
         capture_output=True,
         text=True,
@@ -617,10 +622,10 @@ def test_no_real_process_ends_with_a_traceback(grown: Path, command: tuple[str, 
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the program with two migrations after the newest one."""
-    copy = tmp_path_factory.mktemp("grown")
-    # With its bytecode, which is good for files of the same size and age.
+def copy_with_two_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program with two migrations that follow the newest one."""
+    copy = tmp_path_factory.mktemp("two-heads")
+    # The copy includes the bytecode, which stays valid for files of the same size and modification time.
     shutil.copytree(ROOT / "src", copy / "src")
     shutil.copytree(ROOT / "docs", copy / "docs")
     for name in ("left", "right"):
@@ -629,7 +634,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def test_make_run_tells_two_heads_before_it_starts_a_database(
+def test_make_run_reports_two_heads_before_it_starts_a_database(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     repository.branch()
@@ -646,26 +651,26 @@ def test_make_run_tells_two_heads_before_it_starts_a_database(
 
 @pytest.mark.usefixtures("merged")
 @pytest.mark.parametrize(
-    ("way", "summary", "states"),
+    ("targets", "summary", "states"),
     [
-        ([], "The schema is at no revision: no migration has run. Pending migrations: 5. Run `app migrate`.", "ppppp"),
+        ([], "No migration has run yet. Pending migrations: 5. Run `app migrate`.", "ppppp"),
         (["left"], "The schema is at left. Pending migrations: 3. Run `app migrate`.", "aappp"),
         (["head", "left"], "The schema is at left and right. Pending migrations: 2. Run `app migrate`.", "aaapp"),
         (["head"], "The schema is at top.", "aaaaa"),
     ],
 )
-def test_the_status_lists_what_has_run_and_what_has_not(
-    app: Command, empty_url: str, way: list[str], summary: str, states: str
+def test_the_status_lists_applied_and_pending_migrations(
+    app: Command, empty_url: str, targets: list[str], summary: str, states: str
 ) -> None:
-    for target in way:
+    for target in targets:
         app("migrate", "--to", target, url=empty_url)
 
-    code, out, complaint = app("migrate", "--status", url=empty_url)
+    code, out, error = app("migrate", "--status", url=empty_url)
 
     first, blank, *listed = out.splitlines()
-    assert (code, complaint, first, blank) == (0, "", summary, "")
+    assert (code, error, first, blank) == (0, "", summary, "")
     words = {"p": "pending", "a": "applied"}
-    # The order of the branches is Alembic's.
+    # Alembic decides the order of the branches.
     expected = zip(states, ("root", "left", "right", "merge", "top"), strict=True)
     assert {" ".join(line.split()) for line in listed} == {f"{words[s]} {name} Make {name}." for s, name in expected}
     assert listed[0].split()[1] == "root"
@@ -681,13 +686,13 @@ def test_the_status_names_a_revision_of_a_newer_release(app: Command, repository
 
     assert code == 0
     assert out.splitlines() == [
-        "The schema is at future. This release does not know future: a newer one does.",
+        "The schema is at future. future belongs to a newer release.",
         "",
         "  unknown  a  Make a.",
     ]
 
 
-def test_the_status_tells_two_heads(app: Command, repository: Repository, empty_url: str) -> None:
+def test_the_status_reports_two_heads(app: Command, repository: Repository, empty_url: str) -> None:
     repository.write("root")
     app("migrate", url=empty_url)
     repository.branch()
@@ -702,11 +707,11 @@ def test_the_status_tells_two_heads(app: Command, repository: Repository, empty_
     assert sorted(line.split()[0] for line in listed) == ["applied", "pending", "pending"]
 
 
-def test_only_one_question_is_asked_at_a_time(app: Command) -> None:
-    code, out, complaint = app("migrate", "--status", "--check")
+def test_the_options_of_migrate_exclude_each_other(app: Command) -> None:
+    code, out, error = app("migrate", "--status", "--check")
 
     assert (code, out) == (2, "")
-    assert "choose one of --sql, --check and --status" in complaint
+    assert "choose one of --sql, --check and --status" in error
 
 
 # The cache
@@ -729,7 +734,7 @@ def test_alembic_reads_the_files_once(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"digest": "old", "head": "z", "known": ["z"]}'])
-def test_a_cache_that_does_not_fit_is_written_again(repository: Repository, content: bytes) -> None:
+def test_an_invalid_cache_is_written_again(repository: Repository, content: bytes) -> None:
     repository.write("a")
     assert revisions.head() == "a"
     written = revisions._cache_file().read_bytes()
@@ -740,9 +745,9 @@ def test_a_cache_that_does_not_fit_is_written_again(repository: Repository, cont
     assert revisions._cache_file().read_bytes() == written
 
 
-def test_the_cache_is_not_needed(repository: Repository) -> None:
+def test_a_start_without_a_writable_cache_works(repository: Repository) -> None:
     repository.write("a")
-    # A file where the folder would be: nothing can be written there, by nobody.
+    # A file in place of the directory: no user can write there, not even root.
     (repository.migrations / "__pycache__").write_text("")
 
     assert revisions.head() == "a"

@@ -1,4 +1,4 @@
-"""The migrations: up, down, alone, together with others, and never changed once they are written."""
+"""The migrations: upgrades, downgrades, concurrent runners, locks, the written SQL, and digests of the files."""
 
 import asyncio
 import hashlib
@@ -31,10 +31,10 @@ from tests.proxy import Proxy, proxied
 
 VERSIONS = ROOT / "src" / "app" / "migrations" / "versions"
 DIGESTS = ROOT / "tests" / "migrations.sha256"
-PATIENCE = 30.0
-# The written SQL as psql runs it: what stands outside of transactions is executed statement by statement.
+TIMEOUT = 30.0
+# Splits the written SQL as psql runs it: statements outside of transactions are executed one at a time.
 TRANSACTION_OR_STATEMENT = re.compile(r"\s*(BEGIN;.*?^COMMIT;|[^;]+;)", re.DOTALL | re.MULTILINE)
-# What the schema is made of, as PostgreSQL itself tells it.
+# The objects of the schema, from PostgreSQL's catalogs.
 SHAPE = """
 SELECT 'column' AS kind, table_name || '.' || column_name AS name,
        concat_ws(' ', data_type, is_nullable, column_default, collation_name) AS definition
@@ -45,7 +45,7 @@ FROM pg_constraint WHERE connamespace = 'public'::regnamespace
 UNION ALL
 SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
 UNION ALL
--- Alembic writes four spaces for a tab.
+-- Alembic replaces tabs by four spaces.
 SELECT 'function', proname, md5(replace(prosrc, chr(9), '    ')) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
 UNION ALL
 SELECT 'trigger', tgrelid::regclass || '.' || tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
@@ -88,18 +88,18 @@ async def empty_url(clone_url: str) -> str:
 
 
 def scripts() -> list[Any]:
-    """Give the migrations, oldest first."""
+    """Return the migrations, oldest first."""
     return list(ScriptDirectory.from_config(config()).walk_revisions())[::-1]
 
 
-def test_the_files_say_what_alembic_reads_in_them() -> None:
+def test_head_and_known_revisions_are_those_of_alembic() -> None:
     scripts = ScriptDirectory.from_config(config())
 
     assert [head()] == list(scripts.get_heads())
     assert known() == {script.revision for script in scripts.walk_revisions()}
 
 
-async def test_migrations_lead_down_to_nothing_and_up_again(empty_url: str) -> None:
+async def test_all_migrations_can_be_downgraded_and_upgraded_again(empty_url: str) -> None:
     settings = settings_of(empty_url)
     await upgrade(settings)
     first = await shape(empty_url)
@@ -126,7 +126,7 @@ async def test_each_migration_is_undone_by_its_own_downgrade(empty_url: str) -> 
         assert await revision(empty_url) == script.revision
 
 
-async def test_going_to_where_one_is_changes_nothing(clone_url: str) -> None:
+async def test_migrating_to_the_current_revision_changes_nothing(clone_url: str) -> None:
     before = await shape(clone_url)
 
     await upgrade(settings_of(clone_url), head())
@@ -141,7 +141,7 @@ async def test_the_models_and_the_schema_agree(database_url: str) -> None:
         differences = await connection.run_sync(_differences)
     await engine.dispose()
 
-    assert differences == [], "make a migration: alembic revision --autogenerate"
+    assert differences == [], "write a migration: alembic revision --autogenerate"
 
 
 def _differences(connection: Connection) -> list[Any]:
@@ -153,8 +153,8 @@ def _differences(connection: Connection) -> list[Any]:
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
 
 
-async def test_the_checks_of_the_models_and_the_schema_agree(database_url: str, empty_url: str) -> None:
-    # Autogenerate does not look at checks: PostgreSQL writes those of both in its own words.
+async def test_the_constraints_of_the_models_and_the_schema_agree(database_url: str, empty_url: str) -> None:
+    # Autogenerate ignores check constraints. Here PostgreSQL formats those of the models and of the migrations.
     tables = list(Base.metadata.tables)
     engine = create_engine(settings_of(empty_url))
     async with engine.begin() as connection:
@@ -164,7 +164,7 @@ async def test_the_checks_of_the_models_and_the_schema_agree(database_url: str, 
     declared, migrated = await _checks(empty_url, tables), await _checks(database_url, tables)
     differences = sorted(set(declared) ^ set(migrated))
     assert not differences, (
-        f"the models (first) and the migrations differ: write a migration that ends with the former: {differences}"
+        f"the constraints of the models and of the migrations differ; write a migration: {differences}"
     )
 
 
@@ -175,7 +175,7 @@ async def _checks(url: str, tables: list[str]) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await connection.fetch(query, tables)]
 
 
-async def test_of_two_runners_one_waits_and_both_succeed(empty_url: str) -> None:
+async def test_concurrent_runners_all_succeed(empty_url: str) -> None:
     settings = settings_of(empty_url)
 
     await asyncio.gather(*(upgrade(settings) for _ in range(3)))
@@ -183,27 +183,27 @@ async def test_of_two_runners_one_waits_and_both_succeed(empty_url: str) -> None
     assert await revision(empty_url) == head()
 
 
-async def asks_for_the_lock(proxy: Proxy, runner_: asyncio.Task[Any]) -> None:
-    """Wait until a runner has asked several times, each time in a transaction of its own."""
-    async with asyncio.timeout(PATIENCE):
-        # One that gets the lock sends fewer.
+async def polls_for_the_lock(proxy: Proxy, runner_: asyncio.Task[Any]) -> None:
+    """Wait until a runner has tried several times to get the lock, each time in a new transaction."""
+    async with asyncio.timeout(TIMEOUT):
+        # A runner that gets the lock sends fewer rollbacks.
         while proxy.sent.count(b"ROLLBACK") < 8:
             assert not runner_.done()
             await asyncio.sleep(0.01)
 
 
-async def test_a_runner_waits_for_the_one_before_it(clone_url: str) -> None:
+async def test_a_runner_waits_for_another_runner(clone_url: str) -> None:
     async with connected(clone_url) as other, proxied(clone_url) as proxy:
         await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
         waiting = asyncio.create_task(upgrade(settings_of(proxy.url)))
-        await asks_for_the_lock(proxy, waiting)
+        await polls_for_the_lock(proxy, waiting)
 
         await other.execute("SELECT pg_advisory_unlock($1)", runner._LOCK_KEY)
-        await asyncio.wait_for(waiting, PATIENCE)
+        await asyncio.wait_for(waiting, TIMEOUT)
 
 
-async def test_a_runner_does_not_wait_forever(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_LOCK_PATIENCE", 0)
+async def test_a_runner_gives_up_waiting_after_its_timeout(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_RUNNER_LOCK_TIMEOUT", 0)
     async with connected(clone_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
 
@@ -211,27 +211,27 @@ async def test_a_runner_does_not_wait_forever(clone_url: str, monkeypatch: pytes
             await upgrade(settings_of(clone_url))
 
 
-async def test_a_waiting_runner_does_not_keep_a_transaction_open(clone_url: str) -> None:
+async def test_a_waiting_runner_has_no_open_transaction(clone_url: str) -> None:
     query = """SELECT count(*) FROM pg_stat_activity WHERE state = 'idle' AND xact_start IS NULL
                AND application_name LIKE '%-migrate' AND datname = current_database()"""
     async with connected(clone_url) as other, proxied(clone_url) as proxy:
         await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
         waiting = asyncio.create_task(upgrade(settings_of(proxy.url)))
-        await asks_for_the_lock(proxy, waiting)
+        await polls_for_the_lock(proxy, waiting)
 
-        # An index that another runner builds concurrently would wait for this transaction, and this one for the other.
-        async with asyncio.timeout(PATIENCE):
-            while not await other.fetchval(query):  # noqa: ASYNC110  # Another process changes it.
+        # With an open transaction, a concurrent index build of the other runner would wait for this one: a deadlock.
+        async with asyncio.timeout(TIMEOUT):
+            while not await other.fetchval(query):  # noqa: ASYNC110  # Another connection changes the value.
                 await asyncio.sleep(0.01)
         assert not waiting.done()
         await other.execute("SELECT pg_advisory_unlock($1)", runner._LOCK_KEY)
         await waiting
 
 
-async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(
+async def test_a_blocked_migration_fails_after_its_timeout_and_changes_nothing(
     clone_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_TABLE_PATIENCE", 0)
+    monkeypatch.setattr(runner, "_TABLE_LOCK_TIMEOUT", 0)
     before = await shape(clone_url)
     async with connected(clone_url) as other:
         transaction = other.transaction()
@@ -244,16 +244,16 @@ async def test_a_migration_that_is_blocked_gives_up_quickly_and_changes_nothing(
         await transaction.rollback()
 
     assert str(blocked.value) == "a migration failed and was rolled back: canceling statement due to lock timeout"
-    # What had succeeded before the blocked one stays; here that is at most what is not used by a model.
+    # Downgrades before the blocked one stay applied. They can only have removed what no model uses.
     assert set(await shape(clone_url)) <= set(before)
     await upgrade(settings_of(clone_url))
     assert await shape(clone_url) == before
 
 
-async def test_a_migration_lets_others_pass_until_it_gets_its_lock(
+async def test_other_statements_run_while_a_migration_retries_its_lock(
     clone_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runner, "_TABLE_PAUSE", 0.3)
+    monkeypatch.setattr(runner, "_TABLE_LOCK_PAUSE", 0.3)
     settings = settings_of(clone_url, migration_lock_timeout="50ms")
     await upgrade(settings, "base")
     await upgrade(settings, "20261123_users")
@@ -272,16 +272,14 @@ async def test_a_migration_lets_others_pass_until_it_gets_its_lock(
         await waiting
 
     assert await revision(clone_url) is None
-    assert {record.getMessage() for record in caplog.records} == {
-        "a migration did not get the lock it needs and is tried again"
-    }
-    # Between one attempt and the next.
+    assert {record.getMessage() for record in caplog.records} == {"migration did not get its lock and will be retried"}
+    # These statements ran between two attempts.
     assert passed >= 5
 
 
 @pytest.fixture
 def _broken_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three migrations of which the last fails half-way."""
+    """Three migrations. The last one fails at its second statement."""
     versions = tmp_path / "versions"
     versions.mkdir()
     for source in ("env.py", "script.py.mako"):
@@ -298,7 +296,7 @@ def _broken_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_broken_third")
-async def test_a_failed_migration_is_rolled_back_alone(empty_url: str) -> None:
+async def test_only_the_failed_migration_is_rolled_back(empty_url: str) -> None:
     with pytest.raises(MigrationError) as failed:
         await upgrade(settings_of(empty_url))
 
@@ -311,7 +309,7 @@ async def test_a_failed_migration_is_rolled_back_alone(empty_url: str) -> None:
     assert tables == {"alembic_version", "one", "two"}
 
 
-async def test_the_next_runner_is_not_hindered_by_a_failure(empty_url: str) -> None:
+async def test_migrations_can_run_again_after_a_failure(empty_url: str) -> None:
     async with connected(empty_url) as connection:
         await connection.execute("CREATE TABLE users (id int)")
     with pytest.raises(MigrationError, match='relation "users" already exists'):
@@ -324,7 +322,7 @@ async def test_the_next_runner_is_not_hindered_by_a_failure(empty_url: str) -> N
     await check(settings_of(empty_url))
 
 
-async def test_the_written_sql_makes_the_same_schema(empty_url: str, clone_url: str, database_url: str) -> None:
+async def test_the_written_sql_creates_the_same_schema(empty_url: str, clone_url: str, database_url: str) -> None:
     async with connected(empty_url) as connection:
         for part in TRANSACTION_OR_STATEMENT.findall(sql()):
             await connection.execute(part)
@@ -334,14 +332,14 @@ async def test_the_written_sql_makes_the_same_schema(empty_url: str, clone_url: 
     await check(settings_of(clone_url))
 
 
-def test_the_written_sql_has_limits_on_waiting() -> None:
+def test_the_written_sql_sets_timeouts() -> None:
     written = sql()
 
     assert written.index("SET lock_timeout") < written.index("CREATE TABLE")
     assert "SET statement_timeout" in written
 
 
-def test_the_written_sql_puts_each_migration_into_a_transaction() -> None:
+def test_the_written_sql_runs_each_migration_in_a_transaction() -> None:
     parts = TRANSACTION_OR_STATEMENT.findall(sql())
     outside = [part for part in parts if not part.startswith("BEGIN;")]
 
@@ -352,7 +350,7 @@ def test_the_written_sql_puts_each_migration_into_a_transaction() -> None:
     assert [part for part in outside if not re.match(r"SET |(CREATE|DROP) INDEX CONCURRENTLY ", part)] == []
 
 
-def test_the_migrations_are_safe_on_a_database_in_use(tmp_path: Path) -> None:
+def test_squawk_accepts_the_migrations(tmp_path: Path) -> None:
     file = tmp_path / "migrations.sql"
     file.write_text(sql())
 
@@ -366,22 +364,22 @@ def test_the_migrations_are_safe_on_a_database_in_use(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout
 
 
-def test_there_is_one_way_through_the_migrations() -> None:
+def test_the_migrations_have_one_head_and_one_base() -> None:
     # Raises when two migrations follow the same one.
     assert head() == scripts()[-1].revision
     assert sum(script.down_revision is None for script in scripts()) == 1
 
 
 @pytest.mark.parametrize("script", scripts(), ids=lambda script: script.revision)
-def test_a_migration_is_named_by_its_date_and_what_it_does(script: Any) -> None:
+def test_the_name_of_a_migration_has_its_date_and_its_purpose(script: Any) -> None:
     name = Path(script.path).stem
 
     assert re.fullmatch(r"20\d{6}_[a-z][a-z0-9_]{2,40}", name), f"rename {name}.py to YYYYMMDD_what_it_does.py"
-    assert script.revision == name, f"the revision in {name}.py is called {script.revision}: call it {name}"
-    assert script.doc.endswith("."), f"say in the docstring of {name}.py what it is for"
+    assert script.revision == name, f"the revision in {name}.py is {script.revision}; change it to {name}"
+    assert script.doc.endswith("."), f"the docstring of {name}.py must be a sentence about its purpose"
 
 
-def test_migrations_are_dated_in_their_order() -> None:
+def test_the_dates_of_migrations_follow_their_order() -> None:
     dates = [script.revision[:8] for script in scripts()]
 
     assert dates == sorted(dates)
@@ -398,25 +396,27 @@ def test_a_migration_never_changes() -> None:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
 
         assert recorded.get(file.name, digest) == digest, (
-            f"{file.name} has changed. Databases that have run it will not run it again: make a new migration instead. "
-            f"Only if it has never left this machine, write its new digest into tests/{DIGESTS.name}: {digest}"
+            f"{file.name} has changed. Databases that have run it will not run it again; write a new migration instead. "
+            f"If the migration was never committed, update its digest in tests/{DIGESTS.name}: {digest}"
         )
 
 
-def test_every_migration_is_recorded() -> None:
+def test_every_migration_has_a_recorded_digest() -> None:
     recorded = {line.split("  ", 1)[1] for line in DIGESTS.read_text().splitlines()}
 
     missing = [file for file in migration_files() if file.name not in recorded]
 
     lines = "".join(f"\n{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in missing)
-    assert not missing, f"add to tests/{DIGESTS.name}, so that nobody changes them any more:{lines}"
-    assert not recorded - {file.name for file in migration_files()}, "a migration that databases have run is gone"
+    assert not missing, f"add to tests/{DIGESTS.name}, which protects the files from changes:{lines}"
+    assert not recorded - {file.name for file in migration_files()}, (
+        "a migration that databases have run was deleted; restore it"
+    )
 
 
 @pytest.mark.parametrize("number", [90_000, 140_020])
 async def test_an_old_server_is_refused(number: int) -> None:
     class OldServer:
-        """The two questions that are asked of a connection, as an old server would answer them."""
+        """A connection to an old server, with the two methods that the check calls."""
 
         async def scalar(self, _statement: object) -> str:
             return str(number)
@@ -427,13 +427,13 @@ async def test_an_old_server_is_refused(number: int) -> None:
     connection: Any = OldServer()
 
     with pytest.raises(MigrationError) as refused:
-        await runner._refuse_old(connection)
+        await runner._check_server_version(connection)
 
-    assert str(refused.value) == f"this is PostgreSQL {number // 10_000}; version 15 or newer is needed"
+    assert str(refused.value) == f"PostgreSQL {number // 10_000} is too old; version 15 or newer is required"
 
 
-def test_alembic_itself_can_be_used(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alembic_command_works(clone_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", clone_url)
 
-    # Raises when it would make another migration.
+    # Raises if autogenerate would create a migration.
     command.check(config())

@@ -1,4 +1,4 @@
-"""``python -m app.dev``: what the Makefile calls."""
+"""``python -m app.dev``: the development commands that the Makefile calls."""
 
 import signal
 import sys
@@ -22,24 +22,24 @@ program = typer.Typer(no_args_is_help=True, add_completion=False, pretty_excepti
 
 @program.callback()
 def commands() -> None:
-    """What the Makefile calls."""
-    # In a developer's shell they mean another database.
+    """Development commands that the Makefile calls."""
+    # The libpq variables of a developer's shell may refer to another database.
     forget_libpq()
 
 
 @program.command()
 def run() -> None:
-    """Start the application on a database of its own."""
+    """Start the application on its own database."""
     sys.exit(make_run.run())
 
 
 @program.command()
 def database() -> None:
-    """Start only the embedded database and print its URL, until Ctrl-C."""
+    """Start only the embedded database and print its URL. Ctrl-C stops it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Cluster(make_run.LOCAL / "postgres") as cluster:
-            cluster.make_database(make_run.DATABASE)
+            cluster.create_database(make_run.DATABASE)
             typer.echo(cluster.url(make_run.DATABASE).replace("+asyncpg", ""))
             signal.pause()
     except EmbeddedPostgresError as error:
@@ -50,29 +50,29 @@ def database() -> None:
 
 
 @program.command()
-def docs(*, check: Annotated[bool, typer.Option("--check", help="Only say what is out of date.")] = False) -> None:
-    """Write the documentation that comes from the code."""
+def docs(*, check: Annotated[bool, typer.Option("--check", help="Only list outdated pages.")] = False) -> None:
+    """Write the documentation that is generated from the code."""
     try:
         if not check:
             generated_docs.write()
         elif stale := generated_docs.stale():
-            _refuse(f"Out of date: {', '.join(map(str, stale))}. Write it again with: make docs")
+            _fail(f"Outdated: {', '.join(map(str, stale))}. Run: make docs")
     except MigrationError as error:
-        _refuse(str(error))
+        _fail(str(error))
 
 
 @program.command()
 def migrations() -> None:
-    """Print the SQL of all migrations, unless one of them leaves a type behind when it is undone."""
+    """Print the SQL of all migrations. Fail if a downgrade does not drop the types of its upgrade."""
     try:
         sql = runner.sql()
-        with scripts.telling():
+        with scripts.migration_errors():
             leftovers = list(checked_migrations.leftovers())
         if leftovers:
-            _refuse("\n".join(leftovers))
+            _fail("\n".join(leftovers))
         sys.stdout.write(sql)
     except MigrationError as error:
-        _refuse(str(error))
+        _fail(str(error))
 
 
 @program.command()
@@ -87,20 +87,22 @@ def contracts() -> None:
 @program.command()
 def rename(
     name: Annotated[str, typer.Argument(envvar="PRODUCT_NAME")] = "",
-    slug: Annotated[str, typer.Option(envvar="PRODUCT_SLUG", help="Short form; made from the name unless given.")] = "",
+    slug: Annotated[str, typer.Option(envvar="PRODUCT_SLUG", help="Short form. Default: derived from the name.")] = "",
 ) -> None:
-    """Give the product another name."""
+    """Rename the product."""
     try:
         changed = renaming.rename(generated_docs.ROOT, name, slug)
     except renaming.RenameError as error:
-        _refuse(str(error))
+        _fail(str(error))
     named = renaming.current(generated_docs.ROOT)
-    typer.echo(f"The product is called {named.name}, and {named.slug} in programs. Files changed: {len(changed)}")
+    typer.echo(
+        f"The product is now called {named.name}, with the short form {named.slug}. Files changed: {len(changed)}"
+    )
     for path in changed:
         typer.echo(f"  {path}")
 
 
-def _refuse(sentence: str) -> NoReturn:
+def _fail(sentence: str) -> NoReturn:
     typer.echo(sentence, err=True)
     sys.exit(1)
 

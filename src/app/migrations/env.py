@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the runner's connection, or on one of its own for `alembic revision`."""
+"""Alembic's environment. It uses the connection of the runner, or opens its own for `alembic revision`."""
 
 import asyncio
 import re
@@ -16,12 +16,12 @@ from app.migrations.revisions import is_ours
 from app.models import Base
 from app.settings import load_settings
 
-# Alembic's version table stores a revision as VARCHAR(32): the date takes 9 of them.
+# Alembic's version table stores a revision as VARCHAR(32). The date and its underscore take 9 characters.
 _LONGEST_SLUG = 23
 
 
-def _name(running: MigrationContext, _revision: object, drafts: list[MigrationScript]) -> None:
-    """Call a draft by today's date and its message, unless `--rev-id`, or `rev_id` of a caller, names it."""
+def _set_revision_id(running: MigrationContext, _revision: object, drafts: list[MigrationScript]) -> None:
+    """Name a draft after today's date and its message, unless `--rev-id` or the caller's `rev_id` gives its name."""
     if not running.opts["revision_context"].command_args["rev_id"]:
         for draft in drafts:
             slug = re.sub(r"[^a-z0-9]+", "_", (draft.message or "draft").lower())[:_LONGEST_SLUG].strip("_")
@@ -31,11 +31,11 @@ def _name(running: MigrationContext, _revision: object, drafts: list[MigrationSc
 _OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
     "include_name": is_ours,
-    # One transaction each: what has succeeded stays when a later one fails.
+    # One transaction per migration: when one fails, the earlier ones stay applied.
     "transaction_per_migration": True,
     "compare_type": True,
     "compare_server_default": True,
-    "process_revision_directives": _name,
+    "process_revision_directives": _set_revision_id,
 }
 
 

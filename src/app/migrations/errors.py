@@ -2,8 +2,8 @@
 
 
 class MigrationError(Exception):
-    """The schema cannot be changed or read; the text says why, in one sentence."""
+    """The schema cannot be changed or read. The text is one sentence with the reason."""
 
 
 class MigrationFileError(MigrationError):
-    """The migration files do not make one history; the text names the files and says what to do."""
+    """The migration files do not form one history. The text names the files and says what to do."""

@@ -1,4 +1,4 @@
-"""Runs migrations: one runner at a time, each migration in its own transaction, giving up rather than queueing."""
+"""Runs migrations: one runner at a time, each migration in its own transaction, with short waits for locks."""
 
 import asyncio
 import io
@@ -29,78 +29,78 @@ from app.migrations.steps import status as describe
 from app.models import Base
 
 _LOCK_KEY = 4_021_973_155
-_LOCK_PATIENCE = 60.0
+_RUNNER_LOCK_TIMEOUT = 60.0
 _LOCK_NOT_AVAILABLE = "55P03"
-_TABLE_PATIENCE = 60.0
-_TABLE_PAUSE = 1.0
-
+_TABLE_LOCK_TIMEOUT = 60.0
+_TABLE_LOCK_PAUSE = 1.0
 
 log = logging.getLogger(__name__)
 
 
 async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
-    """Bring the schema to a revision, forward or back; a second runner waits for the first and finds nothing to do."""
+    """Upgrade or downgrade the schema to a revision. A second runner waits for the first and then has nothing to do."""
     directory = scripts.read()
     if revision == "head":
-        # Two of them are reported without a database.
+        # Two heads are reported without a connection to the database.
         scripts.head(directory)
     async with _exclusive(settings) as connection:
-        deadline = monotonic() + _TABLE_PATIENCE
+        deadline = monotonic() + _TABLE_LOCK_TIMEOUT
         while True:
             try:
                 return await _move(connection, directory, revision)
             except DBAPIError as error:
                 if sqlstate(error) != _LOCK_NOT_AVAILABLE or monotonic() > deadline:
                     raise
-                log.warning("a migration did not get the lock it needs and is tried again")
+                log.warning("migration did not get its lock and will be retried")
                 await connection.rollback()
-            # A migration that waits for a table blocks every later statement on it. Each wait is short; others pass between.
-            await asyncio.sleep(_TABLE_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  # No secret.
+            # A migration that waits for a lock on a table blocks every later statement on that table. So each wait is short,
+            # and other statements run in the pauses.
+            await asyncio.sleep(_TABLE_LOCK_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  # Not a secret.
 
 
 async def _move(connection: AsyncConnection, directory: ScriptDirectory, revision: str) -> Move:
     before = await _current(connection)
     step = resolve(directory, before, revision)
     if step:
-        change = command.downgrade if step.is_back else command.upgrade
-        await connection.run_sync(_run, lambda configuration: change(configuration, step.target))
+        migrate = command.downgrade if step.is_downgrade else command.upgrade
+        await connection.run_sync(_run, lambda configuration: migrate(configuration, step.target))
     after = await _current(connection)
     if not revisions.missing(after):
-        await _refuse_older_choices(connection)
+        await _check_choices(connection)
     return Move(before, after)
 
 
-async def _refuse_older_choices(connection: AsyncConnection) -> None:
-    complaint = await choices.refused(connection, Base.metadata)
+async def _check_choices(connection: AsyncConnection) -> None:
+    problem = await choices.refused(connection, Base.metadata)
     await connection.rollback()
-    if complaint:
-        raise MigrationError(complaint)
+    if problem:
+        raise MigrationError(problem)
 
 
 async def check(settings: DatabaseSettings) -> str:
-    """Say where the schema is; raise a `MigrationError` unless that is the newest revision."""
+    """Return a sentence about the schema if it is at the newest revision; otherwise raise a `MigrationError`."""
     revisions.head()
     async with _connect(settings) as connection:
-        if complaint := revisions.missing(await _current(connection)):
-            message = f"{complaint}; run `app migrate`"
+        if problem := revisions.missing(await _current(connection)):
+            message = f"{problem}; run `app migrate`"
             raise MigrationError(message)
-        await _refuse_older_choices(connection)
+        await _check_choices(connection)
     return f"The schema is at {revisions.head()}, which this program needs."
 
 
 async def status(settings: DatabaseSettings) -> str:
-    """List the migrations, those that have run and those that have not, and say where the schema is."""
+    """Describe the state of the schema, and list the applied and the pending migrations."""
     directory = scripts.read()
     async with _connect(settings) as connection:
         return describe(directory, await _current(connection))
 
 
 def sql(revision: str = "head") -> str:
-    """Give the SQL of every migration up to a revision; no database is needed."""
+    """Return the SQL of all migrations up to a revision. This needs no database."""
     target = resolve_offline(scripts.read(), revision)
     configuration = scripts.config()
     configuration.output_buffer = io.StringIO()
-    with scripts.telling():
+    with scripts.migration_errors():
         command.upgrade(configuration, target, sql=True)
     return configuration.output_buffer.getvalue()
 
@@ -108,12 +108,12 @@ def sql(revision: str = "head") -> str:
 @asynccontextmanager
 async def _connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
     if settings.transaction_pooler and settings.direct_url is None:
-        message = "migrations need a session of their own: set APP_DATABASE__DIRECT_URL, past the transaction pooler"
+        message = "migrations cannot run through a transaction pooler; set APP_DATABASE__DIRECT_URL to the address of PostgreSQL"
         raise MigrationError(message)
     engine = _create_engine(settings)
     try:
         async with aclosing(await _open(engine)) as connection:
-            await _refuse_old(connection)
+            await _check_server_version(connection)
             yield connection
     except DBAPIError as error:
         message = f"a migration failed and was rolled back: {reason(error.orig or error)}"
@@ -149,39 +149,39 @@ async def _open(engine: AsyncEngine) -> AsyncConnection:
         raise MigrationError(message) from error
 
 
-async def _refuse_old(connection: AsyncConnection) -> None:
+async def _check_server_version(connection: AsyncConnection) -> None:
     version = int(await connection.scalar(text("SELECT current_setting('server_version_num')")) or 0)
     await connection.rollback()
     if version < MINIMUM_VERSION * 10_000:
-        message = f"this is PostgreSQL {version // 10_000}; version {MINIMUM_VERSION} or newer is needed"
+        message = f"PostgreSQL {version // 10_000} is too old; version {MINIMUM_VERSION} or newer is required"
         raise MigrationError(message)
 
 
 @asynccontextmanager
 async def _exclusive(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
     async with _connect(settings) as connection:
-        deadline = monotonic() + _LOCK_PATIENCE
-        # Asked for again and again instead of waited for: a waiting statement would hold a snapshot, and an index
-        # built concurrently by the other runner would wait for that in turn.
+        deadline = monotonic() + _RUNNER_LOCK_TIMEOUT
+        # The lock is polled. A statement that waits for it would hold a snapshot, and if the other runner builds an index
+        # concurrently, that would wait for the snapshot: a deadlock.
         while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}):
             await connection.rollback()
             if monotonic() > deadline:
-                message = f"another migration has been running for {_LOCK_PATIENCE:.0f} s; try again when it is done"
+                message = f"another migration has been running for {_RUNNER_LOCK_TIMEOUT:.0f} s; try again when it has finished"
                 raise MigrationError(message)
             await asyncio.sleep(0.2)
-        # Committed, so that no transaction is open; the lock belongs to the connection and goes with it.
+        # Commit, so that no transaction stays open. The advisory lock belongs to the session and ends with it.
         await connection.commit()
         yield connection
 
 
 async def _current(connection: AsyncConnection) -> tuple[str, ...]:
-    found = tuple(await revisions.applied(connection))
+    applied = tuple(await revisions.applied(connection))
     await connection.rollback()
-    return found
+    return applied
 
 
 def _run(connection: Connection, step: Callable[[Config], None]) -> None:
     configuration = scripts.config()
     configuration.attributes["connection"] = connection
-    with scripts.telling():
+    with scripts.migration_errors():
         step(configuration)

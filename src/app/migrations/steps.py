@@ -1,4 +1,4 @@
-"""Which way a schema goes to reach a revision, and where it is."""
+"""Finds the Alembic command that brings a schema to a revision, and describes the state of a schema."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -13,13 +13,13 @@ from app.migrations.errors import MigrationError
 from app.migrations.revisions import named
 
 _RELATIVE = re.compile(r"[+-]\d+")
-# What Alembic's own commands understand beyond a revision: relative to another one, a branch, a range.
-_COMPOUND = re.compile(r"[-+@:]")
+# Expressions that only Alembic's own commands accept: relative to a revision, in a branch, or a range.
+_EXPRESSION = re.compile(r"[-+@:]")
 
 
 @dataclass(frozen=True)
 class Move:
-    """The revisions that a schema was at, and those that it is at now."""
+    """The revisions of a schema before and after a migration."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]
@@ -33,14 +33,14 @@ class Move:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of Alembic: forward or back, to a revision."""
+    """One command of Alembic: an upgrade or a downgrade to a revision."""
 
     target: str
-    is_back: bool
+    is_downgrade: bool
 
 
 def resolve(directory: ScriptDirectory, current: tuple[str, ...], revision: str) -> Step | None:
-    """Say how to get from the current revisions to one given as on the command line; None if nothing is to be done."""
+    """Return the step from the current revisions to a revision of the command line, or None if nothing has to be done."""
     applied = _applied(directory, current)
     target = (
         _relative(directory, current, int(revision))
@@ -48,28 +48,26 @@ def resolve(directory: ScriptDirectory, current: tuple[str, ...], revision: str)
         else _absolute(directory, revision)
     )
     if target == "base":
-        return Step(target, is_back=True) if current else None
+        return Step(target, is_downgrade=True) if current else None
     if target not in applied:
-        return Step(target, is_back=False)
-    later = _later(directory, target) & applied
+        return Step(target, is_downgrade=False)
+    later = _descendants(directory, target) & applied
     if later.isdisjoint(directory.get_revision(target).nextrev) and later:
-        message = (
-            f"{named(sorted(later))} depends on {target} from another branch: name a revision of that branch first"
-        )
+        message = f"{named(sorted(later))} depends on {target} from another branch; migrate to a revision of that branch first"
         raise MigrationError(message)
-    return Step(target, is_back=True) if later else None
+    return Step(target, is_downgrade=True) if later else None
 
 
 def resolve_offline(directory: ScriptDirectory, revision: str) -> str:
-    """Find the revision up to which SQL is written, from an empty database."""
+    """Return the revision up to which SQL is written, starting from an empty database."""
     if _RELATIVE.fullmatch(revision) or revision == "base":
-        message = f"--sql starts at an empty database and cannot go to {revision}: name a revision"
+        message = f"--sql starts at an empty database and cannot migrate to {revision}; name a revision"
         raise MigrationError(message)
     return _absolute(directory, revision)
 
 
 def status(directory: ScriptDirectory, current: tuple[str, ...]) -> str:
-    """List the migrations, and say where the schema is."""
+    """Describe the state of the schema, and list the migrations."""
     unknown = _unknown(directory, current)
     applied = set() if unknown else _applied(directory, current)
     history = list(directory.walk_revisions())[::-1]
@@ -86,9 +84,9 @@ def status(directory: ScriptDirectory, current: tuple[str, ...]) -> str:
 def _summary(directory: ScriptDirectory, current: tuple[str, ...], unknown: list[str], pending: int) -> str:
     heads = directory.get_heads(consider_depends_on=True)
     if unknown:
-        place = f"The schema is at {named(current)}. This release does not know {named(unknown)}: a newer one does."
+        place = f"The schema is at {named(current)}. {named(unknown)} belongs to a newer release."
     elif not current:
-        place = "The schema is at no revision: no migration has run."
+        place = "No migration has run yet."
     else:
         place = f"The schema is at {named(current)}."
     if len(heads) > 1:
@@ -104,37 +102,35 @@ def _unknown(directory: ScriptDirectory, current: Iterable[str]) -> list[str]:
 
 
 def _applied(directory: ScriptDirectory, current: tuple[str, ...]) -> set[str]:
-    """Give every migration that has run: the current ones, their ancestors, and what these depend on."""
+    """Return every migration that has run: the current ones, their ancestors, and the dependencies of all of them."""
     if unknown := _unknown(directory, current):
-        message = (
-            f"the schema is at revision {named(unknown)}, which this program does not know; it belongs to a newer one"
-        )
+        message = f"the schema is at revision {named(unknown)}, which belongs to a newer release of this program"
         raise MigrationError(message)
     applied: set[str] = set()
-    open_ = list(current)
-    while open_:
-        script = directory.get_revision(open_.pop())
+    unvisited = list(current)
+    while unvisited:
+        script = directory.get_revision(unvisited.pop())
         applied.add(script.revision)
-        open_ += set(_needed(directory, script)) - applied
+        unvisited += set(_parents_of(directory, script)) - applied
     return applied
 
 
-def _later(directory: ScriptDirectory, target: str) -> set[str]:
-    """Give the migrations that need this one, directly or through others."""
+def _descendants(directory: ScriptDirectory, target: str) -> set[str]:
+    """Return the migrations that need this one, directly or through others."""
     found = {target}
     for script in list(directory.walk_revisions())[::-1]:
-        if found.intersection(_needed(directory, script)):
+        if found.intersection(_parents_of(directory, script)):
             found.add(script.revision)
     return found - {target}
 
 
-def _needed(directory: ScriptDirectory, script: Script) -> list[str]:
-    """Give the migrations that run before this one: its parents, and those that it depends on."""
-    dependencies = [directory.get_revision(name).revision for name in _names(script.dependencies)]
-    return [*_names(script.down_revision), *dependencies]
+def _parents_of(directory: ScriptDirectory, script: Script) -> list[str]:
+    """Return the migrations that must run before this one: its parents and its dependencies."""
+    dependencies = [directory.get_revision(name).revision for name in _as_list(script.dependencies)]
+    return [*_as_list(script.down_revision), *dependencies]
 
 
-def _names(given: str | Collection[str] | None) -> list[str]:
+def _as_list(given: str | Collection[str] | None) -> list[str]:
     return [given] if isinstance(given, str) else list(given or ())
 
 
@@ -143,41 +139,40 @@ def _absolute(directory: ScriptDirectory, revision: str) -> str:
         return scripts.head(directory)
     if revision == "base":
         return revision
-    if not revision or _COMPOUND.search(revision):
-        message = (
-            f"cannot go to {revision or "''"}: name a revision, `head`, `base`, or a number of steps such as -1 or +1"
-        )
+    if not revision or _EXPRESSION.search(revision):
+        message = f"cannot migrate to {revision or "''"}; name a revision, `head`, `base`, or a number of steps such as -1 or +1"
         raise MigrationError(message)
     try:
         return directory.get_revision(revision).revision
     except CommandError:
-        message = f"no migration, or more than one, is called {revision}; `app migrate --status` lists them"
+        message = f"{revision} does not name exactly one migration; `app migrate --status` lists them"
         raise MigrationError(message) from None
 
 
 def _relative(directory: ScriptDirectory, current: tuple[str, ...], steps: int) -> str:
-    """Walk from the current revision, down for -1 and up for +1."""
+    """Return the revision that is this number of steps after (or, if negative, before) the current one."""
     if len(current) > 1:
-        message = f"the schema is at {named(current)}, so steps can go several ways: name a revision"
+        message = f"the schema is at {named(current)}, so a number of steps is ambiguous; name a revision"
         raise MigrationError(message)
     place = current[0] if current else "base"
     for _ in range(abs(steps)):
-        place = _neighbour(directory, place, is_back=steps < 0)
+        place = _next_revision(directory, place, is_downgrade=steps < 0)
     return place
 
 
-def _neighbour(directory: ScriptDirectory, place: str, *, is_back: bool) -> str:
+def _next_revision(directory: ScriptDirectory, place: str, *, is_downgrade: bool) -> str:
     script = None if place == "base" else directory.get_revision(place)
-    neighbours = _parents(script) if is_back else _children(directory, script)
+    neighbours = _parents(script) if is_downgrade else _children(directory, script)
     if len(neighbours) != 1:
-        found = f"several are: {', '.join(neighbours)}" if neighbours else "there is none"
-        message = f"no one step leads {'back' if is_back else 'on'} from {place} ({found}): name a revision"
+        direction = "before" if is_downgrade else "after"
+        found = f"{named(neighbours)} are" if neighbours else "no migration is"
+        message = f"{found} {direction} {place}; name a revision"
         raise MigrationError(message)
     return neighbours[0]
 
 
 def _parents(script: Script | None) -> list[str]:
-    return [] if script is None else _names(script.down_revision) or ["base"]
+    return [] if script is None else _as_list(script.down_revision) or ["base"]
 
 
 def _children(directory: ScriptDirectory, script: Script | None) -> list[str]:
