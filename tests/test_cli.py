@@ -151,7 +151,9 @@ def test_an_unknown_revision_is_told(app: Command, clone_url: str, options: list
 def test_an_empty_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
     result = app("migrate", "--to", "", *options, url=clone_url)
 
-    assert_failed(result, "cannot migrate to ''; name a revision, `head`, `base`, or a number of steps such as -1 or +1")
+    assert_failed(
+        result, "cannot migrate to ''; name a revision, `head`, `base`, or a number of steps such as -1 or +1"
+    )
 
 
 def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:

@@ -1,4 +1,4 @@
-"""A cluster to start from, because making one takes a second."""
+"""A prepared cluster that tests copy, because initdb takes a second."""
 
 import shutil
 from pathlib import Path
@@ -18,5 +18,5 @@ def prepared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def directory(prepared_cluster: Path, tmp_path: Path) -> Path:
-    """A stopped cluster of this test's own."""
+    """A stopped cluster for one test."""
     return Path(shutil.copytree(prepared_cluster, tmp_path / "postgres"))

@@ -1,4 +1,4 @@
-"""Documents that are written from the code say what the code says."""
+"""The generated pages of the documentation match the code."""
 
 import re
 import sys
@@ -14,18 +14,18 @@ from app.migrations.revisions import Revisions
 from app.settings import variables
 
 
-def test_the_documents_in_the_repository_are_up_to_date() -> None:
-    assert docs.stale() == [], "write them again with: make docs"
+def test_the_generated_pages_are_up_to_date() -> None:
+    assert docs.stale() == [], "run: make docs"
 
 
-def test_every_setting_is_documented_with_what_it_does() -> None:
+def test_every_setting_has_a_description() -> None:
     rows = [line.split(" | ") for line in docs.configuration().splitlines() if line.startswith("| `APP_")]
 
     assert [row[0].strip("| `") for row in rows] == [variable for variable, _, _ in variables()]
     assert [row[0] for row in rows if len(row[2]) < len("| what |")] == []
 
 
-def test_a_changed_or_missing_document_is_stale_until_it_is_written(tmp_path: Path) -> None:
+def test_a_changed_or_missing_page_is_stale_until_it_is_written(tmp_path: Path) -> None:
     assert docs.stale(tmp_path) == list(docs.DOCUMENTS)
 
     docs.write(tmp_path)
@@ -36,7 +36,7 @@ def test_a_changed_or_missing_document_is_stale_until_it_is_written(tmp_path: Pa
     assert docs.stale(tmp_path) == [Path("docs/configuration.md")]
 
 
-def test_the_guides_migration_follows_the_newest_and_has_its_date(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_migration_of_the_guide_follows_the_newest_and_has_its_date(monkeypatch: pytest.MonkeyPatch) -> None:
     before = docs.guide()
     monkeypatch.setattr(revisions, "_revisions", lambda: Revisions("20991231_newest", frozenset({"20991231_newest"})))
 
@@ -49,14 +49,14 @@ def test_the_guides_migration_follows_the_newest_and_has_its_date(monkeypatch: p
     assert docs.stale() == [Path("docs/adding-a-feature.md")]
 
 
-def test_the_guide_keeps_its_date_after_a_revision_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guide_keeps_its_date_after_a_revision_without_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
     (own,) = re.findall(r'^revision = "(\w+)"', docs.guide(), flags=re.MULTILINE)
     monkeypatch.setattr(revisions, "_revisions", lambda: Revisions("newest", frozenset({"newest"})))
 
     assert f'revision = "{own}"\ndown_revision = "newest"\n' in docs.guide()
 
 
-def test_the_guide_stays_as_it_is_where_somebody_has_followed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guide_does_not_change_in_a_repository_with_its_migration(monkeypatch: pytest.MonkeyPatch) -> None:
     before = docs.guide()
     (own,) = re.findall(r'^revision = "(\w+)"', before, flags=re.MULTILINE)
     monkeypatch.setattr(
@@ -67,7 +67,7 @@ def test_the_guide_stays_as_it_is_where_somebody_has_followed_it(monkeypatch: py
 
 
 @pytest.mark.parametrize("arguments", [["docs"], ["docs", "--check"]])
-def test_migrations_that_make_no_history_are_told(
+def test_invalid_migrations_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     def refuse() -> None:

@@ -1,4 +1,4 @@
-"""`make migrations`: what it says of a migration that leaves a type behind, or that cannot be run."""
+"""`make migrations`: types that a downgrade does not drop, and migrations that fail."""
 
 import shutil
 import sys
@@ -19,7 +19,7 @@ type Check = Callable[[], tuple[int, str, str]]
 
 @pytest.fixture
 def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory for migrations, which are taken for ours."""
+    """An empty directory that the application uses for its migrations."""
     for name in ("env.py", "script.py.mako"):
         shutil.copy(MIGRATIONS / name, tmp_path)
     monkeypatch.setattr(revisions, "DIRECTORY", tmp_path)
@@ -31,7 +31,7 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
-    """Run the check, and give its exit code, its output and its complaint."""
+    """Run the check. Return its exit code, its output and its error output."""
 
     def run() -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["app.dev", "migrations"])
@@ -54,7 +54,7 @@ def write(versions: Path, up: str, down: str, *, name: str = "one", parent: str 
 TABLE = 'op.create_table("paints", sa.Column("colour", sa.Enum("red", "green", name="colour")))'
 
 
-def test_our_migrations_leave_no_type_behind(check: Check) -> None:
+def test_the_migrations_of_the_application_drop_their_types(check: Check) -> None:
     assert check() == (0, runner.sql(), "")
 
 
@@ -67,7 +67,7 @@ def test_our_migrations_leave_no_type_behind(check: Check) -> None:
         ('op.execute("CREATE DOMAIN grade AS int CHECK (VALUE > 0)")', "grade"),
     ],
 )
-def test_a_type_that_a_downgrade_leaves_behind_is_named(check: Check, versions: Path, up: str, name: str) -> None:
+def test_a_type_that_a_downgrade_does_not_drop_is_named(check: Check, versions: Path, up: str, name: str) -> None:
     write(versions, up, 'op.execute("DROP TABLE IF EXISTS paints")')
 
     sentence = (
@@ -85,20 +85,20 @@ def test_a_type_that_a_downgrade_leaves_behind_is_named(check: Check, versions: 
         'op.drop_table("paints"); sa.Enum(name="colour").drop(op.get_bind(), checkfirst=False)',
     ],
 )
-def test_a_type_that_is_dropped_may_be_made(check: Check, versions: Path, down: str) -> None:
+def test_a_type_that_the_downgrade_drops_is_accepted(check: Check, versions: Path, down: str) -> None:
     write(versions, TABLE, down)
 
-    code, out, complaint = check()
+    code, out, error = check()
 
-    assert (code, complaint) == (0, "")
+    assert (code, error) == (0, "")
     assert "CREATE TYPE colour" in out
 
 
-def test_a_draft_of_alembic_is_told_of_its_type(
+def test_the_type_in_a_draft_of_alembic_is_named(
     check: Check, versions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(versions, "pass", "pass")
-    # As `alembic revision --autogenerate` writes it for a table with an enumeration.
+    # This is what `alembic revision --autogenerate` writes for a table with an enumeration.
     shutil.copy(MIGRATIONS / "script.py.mako", versions.parent)
     command.revision(scripts.config(), message="Paints.", rev_id="two")
     (draft,) = versions.glob("two*.py")
@@ -106,19 +106,19 @@ def test_a_draft_of_alembic_is_told_of_its_type(
     draft.write_text(drafted.replace("pass", TABLE, 1).replace("pass", 'op.drop_table("paints")', 1))
     capsys.readouterr()
 
-    code, _, complaint = check()
+    code, _, error = check()
 
     assert code == 1
-    assert complaint.startswith("two_paints.py creates the type colour, and its downgrade does not drop it; ")
+    assert error.startswith("two_paints.py creates the type colour, and its downgrade does not drop it; ")
 
 
-def test_migrations_that_make_no_history_are_told(check: Check, versions: Path) -> None:
+def test_invalid_migrations_are_reported(check: Check, versions: Path) -> None:
     write(versions, "pass", "pass", parent="gone")
 
-    code, out, complaint = check()
+    code, out, error = check()
 
-    assert (code, out, complaint.count("\n")) == (1, "", 1)
-    assert complaint.startswith("one.py: `down_revision` names gone, ")
+    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert error.startswith("one.py: `down_revision` names gone, ")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_migrations_that_make_no_history_are_told(check: Check, versions: Path) 
         ),
     ],
 )
-def test_a_downgrade_that_fails_is_told(check: Check, versions: Path, down: str, sentence: str) -> None:
+def test_a_downgrade_that_fails_is_reported(check: Check, versions: Path, down: str, sentence: str) -> None:
     write(versions, "pass", down)
 
     assert check() == (1, "", sentence)

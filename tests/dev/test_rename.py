@@ -16,9 +16,9 @@ from tests.conftest import ROOT
 from tests.listings import copy_repository
 
 UPSTREAM = "bedplate"
-# A licence and a log of changes say what was, a migration is never changed, and this file is about the name itself.
+# The licence and the changelog describe the past, migrations must not change, and this file tests the name itself.
 HISTORY = ("LICENSE", "CHANGELOG.md", "src/app/migrations/versions/", "tests/dev/test_rename.py")
-# A switch in the database, by the name that a migration gave it.
+# A setting in the database with the name that a migration gave it.
 SWITCH = "bedplate.purging_audit_events"
 SECONDS = 240
 COMPARING = (
@@ -27,7 +27,7 @@ COMPARING = (
     "tests/auth/test_dependencies.py",
     "tests/mail/test_message.py",
 )
-# The copy is run, not installed.
+# The copy is not installed.
 NOT_INSTALLED = "tests/core/test_product.py::test_the_distribution_has_the_slug_as_its_name"
 
 
@@ -44,14 +44,14 @@ def contents(root: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy for what changes nothing."""
+    """A copy for tests that change nothing."""
     root = tmp_path_factory.mktemp("untouched")
     copy_repository(ROOT, root)
     return root
 
 
 def make_rename(copy: Path, *variables: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `make rename` in the copy, with the environment that is set up here."""
+    """Run `make rename` in the copy, with the virtual environment of this test run."""
     (copy / "scripts" / "setup.sh").write_text("")
     if not (copy / ".venv").exists():
         (copy / ".venv").symlink_to(sys.prefix)
@@ -63,7 +63,7 @@ def run_python(copy: Path, *arguments: str, **environment: str) -> subprocess.Co
 
 
 def run(copy: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command on the copy's source."""
+    """Run a command on the source of the copy."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("APP_", "PYTEST_", "COV", "MAKE"))
     }
@@ -78,10 +78,10 @@ def run(copy: Path, *command: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-# What changes
+# Changed files
 
 
-def test_every_file_that_spells_the_name_changes_and_is_listed(copy: Path) -> None:
+def test_every_file_that_contains_the_name_changes_and_is_listed(copy: Path) -> None:
     before = contents(copy)
 
     changed = rename(copy, "Quince & Sons")
@@ -104,7 +104,7 @@ def test_renaming_again_changes_nothing(copy: Path) -> None:
     ("between", "slug"),
     [
         ("Quince & Sons", "quince-sons"),
-        # Words that the files are full of.
+        # A word that is frequent in the files.
         ("Data", "data"),
         ("The Überall 3 O'Clock, Inc.", "the-uberall-3-oclock-inc"),
         ("a" * 40, "a" * 40),
@@ -121,7 +121,7 @@ def test_a_name_can_be_changed_again_and_back(copy: Path, between: str, slug: st
     assert contents(copy) == before
 
 
-def test_a_distribution_that_was_renamed_alone_follows(copy: Path) -> None:
+def test_a_distribution_that_was_renamed_by_hand_is_renamed_too(copy: Path) -> None:
     project = copy / "pyproject.toml"
     project.write_text(project.read_text().replace(f'name = "{product.SLUG}"', 'name = "by-hand"'))
 
@@ -130,13 +130,13 @@ def test_a_distribution_that_was_renamed_alone_follows(copy: Path) -> None:
     assert '[project]\nname = "quince"\n' in project.read_text()
 
 
-def test_a_short_form_of_one_s_own_is_taken(copy: Path) -> None:
+def test_a_given_short_form_is_used(copy: Path) -> None:
     rename(copy, "日本", "nihon")
 
     assert current(copy) == Identity("日本", "nihon")
 
 
-def test_what_a_clone_has_deleted_or_rewritten_is_left_alone(copy: Path) -> None:
+def test_deleted_and_rewritten_files_are_not_changed(copy: Path) -> None:
     (copy / "README.md").write_text("# Our orchard\n")
     shutil.rmtree(copy / "deploy")
 
@@ -146,8 +146,8 @@ def test_what_a_clone_has_deleted_or_rewritten_is_left_alone(copy: Path) -> None
     assert not (copy / "deploy").exists()
 
 
-@pytest.mark.skipif(product.SLUG != UPSTREAM, reason="a clone with a name of its own may speak of either")
-def test_only_history_keeps_the_old_name(copy: Path) -> None:
+@pytest.mark.skipif(product.SLUG != UPSTREAM, reason="a renamed clone may contain both names")
+def test_only_historical_files_keep_the_old_name(copy: Path) -> None:
     rename(copy, "Quince & Sons")
     assert run_python(copy, "app.dev", "docs").returncode == 0
 
@@ -174,7 +174,7 @@ def test_a_renamed_copy_passes_checks_and_the_tests_that_compare_the_name(copy: 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_module_that_has_lost_its_name_is_reported(copy: Path) -> None:
+def test_a_product_module_without_its_name_is_reported(copy: Path) -> None:
     (copy / "src" / "app" / "core" / "product.py").write_text('NAME = "Acme"\n')
 
     with pytest.raises(RenameError, match=r"^src/app/core/product\.py has no line NAME"):
@@ -185,7 +185,7 @@ def test_a_module_that_has_lost_its_name_is_reported(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_make_rename_takes_any_character_lists_the_files_and_writes_the_documents(copy: Path) -> None:
+def test_make_rename_accepts_any_character_lists_the_files_and_runs_make_docs(copy: Path) -> None:
     done = make_rename(copy, "NAME=Söhne's $HOME & $(Co) 100%")
 
     listed = {Path(line.strip()) for line in done.stdout.splitlines() if line.startswith("  ")}
@@ -196,43 +196,41 @@ def test_make_rename_takes_any_character_lists_the_files_and_writes_the_document
     assert run_python(copy, "app.dev", "docs", "--check").returncode == 0
 
 
-def test_a_variable_of_the_environment_is_no_name(copy: Path) -> None:
+def test_environment_variables_are_not_used_as_the_name(copy: Path) -> None:
     before = (copy / "src" / "app" / "core" / "product.py").read_bytes()
 
     done = make_rename(copy, NAME="the-machine", SLUG="the-machine")
 
     assert done.returncode != 0
-    assert done.stderr.startswith('The name is empty. Say it like this: make rename NAME="Acme Billing"\n')
+    assert done.stderr.startswith('The name is empty. Example: make rename NAME="Acme Billing"\n')
     assert (copy / "src" / "app" / "core" / "product.py").read_bytes() == before
 
 
-# Names that are not usable
+# Invalid names
 
 
-def unusable() -> Iterator[tuple[str, str, str]]:
+def invalid_names() -> Iterator[tuple[str, str, str]]:
     yield "", "", "The name is empty."
     yield "  ", "", "The name is empty."
-    yield "Acme\nBilling", "", "The name holds a control character"
-    yield "Acme\x00", "", "The name holds a control character"
-    yield "Acme\u202e", "", "The name holds a control character"
-    yield "Acme\udcff", "", "The name holds a control character"
+    yield "Acme\nBilling", "", "The name contains a control character"
+    yield "Acme\x00", "", "The name contains a control character"
+    yield "Acme\u202e", "", "The name contains a control character"
+    yield "Acme\udcff", "", "The name contains a control character"
     for character in '"\\`|<>':
-        yield f"Acme {character}", "", f"The name holds {character}, which would break a file"
-    yield "a" * 101, "acme", "The name has 101 characters, and at most 100 fit."
-    yield "a" * 41, "", "The short form has 41 characters, and at most 40 fit."
-    yield "日本", "", '"" is no short form.'
-    yield "24 7", "", '"24-7" is no short form.'
-    yield "Acme", "Acme Billing", '"Acme Billing" is no short form.'
-    yield "Acme", "-acme", '"-acme" is no short form.'
-    yield "Acme", "acme\n", '"acme\n" is no short form.'
+        yield f"Acme {character}", "", f"The name contains {character}, which would break a file"
+    yield "a" * 101, "acme", "The name has 101 characters; the maximum is 100."
+    yield "a" * 41, "", "The short form has 41 characters; the maximum is 40."
+    yield "日本", "", '"" is not a valid short form.'
+    yield "24 7", "", '"24-7" is not a valid short form.'
+    yield "Acme", "Acme Billing", '"Acme Billing" is not a valid short form.'
+    yield "Acme", "-acme", '"-acme" is not a valid short form.'
+    yield "Acme", "acme\n", '"acme\n" is not a valid short form.'
     yield "FastAPI", "", "fastapi is a package that this project installs."
     yield "Acme", "procrastinate", "procrastinate is a package that this project installs."
 
 
-@pytest.mark.parametrize(("name", "slug", "sentence"), list(unusable()))
-def test_a_name_that_is_not_usable_is_refused_in_a_sentence_and_changes_nothing(
-    untouched: Path, name: str, slug: str, sentence: str
-) -> None:
+@pytest.mark.parametrize(("name", "slug", "sentence"), list(invalid_names()))
+def test_an_invalid_name_is_refused_and_changes_nothing(untouched: Path, name: str, slug: str, sentence: str) -> None:
     before = contents(untouched)
 
     with pytest.raises(RenameError, match=f"^{re.escape(sentence)}"):

@@ -1,4 +1,4 @@
-"""``make run``: what it tells, what it refuses, and that it leaves nothing behind."""
+"""``make run``: its welcome text, its errors and its cleanup."""
 
 import fcntl
 import os
@@ -23,14 +23,14 @@ from app.dev import run
 run.LOCAL = Path(sys.argv[1])
 sys.exit(run.run())
 """
-MEANT_FOR_THE_APPLICATION = ("APP_", "DATABASE_URL", "PORT", "PG_BINDIR")
+APPLICATION_VARIABLES = ("APP_", "DATABASE_URL", "PORT", "PG_BINDIR")
 
 
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A directory for everything that a run keeps, and an environment that says nothing but a free port."""
+    """A directory for the files of a run, and an environment that sets only a free port."""
     for name in os.environ:
-        if name.startswith(MEANT_FOR_THE_APPLICATION):
+        if name.startswith(APPLICATION_VARIABLES):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PORT", str(free_port()))
     monkeypatch.setattr(make_run, "LOCAL", tmp_path / "local")
@@ -41,53 +41,56 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 class Running:
-    """The program of ``make run`` as a process of its own, up to the line that ends its card."""
+    """``make run`` in a separate process, read up to the last line of its welcome text."""
 
     def __init__(self, local: Path) -> None:
         command = [sys.executable, "-c", PROGRAM, str(local)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self.process.stdout is not None
-        self.card = ""
-        while not re.search(r"users/me|create-admin", self.card):
+        self.welcome = ""
+        while not re.search(r"users/me|create-admin", self.welcome):
             line = self.process.stdout.readline()
-            assert line, self.card
-            self.card += line
+            assert line, self.welcome
+            self.welcome += line
 
-    def end(self, how: signal.Signals) -> int:
-        self.process.send_signal(how)
+    def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
         self.process.communicate(timeout=30)
         return self.process.returncode
 
 
-def test_the_card_of_the_first_run_logs_in_as_pasted_and_ctrl_c_leaves_nothing(local: Path) -> None:
+def test_the_commands_of_the_welcome_text_work_and_ctrl_c_cleans_up(local: Path) -> None:
     running = Running(local)
 
     pasted = subprocess.run(
-        ["sh", "-c", running.card[running.card.index("    TOKEN=") :]], capture_output=True, text=True, check=False
+        ["sh", "-c", running.welcome[running.welcome.index("    TOKEN=") :]],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert '"email":"admin@example.com"' in pasted.stdout, pasted
-    assert running.end(signal.SIGINT) == 0
+    assert running.stop(signal.SIGINT) == 0
     assert list(local.glob("postgres/*/data/postmaster.pid")) == []
     assert not (local / "database-url").exists()
 
 
-def test_the_password_is_shown_once_and_everything_survives_a_kill(local: Path) -> None:
+def test_the_password_is_shown_only_once_and_the_data_survives_a_kill(local: Path) -> None:
     first = Running(local)
-    password = re.search(r"password +(\S+)", first.card)
-    first.end(signal.SIGKILL)
+    password = re.search(r"password +(\S+)", first.welcome)
+    first.stop(signal.SIGKILL)
 
     second = Running(local)
 
     assert password
-    assert "password  " not in second.card
-    assert "make another one" in second.card
-    assert second.end(signal.SIGTERM) == 0
+    assert "password  " not in second.welcome
+    assert "create another one" in second.welcome
+    assert second.stop(signal.SIGTERM) == 0
     stored = [path for path in local.glob("*") if path.is_file() and password[1] in path.read_text()]
     assert stored == []
 
 
-def test_the_keys_are_for_our_eyes_only(local: Path) -> None:
+def test_only_the_owner_can_read_the_signing_keys(local: Path) -> None:
     local.mkdir()
 
     keys = make_run._signing_keys_file()
@@ -104,7 +107,7 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> str:
     return sentence.strip()
 
 
-def test_a_port_in_use_is_told_with_its_owner_before_anything_starts(
+def test_a_port_in_use_is_reported_with_its_owner_before_the_database_starts(
     local: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as owner:
@@ -128,7 +131,7 @@ def test_a_second_run_in_one_clone_is_refused(local: Path, capfd: pytest.Capture
 
         sentence = refusal(capfd)
 
-    assert sentence == "The application is already running in this directory (pid 4711): stop it first."
+    assert sentence == "The application is already running in this directory (pid 4711). Stop it first."
 
 
 def test_an_unreachable_database_is_named_without_its_password(
@@ -170,7 +173,7 @@ def test_a_wrong_database_url_is_explained_without_its_password(
     assert "hunter2" not in sentence
 
 
-def test_settings_that_cannot_be_used_are_told_before_anything_starts(
+def test_invalid_settings_are_reported_before_the_database_starts(
     local: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("APP_AUTH__BCRYPT_COST", "99")
@@ -179,7 +182,7 @@ def test_settings_that_cannot_be_used_are_told_before_anything_starts(
     assert not (local / "postgres").exists()
 
 
-def test_unusable_keys_are_told_before_anything_starts(local: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_keys_are_reported_before_the_database_starts(local: Path, capfd: pytest.CaptureFixture[str]) -> None:
     local.mkdir()
     (local / "keys.json").write_text("{}")
 

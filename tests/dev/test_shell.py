@@ -1,4 +1,4 @@
-"""What a developer's shell says about other databases and about proxies changes nothing for the private database."""
+"""Variables for libpq and for proxies in a developer's shell do not affect the private database."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.dev.test_run import MEANT_FOR_THE_APPLICATION, PROGRAM
+from tests.dev.test_run import APPLICATION_VARIABLES, PROGRAM
 
 NOWHERE = "http://192.0.2.1:1"
 SHELL = {
@@ -27,11 +27,11 @@ SHELL = {
     "http_proxy": NOWHERE,
     "HTTPS_PROXY": NOWHERE,
     "https_proxy": NOWHERE,
-    # A client without the package for this protocol fails when it is only made.
+    # A client without the package for this protocol fails when it is created.
     "ALL_PROXY": "socks5://192.0.2.1:1",
     "all_proxy": "socks5://192.0.2.1:1",
 }
-# A client of the application, a real server, and a worker, which has another driver.
+# A client of the application, a server process, and a worker, which uses another driver.
 TESTS = (
     "tests/health/test_router.py",
     "tests/server/test_serve.py::test_the_server_does_not_say_what_it_is",
@@ -42,12 +42,12 @@ TESTS = (
 
 
 def shell() -> dict[str, str]:
-    left = ("TEST_", "NO_PROXY", "no_proxy", *MEANT_FOR_THE_APPLICATION)
+    left = ("TEST_", "NO_PROXY", "no_proxy", *APPLICATION_VARIABLES)
     return {name: value for name, value in os.environ.items() if not name.startswith(left)} | SHELL
 
 
 @pytest.mark.parametrize("command", ["run", "database"])
-def test_the_private_database_is_found_whatever_the_shell_says(tmp_path: Path, command: str) -> None:
+def test_variables_of_the_shell_do_not_affect_the_private_database(tmp_path: Path, command: str) -> None:
     programs = {"run": PROGRAM, "database": DATABASE_PROGRAM}
     process = subprocess.Popen(
         [sys.executable, "-c", programs[command], str(tmp_path / "local")],
@@ -58,13 +58,13 @@ def test_the_private_database_is_found_whatever_the_shell_says(tmp_path: Path, c
     )
     assert process.stdout is not None
 
-    said = ""
-    while "127.0.0.1" not in said and (line := process.stdout.readline()):
-        said += line
+    output = ""
+    while "127.0.0.1" not in output and (line := process.stdout.readline()):
+        output += line
     process.terminate()
     process.communicate(timeout=30)
 
-    assert "127.0.0.1" in said, said
+    assert "127.0.0.1" in output, output
     assert process.returncode == 0
 
 
@@ -80,7 +80,7 @@ program()
 
 
 @pytest.mark.slow
-def test_the_tests_pass_whatever_the_shell_says() -> None:
+def test_variables_of_the_shell_do_not_affect_the_tests() -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *TESTS],
         cwd=ROOT,

@@ -16,7 +16,7 @@ from app.dev.ports import free_port
 from app.dev.postgres.binaries import find_binaries
 from app.dev.postgres.cluster import Cluster
 from app.dev.postgres.lock import ClusterFiles
-from app.dev.postgres.run_as import find_footing
+from app.dev.postgres.run_as import choose_run_as
 from app.migrations import runner
 from tests.volume import plain
 
@@ -28,7 +28,7 @@ class PrivatePostgres:
 
     def __init__(self, directory: Path, *settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.files = ClusterFiles(find_footing(find_binaries(), directory), directory)
+        self.files = ClusterFiles(choose_run_as(find_binaries(), directory), directory)
         self._cluster = Cluster(directory, port=free_port(), settings=settings)
 
     @property

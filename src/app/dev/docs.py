@@ -1,4 +1,4 @@
-"""Documentation that is written from the code, so that it cannot say something else."""
+"""Generates the pages of the documentation that describe the code, so that they cannot become outdated."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,45 +16,44 @@ from app.settings import variables
 
 ROOT = Path(__file__).resolve().parents[3]
 _GUIDE = Path("docs/adding-a-feature.md")
-# Defaults that are computed from the machine: the document must not depend on who writes it.
+# Defaults that depend on the machine. The page must be the same on every machine.
 _COMPUTED = {"APP_AUTH__HASH_THREADS": "one per usable core"}
 _HEADING = """# Settings
 
-Every setting is an environment variable. `make docs` writes this page from `src/app/core/config` and the `settings.py`
-of each feature; `make check` compares them.
+Each setting is an environment variable. `make docs` generates this page from `src/app/core/config` and the `settings.py` of each feature.
 
-- `DATABASE_URL` and `PORT`, which platforms set, are understood as well; `APP_DATABASE__URL` and `APP_SERVER__PORT` win over them.
-- Any setting may be a file instead: one of that name, in the folder that `APP_SECRETS_DIR` names. A variable wins over a file.
-- Durations are seconds, or have a unit: `90`, `500ms`, `30s`, `10m`, `24h`, `14d`.
-- A variable that is set to nothing counts as unset; one that begins with `APP_` and is no setting stops the start. What Kubernetes sets
-  for a service called `app` (`…_SERVICE_HOST`, `…_PORT=tcp://…`) does not.
-- libpq's variables (`PGHOST`, `PGSSLMODE`, `PGPASSWORD`, `PGSERVICE`, …) have no effect: the settings alone say which database is
-  used, and how.
+- `DATABASE_URL` and `PORT`, which many platforms set, are accepted too. `APP_DATABASE__URL` and `APP_SERVER__PORT` take precedence.
+- A setting can also be a file with the name of the variable, in the directory `APP_SECRETS_DIR`. A variable takes precedence.
+- Durations are a number of seconds, or a number with a unit: `90`, `500ms`, `30s`, `10m`, `24h`, `14d`.
+- An empty variable counts as unset. An unknown variable that begins with `APP_` stops the start, except those that Kubernetes
+  sets for a service called `app` (`…_SERVICE_HOST`, `…_PORT=tcp://…`).
+- The variables of libpq (`PGHOST`, `PGSSLMODE`, `PGPASSWORD`, `PGSERVICE`, …) have no effect. Only the settings select the
+  database and the connection options.
 """
 
 
 def configuration() -> str:
-    """The page about every setting, in the order of the code."""
+    """Return the page about the settings, in the order of the code."""
     groups: dict[type[BaseModel], list[tuple[str, ...]]] = {}
     for variable, name, model in variables():
         field = model.model_fields[name]
         row = (f"`{variable}`", _default(variable, field), cell(field.description))
         groups.setdefault(model, []).append(row)
     sections = (
-        f"## {_title(model)}\n\n{table('variable | default | what it does', rows)}" for model, rows in groups.items()
+        f"## {_title(model)}\n\n{table('variable | default | description', rows)}" for model, rows in groups.items()
     )
     return "\n\n".join([_HEADING.strip(), *sections]) + "\n"
 
 
 def guide() -> str:
-    """The guide to a new feature: its migration follows the newest one, so that it can be pasted as it stands."""
+    """Return the guide to a new feature. Its migration follows the newest one, so that it works as pasted."""
     text = (ROOT / _GUIDE).read_text()
     (own,) = re.findall(r'^revision = "(\d{8}_\w+)"$', text, flags=re.MULTILINE)
     if own in revisions.known():
-        # Somebody has followed the guide here.
+        # The repository already contains the migration of the guide.
         return text
     newest = revisions.head()
-    # The same date keeps migrations dated in their order, and the page the same from one day to the next.
+    # The date of the newest migration keeps the dates in order, and the page does not change from day to day.
     date = newest[:8] if newest[:8].isdigit() else own[:8]
     text = text.replace(own, date + own[8:])
     return re.sub(r'^down_revision = ".*"$', f'down_revision = "{newest}"', text, flags=re.MULTILINE)
@@ -77,16 +76,16 @@ def write(root: Path = ROOT) -> None:
 
 
 def stale(root: Path = ROOT) -> list[Path]:
-    """Documents that are missing, or that say something else than the code."""
-    return [path for path, content in DOCUMENTS.items() if not _says(root / path, content())]
+    """Return the pages that are missing or outdated."""
+    return [path for path, content in DOCUMENTS.items() if not _has_content(root / path, content())]
 
 
-def _says(path: Path, content: str) -> bool:
+def _has_content(path: Path, content: str) -> bool:
     return path.is_file() and path.read_text() == content
 
 
 def _title(model: type[BaseModel]) -> str:
-    return "General" if model is Settings else cell(model.__doc__).removesuffix(".")
+    return "General" if issubclass(model, Settings) else cell(model.__doc__).removesuffix(".")
 
 
 def _default(variable: str, field: FieldInfo) -> str:

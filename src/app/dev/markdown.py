@@ -1,4 +1,4 @@
-"""How values look in the documents that are written from the code."""
+"""Formats values and tables for the generated documentation."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -12,12 +12,12 @@ def table(heading: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def cell(text: str | None) -> str:
-    """Fit a text into one cell of a table."""
+    """Format a text for one cell of a table."""
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
 def duration(value: timedelta) -> str:
-    """Write a duration as a setting would have it."""
+    """Format a duration in the notation of the settings."""
     seconds = value.total_seconds()
     for size, unit in _UNITS:
         if seconds >= size and seconds % size == 0:
@@ -26,7 +26,7 @@ def duration(value: timedelta) -> str:
 
 
 def setting(default: object) -> str:
-    """Write the default of a setting; nothing where there is none."""
+    """Format the default of a setting; an empty string if it has none."""
     if default is None or default == ():
         return ""
     return f"`{duration(default) if isinstance(default, timedelta) else str(default).lower()}`"

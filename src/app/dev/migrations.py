@@ -1,4 +1,4 @@
-"""What `make migrations` checks beyond squawk: a downgrade drops the types that its upgrade makes."""
+"""Check of `make migrations` in addition to squawk: each downgrade drops the types that its upgrade creates."""
 
 import io
 import re
@@ -16,10 +16,11 @@ _DROPPED = re.compile(r"\bDROP\s+(?:TYPE|DOMAIN)\s+(?:IF\s+EXISTS\s+)?([\w.\", ]
 
 
 def leftovers() -> Iterator[str]:
-    """Name each migration whose downgrade leaves a type behind: the next upgrade would fail on it."""
+    """Return a sentence for each type that a downgrade does not drop. The next upgrade would fail because it exists."""
     directory = scripts.read()
     for script in directory.walk_revisions():
-        # A table takes its enumerations along when it is created, not when it is dropped. Alembic's drafts do no more.
+        # `create_table` also creates the enumerations of its columns, but `drop_table` does not drop them. Alembic's drafts
+        # do not drop them either.
         created = set(_CREATED.findall(_sql(directory, script.module.upgrade)))
         for name in sorted(created - _dropped(_sql(directory, script.module.downgrade))):
             yield (
@@ -29,12 +30,12 @@ def leftovers() -> Iterator[str]:
 
 
 def _dropped(sql: str) -> set[str]:
-    # `DROP TYPE one, two CASCADE`
+    # For example `DROP TYPE one, two CASCADE`.
     return {name.split()[0] for names in _DROPPED.findall(sql) for name in names.split(",") if name.strip()}
 
 
 def _sql(directory: ScriptDirectory, function: Callable[[], None]) -> str:
-    """Give the SQL of one function of a migration, as `alembic upgrade --sql` would."""
+    """Return the SQL of one function of a migration, as `alembic upgrade --sql` writes it."""
     output = io.StringIO()
     with EnvironmentContext(scripts.config(), directory, as_sql=True) as environment:
         environment.configure(dialect_name="postgresql", output_buffer=output, literal_binds=True)

@@ -1,10 +1,10 @@
-"""TCP ports of this machine."""
+"""Finds a free TCP port."""
 
 import socket
 
 
 def free_port() -> int:
-    """A port that nobody has at this moment; somebody may take it in the next."""
+    """Return a port that is free at this moment. Another process may take it before it is used."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""`make rename NAME="Acme Billing"`: gives the product another name in each file that spells it."""
+"""`make rename NAME="Acme Billing"`: changes the name of the product in each file that contains it."""
 
 import re
 import unicodedata
@@ -14,9 +14,9 @@ from app.core.config import DatabaseSettings
 from app.mail.settings import MailSettings
 
 PRODUCT = Path("src/app/core/product.py")
-# They end a string, a code span or a cell of a table in one of the files.
+# Characters that would end a string, a code span or a table cell in one of the files.
 _UNUSABLE = '"\\`|<>'
-# Files, and what to find in them. The one group is replaced, by the slug or by the name.
+# Files and patterns. The group that matches is replaced by the slug or by the name.
 _SLUGS = (
     (str(PRODUCT), r'^SLUG = "(.*)"$'),
     ("pyproject.toml", r'^\[project\]\nname = "(.*)"$'),
@@ -33,7 +33,7 @@ _NAMES = (
 
 
 class RenameError(Exception):
-    """Says in one sentence why the name is not usable."""
+    """The name cannot be used. The text says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Identity:
 
 
 def rename(root: Path, name: str, slug: str = "") -> list[Path]:
-    """Change the name, and give the files that changed. A name that is not usable changes none of them."""
+    """Change the name and return the changed files. An invalid name changes no file."""
     chosen = _checked(root, name, slug)
     texts = _renamed(root, chosen)
     for path, text in texts.items():
@@ -55,36 +55,36 @@ def current(root: Path) -> Identity:
     text = (root / PRODUCT).read_text()
     name, slug = (re.search(rf'^{member} = "(.*)"$', text, re.MULTILINE) for member in ("NAME", "SLUG"))
     if not (name and slug):
-        message = f'{PRODUCT} has no line NAME = "…" or no line SLUG = "…". Write them again first.'
+        message = f'{PRODUCT} has no line NAME = "…" or no line SLUG = "…". Restore them first.'
         raise RenameError(message)
     return Identity(name[1], slug[1])
 
 
 def slug_of(name: str) -> str:
-    """Give the name in letters a to z, digits and hyphens; accents are dropped."""
+    """Return the name in letters a to z, digits and hyphens, without accents."""
     plain = unicodedata.normalize("NFKD", re.sub("['\u2019]", "", name)).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
 def _checked(root: Path, name: str, slug: str) -> Identity:
     if not name.isprintable():
-        raise RenameError("The name holds a control character or another one that cannot be seen. Write it without.")
+        raise RenameError("The name contains a control character or another invisible character. Remove it.")
     name = " ".join(name.split())
     if not name:
-        raise RenameError('The name is empty. Say it like this: make rename NAME="Acme Billing"')
+        raise RenameError('The name is empty. Example: make rename NAME="Acme Billing"')
     if unusable := sorted(set(name) & set(_UNUSABLE)):
-        message = f"The name holds {' '.join(unusable)}, which would break a file that spells it. Write it without."
+        message = f"The name contains {' '.join(unusable)}, which would break a file that contains the name. Remove it."
         raise RenameError(message)
     _check_length("The name", name, MailSettings, "from_name")
     slug = slug or slug_of(name)
     if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*", slug):
-        message = f'"{slug}" is no short form. Choose one of letters a to z, digits and hyphens: SLUG=acme-billing'
+        message = (
+            f'"{slug}" is not a valid short form. Use letters a to z, digits and hyphens, for example SLUG=acme-billing'
+        )
         raise RenameError(message)
     _check_length("The short form", slug, DatabaseSettings, "application_name")
     if re.search(rf"^{slug}(?:\[.*\])?==", (root / "requirements" / "dev.txt").read_text(), re.MULTILINE):
-        message = (
-            f"{slug} is a package that this project installs. Choose another short form, such as SLUG={slug}-service"
-        )
+        message = f"{slug} is a package that this project installs. Choose another short form, for example SLUG={slug}-service"
         raise RenameError(message)
     return Identity(name, slug)
 
@@ -92,18 +92,18 @@ def _checked(root: Path, name: str, slug: str) -> Identity:
 def _check_length(what: str, text: str, model: type[BaseModel], field: str) -> None:
     (longest,) = (rule.max_length for rule in model.model_fields[field].metadata if isinstance(rule, MaxLen))
     if len(text) > longest:
-        message = f"{what} has {len(text)} characters, and at most {longest} fit. Choose a shorter one."
+        message = f"{what} has {len(text)} characters; the maximum is {longest}. Choose a shorter one."
         if field == "application_name":
-            message += " SLUG=… chooses the short form."
+            message += " SLUG=… sets the short form."
         raise RenameError(message)
 
 
 def _renamed(root: Path, chosen: Identity) -> Mapping[Path, str]:
-    """Give the new text of each file that the new name changes."""
+    """Return the new text of each file that the new name changes."""
     texts: dict[Path, str] = {}
     for path, pattern, new in _places(root, chosen):
         old = texts.get(path) or path.read_text()
-        texts[path] = re.sub(pattern, partial(_with_group, new=new), old, flags=re.MULTILINE)
+        texts[path] = re.sub(pattern, partial(_replace_group, new=new), old, flags=re.MULTILINE)
     return {path: text for path, text in sorted(texts.items()) if text != path.read_text()}
 
 
@@ -115,6 +115,6 @@ def _places(root: Path, chosen: Identity) -> Iterator[tuple[Path, str, str]]:
             yield from ((path, found, new) for path in root.glob(files))
 
 
-def _with_group(match: re.Match[str], *, new: str) -> str:
+def _replace_group(match: re.Match[str], *, new: str) -> str:
     start, end = match.span(match.lastindex or 0)
     return match[0][: start - match.start()] + new + match[0][end - match.start() :]

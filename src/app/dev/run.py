@@ -1,4 +1,4 @@
-"""``make run``: the application on a database of its own, until Ctrl-C."""
+"""``make run``: runs the application on its own database until Ctrl-C."""
 
 import asyncio
 import fcntl
@@ -34,29 +34,29 @@ LOCAL = ROOT / ".local"
 MAIL = LOCAL / "mail"
 DATABASE = "app"
 ADMIN_EMAIL = "admin@example.com"
-# Settings are checked before anything slow; the embedded database's URL is known only after.
+# The settings are checked before the embedded database starts, when its URL is not known yet.
 _NOT_STARTED_YET = f"postgresql://postgres@127.0.0.1/{DATABASE}"
 
 
 class AlreadyRunningError(Exception):
-    """This clone's application is running already."""
+    """The application of this clone is already running."""
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """What the card tells beyond the settings; the password only when the administrator has just been made."""
+    """Facts for the welcome text. `password` is set only if this start created the administrator."""
 
     server_version: str
     password: str | None
 
 
 def run() -> int:
-    """Run until stopped, and give the exit code; whatever a person can put right is told in one sentence."""
-    # make's own SIGTERM and a closed terminal end it in the same order as Ctrl-C does.
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+    """Run until stopped and return the exit code. Errors that a developer can correct are printed as one sentence."""
+    # SIGTERM from make and SIGHUP from a closed terminal shut down in the same way as Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
-        with _only_one():
+        with _exclusive():
             _run()
     except KeyboardInterrupt:
         return 0
@@ -67,27 +67,27 @@ def run() -> int:
         MigrationFileError,
         PortInUseError,
     ) as error:
-        return _refuse(str(error))
+        return _fail(str(error))
     except MigrationError as error:
-        return _refuse(f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}")
+        return _fail(f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}")
     except AppError as error:
-        return _refuse(error.detail)
+        return _fail(error.detail)
     except OSError as error:
-        return _refuse(f"The application cannot start: {error.strerror or error} ({error.filename or LOCAL}).")
+        return _fail(f"The application cannot start: {error.strerror or error} ({error.filename or LOCAL}).")
     return 0
 
 
 def _run() -> None:
     given = _given_database()
     settings = _settings(given or _NOT_STARTED_YET)
-    # A taken port, unusable keys or migrations are reported before the database starts, not after.
+    # A port in use, invalid keys and invalid migrations are reported before the database starts.
     listen(settings.server.host, settings.server.port).close()
     load_key_ring(settings.of(AuthSettings))
     revisions.head()
     with _database(given) as url:
         settings = _settings(url, port=settings.server.port)
         welcome = asyncio.run(_prepare(settings))
-        serve(settings, announce=lambda: _say(_card(settings, welcome, is_embedded=given is None)))
+        serve(settings, announce=lambda: _print(_welcome_text(settings, welcome, is_embedded=given is None)))
 
 
 def _given_database() -> str | None:
@@ -103,7 +103,7 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
         **({} if os.environ.get("APP_MAIL__URL") else {"mail": {"url": MAIL.as_uri()}}),
         **({"server": {"port": port}} if port else {}),
     )
-    # The card needs the port before the server has one.
+    # The welcome text needs the port before the server listens.
     return settings if settings.server.port else _settings(database_url, free_port())
 
 
@@ -117,7 +117,7 @@ def _signing_keys_file() -> Path:
 
 
 def _write_secret(path: Path, content: str) -> None:
-    """Write a file that only we can read, whole or not at all."""
+    """Write a file atomically that only the current user can read."""
     staging = path.with_suffix(".new")
     staging.unlink(missing_ok=True)
     staging.touch(mode=0o600)
@@ -134,20 +134,20 @@ def _database(given: str | None) -> Iterator[str]:
     url_file = LOCAL / "database-url"
     try:
         cluster.start()
-        cluster.make_database(DATABASE)
+        cluster.create_database(DATABASE)
         _write_secret(url_file, cluster.url(DATABASE))
         yield cluster.url(DATABASE)
     finally:
-        # The server is down within moments; a second Ctrl-C would only leave the next start a recovery to do.
-        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(ending, signal.SIG_IGN)
+        # PostgreSQL stops quickly. A second Ctrl-C would only cause a recovery at the next start, so it is ignored.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         url_file.unlink(missing_ok=True)
         cluster.stop()
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
-    """The kernel gives the lock back however its holder ends, so there is no stale one to remove."""
+def _exclusive() -> Iterator[None]:
+    """Hold the lock of this clone. The kernel releases it when the process ends, so a stale lock is impossible."""
     LOCAL.mkdir(exist_ok=True)
     with (LOCAL / "run.lock").open("a+") as lock:
         try:
@@ -155,7 +155,7 @@ def _only_one() -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             message = (
-                f"The application is already running in this directory (pid {lock.read().strip()}): stop it first."
+                f"The application is already running in this directory (pid {lock.read().strip()}). Stop it first."
             )
             raise AlreadyRunningError(message) from None
         lock.truncate(0)
@@ -179,7 +179,7 @@ async def _prepare(settings: Settings) -> Welcome:
     return Welcome(str(version), password if admin else None)
 
 
-def _card(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
+def _welcome_text(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
     address = f"http://127.0.0.1:{settings.server.port}"
     data = "data in .local/postgres" if is_embedded else "DATABASE_URL"
     lines = [
@@ -202,7 +202,7 @@ def _card(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
 def _introduction(address: str, password: str) -> list[str]:
     return [
         f"  administrator   {ADMIN_EMAIL}",
-        f"  password        {password}   (shown this once and stored nowhere)",
+        f"  password        {password}   (shown only once; not stored)",
         "",
         "  Log in and read your own account:",
         "",
@@ -216,17 +216,17 @@ def _introduction(address: str, password: str) -> list[str]:
 def _reminder(*, is_embedded: bool) -> list[str]:
     url = "DATABASE_URL=$(cat .local/database-url) " if is_embedded else ""
     return [
-        "  administrator   made when the database was empty; to make another one while this runs:",
+        "  administrator   exists already; to create another one while this runs:",
         "",
         f"    {url}APP_ENVIRONMENT=local .venv/bin/app users create-admin you@example.com",
     ]
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def _refuse(reason: str) -> int:
+def _fail(reason: str) -> int:
     sys.stderr.write(f"{reason}\n")
     return 1

@@ -1,4 +1,4 @@
-"""The pages about security that are written from data and code: the ASVS report, and what is enforced."""
+"""Generates the security pages: the ASVS report and the facts that the code enforces."""
 
 import tomllib
 from collections import Counter
@@ -17,43 +17,43 @@ from app.users.schemas import MeUpdate, UserCreate, UserRead, UserUpdate
 
 DATA = Path(__file__).resolve().parents[3] / "docs" / "security"
 STATUSES = ("met", "environment", "gap", "not applicable")
-_REPORT = """# OWASP ASVS 5.0: where this service stands
+_REPORT = """# OWASP ASVS 5.0: status of each requirement
 
-Written by `make docs` from `docs/security/asvs.toml`. Tests see to it that every test named here exists, and that nothing that is
-met goes without one. The chapters 2, 4, 6 to 9, 13, 14 and 16 are complete; of others, the requirements that bind a service without a front
-end. *Environment* is what whoever deploys has to see to; *gap* is what applies and is not there.
+`make docs` generates this page from `docs/security/asvs.toml`. Tests check that every test named here exists and that every met
+requirement has one. Chapters 2, 4, 6 to 9, 13, 14 and 16 are complete. Of the other chapters, the page lists the requirements for a
+service without a front end. *environment*: the operator must fulfil the requirement. *gap*: it applies and is not fulfilled.
 """
-_FACTS = """# What is enforced, from the code
+_FACTS = """# Security facts from the code
 
-Written by `make docs` from the code and from `docs/security/data.toml`. [security.md](../security.md) says what it is for.
+`make docs` generates this page from the code and from `docs/security/data.toml`. [security.md](../security.md) explains the reasons.
 """
 
 
 def report() -> str:
-    """Count and list the requirements of the ASVS, those that are missing first."""
+    """Return the ASVS report: the counts, the gaps, and all requirements by chapter."""
     requirements = requirements_of(read("asvs.toml"))
     chapters: Mapping[str, str] = read("asvs.toml")["chapters"]
     parts = [_REPORT.strip(), _counts(requirements), _gaps(requirements)]
     for number, title in chapters.items():
         rows = [_row(name, one) for name, one in requirements.items() if name.partition(".")[0] == number]
-        parts.append(f"## V{number} {title}\n\n" + table("id | L | status | what holds here | proven by", rows))
+        parts.append(f"## V{number} {title}\n\n" + table("id | level | status | implementation | tests", rows))
     return "\n\n".join(parts) + "\n"
 
 
 def facts() -> str:
-    """List limits, settings that protect, fields, ways to credentials, stored data, secrets and events."""
+    """Return the page about limits, settings, fields, credentials, stored data, secrets and audit events."""
     data = read("data.toml")
     sections = {
-        "Limits": table("limit | at most | in | counts", _limits(data["limits"])),
-        "Settings that protect": table("setting | default | why", _settings(data["settings"])),
-        "Fields of an account, and who reads and writes them": table(
-            "field | owner | administrator, making it | administrator, changing it", _fields()
+        "Limits": table("limit | maximum | period | what is counted", _limits(data["limits"])),
+        "Security settings": table("setting | default | reason", _settings(data["settings"])),
+        "Fields of an account: who reads and writes them": table(
+            "field | owner | administrator, creating | administrator, updating", _fields()
         ),
-        "Ways that lead to credentials": table("operation | what it takes and gives", _pairs(data["pathways"])),
-        "Classes of data": table("class | what that means", _pairs(data["classes"])),
+        "Operations that issue credentials": table("operation | input and result", _pairs(data["pathways"])),
+        "Data classes": table("class | meaning", _pairs(data["classes"])),
         "Stored data": table("table | column | class", _columns(data["columns"])),
-        "Secrets": table("setting | protects | change it", _secrets(data["secrets"])),
-        "Events of the audit log": table("event | when", _pairs(data["events"])),
+        "Secrets": table("setting | protects | rotation", _secrets(data["secrets"])),
+        "Audit events": table("event | meaning", _pairs(data["events"])),
     }
     return "\n\n".join([_FACTS.strip(), *(f"## {title}\n\n{table}" for title, table in sections.items())]) + "\n"
 
@@ -63,7 +63,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def requirements_of(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Give the requirements by number, in the order of the standard."""
+    """Return the requirements by number, in the order of the standard."""
     numbers = sorted(data.keys() - {"chapters"}, key=lambda number: [int(part) for part in number.split(".")])
     return {number: data[number] for number in numbers}
 

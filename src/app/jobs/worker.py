@@ -117,7 +117,7 @@ class JobWorker:
             await asyncio.wait_for(self._stopping.wait(), _PAUSE)
 
     async def _run_housekeeping(self) -> None:
-        interval = self._settings.jobs.stalled_after.total_seconds() / REPORTS_PER_STALL
+        interval = self._settings.of(JobsSettings).stalled_after.total_seconds() / REPORTS_PER_STALL
         # Concurrently: a long purge must not delay the release of a dead worker's jobs.
         await asyncio.gather(
             housekeeping.repeat(self._release_orphans, every=interval, first_retry=interval),
@@ -130,7 +130,7 @@ class JobWorker:
                 partial(
                     service.release_orphans,
                     policy=self._runner.policy_of,
-                    stalled_after=self._settings.jobs.stalled_after,
+                    stalled_after=self._settings.of(JobsSettings).stalled_after,
                     batch=_ORPHAN_BATCH,
                 )
             )

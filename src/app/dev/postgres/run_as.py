@@ -1,4 +1,4 @@
-"""As whom PostgreSQL runs, and where its files are: PostgreSQL refuses to run as root, and much development happens as root."""
+"""Chooses the user and the directory for PostgreSQL, which refuses to run as root. Containers often run as root."""
 
 import hashlib
 import os
@@ -15,45 +15,46 @@ from app.dev.postgres.binaries import EmbeddedPostgresError, PostgresBinaries
 
 type Identity = Literal["same", "namespace", "nobody"]
 
-# /var/tmp survives a restart of the machine, and every user can reach it.
-_REFUGES = Path("/var/tmp")  # Only directories that root itself has made there are used.
-_KEEPER = str(Path(watchdog.__file__))
+# /var/tmp survives a restart of the machine, and every user can read it.
+_FALLBACK_ROOT = Path("/var/tmp")  # Only subdirectories that root created are used.
+_WATCHDOG = str(Path(watchdog.__file__))
 
 
 @dataclass(frozen=True)
-class Footing:
+class RunAs:
     identity: Identity
     binaries: PostgresBinaries
     directory: Path
 
-    def give(self, path: Path) -> None:
-        """Let PostgreSQL own a file or directory that we made for it."""
+    def give_ownership(self, path: Path) -> None:
+        """Make the user that runs PostgreSQL the owner of a file or directory."""
         if self.identity == "nobody":
             os.chown(path, watchdog.NOBODY, watchdog.NOBODY)
 
 
-def find_footing(binaries: PostgresBinaries, directory: Path) -> Footing:
+def choose_run_as(binaries: PostgresBinaries, directory: Path) -> RunAs:
     if os.geteuid() != 0:
-        return Footing("same", binaries, directory)
-    # In a namespace root's files stay root's, so everything can be where it is; but root's power to pass closed doors is gone.
-    if _reaches("namespace", binaries, directory):
-        return Footing("namespace", binaries, directory)
-    refuge = _make_refuge(directory)
-    if not _reaches("nobody", binaries):
-        binaries = _copy_binaries(binaries, refuge)
-    return Footing("nobody", binaries, refuge)
+        return RunAs("same", binaries, directory)
+    # In a user namespace, the process still owns root's files, so the files can stay where they are. But it cannot bypass
+    # permissions any more, so it must be able to read the programs.
+    if _can_run("namespace", binaries, directory):
+        return RunAs("namespace", binaries, directory)
+    fallback = _create_fallback_directory(directory)
+    if not _can_run("nobody", binaries):
+        binaries = _copy_binaries(binaries, fallback)
+    return RunAs("nobody", binaries, fallback)
 
 
-def keeper_command(identity: Identity, lifeline: int, *command: str) -> list[str]:
-    return [sys.executable, "-I", "-S", _KEEPER, identity, str(lifeline), *command]
+def watchdog_command(identity: Identity, owner_pipe: int, *command: str) -> list[str]:
+    return [sys.executable, "-I", "-S", _WATCHDOG, identity, str(owner_pipe), *command]
 
 
-def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = _REFUGES) -> bool:
+def _can_run(identity: Identity, binaries: PostgresBinaries, writable: Path = _FALLBACK_ROOT) -> bool:
     check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.program("initdb")), str(writable)]
     reader, writer = os.pipe()
     try:
         probe = subprocess.run(
-            keeper_command(identity, reader, *check), pass_fds=[reader], capture_output=True, check=False
+            watchdog_command(identity, reader, *check), pass_fds=[reader], capture_output=True, check=False
         )
     finally:
         os.close(reader)
@@ -61,41 +62,43 @@ def _reaches(identity: Identity, binaries: PostgresBinaries, writable: Path = _R
     return probe.returncode == 0
 
 
-def _refuge_of(directory: Path) -> Path:
+def _fallback_directory_of(directory: Path) -> Path:
     name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
-    return _REFUGES / f"{product.SLUG}-{name}"
+    return _FALLBACK_ROOT / f"{product.SLUG}-{name}"
 
 
-def _make_refuge(directory: Path) -> Path:
-    refuge = _refuge_of(directory)
-    refuge.mkdir(mode=0o755, exist_ok=True)
-    # Anybody can make names in this directory: a link or a directory that is not root's was put there by somebody else.
-    found = refuge.lstat()
-    if refuge.is_symlink() or not refuge.is_dir() or found.st_uid != 0 or found.st_mode & 0o022:
-        message = f"{refuge} is not a directory that only root can write to: remove it and try again."
+def _create_fallback_directory(directory: Path) -> Path:
+    fallback = _fallback_directory_of(directory)
+    fallback.mkdir(mode=0o755, exist_ok=True)
+    # Every user can create entries in /var/tmp. A link, or a directory of another user, may be an attack.
+    found = fallback.lstat()
+    if fallback.is_symlink() or not fallback.is_dir() or found.st_uid != 0 or found.st_mode & 0o022:
+        message = f"{fallback} is not a directory that only root can write to. Remove it and try again."
         raise EmbeddedPostgresError(message)
-    refuge.chmod(0o755)
-    return refuge
+    fallback.chmod(0o755)
+    return fallback
 
 
-def _copy_binaries(binaries: PostgresBinaries, refuge: Path) -> PostgresBinaries:
-    # PostgreSQL finds its libraries and its share directory relative to its programs, so they move together; a wheel keeps
-    # further libraries next to its package.
+def _copy_binaries(binaries: PostgresBinaries, fallback: Path) -> PostgresBinaries:
+    # PostgreSQL finds its libraries and its share directory relative to its programs, so the whole installation is copied.
+    # A wheel has more libraries next to its package.
     installation = binaries.directory.parent
     package = installation.parent
-    copy = refuge / f"postgresql-{binaries.version}"
+    copy = fallback / f"postgresql-{binaries.version}"
     if not copy.exists():
-        staging = refuge / f"{copy.name}.new"
+        staging = fallback / f"{copy.name}.new"
         shutil.rmtree(staging, ignore_errors=True)
         _copy(installation, staging / package.name / installation.name)
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.is_dir():
             _copy(libraries, staging / libraries.name)
-        _open_to_all(staging)
+        _make_readable(staging)
         staging.rename(copy)
     copied = replace(binaries, directory=copy / package.name / installation.name / binaries.directory.name)
-    if not _reaches("nobody", copied):
-        message = f"{binaries.directory} cannot be used by an ordinary user: name other programs with PG_BINDIR."
+    if not _can_run("nobody", copied):
+        message = (
+            f"An ordinary user cannot run the programs in {binaries.directory}. Set PG_BINDIR to another installation."
+        )
         raise EmbeddedPostgresError(message)
     return copied
 
@@ -104,8 +107,8 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("include"))
 
 
-def _open_to_all(directory: Path) -> None:
-    """Undo what a strict umask, or the place they come from, has done to the permissions of copied programs."""
+def _make_readable(directory: Path) -> None:
+    """Make copied programs readable for all users, whatever the umask or the permissions of the source."""
     for path in (directory, *directory.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))

@@ -1,7 +1,7 @@
-"""Runs one PostgreSQL program as a user PostgreSQL accepts, and ends it when the process that asked for it is gone.
+"""Runs one PostgreSQL program as a user that PostgreSQL accepts, and shuts it down when the owner process is gone.
 
-A program of its own (``python -I -S watchdog.py IDENTITY LIFELINE COMMAND…``): it imports nothing of the application, so
-it starts in milliseconds, and it outlives a ``kill -9`` of its owner by just the time the server needs to shut down.
+A separate program: ``python -I -S watchdog.py IDENTITY OWNER_PIPE COMMAND…``. It imports nothing of the application, so it
+starts in milliseconds. After a ``kill -9`` of its owner it runs only until the server has shut down.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ from pathlib import Path
 
 NOBODY = 65534
 _PR_SET_PDEATHSIG = 1
-# PostgreSQL's three shutdowns: fast (roll back and checkpoint), immediate (recover at the next start), and the kernel's.
-_ENDINGS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
-_WATCHED = (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# Signals and timeouts: a fast shutdown (rollback and checkpoint), an immediate one (recovery at the next start), and SIGKILL.
+_SHUTDOWNS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+_SIGNALS = (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 def enter_namespace() -> None:
-    """Become uid 1000 in a user namespace of our own; outside of it, and to every file, we are still who we were."""
+    """Become uid 1000 in a new user namespace. Outside of it, and for file permissions, the user stays the same."""
     uid, gid = os.geteuid(), os.getegid()
     os.unshare(os.CLONE_NEWUSER)
     # The kernel lets a process map its group only after it has given up setgroups.
@@ -36,29 +36,29 @@ def become_nobody() -> None:
     os.setuid(NOBODY)
 
 
-def stay() -> None:
-    """An ordinary user runs PostgreSQL as they are."""
+def keep_user() -> None:
+    """Run PostgreSQL as the current, ordinary user."""
 
 
-IDENTITIES: dict[str, Callable[[], None]] = {"same": stay, "namespace": enter_namespace, "nobody": become_nobody}
+IDENTITIES: dict[str, Callable[[], None]] = {"same": keep_user, "namespace": enter_namespace, "nobody": become_nobody}
 
 
-def die_with(keeper: int) -> None:
-    # Set after the identity has changed, because a change of credentials clears it. Where the kernel has no such signal, the
-    # next start finds the orphan by its lock and stops it.
+def end_with_parent(watchdog: int) -> None:
+    # A change of credentials clears this setting, so it is made after the change. On systems without it, the next start finds
+    # the orphan by its lock and stops it.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-    if os.getppid() != keeper:
+    if os.getppid() != watchdog:
         os._exit(1)
 
 
-def execute(identity: str, command: list[str], keeper: int) -> None:
+def execute(identity: str, command: list[str], watchdog: int) -> None:
     try:
         signal.set_wakeup_fd(-1)
-        for watched in _WATCHED:
-            signal.signal(watched, signal.SIG_DFL)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         IDENTITIES[identity]()
-        die_with(keeper)
+        end_with_parent(watchdog)
         os.execv(command[0], command)
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
@@ -66,8 +66,8 @@ def execute(identity: str, command: list[str], keeper: int) -> None:
         os._exit(1)
 
 
-def ended(child: int) -> int | None:
-    """The child's exit status as a shell would give it, or None while it runs."""
+def exit_status(child: int) -> int | None:
+    """Return the exit status of the child as a shell reports it, or None while it runs."""
     pid, status = os.waitpid(child, os.WNOHANG)
     if pid == 0:
         return None
@@ -75,39 +75,39 @@ def ended(child: int) -> int | None:
     return code if code >= 0 else 128 - code
 
 
-def end(child: int) -> int:
-    for ending, patience in _ENDINGS:
-        os.kill(child, ending)
-        deadline = time.monotonic() + patience
+def shut_down(child: int) -> int:
+    for shutdown_signal, timeout in _SHUTDOWNS:
+        os.kill(child, shutdown_signal)
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            if (status := ended(child)) is not None:
+            if (status := exit_status(child)) is not None:
                 return status
             time.sleep(0.005)
     return 1
 
 
-def keep(child: int, lifeline: int, wakeup: int) -> int:
+def watch(child: int, owner_pipe: int, wakeup: int) -> int:
     while True:
-        readable, _, _ = select.select([lifeline, wakeup], [], [])
+        readable, _, _ = select.select([owner_pipe, wakeup], [], [])
         arrived = os.read(wakeup, 64) if wakeup in readable else b""
-        if (status := ended(child)) is not None:
+        if (status := exit_status(child)) is not None:
             return status
-        # Nothing is ever written to the lifeline: it becomes readable when its other end, the owner, is closed.
-        if lifeline in readable or any(number != signal.SIGCHLD for number in arrived):
-            return end(child)
+        # Nothing is written to the owner pipe. It becomes readable when the owner closes its end or dies.
+        if owner_pipe in readable or any(number != signal.SIGCHLD for number in arrived):
+            return shut_down(child)
 
 
-def main(identity: str, lifeline: str, *command: str) -> int:
+def main(identity: str, owner_pipe: str, *command: str) -> int:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
-    for watched in _WATCHED:
-        signal.signal(watched, lambda *_: None)
-    keeper = os.getpid()
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    watchdog = os.getpid()
     child = os.fork()
     if child == 0:
-        execute(identity, list(command), keeper)
-    return keep(child, int(lifeline), reader)
+        execute(identity, list(command), watchdog)
+    return watch(child, int(owner_pipe), reader)
 
 
 if __name__ == "__main__":
