@@ -81,7 +81,7 @@ def contracts() -> None:
     try:
         sys.stdout.write(import_contracts.as_toml(import_contracts.contracts(generated_docs.ROOT / "src" / "app")))
     except import_contracts.UnknownModuleError as error:
-        _refuse(str(error))
+        _fail(str(error))
 
 
 @program.command()
