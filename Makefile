@@ -34,7 +34,7 @@ guide: setup ## Follow docs/adding-a-feature.md in a copy of the repository, and
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
 
 .PHONY: faults
-faults: setup ## Kill, suspend, restart and demote PostgreSQL under load (minutes); ARGS="-k demoted" passes options to pytest
+faults: setup ## Kill, suspend, restart and demote PostgreSQL under load (minutes); ARGS="-k primary" passes options to pytest
 	@FAULTS=full $(PYTHON_IN_VENV) -m pytest -n0 tests/faults $(ARGS)
 
 .PHONY: volume

@@ -1,4 +1,4 @@
-"""Faults on a private PostgreSQL under real processes: a small measure in `make test`, all of it in `make faults`."""
+"""Faults of PostgreSQL while server processes run. `make test` runs a small part, `make faults` all of it."""
 
 import os
 from collections.abc import AsyncIterator
@@ -15,6 +15,6 @@ collect_ignore_glob = [] if IS_FULL else ["test_all_*.py"]
 
 @pytest.fixture
 async def postgres(tmp_path: Path) -> AsyncIterator[PrivatePostgres]:
-    """A durable, migrated server of the test's own."""
+    """A durable and migrated server for one test."""
     async with private_postgres(tmp_path) as postgres:
         yield postgres

@@ -1,4 +1,4 @@
-"""Writes whose every sending and every answer is kept, so that what the database holds in the end can be held against them."""
+"""Sends writes and records each response, so that a test can compare the responses with the rows of the database."""
 
 import asyncio
 from collections import Counter
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from time import monotonic
 from uuid import uuid4
 
-# Sends one write under this id, and gives the status of the answer.
+# Sends one write with this id and returns the status of the response.
 type Send = Callable[[str], Awaitable[int]]
 
-NO_ANSWER = "no answer"
-# A client that is refused comes back, and not at once.
+NO_RESPONSE = "no response"
+# Seconds until a refused client tries again.
 _PAUSE = 0.05
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is wrong between the answers and the rows: all of it is empty when nothing is."""
+    """The differences between the responses and the rows."""
 
-    # Acknowledged, and not there.
+    # Acknowledged, but not in the database.
     lost: set[str]
-    # There, and never sent.
+    # In the database, but never sent.
     invented: set[str]
-    # There more than once.
+    # In the database more than once.
     doubled: set[str]
 
     @property
@@ -34,26 +34,26 @@ class Comparison:
 
 @dataclass
 class Ledger:
-    """Each write by its id: when it was sent, and whether it was acknowledged."""
+    """Records for each write, by its id, when it was sent and whether it was acknowledged."""
 
     sent: dict[str, float] = field(default_factory=dict)
     acknowledged: set[str] = field(default_factory=set)
-    answers: Counter[int | str] = field(default_factory=Counter)
-    # The longest that a client waited for any answer.
+    responses: Counter[int | str] = field(default_factory=Counter)
+    # The longest time in seconds that a client waited for a response.
     slowest: float = 0.0
     _last_sent: float = 0.0
     _next: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def write(self, send: Send) -> bool:
-        """Send one write and keep how it went; a broken connection is an answer that did not come."""
+        """Send one write and record the result. A broken connection counts as no response."""
         name = uuid4().hex
         self.sent[name] = monotonic()
         try:
             status = await send(name)
         except (OSError, asyncio.IncompleteReadError):
-            self.answers[NO_ANSWER] += 1
+            self.responses[NO_RESPONSE] += 1
             return False
-        self.answers[status] += 1
+        self.responses[status] += 1
         self.slowest = max(self.slowest, monotonic() - self.sent[name])
         if status >= 300:
             return False
@@ -63,16 +63,16 @@ class Ledger:
         self._next = asyncio.Event()
         return True
 
-    async def works_again(self, *, within: float) -> float:
-        """Wait until a write sent from now on is acknowledged; give the seconds that took."""
+    async def recovery_time(self, *, within: float) -> float:
+        """Wait until a write that was sent after this call is acknowledged. Return the seconds it took."""
         since = monotonic()
         async with asyncio.timeout(within):
             while self._last_sent < since:
                 await self._next.wait()
         return monotonic() - since
 
-    async def acknowledges(self, count: int, *, within: float) -> None:
-        """Wait until so many more writes have been acknowledged."""
+    async def wait_for_writes(self, count: int, *, within: float) -> None:
+        """Wait until `count` more writes have been acknowledged."""
         wanted = len(self.acknowledged) + count
         async with asyncio.timeout(within):
             while len(self.acknowledged) < wanted:
@@ -89,7 +89,7 @@ class Ledger:
 
 @asynccontextmanager
 async def writing(ledger: Ledger, send: Send, *, clients: int, pause: float = _PAUSE) -> AsyncIterator[None]:
-    """Have this many clients write without a break until the block ends; what is in flight then is waited for."""
+    """Let this many clients write continuously while the context lasts, then wait for their last responses."""
     stopping = asyncio.Event()
 
     async def client() -> None:

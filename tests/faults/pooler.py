@@ -1,4 +1,4 @@
-"""The real PgBouncer in transaction mode, as its package configures it, in front of the tests' server."""
+"""Runs PgBouncer in transaction mode in front of the server of the tests."""
 
 import asyncio
 import os
@@ -12,8 +12,8 @@ from sqlalchemy import make_url
 
 from app.dev.ports import free_port
 
-_START_PATIENCE = 30.0
-# Fewer than the application has connections: no session stays with anybody.
+_START_TIMEOUT = 30.0
+# Fewer than the connections of the application, so that transactions of one connection use different sessions.
 _SESSIONS = 3
 
 
@@ -23,13 +23,13 @@ def program() -> str | None:
 
 @asynccontextmanager
 async def pooled(url: str, *, sessions: int = _SESSIONS) -> AsyncIterator[str]:
-    """Give the URL of this database through a pooler."""
+    """Provide the URL of this database through a pooler."""
     target, port = make_url(url), free_port()
     with TemporaryDirectory(prefix="pooler-") as directory:
         configuration = _write(
             Path(directory), target.host, target.port, target.username, target.password, port, sessions
         )
-        # It refuses to run as root, and reads its files before it becomes somebody else.
+        # PgBouncer refuses to run as root. It reads its files before it changes its user.
         identity = ["-u", "nobody"] if os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec(
             *(program() or "pgbouncer", "-q", *identity, str(configuration)), stderr=asyncio.subprocess.DEVNULL
@@ -60,14 +60,14 @@ def _write(
         f"auth_type = scram-sha-256\nauth_file = {users}\n"
         f"pool_mode = transaction\ndefault_pool_size = {sessions}\nmax_client_conn = 200\n"
     )
-    # Whoever it becomes reads them again when told to.
+    # After the change of user, PgBouncer must still be able to read the files.
     for path, mode in ((directory, 0o755), (users, 0o644), (configuration, 0o644)):
         path.chmod(mode)
     return configuration
 
 
 async def _wait_for(port: int) -> None:
-    async with asyncio.timeout(_START_PATIENCE):
+    async with asyncio.timeout(_START_TIMEOUT):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the test's own, to which everything may happen: killed, hung, restarted, demoted, followed by a standby."""
+"""A PostgreSQL server for one test, which can be killed, suspended, restarted, demoted and replicated."""
 
 import asyncio
 import os
@@ -20,11 +20,11 @@ from app.dev.postgres.run_as import choose_run_as
 from app.migrations import runner
 from tests.volume import plain
 
-_STOP_PATIENCE = 30.0
+_STOP_TIMEOUT = 30.0
 
 
 class PrivatePostgres:
-    """A durable server on a port of its own; it comes back on the same one."""
+    """A durable server. It keeps its port after a restart."""
 
     def __init__(self, directory: Path, *settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,14 @@ class PrivatePostgres:
         await asyncio.to_thread(self._cluster.start)
 
     async def stop(self) -> None:
-        """End it in order, and every session with it."""
+        """Shut the server down with all its sessions."""
         await asyncio.to_thread(self._cluster.stop)
 
     async def migrate(self) -> None:
         await runner.upgrade(DatabaseSettings(url=SecretStr(self.url)))
 
     def processes(self) -> list[int]:
-        """Give the server's processes, itself first."""
+        """Return the pids of the server, the postmaster first."""
         postmaster = int((self.files.data / "postmaster.pid").read_text().splitlines()[0])
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         return [postmaster, *map(int, children)]
@@ -61,21 +61,21 @@ class PrivatePostgres:
                 os.kill(pid, number)
 
     async def kill(self) -> None:
-        """End all of it without a word: nothing is written any more, nobody is told."""
+        """Kill all processes with SIGKILL, without a checkpoint."""
         self.send(signal.SIGKILL)
         await self.stop()
 
-    def hang(self) -> None:
-        """Stop all of it where it stands; its sockets stay open."""
+    def suspend(self) -> None:
+        """Suspend all processes. Their sockets stay open."""
         self.send(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.send(signal.SIGCONT)
 
-    async def shut_down(self, how: signal.Signals) -> None:
+    async def shut_down(self, number: signal.Signals) -> None:
         """Shut down as `pg_ctl` does: SIGTERM is smart, SIGINT fast, SIGQUIT immediate."""
         postmaster = self.processes()[0]
-        os.kill(postmaster, how)
+        os.kill(postmaster, number)
         await asyncio.to_thread(_wait_for_end, postmaster)
         await self.stop()
 
@@ -96,7 +96,7 @@ class PrivatePostgres:
             await connection.close()
 
     def follow(self, primary: "PrivatePostgres") -> None:
-        """Be a standby of another from the next start on; it must have been made from the same data."""
+        """Configure this server as a standby of another one with the same data, from the next start on."""
         password = primary.url.partition("postgres:")[2].partition("@")[0]
         source = f"host=127.0.0.1 port={primary.port} user=postgres password={password}"
         (self.files.data / "standby.signal").touch()
@@ -108,14 +108,14 @@ class PrivatePostgres:
 
 
 def _wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + _STOP_PATIENCE
+    deadline = time.monotonic() + _STOP_TIMEOUT
     while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline, "the server does not shut down"
+        assert time.monotonic() < deadline, "the server did not shut down"
         time.sleep(0.02)
 
 
 async def standby_of(primary: PrivatePostgres, directory: Path) -> PrivatePostgres:
-    """Copy a server, which restarts for it, and have the copy follow it."""
+    """Create a standby from a copy of the primary. This restarts the primary."""
     standby = PrivatePostgres(directory)
     await primary.stop()
     command = ["cp", "-a", str(primary.files.home), str(standby.files.home)]

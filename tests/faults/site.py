@@ -1,4 +1,4 @@
-"""The application as an operator runs it, real processes on a private PostgreSQL, and what its clients do to it."""
+"""Server processes on a private PostgreSQL, and the requests of their clients."""
 
 import asyncio
 import itertools
@@ -21,19 +21,19 @@ from tests.servers import real_server
 
 USERS = "/api/v1/users"
 ME = "/api/v1/users/me"
-# Longer than any answer may take.
-_CLIENT_PATIENCE = 20.0
-# What may pass until a process works with a database that is back.
-_HEALED = 5.0
+# Longer than any response may take.
+_CLIENT_TIMEOUT = 20.0
+# Maximum time until a process recovers after the database is available again.
+_RECOVERY_TIMEOUT = 5.0
 _ENVIRONMENT = {
-    # Each process would name its own port.
+    # The default contains the port, which differs between processes.
     "APP_AUTH__ISSUER": "https://api.example.com",
     "APP_AUTH__ACCESS_TOKEN_TTL": "15m",
-    # All clients have one address.
+    # All clients have the same address.
     "APP_RATE_LIMIT__ENABLED": "false",
     "APP_LOG__LEVEL": "warning",
 }
-# Every account has one event and one job, written in its transaction.
+# The transaction of each account also writes one event and one job.
 _ROWS = {
     "accounts": "SELECT split_part(users.email, '@', 1) FROM users WHERE role = 'user'",
     "events": """
@@ -50,7 +50,7 @@ _ROWS = {
 
 @dataclass
 class Site:
-    """Server processes, the database under them, and an administrator's token."""
+    """Server processes, their database, and the token of an administrator."""
 
     postgres: PrivatePostgres
     workers: list[Worker]
@@ -62,38 +62,38 @@ class Site:
         self._turn = itertools.cycle(self.workers)
 
     async def request(self, method: str, path: str, *, body: object = None) -> Answer:
-        """Send a request to the processes by turns."""
-        async with asyncio.timeout(_CLIENT_PATIENCE):
+        """Send a request to the next process, round-robin."""
+        async with asyncio.timeout(_CLIENT_TIMEOUT):
             return await next(self._turn).request(method, path, token=self.token, body=body)
 
     async def create_account(self, name: str) -> int:
-        """Write an account, its link, its event and its job; what a `Ledger` sends."""
+        """Create an account with its link, event and job. For the writes of a `Ledger`."""
         return (await self.request("POST", USERS, body={"email": f"{name}@example.com"})).status
 
     async def read_account(self, _name: str) -> int:
-        """Read the administrator's own account; what a `Ledger` sends that is to change nothing."""
+        """Read the account of the administrator. For a `Ledger` whose requests change nothing."""
         return (await self.request("GET", ME)).status
 
     async def probe(self, path: str) -> int:
-        """Ask as what supervises the processes does."""
+        """Send a request as the supervisor of the processes does, and return the status."""
         return (await self.request("GET", path)).status
 
     async def log_in(self) -> None:
-        """Have a token for the next quarter of an hour, as soon as this process, too, is over what has just been."""
-        async with asyncio.timeout(_HEALED):
-            while (answer := await self.workers[0].log_in(self.email)).status == HTTPStatus.SERVICE_UNAVAILABLE:  # noqa: ASYNC110  # Nobody tells.
+        """Get a token for the next 15 minutes. Wait until the process has recovered from the last fault."""
+        async with asyncio.timeout(_RECOVERY_TIMEOUT):
+            while (response := await self.workers[0].log_in(self.email)).status == HTTPStatus.SERVICE_UNAVAILABLE:  # noqa: ASYNC110  # There is no event to wait for.
                 await asyncio.sleep(0.05)
-        assert answer.status == HTTPStatus.OK, answer
-        self.token = answer.body["access_token"]
+        assert response.status == HTTPStatus.OK, response
+        self.token = response.body["access_token"]
 
     async def left_in_transactions(self) -> int:
-        """Count sessions that idle inside a transaction."""
+        """Count sessions that are idle in a transaction."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
         count: int = (await self.postgres.fetch(query))[0][0]
         return count
 
-    def complaints(self) -> list[str]:
-        """Give the lines of the logs that tell of a defect."""
+    def errors(self) -> list[str]:
+        """Return the log lines about errors."""
         lines = itertools.chain.from_iterable(worker.server.lines() for worker in self.workers)
         return [line for line in lines if "Traceback" in line or '"level":"error"' in line.replace(" ", "")]
 
@@ -102,7 +102,7 @@ class Site:
 async def site_on(
     postgres: PrivatePostgres, *, url: str = "", processes: int = 1, arguments: tuple[str, ...] = (), **environment: str
 ) -> AsyncIterator[Site]:
-    """Run server processes on a migrated database, through `url` if another way leads to it."""
+    """Run server processes on a migrated database, which they reach through `url` if given."""
     email = await _make_admin(postgres.url)
     async with AsyncExitStack() as stack:
         servers = [
@@ -118,7 +118,7 @@ async def site_on(
 
 
 async def discrepancies(postgres: PrivatePostgres, ledger: Ledger) -> dict[str, Comparison]:
-    """Hold what was answered against what each table has of it, and give what does not fit."""
+    """Compare the responses with the rows of each table. Return the differences by table."""
     found = {}
     for table, query in _ROWS.items():
         comparison = ledger.compare([row[0] for row in await postgres.fetch(query)])
@@ -142,7 +142,7 @@ async def _make_admin(url: str) -> str:
 
 @asynccontextmanager
 async def private_postgres(directory: Path, *settings: str) -> AsyncIterator[PrivatePostgres]:
-    """Start a migrated server for as long as the block lasts."""
+    """Run a migrated server while the context lasts."""
     postgres = PrivatePostgres(directory / "postgres", *settings)
     await postgres.start()
     try:

@@ -1,4 +1,4 @@
-"""Clients that never finish what they say: run as a process of its own, so that they slow down nobody but the server."""
+"""Clients that never complete their requests. They run in a separate process, so that they slow down only the server."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ _HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 
 
 async def _drip(port: int) -> None:
-    """Send a header byte by byte, and begin again when the server has had enough."""
+    """Send a header byte by byte. Connect again when the server closes the connection."""
     while True:
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -22,9 +22,9 @@ async def _main(port: int, count: int) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
             group.create_task(_drip(port))
-            # The queue of new connections is shared with the others.
+            # Other clients share the backlog of the listening socket.
             await asyncio.sleep(0.0005)
-        sys.stdout.write("all are there\n")
+        sys.stdout.write("all are connected\n")
         sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""A server that has no file descriptor left: a real process, a real limit, and more clients than it has files for."""
+"""A server without free file descriptors: the process has a low limit and more clients than files."""
 
 import asyncio
 import os
@@ -23,18 +23,18 @@ from tests.test_access import ACCESS
 from tests.test_workers import until
 
 FILES = 256
-# Half of the files are for connections where there are that few.
+# With so few files, half of them are for connections.
 ROOM = FILES // 2
 CROWD = 400
 _LIMITED = ("sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh", *SERVE)
 _BEGUN = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
-# What a process that tries again and again would need in a second of waiting.
+# CPU seconds that a busy loop would exceed in one second of waiting.
 _BUSY = 0.5
 
 
 @asynccontextmanager
 async def crowd(server: Server) -> AsyncIterator[list[asyncio.StreamReader]]:
-    """Have many clients begin a request and not end it; they hang up when the block ends."""
+    """Let many clients send an incomplete request. They disconnect at the end of the context."""
     address = urlsplit(server.base_url)
     clients = []
     try:
@@ -49,7 +49,7 @@ async def crowd(server: Server) -> AsyncIterator[list[asyncio.StreamReader]]:
 
 @asynccontextmanager
 async def client_of(server: Server) -> AsyncIterator[AsyncClient]:
-    """Give a client with one connection, which it keeps."""
+    """Provide a client that keeps one connection."""
     async with AsyncClient(base_url=server.base_url, limits=Limits(max_connections=1), timeout=10) as client:
         assert (await client.get("/livez")).status_code == 200
         yield client
@@ -57,7 +57,7 @@ async def client_of(server: Server) -> AsyncIterator[AsyncClient]:
 
 @asynccontextmanager
 async def clients_of(server: Server, count: int) -> AsyncIterator[list[AsyncClient]]:
-    """Give several such clients."""
+    """Provide several clients that keep one connection each."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(client_of(server)) for _ in range(count)]
 
@@ -67,18 +67,18 @@ def files_of(server: Server) -> int:
 
 
 def cpu_of(server: Server) -> float:
-    """Give the seconds of CPU that a server has used."""
+    """Return the CPU seconds that a server has used."""
     fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def complaints(server: Server) -> list[str]:
+def errors_of(server: Server) -> list[str]:
     return [line for line in server.lines() if "Traceback" in line or '"level": "error"' in line]
 
 
 @contextmanager
 def without_free_files(server: Server) -> Iterator[None]:
-    """Let a server open no file until the block ends."""
+    """Prevent a server from opening files while the context lasts."""
     limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
@@ -97,9 +97,9 @@ async def first_line(reader: asyncio.StreamReader) -> bytes:
     return b""
 
 
-async def test_without_a_file_left_those_connected_are_answered_and_the_others_wait(clone_url: str) -> None:
+async def test_without_free_files_connected_clients_are_served_and_new_ones_wait(clone_url: str) -> None:
     async with real_server(clone_url) as server, clients_of(server, 8) as early:
-        # By now it has reckoned with thousands.
+        # The server has calculated its limits from the higher number of files.
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
         async with crowd(server):
             await until(lambda: files_of(server) == FILES)
@@ -112,44 +112,44 @@ async def test_without_a_file_left_those_connected_are_answered_and_the_others_w
         async with client_of(server) as late:
             after = await log_in(late, "nobody@example.com")
 
-        # Logins at once need more connections to the database than are open, and each is a file as well.
-        answers = {(login.status_code, login.json()["code"]) for login in logins}
-        assert (503, "database_unavailable") in answers
-        assert answers <= {(503, "database_unavailable"), (400, "invalid_grant")}
+        # Concurrent logins need more connections to the database than are open, and each connection is a file.
+        responses = {(login.status_code, login.json()["code"]) for login in logins}
+        assert (503, "database_unavailable") in responses
+        assert responses <= {(503, "database_unavailable"), (400, "invalid_grant")}
         assert live.status_code == 200
         assert used < _BUSY
         assert (after.status_code, after.json()["error"]) == (400, "invalid_grant")
-        assert complaints(server) == []
+        assert errors_of(server) == []
 
 
-async def test_with_few_files_the_surplus_is_told_and_some_are_left_for_the_rest(clone_url: str) -> None:
+async def test_with_few_files_clients_over_the_limit_get_503_and_some_files_stay_free(clone_url: str) -> None:
     async with server_by(_LIMITED, clone_url, {}) as server:
         async with crowd(server) as readers:
-            told = [asyncio.create_task(first_line(reader)) for reader in readers]
+            responses = [asyncio.create_task(first_line(reader)) for reader in readers]
             taken = 0
             async with asyncio.timeout(10):
-                while sum(task.done() for task in told) < CROWD - ROOM:
+                while sum(task.done() for task in responses) < CROWD - ROOM:
                     taken = max(taken, files_of(server))
                     await asyncio.sleep(0.001)
 
         async with client_of(server) as late:
             after = await log_in(late, "nobody@example.com")
 
-        # Nothing is told those who waited until the end, or were closed before they had said anything.
-        assert set(await asyncio.gather(*told)) == {b"", b"HTTP/1.1 503 Service Unavailable\r\n"}
+        # Clients that waited until the end, and those closed before they sent anything, get no response.
+        assert set(await asyncio.gather(*responses)) == {b"", b"HTTP/1.1 503 Service Unavailable\r\n"}
         assert taken < FILES
         assert (after.status_code, after.json()["error"]) == (400, "invalid_grant")
-        assert complaints(server) == []
+        assert errors_of(server) == []
 
 
 @pytest.mark.parametrize("has_breached_passwords", [False, True])
-async def test_a_request_that_needs_a_file_is_told_to_come_back(
+async def test_a_request_that_needs_a_file_gets_503_with_retry_after(
     clone_url: str, tmp_path: Path, has_breached_passwords: bool
 ) -> None:
     file = write(tmp_path / "breached.txt", ["another password"])
     settings = {"APP_AUTH__BREACHED_PASSWORDS_FILE": str(file)} if has_breached_passwords else {}
     async with real_server(clone_url, **settings) as server, client_of(server) as client:
-        # The lists of common passwords are read by the first registration, those of breached ones by each.
+        # The first registration reads the list of common passwords; each one reads the list of breached passwords.
         if has_breached_passwords:
             assert (await register(client)).status_code == 202
 
@@ -161,10 +161,10 @@ async def test_a_request_that_needs_a_file_is_told_to_come_back(
         assert int(refused.headers["retry-after"]) >= 1
         assert "no file descriptor is free" in server.log_file.read_text()
         assert accepted.status_code == 202
-        assert complaints(server) == []
+        assert errors_of(server) == []
 
 
-async def test_no_operation_fails_for_want_of_a_file(clone_url: str, hasher: PasswordHasher) -> None:
+async def test_no_operation_returns_500_without_free_files(clone_url: str, hasher: PasswordHasher) -> None:
     database = Database(conftest.make_settings(clone_url).database)
     async with database.begin() as session:
         target = await make_user(session, hasher, email="target@example.com")
@@ -172,20 +172,20 @@ async def test_no_operation_fails_for_want_of_a_file(clone_url: str, hasher: Pas
     await database.dispose()
     async with real_server(clone_url, APP_RATE_LIMIT__ENABLED="false") as server, client_of(server) as client:
         headers = [await conftest.log_in(client, email) for email in callers]
-        answers: dict[str, Response] = {}
+        responses: dict[str, Response] = {}
 
         with without_free_files(server):
             for (operation, access), header in zip(ACCESS.items(), headers, strict=True):
                 method, _, template = operation.partition(" ")
                 path = template.format(**{"user_id": target.id, **access.path})
-                given = {} if access.scopes is None else header
-                answers[operation] = await client.request(
-                    method, path, json=access.json, data=access.form, headers=given
+                credentials = {} if access.scopes is None else header
+                responses[operation] = await client.request(
+                    method, path, json=access.json, data=access.form, headers=credentials
                 )
 
-        defects = [operation for operation, answer in answers.items() if answer.status_code == 500]
-        refused = [answer for answer in answers.values() if answer.status_code == 503]
+        defects = [operation for operation, response in responses.items() if response.status_code == 500]
+        refused = [response for response in responses.values() if response.status_code == 503]
         assert defects == []
         assert refused
-        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-        assert complaints(server) == []
+        assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+        assert errors_of(server) == []

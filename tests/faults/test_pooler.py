@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode everything works as without: the real program, as its package configures it."""
+"""The application works behind PgBouncer in transaction mode as it does without a pooler."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -57,7 +57,7 @@ async def account(settings: Settings, hasher: PasswordHasher, **values: Any) -> 
 
 
 @pytest.mark.parametrize("is_direct", [True, False])
-async def test_the_life_of_a_session_behind_a_pooler(
+async def test_a_login_session_works_behind_a_pooler(
     clone_url: str, pooler_url: str, hasher: PasswordHasher, *, is_direct: bool
 ) -> None:
     settings = behind(pooler_url, direct_url=clone_url if is_direct else None)
@@ -97,7 +97,9 @@ async def has_run_its_jobs(settings: Settings) -> bool:
     return [row.status for row in statuses] == ["succeeded"]
 
 
-async def test_many_requests_share_few_sessions_without_an_error(pooler_url: str, hasher: PasswordHasher) -> None:
+async def test_many_requests_share_few_database_sessions_without_errors(
+    pooler_url: str, hasher: PasswordHasher
+) -> None:
     settings = behind(pooler_url)
     email = await account(settings, hasher, role="admin")
     async with application(settings) as client:
@@ -105,34 +107,34 @@ async def test_many_requests_share_few_sessions_without_an_error(pooler_url: str
 
         async def work(number: int) -> list[int]:
             body = {"email": f"user{number}@example.org"}
-            answers = [
+            responses = [
                 await client.get(ME, headers=headers),
                 await client.post(USERS, json=body, headers=headers),
                 await client.get(USERS, params={"limit": 5}, headers=headers),
                 await client.patch(ME, json={"full_name": f"Root {number}"}, headers=headers),
             ]
-            return [answer.status_code for answer in answers]
+            return [response.status_code for response in responses]
 
         found = await asyncio.gather(*(work(number) for number in range(10)))
 
     assert found == [[200, 201, 200, 200]] * 10
 
 
-async def test_every_transaction_brings_its_limits(pooler_url: str) -> None:
+async def test_every_transaction_sets_its_timeouts(pooler_url: str) -> None:
     limits = {"statement_timeout": "1.5s", "lock_timeout": "250ms", "idle_in_transaction_timeout": "7s"}
     database = Database(behind(pooler_url, **limits).database)
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "TimeZone", "jit")
-    question = text("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+    query = text("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
     found = []
     for sessions in (database.sessions, database.read_sessions):
         async with sessions() as session:
-            found.append((await session.execute(question)).one())
+            found.append((await session.execute(query)).one())
     await database.dispose()
 
     assert found == [("1500ms", "250ms", "7s", "UTC", "off")] * 2
 
 
-async def test_what_a_transaction_brings_goes_with_it(clone_url: str) -> None:
+async def test_the_settings_of_a_transaction_end_with_it(clone_url: str) -> None:
     async with pooled(clone_url, sessions=1) as url:
         database = Database(behind(url, statement_timeout="1.5s").database)
         other = Database(behind(url, statement_timeout="3s").database)
@@ -146,7 +148,7 @@ async def test_what_a_transaction_brings_goes_with_it(clone_url: str) -> None:
     assert found == ["1500ms", "3s", "1500ms"]
 
 
-async def test_nothing_is_prepared_that_another_process_could_meet(clone_url: str) -> None:
+async def test_no_prepared_statement_stays_in_the_database_session(clone_url: str) -> None:
     async with pooled(clone_url, sessions=1) as url:
         database = Database(behind(url).database)
         async with database.sessions() as writing:
@@ -158,7 +160,7 @@ async def test_nothing_is_prepared_that_another_process_could_meet(clone_url: st
     assert left == []
 
 
-async def test_reading_is_still_only_reading(pooler_url: str) -> None:
+async def test_read_sessions_are_read_only_behind_a_pooler(pooler_url: str) -> None:
     database = Database(behind(pooler_url).database)
     async with database.read_sessions() as session:
         with pytest.raises(DBAPIError) as refused:
@@ -168,14 +170,14 @@ async def test_reading_is_still_only_reading(pooler_url: str) -> None:
     assert sqlstate(refused.value) == "25006"
 
 
-async def test_migrations_ask_for_the_way_past_the_pooler(clone_url: str, pooler_url: str) -> None:
+async def test_migrations_require_the_direct_url(clone_url: str, pooler_url: str) -> None:
     with pytest.raises(MigrationError, match="set APP_DATABASE__DIRECT_URL"):
         await runner.upgrade(behind(pooler_url).database)
 
     await runner.upgrade(behind(pooler_url, direct_url=clone_url).database)
 
 
-async def test_a_pooler_that_nobody_told_us_of_is_named_in_the_log(
+async def test_a_pooler_without_the_setting_causes_a_clear_log_message(
     pooler_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with application(make_settings(pooler_url)) as client:

@@ -1,7 +1,7 @@
-"""`make fuzz`: schemathesis against a real server, once as an administrator and once as an ordinary user.
+"""`make fuzz`: runs schemathesis against a server process, once as an administrator and once as an ordinary user.
 
-FUZZ=quick sends few cases; FUZZ_EXAMPLES is how many each operation gets at most in each phase, FUZZ_SEED where the chance
-begins, FUZZ_AS who asks.
+FUZZ=quick sends few cases. FUZZ_EXAMPLES sets the maximum number of cases per operation and phase, FUZZ_SEED the seed of the
+random generator, and FUZZ_AS the roles.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.servers import real_server
 HERE = Path(__file__).parent
 SETTINGS = {
     "APP_RATE_LIMIT__ENABLED": "false",
-    # The document itself is served, whatever the environment.
+    # Serve /openapi.json in every environment.
     "APP_SERVER__DOCS": "true",
     "APP_LOG__LEVEL": "error",
 }
@@ -34,10 +34,10 @@ async def _fuzz(server_url: str, environment: Mapping[str, str]) -> int:
 
 async def _fuzz_as(role: str, empty: str, environment: Mapping[str, str]) -> int:
     async with cloned(empty) as url, real_server(url, **SETTINGS) as server:
-        code, said = await _run(server.base_url, url, role, environment)
-        # Whatever the checks make of an answer: a traceback in the log is a defect.
+        code, output = await _run(server.base_url, url, role, environment)
+        # A traceback in the log is a defect, even if all checks of the response passed.
         defects = [record.get("exception", str(record)) for record in server.records("unhandled error")]
-    sys.stdout.write("\n".join([f"As {role}:", said, *defects, ""]))
+    sys.stdout.write("\n".join([f"As {role}:", output, *defects, ""]))
     return code or bool(defects)
 
 
@@ -58,8 +58,8 @@ async def _run(base_url: str, database_url: str, role: str, environment: Mapping
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
-    said, _ = await process.communicate()
-    return process.returncode or 0, said.decode()
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
 
 
 async def _hash(database_url: str) -> str:

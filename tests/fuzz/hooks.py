@@ -1,4 +1,4 @@
-"""Who asks, and what the document has no words for: which characters are printable, and which password is whose."""
+"""Hooks for schemathesis: login, and rules that a JSON schema cannot express, such as printable characters and passwords."""
 
 import os
 from itertools import count
@@ -24,7 +24,7 @@ _client = httpx2.Client(base_url=os.environ["FUZZ_URL"])
 
 
 class Account:
-    """An account in the database, and an access token of it."""
+    """An account in the database, with an access token."""
 
     def __init__(self) -> None:
         self.email = f"fuzz{next(_numbers)}@example.com"
@@ -34,26 +34,26 @@ class Account:
         form = {"grant_type": "password", "username": self.email, "password": _PASSWORD}
         self.token: str = _client.post("/api/v1/auth/token", data=form).raise_for_status().json()["access_token"]
 
-    def is_alive(self) -> bool:
+    def is_usable(self) -> bool:
         return _client.get("/api/v1/users/me", headers={"Authorization": f"Bearer {self.token}"}).status_code == 200
 
 
 class Caller:
-    """An account that is made anew when a case has closed, disabled or logged out the one before."""
+    """The current account. A new one replaces it after a case has deleted, disabled or logged out the account."""
 
     def __init__(self) -> None:
         self._account = Account()
-        self._is_in_doubt = False
+        self._must_check = False
 
     def account(self) -> Account:
-        if self._is_in_doubt and not self._account.is_alive():
+        if self._must_check and not self._account.is_usable():
             self._account = Account()
-        self._is_in_doubt = False
+        self._must_check = False
         return self._account
 
-    def doubt(self) -> None:
-        """Look again before the next case."""
-        self._is_in_doubt = True
+    def check(self) -> None:
+        """Check the account before the next case."""
+        self._must_check = True
 
 
 _caller = Caller()
@@ -61,7 +61,7 @@ _caller = Caller()
 
 @schemathesis.auth(refresh_interval=None)
 class Login:
-    """Logs in where the document asks for it; the token endpoint refuses whoever does it elsewhere."""
+    """Sends a token to the operations that require one. The token endpoint refuses requests with a token."""
 
     def get(self, _case: Any, _context: Any) -> str:
         return _caller.account().token
@@ -73,7 +73,7 @@ class Login:
 
 @schemathesis.hook
 def before_call(_context: Any, case: Any, _options: Any) -> None:
-    """Make what the document calls valid valid indeed; what it calls invalid stays as it is."""
+    """Make cases that are valid by the schema really valid. Invalid cases are not changed."""
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return
     if isinstance(case.body, dict):
@@ -88,18 +88,18 @@ def before_call(_context: Any, case: Any, _options: Any) -> None:
 
 @schemathesis.hook
 def after_call(_context: Any, case: Any, response: Any) -> None:
-    """Doubt an account that was refused, or that has changed something."""
+    """Check the account again after a 401 response or a successful change."""
     if response.status_code == 401 or (case.method != "GET" and response.status_code < 300):
-        _caller.doubt()
+        _caller.check()
 
 
 def _once(fields: dict[str, Any]) -> dict[str, Any]:
-    """Send each field of a form once. A list or an object is sent as a repeated field, which no schema calls invalid."""
+    """Send each field of a form once. A list or an object would become a repeated field, which a schema cannot forbid."""
     return {name: str(value) if isinstance(value, list | dict) else value for name, value in fields.items()}
 
 
 def _printable(members: dict[str, Any]) -> dict[str, Any]:
-    """No schema can say which characters are seen, nor that a name is not blank."""
+    """Replace invisible characters and blank texts, which a schema cannot forbid."""
     return {name: _clean(value) if isinstance(value, str) else value for name, value in members.items()}
 
 
@@ -109,7 +109,7 @@ def _clean(text: str) -> str:
 
 
 def _addressed(members: dict[str, Any]) -> dict[str, Any]:
-    """No schema can say which domains are for documentation, tests and machines alone."""
+    """Replace addresses in reserved domains, which a schema cannot forbid."""
     return {
         name: _deliverable(str(members[name])) for name in ("email", "new_email") if isinstance(members.get(name), str)
     }
@@ -123,7 +123,7 @@ def _deliverable(address: str) -> str:
 
 
 def _known(body: dict[str, Any]) -> dict[str, Any]:
-    """No schema can say what a good password is, nor which one is right: half of the cases get the right one."""
+    """Insert valid passwords, which a schema cannot describe. Half of the logins get the right username."""
     account = _caller.account()
     known = {"new_password": _PASSWORD[::-1], "current_password": _PASSWORD, "password": _PASSWORD}
     if body.get("grant_type") == "password" and len(str(body.get("username"))) % 2:

@@ -1,4 +1,4 @@
-"""Requests that mean no good, sent byte by byte, and all that must be true of every refusal."""
+"""Hostile requests, sent without changes by a client, and the checks of each refusal."""
 
 import asyncio
 import json
@@ -25,14 +25,14 @@ RESET = f"{API}/auth/password/reset"
 USERS = f"{API}/users"
 ME = f"{API}/users/me"
 
-# Stands in every value that is sent; no answer, no header and no log line may hold it.
+# Part of every value that is sent. No response and no log line may contain it.
 CANARY = "canary7hq2"
 PASSWORD = f"{CANARY} correct horse battery staple"
 JSON = ("Content-Type", "application/json")
 FORM = ("Content-Type", "application/x-www-form-urlencoded")
 
-# What nobody sees in a line of text: it hides, or turns the direction of what follows.
-UNSEEN = [
+# Characters that are invisible in a line of text, or that change the direction of the text.
+INVISIBLE = [
     *map(chr, (0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180E, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029)),
     *map(chr, (*range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0x3164, 0xFEFF, 0xFFA0)),
     *map(chr, (0xFFF9, 0xFFFA, 0xFFFB, 0xFFFC, 0x1BCA0, 0x1D173, 0xE0001, 0xE0041, 0xE007F, 0xE0100, 0xFE00, 0x180B)),
@@ -44,14 +44,14 @@ _MEMBERS = {"type", "title", "status", "detail", "instance", "request_id", "code
 _OAUTH_MEMBERS = {"error", "error_description"}
 _ERROR_MEMBERS = {"pointer", "code", "detail"}
 _REQUEST_ID = "the-id-of-an-attack"
-_FOREIGN_WORDS = re.compile(
+_INTERNAL_WORDS = re.compile(
     r"traceback|pydantic|sqlalchemy|asyncpg|starlette|fastapi|\bselect\b|\binsert\b|line \d", re.IGNORECASE
 )
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A request, and how it must be refused."""
+    """A request and its expected refusal."""
 
     name: str
     status: int
@@ -63,38 +63,38 @@ class Attack:
     who: str = "nobody"
     codes: Sequence[str] | None = None
     oauth: str | None = None
-    answers: Mapping[str, str] = field(default_factory=dict)
-    # Whoever fails to log in is written down.
+    expected_headers: Mapping[str, str] = field(default_factory=dict)
+    # Tables that the attack may change. For example, a failed login is an audit event.
     writes: frozenset[str] = frozenset()
 
 
-WELCOME = Attack("welcome", 200, "", ME, "GET", headers=(), who="user")
+VALID_REQUEST = Attack("valid", 200, "", ME, "GET", headers=(), who="user")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer as it went out."""
+    """A response as the application sent it."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """Give the one value of a header."""
+        """Return the only value of a header."""
         values = [value for given, value in self.headers if given == name]
         assert len(values) < 2, f"{name} is sent {len(values)} times"
         return values[0] if values else None
 
     @property
     def document(self) -> dict[str, Any]:
-        """Give the object the body holds."""
+        """Return the parsed body."""
         document: dict[str, Any] = json.loads(self.body)
         return document
 
 
 @dataclass(frozen=True)
 class Target:
-    """A running application with two accounts, and a connection to its database that it does not know of."""
+    """A running application with two accounts, and a separate connection to its database."""
 
     app: ASGIApp
     watcher: asyncpg.Connection
@@ -104,14 +104,14 @@ class Target:
     signer: CursorSigner
 
     async def log_in(self, email: str) -> str:
-        """Give an access token."""
+        """Return an access token."""
         form = {"grant_type": "password", "username": email, "password": factories.PASSWORD}
         reply = await self.send(Attack("log in", 200, "", TOKEN, body=urlencode(form).encode(), headers=(FORM,)))
         token: str = reply.document["access_token"]
         return token
 
     async def send(self, attack: Attack, *, request_id: str = _REQUEST_ID) -> Reply:
-        """Send a request exactly as it is written: no client tidies it up."""
+        """Send a request exactly as written, without the corrections of an HTTP client."""
         target = attack.target.encode() if isinstance(attack.target, str) else attack.target
         headers = [("Host", "test"), *attack.headers]
         if attack.who in self.tokens:
@@ -121,7 +121,7 @@ class Target:
         return await exchange(self.app, attack.method, target, headers, attack.body)
 
     async def rows(self) -> dict[str, str]:
-        """Give a digest of the rows of every table."""
+        """Return a digest of the rows of each table."""
         tables = await self.watcher.fetch(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
         )
@@ -133,7 +133,7 @@ class Target:
 async def exchange(
     app: ASGIApp, method: str, target: bytes, headers: Sequence[Header], body: bytes | Sequence[bytes]
 ) -> Reply:
-    """Speak ASGI as the server does."""
+    """Call the application as an ASGI server does."""
     raw_path, _, query = target.partition(b"?")
     chunks = [body] if isinstance(body, bytes) else list(body)
     started: dict[str, Any] = {}
@@ -141,7 +141,7 @@ async def exchange(
 
     async def receive() -> dict[str, Any]:
         if not chunks:
-            # Nothing more comes: the client waits for its answer.
+            # The request is complete, and the client waits for the response.
             return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
         return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
@@ -166,12 +166,14 @@ async def exchange(
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
     }
     await app(scope, receive, send)
-    answered = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in started["headers"]]
-    return Reply(started["status"], answered, b"".join(parts))
+    response_headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in started["headers"]]
+    return Reply(started["status"], response_headers, b"".join(parts))
 
 
-async def strike(target: Target, recording: Recording, subtests: pytest.Subtests, attacks: Iterable[Attack]) -> None:
-    """Send each attack twice, and check all that must be true of a refusal, and of the application afterwards."""
+async def check_refusals(
+    target: Target, recording: Recording, subtests: pytest.Subtests, attacks: Iterable[Attack]
+) -> None:
+    """Send each attack twice. Check each refusal, and that the application still works and no other table has changed."""
     before = await target.rows()
     lines = recording()
     lines()
@@ -179,21 +181,21 @@ async def strike(target: Target, recording: Recording, subtests: pytest.Subtests
 
     for attack in attacks:
         with subtests.test(attack.name.encode("unicode_escape").decode()):
-            await _strike(target, lines, attack)
+            await _check_refusal(target, lines, attack)
         expected |= attack.writes
 
-    assert (await target.send(WELCOME)).status == 200
+    assert (await target.send(VALID_REQUEST)).status == 200
     after = await target.rows()
     assert {name for name in after if after[name] != before[name]} == expected
 
 
-async def _strike(target: Target, lines: Lines, attack: Attack) -> None:
+async def _check_refusal(target: Target, lines: Lines, attack: Attack) -> None:
     first, second = [await target.send(attack) for _ in range(2)]
 
     written = lines()
     assert first.status == attack.status, first
     _assert_problem(attack, first)
-    _assert_nothing_leaks(first)
+    _assert_no_leak(first)
     assert _without_id(first) == _without_id(second)
     _assert_logged(attack, written)
 
@@ -218,14 +220,14 @@ def _assert_problem(attack: Attack, reply: Reply) -> None:
         codes = [error["code"] for error in document["errors"]] if "errors" in document else [document["code"]]
         assert codes == list(attack.codes), document
     assert document.get("error") == attack.oauth, document
-    for name, value in attack.answers.items():
+    for name, value in attack.expected_headers.items():
         assert reply.header(name) == value, name
 
 
-def _assert_nothing_leaks(reply: Reply) -> None:
+def _assert_no_leak(reply: Reply) -> None:
     written = f"{reply.headers} {reply.body.decode()}"
     assert CANARY not in written.lower()
-    assert not _FOREIGN_WORDS.search(written), written
+    assert not _INTERNAL_WORDS.search(written), written
 
 
 def _without_id(reply: Reply) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -235,7 +237,7 @@ def _without_id(reply: Reply) -> tuple[int, list[tuple[str, str]], bytes]:
 
 
 def _assert_logged(attack: Attack, written: list[dict[str, Any]]) -> None:
-    """Each request is one access line, and nothing else is written: no traceback, and nothing of what was sent."""
+    """Check that each request causes only one access line, without a traceback and without the values that were sent."""
     assert [line["event"] for line in written] == ["request"] * 2, written
     assert [line["status"] for line in written] == [attack.status] * 2
     assert CANARY not in json.dumps(written).lower()

@@ -1,9 +1,9 @@
-"""One application that all attacks are made on: every one fails, so nothing needs undoing between two of them.
+"""One application for all attacks. Every attack fails, so the application needs no reset between them.
 
-What needs a socket (framing, limits of the server, slow clients) is tested where the server is. What happens when good
-requests meet is in tests/races; how often something may be tried, in tests/auth/test_limits.py; what an answer must not tell, in
-tests/account/test_enumeration.py; forged access tokens, in tests/auth/test_tokens.py. There are no API keys, no second factors, no
-token introspection, no logins by other services and no tokens in cookies to attack.
+Other directories test related attacks: tests/server those that need a socket (framing, limits of the server, slow clients),
+tests/races concurrent requests, tests/auth/test_limits.py rate limits, tests/account/test_enumeration.py responses that reveal
+accounts, and tests/auth/test_tokens.py forged access tokens. The application has no API keys, second factors, token
+introspection, external logins or tokens in cookies.
 """
 
 from collections.abc import AsyncIterator
@@ -27,9 +27,9 @@ EMAILS = {"user": "user@example.com", "admin": "admin@example.com"}
 
 @pytest.fixture(scope="session")
 async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Target]:
-    """Limits are off: they would answer for what is behind them."""
+    """The application without rate limits, which would refuse the requests earlier."""
     async with cloned(template_url) as url:
-        # The attacks come from an address that `X-Forwarded-For` is believed of.
+        # The attacks come from a trusted proxy, so that `X-Forwarded-For` is read.
         trusted = ["127.0.0.1", "10.0.0.0/8"]
         settings = make_settings(url, rate_limit={"enabled": False}, server={"trusted_proxies": trusted})
         database = Database(settings.database)

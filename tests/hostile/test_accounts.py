@@ -1,4 +1,4 @@
-"""Addresses, passwords, tokens and links that cannot be what they claim to be."""
+"""Invalid addresses, passwords, tokens, links and logins."""
 
 import json
 from time import process_time
@@ -14,6 +14,7 @@ from tests.hostile.attack import (
     CANARY,
     FORGOT,
     FORM,
+    INVISIBLE,
     JSON,
     ME,
     PASSWORD,
@@ -21,11 +22,10 @@ from tests.hostile.attack import (
     RESET,
     REVOKE,
     TOKEN,
-    UNSEEN,
     USERS,
     Attack,
     Target,
-    strike,
+    check_refusals,
 )
 
 VERIFY = f"{API}/auth/verify-email"
@@ -45,7 +45,7 @@ def of_body(
     )
 
 
-NO_ADDRESSES = [
+INVALID_ADDRESSES = [
     "", " ", "a", "@", "a@", "@b", "a@b", "a@b..c", "a@.b.co", "a@b.co.", "a@-b.co", "a@b-.co", "a b@c.co", "a@b c.co", ".a@b.co",
     "a.@b.co", "a..b@c.co", "a@b@c.co", "a@b.c_o", "\u200b@b.co",
     "a" * 65 + "@b.co", "\u00e9" * 33 + "@b.co", "a@" + "b" * 64 + ".co", "a@" + "b." * 126 + "co", "a" * 250 + "@b.co",
@@ -53,11 +53,11 @@ NO_ADDRESSES = [
     "a@x.co,b@evil.co", "a@x.co;b@evil.co", "a@x.co b@evil.co", "a@x.co\nBcc: e@evil.co", "a@x.co\r\n", "\ta@x.co", " a@x.co", "a@x.co ",
     "<a@x.co>", "A <a@x.co>", "mailto:a@x.co", '"a b"@x.co', "a(comment)@x.co", "a@x.co%0aBcc:e@evil.co",
     "a@[127.0.0.1]", "a@127.0.0.1", "a@[IPv6:::1]", "a@localhost", "a@x.local", "a@x.test.", "a@x.invalid", "a@\u0430..com",
-    *(f"a{character}b@x.co" for character in UNSEEN), "a\u200cb@x.co", "a\u200db@x.co", "a\ufe0fb@x.co",
+    *(f"a{character}b@x.co" for character in INVISIBLE), "a\u200cb@x.co", "a\u200db@x.co", "a\ufe0fb@x.co",
     "a@xn--.co", "a@xn--a.co", "a@\u2024.co", "a@x\uff0e\uff0eco", "a@" + "\u0390" * 10_000 + ".co", "a@" + "\u00fc" * 200 + ".co",
 ]  # fmt: skip
 ADDRESSES = [
-    *(of_body(f"register {address}", REGISTER, {"email": address, "password": PASSWORD}) for address in NO_ADDRESSES),
+    *(of_body(f"register {address}", REGISTER, {"email": address, "password": PASSWORD}) for address in INVALID_ADDRESSES),
     *(
         of_body(f"{target.rpartition('/')[2]} {json.dumps(value)}", target, body | {name: value}, method="POST", who=who)
         for target, name, body, who in (
@@ -178,14 +178,14 @@ def form(
     problem = "invalid-grant" if code == "invalid_grant" else "malformed-request"
     return Attack(
         name[:60], 400, problem, target, body=raw, headers=(FORM,), codes=(code,), oauth=error or code,
-        # Who tried is written down, the address excepted.
+        # A failed login is an audit event, without the address.
         writes=frozenset({"audit_events"} if code == "invalid_grant" and b"grant_type=password" in raw else ()),
     )  # fmt: skip
 
 
 GOOD = f"grant_type=password&username={CANARY}%40example.com&password={CANARY}+horse".encode()
 NUL, HIGH = b"%00", b"%ED%A0%80"
-# What is no UTF-8, or no form at all, is refused before the parameters are looked at.
+# Input that is not UTF-8, or not a form, is refused before its parameters are read.
 SYNTAX = ("malformed_request", "invalid_request")
 LOGINS = [
     *(form(f"grant_type {value}", {"grant_type": value}, "unsupported_grant_type") for value in (
@@ -194,7 +194,7 @@ LOGINS = [
     form("nothing", b""),
     form("separators", b"&" * 1000),
     form("equals signs", b"=" * 100),
-    form("JSON called a form", b'{"grant_type": "password"}'),
+    form("JSON as a form", b'{"grant_type": "password"}'),
     form("2,000 members", b"&".join(b"a%d=1" % number for number in range(2000)), *SYNTAX),
     form("grant_type missing", GOOD.partition(b"&")[2]),
     form("grant_type empty", GOOD.replace(b"=password&", b"=&")),
@@ -227,7 +227,7 @@ LOGINS = [
     *(form(f"{raw!r} in {name}", GOOD.replace(name.encode() + b"=", name.encode() + b"=" + raw), *SYNTAX)
       for name in ("grant_type", "username", "password") for raw in (HIGH, b"%FF", b"\xff", b"%C0%AF")),
     form("an unknown account", GOOD, "invalid_grant"),
-    form("no address at all", GOOD.replace(b"%40", b""), "invalid_grant"),
+    form("not an address", GOOD.replace(b"%40", b""), "invalid_grant"),
     form("a quote", GOOD.replace(b"%40", b"%27%20or%201=1--%40"), "invalid_grant"),
     form("a wildcard", GOOD.replace(b"canary7hq2%40", b"%25%40"), "invalid_grant"),
     form("a known account", GOOD.replace(CANARY.encode() + b"%40", b"user%40"), "invalid_grant"),
@@ -266,7 +266,7 @@ SECRETS = [
     *(
         Attack(
             name, 413, "payload-too-large", target, body=body, headers=(FORM, *length), oauth="invalid_request",
-            answers={"connection": "close"},
+            expected_headers={"connection": "close"},
         )
         for name, target, body in (
             ("a refresh token over the limit of forms", TOKEN, b"grant_type=refresh_token&refresh_token=".ljust(MAX_FORM_SIZE + 1, b"A")),
@@ -306,19 +306,19 @@ FORBIDDEN = [
     "attacks", [ADDRESSES, PASSWORDS, MEMBERS, LINKS, LOGINS, REFRESHES, SECRETS, FORBIDDEN],
     ids=["addresses", "passwords", "members", "links", "logins", "tokens", "secrets", "scopes"],
 )  # fmt: skip
-async def test_what_cannot_be_what_it_claims_is_refused(
+async def test_invalid_values_are_refused(
     target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]
 ) -> None:
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
 @pytest.mark.parametrize("letters", ["\u0390", "\u00fc", "\u0130", "\ufdfa", "a\u0301"])
-async def test_no_long_domain_takes_long_to_refuse(target: Target, letters: str) -> None:
+async def test_a_long_domain_is_refused_in_linear_time(target: Target, letters: str) -> None:
     body = json.dumps({"email": f"a@{letters * (10_000 // len(letters))}.co"}).encode()
     started = process_time()
 
     reply = await target.send(Attack("long", 422, "validation-error", FORGOT, body=body))
 
     assert reply.status == 422
-    # Linear takes a millisecond, quadratic takes seconds.
+    # Linear time is a millisecond; quadratic time is seconds.
     assert process_time() - started < 1

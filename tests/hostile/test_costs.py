@@ -1,7 +1,7 @@
-"""What a refused request may cost: every parser of ours gets its worst input, at the largest size that the limits allow.
+"""CPU time of refused requests: each parser gets its worst input in the largest size that the limits allow.
 
-A new parser joins by a row of `COSTLY`. The time is that of the thread that runs the event loop: while it is busy, nobody else is
-answered. Work in other threads (password hashes) does not count.
+To test a new parser, add a row to `COSTLY`. The test measures the thread of the event loop, because a busy event loop delays
+all requests. Work in other threads, such as password hashing, does not count.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from tests.hostile.attack import (
 )
 from tests.servers import Server, real_server
 
-# Measuring coverage makes each line several times as expensive; `.ci/run` also runs this file without.
+# Coverage multiplies the time of each line. `.ci/run` also runs this file without it.
 BOUND = 0.020 if coverage.Coverage.current() is None else 0.200
-TRIES = 5
-# As the server cuts a body.
+ATTEMPTS = 5
+# Size of the parts in which the server passes a body to the application.
 _CHUNK = 65_536
 BODY = 1_048_576
 HEAD = 60_000
@@ -47,7 +47,7 @@ EMAIL = "nobody@example.com"
 
 @dataclass(frozen=True)
 class Costly:
-    """A request that is expensive to read. Most are refused; what they cost has the same bound if not."""
+    """A request that is expensive to parse. Most are refused; the limit applies to all of them."""
 
     parser: str
     name: str
@@ -65,7 +65,7 @@ def filled(pattern: bytes, size: int, prefix: bytes = b"", suffix: bytes = b"") 
 
 
 def distinct(form: bytes, size: int, separator: bytes) -> bytes:
-    """Join as many numbered members as fit."""
+    """Join as many numbered members as fit into a size."""
     parts: list[bytes] = []
     for number in itertools.count():
         part = form % number
@@ -94,7 +94,7 @@ FORMS: dict[str, Callable[[int], bytes]] = {
     "a long username": lambda size: filled("\u0301".encode(), size, b"grant_type=password&password=x&username=a", b"%00"),
     "a long password": lambda size: filled("\u0301\u0316".encode(), size, b"grant_type=password&username=a%40b.co&password=a"),
     "a long refresh token": lambda size: filled(b"A", size, b"grant_type=refresh_token&refresh_token=rt1."),
-    "no form at all": lambda size: filled(b"\xff", size),
+    "not a form": lambda size: filled(b"\xff", size),
 }  # fmt: skip
 
 
@@ -313,13 +313,13 @@ COSTLY = [*forms(), *jsons(), *MEMBERS, *OTHERS]
 
 
 async def cost(target: Target, costly: Costly) -> tuple[int, float]:
-    """Return the status of the answer and the processor time it took: the least of several tries."""
+    """Return the status of the response and the minimum CPU time of several attempts."""
     headers = [*([] if any(name == "Host" for name, _ in costly.headers) else [("Host", "test")]), *costly.headers]
     if costly.who in target.tokens:
         headers.append(("Authorization", f"Bearer {target.tokens[costly.who]}"))
     chunks = [costly.body[start : start + _CHUNK] for start in range(0, len(costly.body), _CHUNK)] or [b""]
     times, status = [], 0
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         started = time.thread_time()
         reply = await exchange(target.app, costly.method, costly.target.encode("latin-1"), headers, list(chunks))
         times.append(time.thread_time() - started)
@@ -327,7 +327,7 @@ async def cost(target: Target, costly: Costly) -> tuple[int, float]:
     return status, min(times)
 
 
-async def test_no_refused_input_keeps_the_event_loop_busy(target: Target, subtests: pytest.Subtests) -> None:
+async def test_no_input_blocks_the_event_loop(target: Target, subtests: pytest.Subtests) -> None:
     for costly in COSTLY:
         with subtests.test(f"{costly.parser}: {costly.name}"):
             status, seconds = await cost(target, costly)
@@ -361,17 +361,17 @@ WIRE = {
 
 
 def spent(server: Server) -> float:
-    """Return the processor time of the thread that runs the event loop, in seconds."""
+    """Return the CPU seconds of the thread that runs the event loop."""
     thread = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/schedstat")
     return int(thread.read_text().split()[0]) / 1e9
 
 
 async def send(server: Server, data: bytes) -> bytes:
-    """Send bytes until there is an answer, and return its status."""
+    """Send bytes until the server responds, and return the status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.base_url).port)
     writing = asyncio.ensure_future(_write(writer, data))
     line = await asyncio.wait_for(reader.readline(), 10)
-    # The server reads on for a moment, and throws away what it reads.
+    # The server continues to read for a moment and discards the bytes.
     await asyncio.sleep(0.1)
     writing.cancel()
     writer.close()
@@ -379,15 +379,13 @@ async def send(server: Server, data: bytes) -> bytes:
 
 
 async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
-    # The answer comes before all is sent, and the connection is closed.
+    # The server responds and closes the connection before everything is sent.
     with suppress(ConnectionError):
         writer.write(data)
         await writer.drain()
 
 
-async def test_nothing_that_comes_over_a_socket_keeps_the_event_loop_busy(
-    clone_url: str, subtests: pytest.Subtests
-) -> None:
+async def test_no_bytes_on_a_socket_block_the_event_loop(clone_url: str, subtests: pytest.Subtests) -> None:
     async with real_server(clone_url) as server:
         for name, data in WIRE.items():
             with subtests.test(name):

@@ -1,4 +1,4 @@
-"""Cursors with a right signature and wrong contents: as a release might have written them that sorted otherwise."""
+"""Cursors with a valid signature and invalid contents, for example from a release with other sort orders."""
 
 import json
 from base64 import urlsafe_b64encode
@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, Position
 from tests.core.recording import Recording
-from tests.hostile.attack import CANARY, Attack, Reply, Target, strike
+from tests.hostile.attack import CANARY, Attack, Reply, Target, check_refusals
 
-# No value of any column, as JSON or as a text.
-NO_VALUES: list[Any] = [
+# Invalid values for every column.
+INVALID_VALUES: list[Any] = [
     None, True, False, 0, 1, 2**63, -(2**63) - 1, 10**400, 1.5, float("nan"), float("inf"), [], [["1"]], {}, {"a": "b"},
     "\0", f"{CANARY}\0", "\ud800", "\udfff\ud800",
 ]  # fmt: skip
-# Texts that are no value of a column which is not text itself.
-NO_TEXTS = [
+# Texts that are invalid for every column except text columns.
+INVALID_TEXTS = [
     "", "NaN", "null", str(2**63), "9" * 4000, "-1", "1e309", "0x10", "\uffff", "infinity", "2026-01-01T00:00:00Z", "0001-01-01",
     "9999-12-31T23:59:59.999999-12:00", "0001-01-01T00:00:00+12:00", "9999-12-31T23:59:59.999999", "10000-01-01T00:00:00+00:00",
     "2026-W01-1T00:00:00+00:00", "2026-02-30T00:00:00+00:00", "{0192f0c1-a2b3-7c4d-8e5f-60718293a4b5}",
@@ -42,7 +42,7 @@ ANYTHING = st.recursive(
 
 
 def lists(target: Target) -> list[str]:
-    """Give the address of every list, once for each order."""
+    """Return the address of each list, once per sort order."""
     found = []
     for path, operations in target.contract["paths"].items():
         parameters = {one["name"]: one["schema"] for one in operations.get("get", {}).get("parameters", ())}
@@ -57,7 +57,7 @@ async def ask(target: Target, address: str, cursor: str) -> Reply:
 
 
 async def binding_of(target: Target, address: str) -> tuple[str, Order]:
-    """Give the binding and the order by which the application reads the cursors of a list."""
+    """Return the binding and the order with which the application reads the cursors of a list."""
     seen: list[tuple[str, Order]] = []
 
     def note(_signer: object, _cursor: str, order: Order, *, binding: str) -> Position:
@@ -78,18 +78,18 @@ def written(content: Any) -> bytes:
 
 
 def wrong_contents(order: Order) -> Iterator[bytes]:
-    """Give contents that are no position of this order: of another form, of another length, or with one wrong value."""
+    """Return contents that are not a position in this order: another form, another length, or one invalid value."""
     values = [RIGHT.get(column.type.python_type, "a") for column in order.columns]
     yield from DOCUMENTS
     yield written(values[:-1])
     yield written([*values, "1"])
     yield written(dict.fromkeys(values))
     for place, column in enumerate(order.columns):
-        for value in [*NO_VALUES, *(NO_TEXTS if column.type.python_type is not str else ())]:
+        for value in [*INVALID_VALUES, *(INVALID_TEXTS if column.type.python_type is not str else ())]:
             yield written([*values[:place], value, *values[place + 1 :]])
 
 
-async def test_a_signed_cursor_with_wrong_contents_is_refused_by_every_list(
+async def test_every_list_refuses_a_signed_cursor_with_invalid_contents(
     target: Target, recording: Recording, subtests: pytest.Subtests
 ) -> None:
     attacks: list[Attack] = []
@@ -102,10 +102,10 @@ async def test_a_signed_cursor_with_wrong_contents_is_refused_by_every_list(
             )
 
     assert attacks
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
-async def test_a_signed_cursor_with_right_contents_is_followed(target: Target) -> None:
+async def test_every_list_accepts_a_signed_cursor_with_valid_contents(target: Target) -> None:
     for address in lists(target):
         binding, order = await binding_of(target, address)
         values = [RIGHT.get(column.type.python_type, "a") for column in order.columns]
@@ -115,7 +115,7 @@ async def test_a_signed_cursor_with_right_contents_is_followed(target: Target) -
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-async def test_no_content_of_a_signed_cursor_is_an_error_of_the_server(target: Target, data: st.DataObject) -> None:
+async def test_no_content_of_a_signed_cursor_causes_500(target: Target, data: st.DataObject) -> None:
     address = data.draw(st.sampled_from(lists(target)))
     binding, order = await binding_of(target, address)
     texts = [ANYTHING | st.just(RIGHT.get(column.type.python_type, "a")) for column in order.columns]

@@ -1,4 +1,4 @@
-"""What every operation of the OpenAPI document refuses, those included that are yet to be written."""
+"""Requests that every operation of the OpenAPI document must refuse, including future operations."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import CANARY, FORM, JSON, UNSEEN, Attack, Header, Target, strike
+from tests.hostile.attack import CANARY, FORM, INVISIBLE, JSON, Attack, Header, Target, check_refusals
 
 OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
 MALFORMED = {
@@ -18,9 +18,9 @@ MALFORMED = {
     "a member twice": b'{"x": 1, "x": 2}',
     "too deep": b"[" * 100_000,
     "a byte order mark": b"\xef\xbb\xbf{}",
-    "no UTF-8": b'{"x": "\xff"}',
+    "not UTF-8": b'{"x": "\xff"}',
 }
-NO_OBJECTS: list[Any] = [None, True, 1, CANARY, [], [{}]]
+NOT_OBJECTS: list[Any] = [None, True, 1, CANARY, [], [{}]]
 FOREIGN: dict[str, list[Header]] = {
     "no type": [],
     "text": [("Content-Type", "text/plain")],
@@ -28,11 +28,11 @@ FOREIGN: dict[str, list[Header]] = {
     "two types": [JSON, FORM],
     "compressed": [("Content-Encoding", "gzip")],
 }
-UNPRINTABLE = ("\0", "\x1b", "\x7f", "\x85", "\ue000", "\uffff", "\ud800", *UNSEEN)
+UNPRINTABLE = ("\0", "\x1b", "\x7f", "\x85", "\ue000", "\uffff", "\ud800", *INVISIBLE)
 
 
 class Operation:
-    """One operation of the document, addressed as somebody who may call it."""
+    """An operation of the document, and a caller who may use it."""
 
     def __init__(self, contract: Mapping[str, Any], path: str, method: str, declared: Mapping[str, Any]) -> None:
         self._contract = contract
@@ -54,7 +54,7 @@ class Operation:
         )
 
     def texts(self) -> Iterator[str]:
-        """Name the members of the body that are text for people, or are stored: the others are only compared."""
+        """Return the members of the body that are texts, except secrets."""
         if self.media_type == JSON[1]:
             for name, member in self._resolved(self._schema)["properties"].items():
                 kinds = [member, *member.get("anyOf", ())]
@@ -62,14 +62,14 @@ class Operation:
                     yield name
 
     def secrets(self) -> Iterator[str]:
-        """Name the members of the body that are secrets."""
+        """Return the members of the body that are secrets."""
         if self.media_type == JSON[1]:
             for name, member in self._resolved(self._schema)["properties"].items():
                 if member.get("format") == "password":
                     yield name
 
     def kept_secrets(self) -> Iterator[str]:
-        """Name the secrets of the body that are stored. Others are only compared: a long one is a wrong one."""
+        """Return the secrets that are stored and so have a maximum length. Other secrets are only compared."""
         for name in self.secrets():
             if "maxLength" in self._resolved(self._schema)["properties"][name]:
                 yield name
@@ -107,16 +107,16 @@ async def test_every_operation_refuses_parameters_it_does_not_declare(
             ),
         ]
 
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
-async def test_every_operation_reads_only_its_own_kind_of_body(
+async def test_every_operation_accepts_only_its_own_media_type(
     target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
 ) -> None:
     attacks = []
     for one in operations:
         if one.media_type:
-            # What comes uncompressed under the right type is refused compressed.
+            # The type is right, so only the compression is refused.
             own = ("Content-Type", one.media_type)
             kinds = FOREIGN | {"another kind": [JSON if one.has_form else FORM]}
             attacks += [
@@ -127,15 +127,19 @@ async def test_every_operation_reads_only_its_own_kind_of_body(
             ]
             attacks.append(
                 one.attack(
-                    "too large", 413, "payload-too-large", body=b"x" * 1_048_577, answers={"connection": "close"}
+                    "too large",
+                    413,
+                    "payload-too-large",
+                    body=b"x" * 1_048_577,
+                    expected_headers={"connection": "close"},
                 )
             )
 
     assert attacks
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
-async def test_every_operation_with_json_refuses_what_is_no_json_or_not_its_own(
+async def test_every_operation_with_json_refuses_malformed_and_unexpected_documents(
     target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
 ) -> None:
     attacks = []
@@ -144,15 +148,15 @@ async def test_every_operation_with_json_refuses_what_is_no_json_or_not_its_own(
             attacks += [one.attack(name, 400, "malformed-request", body=body) for name, body in MALFORMED.items()]
             attacks += [
                 one.attack(f"the document {value}", 422, "validation-error", body=json.dumps(value).encode())
-                for value in NO_OBJECTS
+                for value in NOT_OBJECTS
             ]
             attacks.append(one.attack("an unknown member", 422, "validation-error", body=b'{"foo": "canary7hq2"}'))
 
     assert attacks
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
-async def test_every_operation_with_a_form_refuses_what_is_no_form(
+async def test_every_operation_with_a_form_refuses_malformed_forms(
     target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
 ) -> None:
     bodies = [b"", b"foo=canary7hq2", b"&&&", b"\xff", b"%FF=1", b"x=%ED%A0%80", b"a=1&a=2", b"{}", b"=" * 10_000]
@@ -164,17 +168,17 @@ async def test_every_operation_with_a_form_refuses_what_is_no_form(
     ]
 
     assert attacks
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
-async def test_every_text_of_every_body_is_printable_and_has_an_end(
+async def test_every_text_of_every_body_must_be_printable_and_has_a_maximum_length(
     target: Target, subtests: pytest.Subtests, operations: list[Operation]
 ) -> None:
     checked = 0
     for one in operations:
         unprintable = [(name, f"{CANARY}{character}") for name in one.texts() for character in UNPRINTABLE]
-        unending = [(name, CANARY * 2000) for name in (*one.texts(), *one.kept_secrets())]
-        for name, text in (*unprintable, *unending, *((name, f"{CANARY}\ud800") for name in one.secrets())):
+        too_long = [(name, CANARY * 2000) for name in (*one.texts(), *one.kept_secrets())]
+        for name, text in (*unprintable, *too_long, *((name, f"{CANARY}\ud800") for name in one.secrets())):
             with subtests.test(f"{one.name} {name} {text[:20]!a}"):
                 body = json.dumps({name: text}).encode()
                 reply = await target.send(one.attack(name, 422, "validation-error", body=body))
@@ -186,13 +190,13 @@ async def test_every_text_of_every_body_is_printable_and_has_an_end(
     assert checked
 
 
-async def test_nobody_gets_into_a_guarded_operation(
+async def test_every_protected_operation_refuses_requests_without_a_valid_token(
     target: Target, recording: Recording, subtests: pytest.Subtests, operations: list[Operation]
 ) -> None:
-    guarded = [one for one in operations if one.who == "admin"]
+    protected = [one for one in operations if one.who == "admin"]
     attacks = [
         one.attack(name, 401, "unauthorized", who="nobody", headers=(*own, *given), body=b"{}")
-        for one in guarded
+        for one in protected
         for own in [(("Content-Type", one.media_type),) if one.media_type else ()]
         for name, given in (
             ("no token", ()),
@@ -202,4 +206,4 @@ async def test_nobody_gets_into_a_guarded_operation(
     ]
 
     assert attacks
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)

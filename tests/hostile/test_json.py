@@ -1,4 +1,4 @@
-"""Bodies that are no JSON, or JSON that no operation means."""
+"""Bodies that are not JSON, and JSON that an operation does not accept."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import CANARY, PASSWORD, REGISTER, RESET, UNSEEN, USERS, Attack, Target, strike
+from tests.hostile.attack import CANARY, INVISIBLE, PASSWORD, REGISTER, RESET, USERS, Attack, Target, check_refusals
 
 EMAIL = f"{CANARY}@example.com"
 GOOD = {"email": EMAIL, "password": PASSWORD, "full_name": f"{CANARY} Lovelace"}
@@ -27,7 +27,7 @@ def invalid(name: str, body: Any, *codes: str) -> Attack:
 
 
 def instead(member: str, value: str) -> str:
-    """Write the good body with one member's value replaced by raw JSON."""
+    """Return the valid body with the value of one member replaced by raw JSON."""
     others = {name: given for name, given in GOOD.items() if name != member}
     return f'{{"{member}": {value}, {json.dumps(others)[1:]}'
 
@@ -46,8 +46,8 @@ MALFORMED = [
     malformed("a trailing comma", TEXT[:-1] + ",}"),
     malformed("single quotes", TEXT.replace('"', "'")),
     malformed("unquoted keys", f'{{email: "{EMAIL}"}}'),
-    malformed("form called JSON", f"email={EMAIL}&password={CANARY}"),
-    malformed("XML called JSON", f"<email>{EMAIL}</email>"),
+    malformed("a form as JSON", f"email={EMAIL}&password={CANARY}"),
+    malformed("XML as JSON", f"<email>{EMAIL}</email>"),
     malformed("a function call", f"callback({TEXT})"),
     malformed("a prefix against hijacking", f")]}}',\n{TEXT}"),
     *(
@@ -91,8 +91,10 @@ MALFORMED = [
     ),
 ]
 
-NO_OBJECTS: list[Any] = [None, True, False, 1, 1.5, CANARY, "", [], [GOOD], [[]], [CANARY] * 100]
-NOT_AN_OBJECT = [invalid(f"the document {json.dumps(body)[:20]}", body, "model_attributes_type") for body in NO_OBJECTS]
+NOT_OBJECTS: list[Any] = [None, True, False, 1, 1.5, CANARY, "", [], [GOOD], [[]], [CANARY] * 100]
+NOT_AN_OBJECT = [
+    invalid(f"the document {json.dumps(body)[:20]}", body, "model_attributes_type") for body in NOT_OBJECTS
+]
 
 MEMBERS = [
     *(
@@ -139,12 +141,12 @@ MEMBERS = [
 
 
 def surrogate(member: str, text: str) -> Attack:
-    # A secret has no type of its own for this.
+    # Secrets report this with another code.
     code = "unprintable" if member == "password" else "string_unicode"
     return registration(f"{text} in {member}", 422, "validation-error", instead(member, f'"{text}"'), code)
 
 
-# What no person types, by the escape that smuggles it in.
+# Characters that no person types, as JSON escapes.
 UNPRINTABLE = [
     *(r"\u0000", r"\u0001", r"\u0008", r"\u0009", r"\u000a", r"\u000d", r"\u001b", r"\u007f", r"\u0085", r"\u009f"),
     *(r"\ufffe", r"\uffff", r"\ufdd0", r"\ue000", r"\ud83f\udfff", r"\udbff\udfff", r"\ufffd"),
@@ -164,7 +166,7 @@ TEXTS = [
     ),
     *(
         invalid(f"U+{ord(one):04X} in full_name", GOOD | {"full_name": f"Ada{one} Lovelace"}, "unprintable")
-        for one in UNSEEN
+        for one in INVISIBLE
     ),
     *(
         invalid(f"full_name with {name}", GOOD | {"full_name": text}, "unprintable")
@@ -199,7 +201,7 @@ TEXTS = [
     ),
 ]
 
-# A refusal that shows the whole body shows the secret next to what is wrong.
+# If a refusal quoted the whole body, it would reveal the secret next to the error.
 SECRETS = [
     Attack(
         "no email, but a password", 422, "validation-error", REGISTER, body=json.dumps({"password": PASSWORD}).encode()
@@ -238,7 +240,7 @@ LARGE = [
         REGISTER,
         body=body.encode(),
         headers=(("Content-Type", "application/json"), *([("Content-Length", str(len(body)))] if announced else [])),
-        answers={"connection": "close"},
+        expected_headers={"connection": "close"},
     )
     for name, body in (
         ("a byte more than a megabyte", TEXT.ljust(1_048_577)),
@@ -251,9 +253,9 @@ LARGE = [
 
 @pytest.mark.parametrize(
     "attacks", [MALFORMED, NOT_AN_OBJECT, MEMBERS, TEXTS, SECRETS, LARGE],
-    ids=["malformed", "no object", "members", "texts", "secrets", "large"],
+    ids=["malformed", "not an object", "members", "texts", "secrets", "large"],
 )  # fmt: skip
-async def test_a_body_that_is_not_meant_is_refused_and_leaves_nothing(
+async def test_an_invalid_body_is_refused_and_changes_nothing(
     target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]
 ) -> None:
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)

@@ -1,4 +1,4 @@
-"""Queries: what selects, sorts and pages."""
+"""Query parameters: filters, sort orders, pages and cursors."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import API, CANARY, ME, USERS, Attack, Target, strike
+from tests.hostile.attack import API, CANARY, ME, USERS, Attack, Target, check_refusals
 
 EVENTS = f"{API}/audit-events"
 SESSIONS = f"{ME}/sessions"
@@ -106,13 +106,13 @@ SECRETS = [
     "attacks", [LIMITS, REPEATED, UNKNOWN, FILTERS, BAD_CURSORS, SECRETS],
     ids=["limits", "repeated", "unknown", "filters", "cursors", "secrets"],
 )  # fmt: skip
-async def test_a_query_that_is_not_declared_is_refused(
+async def test_invalid_query_parameters_are_refused(
     target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]
 ) -> None:
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
-async def test_no_cursor_works_in_another_list_or_for_another_selection(
+async def test_a_cursor_is_refused_by_another_list_and_with_other_filters(
     target: Target, recording: Recording, subtests: pytest.Subtests
 ) -> None:
     recording()
@@ -128,4 +128,4 @@ async def test_no_cursor_works_in_another_list_or_for_another_selection(
         f"{SESSIONS}?cursor={cursor}",
     ]
 
-    await strike(target, recording, subtests, [bad_cursor(address) for address in addresses])
+    await check_refusals(target, recording, subtests, [bad_cursor(address) for address in addresses])

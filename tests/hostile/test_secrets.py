@@ -1,4 +1,4 @@
-"""Secrets go through every operation of a real server, rightly and wrongly used, and are looked for wherever something is kept."""
+"""Sends secrets through every operation of a server, and looks for them in logs, metrics, responses and the database."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -30,13 +30,13 @@ NAME = "Canary Lovelace"
 SMTP_PASSWORD = "canary-smtp"
 DATABASE_PASSWORD = "canary-database"
 FORM = "application/x-www-form-urlencoded"
-# What must be nowhere; names and addresses are stored, and belong into no log and no error.
+# These values must not appear anywhere. Names and addresses are stored, but must not appear in logs and errors.
 SECRETS = {PASSWORD, NEW_PASSWORD, COOKIE, JUNK_TOKEN, SMTP_PASSWORD, DATABASE_PASSWORD}
 
 
 @dataclass
 class Watched:
-    """A server, what has gone through it, and what came back."""
+    """A server, the secrets that were sent to it, and its responses."""
 
     server: Server
     client: AsyncClient
@@ -62,13 +62,13 @@ def tokens_in(document: Any) -> Iterator[str]:
 
 
 def private_keys() -> Iterator[str]:
-    """Give every private part of the keys the server signs and derives with."""
+    """Return the private parts of the keys of the server."""
     for key in json.loads(KEY_SET)["keys"]:
         yield from (key[name] for name in ("d", "k") if name in key)
 
 
 def value_of(name: str, schema: Mapping[str, Any], number: int) -> Any:
-    """Give a member the document allows, with a canary where it can hold one."""
+    """Return a valid value for a member, with a canary if it can contain one."""
     kinds = [schema, *schema.get("anyOf", ())]
     schema = next(kind for kind in kinds if kind.get("type") or "const" in kind or "$ref" in kind)
     secrets = {"password": PASSWORD, "current_password": PASSWORD, "new_password": NEW_PASSWORD, "client_secret": ""}
@@ -85,15 +85,15 @@ def value_of(name: str, schema: Mapping[str, Any], number: int) -> Any:
 def bodies(
     operation: Mapping[str, Any], schemas: Mapping[str, Any], number: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a good body of each kind that an operation reads, with its media type."""
+    """Return a valid body for each media type of an operation."""
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         for choice in content["schema"].get("oneOf", [content["schema"]]):
             schema = schemas[choice["$ref"].rpartition("/")[2]]
             yield media_type, {name: value_of(name, member, number) for name, member in schema["properties"].items()}
 
 
-async def put_through(watched: Watched, database: Database, hasher: PasswordHasher) -> None:
-    """Send secrets through every operation: as they should be, and in every wrong way."""
+async def send_secrets(watched: Watched, database: Database, hasher: PasswordHasher) -> None:
+    """Send secrets through every operation, in valid and in invalid requests."""
     document = (await watched.client.get("/openapi.json")).json()
     hashed = await hasher.hash(PASSWORD)
     operations = [(path, *one) for path, item in document["paths"].items() for one in item.items()]
@@ -129,7 +129,7 @@ async def _misuse(watched: Watched, method: str, address: str, bearer: dict[str,
 
 
 async def rows(url: str) -> dict[str, str]:
-    """Give all that every table holds, as text."""
+    """Return the rows of each table as text."""
     connection = await asyncpg.connect(plain(url))
     try:
         names = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
@@ -141,16 +141,18 @@ async def rows(url: str) -> dict[str, str]:
         await connection.close()
 
 
-async def test_no_secret_is_kept_or_told_anywhere(clone_url: str, hasher: PasswordHasher) -> None:
+async def test_no_secret_appears_in_logs_metrics_responses_or_the_database(
+    clone_url: str, hasher: PasswordHasher
+) -> None:
     url = make_url(clone_url)
-    # A cluster of the tests' own asks for no password, so any will do.
+    # A server without password authentication accepts any password.
     url = url if url.password else url.set(password=DATABASE_PASSWORD)
     database = Database(make_settings(clone_url).database)
     environment = {
         "APP_RATE_LIMIT__ENABLED": "false",
         "APP_LOG__LEVEL": "debug",
         "APP_JOBS__IN_PROCESS": "true",
-        # Nobody listens there: every mail fails, and says so.
+        # No server listens there, so every mail fails and is logged.
         "APP_MAIL__URL": f"smtp://canary:{SMTP_PASSWORD}@127.0.0.1:1",
     }
     async with (
@@ -158,7 +160,7 @@ async def test_no_secret_is_kept_or_told_anywhere(clone_url: str, hasher: Passwo
         AsyncClient(base_url=server.base_url, cookies={"session": COOKIE}) as client,
     ):
         watched = Watched(server, client, clone_url)
-        await put_through(watched, database, hasher)
+        await send_secrets(watched, database, hasher)
         await server.wait_for_line("job failed and will be retried", within=30)
         metrics = (await client.get("/metrics")).text
         logged = "\n".join(server.lines())
@@ -171,12 +173,12 @@ async def test_no_secret_is_kept_or_told_anywhere(clone_url: str, hasher: Passwo
     assert len(watched.accepted) > 15, watched.accepted
     assert len(watched.refusals) > 150
     assert mailed
-    told = "\n".join(f"{response.headers} {response.text}" for response in watched.refusals)
-    kept = await rows(clone_url)
-    for place, text in {"log": logged, "metrics": metrics, "refusals": told, **kept}.items():
+    responses = "\n".join(f"{response.headers} {response.text}" for response in watched.refusals)
+    stored = await rows(clone_url)
+    for place, text in {"log": logged, "metrics": metrics, "refusals": responses, **stored}.items():
         found = {secret for secret in secrets if secret in text}
         assert not found, (place, found)
-    # What is no secret is stored, and still nobody's business outside the database.
+    # Personal data is stored in the database, and must not appear anywhere else.
     for personal in (NAME, "@example.com"):
-        assert personal not in logged + metrics + told
-    assert NAME in kept["users"] + kept["procrastinate_jobs"]
+        assert personal not in logged + metrics + responses
+    assert NAME in stored["users"] + stored["procrastinate_jobs"]

@@ -1,4 +1,4 @@
-"""Addresses and methods that lead nowhere."""
+"""Unknown paths, unknown ids and unsupported methods."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import ME, REVOKE, TOKEN, USERS, Attack, Target, strike
+from tests.hostile.attack import ME, REVOKE, TOKEN, USERS, Attack, Target, check_refusals
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FOO", "get")
 OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
 
 
-def nowhere(target: str | bytes) -> Attack:
+def unknown(target: str | bytes) -> Attack:
     name = target if isinstance(target, str) else target.decode("latin-1")
     return Attack(name[:60].encode("unicode_escape").decode(), 404, "not-found", target, "GET", headers=(), who="admin")
 
 
-NOWHERE = [
-    nowhere(target)
+UNKNOWN_PATHS = [
+    unknown(target)
     for target in (
         "/",
         "//",
@@ -74,7 +74,7 @@ NOWHERE = [
     )
 ]
 IDS = [
-    nowhere(f"{USERS}/{text}")
+    unknown(f"{USERS}/{text}")
     for text in (
         "abc",
         "0",
@@ -110,15 +110,15 @@ IDS = [
 ]
 
 
-@pytest.mark.parametrize("attacks", [NOWHERE, IDS], ids=["addresses", "ids"])
-async def test_an_address_that_leads_nowhere_is_not_found(
+@pytest.mark.parametrize("attacks", [UNKNOWN_PATHS, IDS], ids=["addresses", "ids"])
+async def test_an_unknown_path_or_id_is_not_found(
     target: Target, recording: Recording, subtests: pytest.Subtests, attacks: list[Attack]
 ) -> None:
-    await strike(target, recording, subtests, attacks)
+    await check_refusals(target, recording, subtests, attacks)
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-async def test_an_id_that_cannot_exist_is_answered_like_one_that_does_not(target: Target, method: str) -> None:
+async def test_an_invalid_id_gets_the_same_response_as_an_unknown_id(target: Target, method: str) -> None:
     body = json.dumps({"full_name": "x"}).encode() if method == "PATCH" else b""
     headers = (("Content-Type", "application/json"),)
     real = Attack("unknown", 404, "not-found", f"{USERS}/{OTHER_UUID}", method, body, headers, "admin")
@@ -131,7 +131,7 @@ async def test_an_id_that_cannot_exist_is_answered_like_one_that_does_not(target
     assert documents[0]["status"] == 404
 
 
-async def test_another_s_login_session_is_answered_like_one_that_does_not_exist(target: Target) -> None:
+async def test_a_session_of_another_user_gets_the_same_response_as_an_unknown_session(target: Target) -> None:
     (row,) = await target.watcher.fetch("SELECT id FROM sessions WHERE user_id = $1 LIMIT 1", target.ids["admin"])
     foreign = Attack("foreign", 404, "not-found", f"{ME}/sessions/{row['id']}", "DELETE", headers=(), who="user")
     unknown = replace(foreign, target=f"{ME}/sessions/{OTHER_UUID}")
@@ -147,7 +147,7 @@ async def test_another_s_login_session_is_answered_like_one_that_does_not_exist(
 def undeclared(contract: Mapping[str, Any]) -> Iterator[Attack]:
     for path, item in contract["paths"].items():
         declared = {name.upper() for name in item}
-        # `me` is also an id: what answers there answers here.
+        # `/users/me` also matches `/users/{user_id}`, so the methods of both are allowed.
         allowed = declared | {"DELETE", "GET", "PATCH"} if path == ME else declared
         address = path.replace("{user_id}", OTHER_UUID).replace("{session_id}", OTHER_UUID)
         for method in (name for name in METHODS if name not in allowed):
@@ -159,18 +159,18 @@ def undeclared(contract: Mapping[str, Any]) -> Iterator[Attack]:
                 method,
                 b"{}",
                 oauth="invalid_request" if path in {TOKEN, REVOKE} else None,
-                answers={"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))},
+                expected_headers={"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))},
             )
 
 
-async def test_every_address_refuses_a_method_it_does_not_declare(
+async def test_every_path_refuses_methods_that_it_does_not_declare(
     target: Target, recording: Recording, subtests: pytest.Subtests
 ) -> None:
-    await strike(target, recording, subtests, undeclared(target.contract))
+    await check_refusals(target, recording, subtests, undeclared(target.contract))
 
 
 @pytest.mark.parametrize("header", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"])
-async def test_no_header_makes_another_method_of_a_request(target: Target, header: str) -> None:
+async def test_no_header_overrides_the_method(target: Target, header: str) -> None:
     attack = Attack("override", 200, "", ME, "GET", headers=((header, "DELETE"),), who="user")
 
     reply = await target.send(attack)
@@ -178,7 +178,7 @@ async def test_no_header_makes_another_method_of_a_request(target: Target, heade
     assert (reply.status, reply.document["id"]) == (200, target.ids["user"])
 
 
-async def test_a_body_where_none_is_wanted_is_not_read(target: Target) -> None:
+async def test_a_body_of_a_get_request_is_not_read(target: Target) -> None:
     attack = Attack("body", 200, "", ME, "GET", b"\xff{[" * 1000, headers=(("Content-Type", "x"),), who="user")
 
     for method in ("GET", "HEAD"):

@@ -19,7 +19,7 @@ from app.core.schemas.fields import (
     ShortText,
     refuse_unprintable_lines,
 )
-from tests.hostile.attack import UNSEEN
+from tests.hostile.attack import INVISIBLE
 
 SECRET = Annotated[SecretStr, PrintableSecret]
 KEY = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
@@ -100,7 +100,7 @@ def test_a_line_for_people_is_taken_literally(text: str) -> None:
         ("a\uf8ff", "unprintable"),
         ("a\U000f0000", "unprintable"),
         ("a\U0010ffff", "unprintable"),
-        *((f"a{character}b", "unprintable") for character in UNSEEN),
+        *((f"a{character}b", "unprintable") for character in INVISIBLE),
         ("a\u200db", "unprintable"),
         ("a\u200cb", "unprintable"),
         ("\u0639\u200c", "unprintable"),
