@@ -1,4 +1,4 @@
-"""What the library is told, and that it is still the library this was written for."""
+"""The configuration of procrastinate, and a check that its tables have not changed."""
 
 import re
 from importlib import resources
@@ -19,8 +19,8 @@ from app.jobs.library import conninfo, is_outage
 FROZEN = Path(app.migrations.versions.__path__[0]) / "20261123_jobs.sql"
 
 
-def test_the_installed_library_still_has_the_tables_that_our_migration_makes() -> None:
-    """If this fails, the library was upgraded: write a migration with what its own `sql/migrations` bring."""
+def test_the_schema_of_the_installed_library_equals_our_migration() -> None:
+    """If this fails after an upgrade of procrastinate, write a migration with the statements of its `sql/migrations`."""
     shipped = resources.files("procrastinate.sql").joinpath("schema.sql").read_text()
 
     _, _, frozen = FROZEN.read_text().partition("-- " + "-" * 111 + "\n")
@@ -46,19 +46,19 @@ def test_the_installed_library_still_has_the_tables_that_our_migration_makes() -
         ("postgresql:///app?host=/run/postgresql", {"host": "/run/postgresql", "dbname": "app"}),
     ],
 )
-def test_the_worker_connects_as_the_application_does(url: str, expected: dict[str, str]) -> None:
+def test_the_worker_connects_like_the_application(url: str, expected: dict[str, str]) -> None:
     settings = DatabaseSettings.model_validate({"url": url})
 
     assert conninfo_to_dict(conninfo(settings)).items() >= expected.items()
 
 
-def test_what_the_url_leaves_out_is_left_to_libpq() -> None:
+def test_missing_parts_of_the_url_are_not_passed_to_libpq() -> None:
     given = conninfo_to_dict(conninfo(DatabaseSettings.model_validate({"url": "postgresql:///app"})))
 
     assert not given.keys() & {"host", "port", "user", "password"}
 
 
-def test_the_limits_of_the_settings_hold_for_the_worker() -> None:
+def test_the_timeouts_of_the_settings_apply_to_the_worker() -> None:
     settings = DatabaseSettings.model_validate(
         {"url": "postgresql:///app", "statement_timeout": "3s", "lock_timeout": "1s", "connect_timeout": "7s"}
     )
@@ -74,7 +74,7 @@ def test_the_limits_of_the_settings_hold_for_the_worker() -> None:
 @pytest.mark.parametrize(
     ("cause", "expected"), [(OperationalError("gone"), True), (ProgrammingError("wrong"), False), (None, False)]
 )
-def test_only_a_lost_database_is_an_outage(cause: Exception | None, expected: bool) -> None:
+def test_only_an_unavailable_database_is_an_outage(cause: Exception | None, expected: bool) -> None:
     error = ConnectorException()
     error.__cause__ = cause
 
@@ -84,5 +84,5 @@ def test_only_a_lost_database_is_an_outage(cause: Exception | None, expected: bo
 @pytest.mark.parametrize(
     ("error", "expected"), [(DatabaseUnavailableError(), True), (ValueError(), False), (None, False)]
 )
-def test_an_outage_is_known_in_the_words_of_either_driver(error: Exception | None, expected: bool) -> None:
+def test_an_outage_is_recognised_for_both_drivers(error: Exception | None, expected: bool) -> None:
     assert is_outage(error) is expected

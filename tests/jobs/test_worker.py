@@ -503,7 +503,7 @@ async def test_a_job_whose_outcome_could_not_be_stored_runs_again(
         await until(clone, "succeeded")
 
     assert len(runs) == 2
-    assert len(logged.about("the end of a job could not be stored")) == 1
+    assert len(logged.about("outcome of a job could not be stored")) == 1
 
 
 async def test_finished_jobs_are_deleted_earlier_than_failed_jobs(clone: Database, make_worker: MakeWorker) -> None:

@@ -1,4 +1,4 @@
-"""What procrastinate is told: which server, which jobs, when to try again; and what it must not do."""
+"""Configures procrastinate: the connection, the jobs and their retries. Only this module knows its interfaces."""
 
 import asyncio
 import logging
@@ -34,13 +34,13 @@ type Run = Callable[..., Awaitable[None]]
 def make_library(
     settings: DatabaseSettings, run: Run, *, jobs: Iterable[str], crons: Iterable[tuple[str, str]], policy_of: PolicyOf
 ) -> procrastinate.App:
-    """Give procrastinate the names of the jobs and their schedules; `run` runs all of them."""
+    """Register the names of the jobs and their schedules in procrastinate. `run` runs all jobs."""
     app = procrastinate.App(
         connector=procrastinate.PsycopgConnector(
             conninfo=conninfo(settings),
-            # Behind a pooler, a prepared statement would be met by another connection.
+            # Behind a transaction pooler, another connection could meet the prepared statement.
             kwargs={"prepare_threshold": None},
-            # None at the start: the first statement waits no longer than `timeout`, where opening would wait 30 s.
+            # No connections at startup: opening them would wait 30 s, while the first statement waits only for `timeout`.
             min_size=0,
             max_size=4,
             timeout=(settings.connect_timeout + settings.pool_wait).total_seconds(),
@@ -59,14 +59,14 @@ def make_library(
 def make_worker(app: procrastinate.App, settings: JobsSettings) -> "QueueWorker":
     """Make a worker for one run."""
     for name in ("procrastinate.manager", "procrastinate.utils", "procrastinate.worker"):
-        logging.getLogger(name).addFilter(_is_news)
+        logging.getLogger(name).addFilter(_is_not_logged_elsewhere)
     stalled_after = settings.stalled_after.total_seconds()
     return QueueWorker(
         app=app,
         name=None,
         concurrency=settings.concurrency,
         fetch_job_polling_interval=settings.poll_interval.total_seconds(),
-        # Nothing here aborts a job from outside.
+        # This application never aborts a job from outside, so it does not poll for that.
         abort_job_polling_interval=_NEVER,
         shutdown_graceful_timeout=settings.shutdown_grace.total_seconds(),
         install_signal_handlers=False,
@@ -76,26 +76,28 @@ def make_worker(app: procrastinate.App, settings: JobsSettings) -> "QueueWorker"
 
 
 class QueueWorker(Worker):
-    """procrastinate's worker, which does not live on with a job in hand that it has lost."""
+    """procrastinate's worker. It stops if it cannot store the outcome of a job, so that the job is released."""
 
     @override
     async def _process_job(self, context: JobContext) -> None:
         try:
             await super()._process_job(context)
-        except Exception:  # noqa: BLE001  # Whatever it was, the row still says that the job is being run.
-            # Nobody would look after it as long as this worker lives. Ended and started under another number, it finds the
-            # job as an orphan.
-            log.warning("the end of a job could not be stored; it will run again", extra={"job_id": context.job.id})
+        except Exception:  # noqa: BLE001  # Whatever the error is, the stored status is still `doing`.
+            # While this worker runs, no other worker releases the job. After a restart the worker has a new id, and the job
+            # is an orphan, which is released.
+            log.warning(
+                "outcome of a job could not be stored; the job will run again", extra={"job_id": context.job.id}
+            )
             self.stop()
 
     @override
     def stop(self) -> None:
-        """Take no more jobs, and end when those running have."""
+        """Take no more jobs, and end when the running jobs have ended."""
         super().stop()  # type: ignore[no-untyped-call]  # It declares no return type.
 
 
 class _Tasks(dict[str, Any]):
-    """Every name has a task, so that an unknown one fails on the same path as any other."""
+    """Returns a task for every name, so that an unknown job fails in the same way as any other."""
 
     def __init__(self, tasks: Mapping[str, Any], unknown: object) -> None:
         super().__init__(tasks)
@@ -117,25 +119,25 @@ class _Retry(BaseRetryStrategy):
 
 
 def delay(policy_of: PolicyOf, job: StoredJob, error: BaseException) -> timedelta | None:
-    """Say how long a job that has just failed waits; None when it is not tried again."""
+    """Return how long a failed job waits for its retry, or None if it is not retried."""
     if job.queueing_lock is not None:
-        # A periodic job: its next run may be waiting already, and two cannot.
+        # A periodic job. Its next run may already be queued, and the lock allows only one.
         return None
     if isinstance(error, asyncio.CancelledError):
-        # The worker is told to stop: that is no fault of the job.
+        # The worker is shutting down, which is not a failure of the job.
         return timedelta(0)
     return policy_of(job.task_name).delay(job.attempts + 1, error)
 
 
 def conninfo(settings: DatabaseSettings) -> str:
-    """Give libpq what the application's own driver is given: the same server, TLS and limits."""
+    """Return the connection string for libpq, with the same server, TLS options and timeouts as the application."""
     url = settings.direct_sqlalchemy_url()
     _, options = url.get_dialect()().create_connect_args(url)
     is_pooled = settings.transaction_pooler and settings.direct_url is None
     limits = (
         "" if is_pooled else " ".join(f"-c {name}={milliseconds(limit)}" for name, limit in settings.limits.items())
     )
-    given = {
+    parameters = {
         "host": _joined(options.get("host")),
         "port": _joined(options.get("port")),
         "user": options.get("user"),
@@ -143,16 +145,16 @@ def conninfo(settings: DatabaseSettings) -> str:
         "dbname": options["database"],
         **for_libpq(options),
         "target_session_attrs": options["target_session_attrs"],
-        # libpq knows whole seconds, two at least.
+        # libpq accepts whole seconds only, and at least two.
         "connect_timeout": max(2, round(settings.connect_timeout.total_seconds())),
         "application_name": f"{settings.application_name}-worker",
-        # A transaction pooler refuses it.
+        # A transaction pooler refuses this parameter.
         "options": limits or None,
-        # A server that has gone silent is noticed by the kernel: this driver sets no limit of its own.
+        # The driver has no timeout for a server that stops responding, so the kernel must detect it.
         "keepalives_idle": 10,
         "tcp_user_timeout": round((settings.statement_timeout.total_seconds() + 1) * 1000),
     }
-    return make_conninfo("", **{name: value for name, value in given.items() if value is not None})
+    return make_conninfo("", **{name: value for name, value in parameters.items() if value is not None})
 
 
 def _joined(value: object) -> str | None:
@@ -162,13 +164,13 @@ def _joined(value: object) -> str | None:
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Say whether the database is away, in the words of either driver."""
+    """Tell whether an error of one of the two drivers means that the database is unavailable."""
     if isinstance(error, exceptions.ConnectorException):
         return isinstance(error.__cause__, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction)
     return isinstance(error, Exception) and is_transient(error)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Leave out what is logged elsewhere: a failed job (here with its arguments), an outage (once for each side task)."""
+def _is_not_logged_elsewhere(record: logging.LogRecord) -> bool:
+    """Drop records about failed jobs, which contain the arguments, and about outages. The application logs both itself."""
     error = record.exc_info[1] if record.exc_info else None
     return getattr(record, "action", None) != "job_error" and not is_outage(error)
