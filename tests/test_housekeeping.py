@@ -1,4 +1,4 @@
-"""Housekeeping on large tables: each step is bounded in rows and in time, whatever the size of the table."""
+"""Housekeeping on large tables: the rows and the time of each step do not depend on the size of the table."""
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,20 +27,20 @@ from tests.volume import filled, plans_of
 SMALL, LARGE = 12_000, 3_000_000
 IS_FULL = os.environ.get("VOLUME") == "full"
 SIZES = [SMALL, pytest.param(LARGE, marks=pytest.mark.skipif(not IS_FULL, reason="takes half an hour: make volume"))]
-# A fifth of what the application allows a statement by default.
-TIME = {"statement_timeout": "1s", "lock_timeout": "200ms"}
-# A step reads its rows to find them, to lock them and to delete them; a job has two events here.
-MOST_READ = 8 * BATCH
+# A fifth of the default statement timeout of the application.
+TIMEOUTS = {"statement_timeout": "1s", "lock_timeout": "200ms"}
+# A step reads each row several times: to find, to lock and to delete it. Each job has two events here.
+MAXIMUM_READ = 8 * BATCH
 
-# Without triggers, foreign keys and WAL: filling takes long enough.
-QUICKLY = "SET session_replication_role = replica; " + "".join(
+# Filling a table without triggers, foreign keys and WAL is faster.
+FAST = "SET session_replication_role = replica; " + "".join(
     f"ALTER TABLE {table} SET UNLOGGED; "
     for table in (
         *("procrastinate_events", "procrastinate_periodic_defers", "procrastinate_jobs", "procrastinate_workers"),
         *("sessions", "revocations", "account_links", "audit_events"),
     )
 )
-# It is cheaper to read a small table whole. Here a step reads it as it would read a large one.
+# PostgreSQL reads a small table completely. This setting makes it use the plan for a large table.
 AS_IF_LARGE = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET enable_seqscan = off', current_database()); END $$; "
 _UUID = "lpad(to_hex(n), 32, '0')::uuid"
 _JOBS = """
@@ -53,7 +53,7 @@ _JOBS = """
 _SESSIONS = f"""
     INSERT INTO sessions (id, user_id, nonce, pepper_id, scope, device_family, idle_expires_at, absolute_expires_at, revoked_at)
     SELECT {_UUID}, {_UUID}, '', 1, '', '', {{ends}}, {{ends}}, {{revoked}} FROM generate_series(1, {{{{rows}}}}) AS n;
-"""  # noqa: S608  # Text of ours.
+"""  # noqa: S608  # Constants of this file.
 
 
 def jobs(status: str, age: str, *, event: str = "succeeded", worker: str = "NULL") -> str:
@@ -86,7 +86,7 @@ async def revoke(session: WriteSession, position: UUID | None) -> UUID | None:
 
 @dataclass(frozen=True)
 class Case:
-    """A housekeeping step, a table that is full of its work, and the rows that the work is about."""
+    """A housekeeping step, the SQL that fills its table, and the rows that the step removes."""
 
     task: str
     fill: str
@@ -105,7 +105,7 @@ CASES = {
         "procrastinate_workers",
         release_orphans,
     ),
-    "jobs that ended before a trigger forgot their worker": Case(
+    "ended jobs that refer to a dead worker": Case(
         "dead_workers",
         DEAD_WORKER + jobs("succeeded", "1 hour", worker="1"),
         "procrastinate_jobs WHERE worker_id IS NOT NULL",
@@ -136,14 +136,14 @@ CASES = {
     ),
     "account links": Case(
         "account_links",
-        f"INSERT INTO account_links (id, user_id, purpose, nonce, pepper_id, expires_at) SELECT {_UUID}, {_UUID}, "  # noqa: S608  # Text of ours.
+        f"INSERT INTO account_links (id, user_id, purpose, nonce, pepper_id, expires_at) SELECT {_UUID}, {_UUID}, "  # noqa: S608  # Constants of this file.
         "'verify_email', '', 1, now() - n * interval '1 s' FROM generate_series(1, {rows}) AS n",
         "account_links",
         partial(links.purge, batch=BATCH),
     ),
     "audit events": Case(
         "audit_events",
-        f"INSERT INTO audit_events (id, event, occurred_at, detail) SELECT {_UUID}, 'n.aged', "  # noqa: S608  # Text of ours.
+        f"INSERT INTO audit_events (id, event, occurred_at, detail) SELECT {_UUID}, 'n.aged', "  # noqa: S608  # Constants of this file.
         "now() - interval '401 days' - n * interval '1 s', '{{}}' FROM generate_series(1, {rows}) AS n",
         "audit_events",
         partial(audit_crud.purge, age=timedelta(days=400), batch=BATCH),
@@ -156,21 +156,21 @@ CASES = {
 
 @asynccontextmanager
 async def filled_with(template_url: str, fill: str, rows: int) -> AsyncIterator[Database]:
-    quickly = QUICKLY + (AS_IF_LARGE if rows == SMALL else "")
-    async with filled(template_url, quickly + fill.format(rows=rows), analyze="ANALYZE", **TIME) as database:
+    setup = FAST + (AS_IF_LARGE if rows == SMALL else "")
+    async with filled(template_url, setup + fill.format(rows=rows), analyze="ANALYZE", **TIMEOUTS) as database:
         yield database
 
 
 async def count(database: Database, work: str) -> int:
     async with database.begin() as session:
-        # Counting may take longer than a step.
+        # Counting may take longer than the statement timeout.
         await session.execute(text("SET LOCAL statement_timeout = '60s'"))
-        return int(await session.scalar(text(f"SELECT count(*) FROM {work}")) or 0)  # noqa: S608  # A name of ours.
+        return int(await session.scalar(text(f"SELECT count(*) FROM {work}")) or 0)  # noqa: S608  # A constant of this file.
 
 
 @pytest.mark.parametrize("rows", SIZES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-async def test_a_step_is_bounded_in_rows_and_time(template_url: str, case: Case, rows: int) -> None:
+async def test_the_rows_and_the_time_of_a_step_are_limited(template_url: str, case: Case, rows: int) -> None:
     async with filled_with(template_url, case.fill, rows) as database:
         left, position = await count(database, case.work), None
         for _ in range(2):
@@ -183,7 +183,7 @@ async def test_a_step_is_bounded_in_rows_and_time(template_url: str, case: Case,
             now_left = await count(database, case.work)
 
             assert 0 < left - now_left <= BATCH
-            assert [str(plan) for plan in plans if plan.rows_fetched > MOST_READ] == []
+            assert [str(plan) for plan in plans if plan.rows_fetched > MAXIMUM_READ] == []
             left = now_left
 
 
@@ -196,7 +196,7 @@ YOUNG = {
 
 @pytest.mark.parametrize("rows", SIZES)
 @pytest.mark.parametrize("fill", YOUNG.values(), ids=YOUNG)
-async def test_jobs_that_are_too_young_are_neither_locked_nor_deleted(template_url: str, fill: str, rows: int) -> None:
+async def test_young_jobs_are_neither_locked_nor_deleted(template_url: str, fill: str, rows: int) -> None:
     async with filled_with(template_url, fill, rows) as database:
         async with database.sessions() as session:
             position = await purge_jobs(session, None)
@@ -205,15 +205,15 @@ async def test_jobs_that_are_too_young_are_neither_locked_nor_deleted(template_u
         (plan,) = await plans_of(database, lambda session: purge_jobs(session, None))
         left = await count(database, "procrastinate_jobs")
 
-    # Young jobs are in front of nothing but younger ones: the walk ends. Behind old ones it goes on.
+    # All jobs after a young finished job are younger, so the purge ends there. Otherwise it continues.
     assert position == (None if fill == YOUNG["finished"] else BATCH)
-    assert modes <= {"AccessShareLock", "ExclusiveLock"}  # The latter is each transaction's own, on its number.
-    assert plan.rows_fetched <= MOST_READ
+    assert modes <= {"AccessShareLock", "ExclusiveLock"}  # Each transaction holds the latter on its own id.
+    assert plan.rows_fetched <= MAXIMUM_READ
     assert left == rows
 
 
 @pytest.mark.parametrize("rows", SIZES)
-async def test_a_scrape_of_the_queue_does_not_read_the_jobs_that_have_finished(template_url: str, rows: int) -> None:
+async def test_the_queue_metrics_do_not_read_finished_jobs(template_url: str, rows: int) -> None:
     async with filled_with(template_url, jobs("succeeded", "1 hour"), rows) as database:
         (plan,) = await plans_of(database, jobs_service.readings)
 
