@@ -165,8 +165,8 @@ async def enqueue[**P](
 async def take(session: WriteSession, work: Work, argument: str) -> bool:
     """Remove an argument from the stored job in the session's transaction. Return False if an earlier run removed it.
 
-    The argument exists until the work that needs it is committed, and that work is done once: of two concurrent runs, the
-    second waits here for the first. Give the parameter a default, because a later run does not receive the argument.
+    The argument exists until the work that needs it is committed. That work is done once: of two concurrent runs, the second
+    waits here for the first. Give the parameter a default, because a later run does not receive the argument.
     """
     values = {"job_id": work.job_id, "argument": argument}
     return await session.scalar(_TAKE, values) is not None

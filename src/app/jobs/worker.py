@@ -1,7 +1,7 @@
 """Runs procrastinate's worker, and starts it again when it fails or the database was unavailable.
 
-Delivery is at least once. The jobs of a worker that dies stay in the status `doing` until another worker notices the missing
-heartbeat and puts them back into the queue.
+Delivery is at least once. When a worker dies, its jobs stay in the status `doing`. Another worker notices the missing heartbeat
+and puts them back into the queue.
 """
 
 import asyncio

@@ -22,6 +22,8 @@ _WATCHDOG = str(Path(watchdog.__file__))
 
 @dataclass(frozen=True)
 class RunAs:
+    """How PostgreSQL runs: the user, the programs, and the directory for its data."""
+
     identity: Identity
     binaries: PostgresBinaries
     directory: Path
