@@ -45,8 +45,8 @@ from app.core.errors import (
     is_out_of_files,
 )
 from app.core.http.access import public
-from app.core.refusals import detail_of
 from app.core.schemas.fields import Omittable
+from app.core.validation_messages import detail_of
 
 log = logging.getLogger(__name__)
 

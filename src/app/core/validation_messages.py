@@ -1,7 +1,6 @@
-"""Texts for each way in which a value can be wrong, for clients and for people at a terminal.
+"""Messages for invalid values, for clients of the API and users of the command line.
 
-The texts of pydantic may quote the value. These cannot: only the limits in the braces are filled in, and they come from the
-declaration.
+The messages of pydantic may quote the value, which can be a secret. These contain only limits from the declaration of the field.
 """
 
 from collections.abc import Mapping
@@ -9,14 +8,14 @@ from typing import Any
 
 _DETAILS = {
     "missing": "This is required.",
-    "extra_forbidden": "There is no such member.",
+    "extra_forbidden": "This member is unknown.",
     "string_type": "This must be a string.",
     "string_too_short": "This must have at least {min_length} characters.",
     "string_too_long": "This may have at most {max_length} characters.",
     "too_short": "This must have a length of at least {min_length}.",
     "too_long": "This must have a length of at most {max_length}.",
     "string_unicode": "This must be valid Unicode.",
-    "string_pattern_mismatch": "This has the wrong form.",
+    "string_pattern_mismatch": "This has the wrong format.",
     "int_type": "This must be an integer.",
     "int_parsing": "This must be an integer.",
     "int_from_float": "This must be an integer.",
@@ -40,9 +39,9 @@ _DETAILS = {
 
 
 def detail_of(error: Mapping[str, Any]) -> str:
-    """Return the text for one error of pydantic."""
+    """Return the message for one validation error of pydantic."""
     kind = error["type"]
     if kind in _DETAILS:
         return _DETAILS[kind].format_map(error.get("ctx", {}))
-    # Errors of our own types carry a text of ours. The others have one of pydantic, which is not shown.
+    # Only the field types of this application set `ours`. Any other message comes from pydantic and may quote the value.
     return str(error["msg"]) if error.get("ctx", {}).get("ours") else "This value is not valid."
