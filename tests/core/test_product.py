@@ -1,4 +1,4 @@
-"""One name for the product: the distribution, the document of the API, the settings and the passwords follow it."""
+"""The distribution, the OpenAPI document, the settings and the password rules use the name of the product."""
 
 import tomllib
 from importlib.metadata import version
@@ -25,13 +25,13 @@ def test_the_distribution_has_the_slug_as_its_name() -> None:
     assert product.release() == version(product.SLUG) == project["version"]
 
 
-def test_a_name_that_no_distribution_has_leaves_metrics_and_traces_working(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_unknown_if_no_distribution_has_the_slug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "SLUG", "a-name-that-nothing-is-installed-under")
 
     assert product.release() == "unknown"
 
 
-def test_the_api_s_document_and_the_command_line_show_the_name(settings: Settings) -> None:
+def test_the_openapi_document_and_the_command_line_show_the_name(settings: Settings) -> None:
     document = create_app(settings).openapi()["info"]
     shown = CliRunner().invoke(cli, ["--help"]).output
 
@@ -39,7 +39,7 @@ def test_the_api_s_document_and_the_command_line_show_the_name(settings: Setting
     assert product.NAME in " ".join(shown.split())
 
 
-def test_the_defaults_of_the_settings_are_the_name() -> None:
+def test_defaults_of_settings_use_the_name() -> None:
     assert DatabaseSettings.model_fields["application_name"].default == product.SLUG
     assert AuthSettings.model_fields["audience"].default == product.SLUG
     assert MailSettings.model_fields["from_name"].default == product.NAME
@@ -54,7 +54,7 @@ def test_the_defaults_of_the_settings_are_the_name() -> None:
         ("Ace", "ace", "ace 1815 1852 ace"),
     ],
 )
-def test_a_password_made_of_the_name_is_refused(
+def test_a_password_made_of_the_name_is_rejected(
     monkeypatch: pytest.MonkeyPatch, name: str, slug: str, password: str
 ) -> None:
     monkeypatch.setattr(product, "NAME", name)

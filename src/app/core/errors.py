@@ -1,14 +1,14 @@
-"""The failures a client may see, and the status each kind becomes.
+"""Kinds of errors that clients see, and the HTTP status of each.
 
     AppError
     ├── MalformedRequestError     400  cannot be parsed
-    ├── InvalidInputError         422  parsed, but a value is refused
-    ├── UnauthenticatedError      401  who are you?
-    ├── ForbiddenError            403  you may not
+    ├── InvalidInputError         422  parsed, but a value is invalid
+    ├── UnauthenticatedError      401  not authenticated
+    ├── ForbiddenError            403  authenticated, but not allowed
     ├── NotFoundError             404
     ├── MethodNotAllowedError     405
     ├── NotAcceptableError        406
-    ├── RequestTimeoutError       408  took too long to arrive
+    ├── RequestTimeoutError       408  request not received in time
     ├── ConflictError             409
     ├── PreconditionFailedError   412
     ├── PayloadTooLargeError      413
@@ -20,7 +20,7 @@
     ├── InternalError             500
     └── UnavailableError          503
 
-A feature subclasses a kind and adds `code` and `detail`; nothing here knows HTTP beyond the number.
+A feature subclasses a kind and sets `code` and `detail`. This module depends on no web framework.
 """
 
 import errno
@@ -32,7 +32,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One refused value: where it was (JSON pointer in a URI fragment), a stable code, and what to do."""
+    """One invalid value: its place (a JSON pointer as a URI fragment), a stable code, and what to do."""
 
     pointer: str
     code: str
@@ -40,7 +40,7 @@ class FieldError:
 
 
 class AppError(Exception):
-    """A failure that is part of the contract: `problem` names its kind, `code` this very case."""
+    """An error that is part of the API. `problem` names its kind, `code` the exact case. Clients may rely on both."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     problem: ClassVar[str] = "internal-error"
@@ -64,12 +64,12 @@ class MalformedRequestError(AppError):
 
 
 class InvalidInputError(AppError):
-    """The request was understood, and some of its values are refused."""
+    """The request can be parsed, but some of its values are invalid."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     problem = "validation-error"
     code = "validation_error"
-    detail = "Some values were refused; see `errors`."
+    detail = "Some values are invalid. See `errors`."
     oauth_error = "invalid_request"
 
     def __init__(self, *errors: FieldError) -> None:
@@ -78,17 +78,17 @@ class InvalidInputError(AppError):
 
 
 class UnauthenticatedError(AppError):
-    """The caller has not shown who they are."""
+    """The caller is not authenticated."""
 
     status = HTTPStatus.UNAUTHORIZED
     problem = "unauthorized"
     code = "unauthorized"
-    detail = "This needs an access token."
+    detail = "This operation requires an access token."
     oauth_error = "invalid_client"
 
 
 class ForbiddenError(AppError):
-    """The caller is known and may not do this."""
+    """The caller is authenticated, but not allowed to do this."""
 
     status = HTTPStatus.FORBIDDEN
     problem = "forbidden"
@@ -98,56 +98,59 @@ class ForbiddenError(AppError):
 
 
 class NotFoundError(AppError):
-    """There is nothing here, or nothing the caller may see."""
+    """The resource does not exist, or the caller may not see it."""
 
     status = HTTPStatus.NOT_FOUND
     problem = "not-found"
     code = "not_found"
-    detail = "There is nothing at this address."
+    detail = "There is no resource at this address."
 
 
 class MethodNotAllowedError(AppError):
-    """The address exists, the method does not."""
+    """The resource exists, but does not support the method."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
     problem = "method-not-allowed"
     code = "method_not_allowed"
-    detail = "This address does not answer that method; `Allow` lists those it does."
+    detail = "This resource does not support the method. `Allow` lists the methods that it supports."
 
 
 class NotAcceptableError(AppError):
-    """The client accepts no form this can be given in."""
+    """The client accepts no media type that the server can send."""
 
     status = HTTPStatus.NOT_ACCEPTABLE
     problem = "not-acceptable"
     code = "not_acceptable"
-    detail = "The answer exists as JSON only, and `Accept` excludes it."
+    detail = "The response is available as JSON only, and `Accept` excludes JSON."
 
 
 class RequestTimeoutError(AppError):
-    """The request takes too long to arrive."""
+    """The server did not receive the whole request in time."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     problem = "request-timeout"
     code = "request_timeout"
-    detail = "The request did not arrive in time."
+    detail = "The server did not receive the whole request in time."
     oauth_error = "invalid_request"
 
 
 class ConflictError(AppError):
-    """The request contradicts what is stored."""
+    """The request conflicts with stored data."""
 
     status = HTTPStatus.CONFLICT
     problem = "conflict"
     code = "conflict"
-    detail = "This contradicts the present state."
+    detail = "The request conflicts with the current state of the resource."
 
 
 class GoneMeanwhileError(ConflictError):
-    """A row that the request refers to was deleted before the write: the answer to a violated foreign key, where declared."""
+    """A row that the request refers to was deleted before the write.
+
+    The response to a violated foreign key, in operations that declare this error.
+    """
 
     code = "gone_meanwhile"
-    detail = "Something this refers to has been deleted meanwhile; read it again."
+    detail = "Something that the request refers to has been deleted. Read it again."
 
 
 class PreconditionFailedError(AppError):
@@ -156,11 +159,11 @@ class PreconditionFailedError(AppError):
     status = HTTPStatus.PRECONDITION_FAILED
     problem = "precondition-failed"
     code = "precondition_failed"
-    detail = "The resource has changed since you read it; read it again."
+    detail = "The resource has changed since you read it. Read it again."
 
 
 class PayloadTooLargeError(AppError):
-    """The body exceeds the limit."""
+    """The body is longer than the limit."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     problem = "payload-too-large"
@@ -170,7 +173,7 @@ class PayloadTooLargeError(AppError):
 
 
 class UriTooLongError(AppError):
-    """The target of the request exceeds the limit."""
+    """The request target is longer than the limit."""
 
     status = HTTPStatus.REQUEST_URI_TOO_LONG
     problem = "uri-too-long"
@@ -179,31 +182,31 @@ class UriTooLongError(AppError):
 
 
 class UnsupportedMediaTypeError(AppError):
-    """The body is of a type this operation does not read."""
+    """The operation does not support the media type of the body."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     problem = "unsupported-media-type"
     code = "unsupported_media_type"
-    detail = "This operation does not read bodies of that type."
+    detail = "This operation does not support the media type of the body."
     oauth_error = "invalid_request"
 
 
 class ExpectationFailedError(AppError):
-    """The client expects what no server here does."""
+    """The server does not support the value of `Expect`."""
 
     status = HTTPStatus.EXPECTATION_FAILED
     problem = "expectation-failed"
     code = "expectation_failed"
-    detail = "The only expectation this server knows is `100-continue`."
+    detail = "The only supported value of `Expect` is `100-continue`."
 
 
 class RateLimitedError(AppError):
-    """The caller asks too often."""
+    """The caller sends too many requests."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     problem = "rate-limited"
     code = "rate_limited"
-    detail = "Too many requests; wait as long as `Retry-After` says."
+    detail = "Too many requests. Wait for the number of seconds in `Retry-After`."
     oauth_error = "temporarily_unavailable"
 
     def __init__(self, *, retry_after: int) -> None:
@@ -211,27 +214,27 @@ class RateLimitedError(AppError):
 
 
 class HeadersTooLargeError(AppError):
-    """The headers are too many, or too long together."""
+    """There are too many headers, or they are too long."""
 
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     problem = "headers-too-large"
     code = "headers_too_large"
-    detail = "The headers are more than this server accepts."
+    detail = "There are more headers than this server accepts, or they are too long."
 
 
 class InternalError(AppError):
-    """A defect of ours; the log line with the same request id has the traceback."""
+    """A bug of the application. The log line with the same request id has the traceback."""
 
     oauth_error = "server_error"
 
 
 class UnavailableError(AppError):
-    """Something this needs is away or overloaded; it heals by itself."""
+    """A required service is unreachable or overloaded. A later retry may succeed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     problem = "service-unavailable"
     code = "service_unavailable"
-    detail = "The service cannot answer at the moment; try again shortly."
+    detail = "The service is temporarily unavailable. Try again shortly."
     oauth_error = "temporarily_unavailable"
 
     def __init__(self, *, retry_after: int = 1) -> None:
@@ -247,9 +250,9 @@ class TemporaryError(Exception):
 
 
 class ConfigurationError(Exception):
-    """The settings cannot be used; the text names every problem, one a line."""
+    """The settings are invalid. The text lists every problem, one per line."""
 
 
 def is_out_of_files(error: BaseException) -> bool:
-    """Tell whether an error means that this process, or the machine, has no free file descriptor."""
+    """Return whether the error means that this process, or the machine, has no free file descriptor."""
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 means it: each member once, finite numbers."""
+"""Strict JSON (RFC 8259): unique member names and finite numbers only."""
 
 import json
 import math
@@ -6,26 +6,28 @@ from typing import Any, NoReturn
 
 
 class DuplicateNameError(ValueError):
-    """A name occurs twice in one object. Parsers disagree which of the two counts."""
+    """A name occurs twice in one object. Parsers disagree about which value is valid."""
 
 
 def loads(text: str) -> Any:
-    """Read a document. Raises ValueError for what is not JSON, and DuplicateNameError."""
-    return json.loads(text, object_pairs_hook=_members, parse_constant=_refuse, parse_float=_finite)
+    """Parse a document. Raises DuplicateNameError for a repeated name, and ValueError for any other invalid document."""
+    return json.loads(
+        text, object_pairs_hook=_unique_members, parse_constant=_reject_constant, parse_float=_finite_float
+    )
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise DuplicateNameError
     return members
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject_constant(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(text)
