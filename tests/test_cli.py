@@ -225,7 +225,7 @@ def test_an_administrator_is_created_with_the_password_typed_twice(
     assert aftermath(clone_url, "SELECT email FROM users") == [{"email": "ada@example.com"}]
 
 
-TOO_SHORT = "This must have at least 15 characters; a few words make a good one."
+TOO_SHORT = "This must have at least 15 characters. A few words make a good password."
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Passwords looked up in a sorted file of digests."""
+"""Checks of passwords against a sorted file of digests."""
 
 import errno
 import hashlib
@@ -44,7 +44,7 @@ def is_refused(password: str, file: Path) -> bool:
 
 @contextmanager
 def without_free_files() -> Iterator[None]:
-    """Let this process open no file until the block ends."""
+    """Leave this process without a free file descriptor until the block ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -54,7 +54,7 @@ def without_free_files() -> Iterator[None]:
 
 
 def bytes_read() -> int:
-    """Give how much this process has read so far, wherever from."""
+    """Return the number of bytes that this process has read so far, from all sources."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -64,7 +64,7 @@ def lookups(outcome: str) -> float:
 
 @pytest.mark.parametrize(("ending", "last"), [("\r\n", "\r\n"), ("\r\n", ""), ("\n", "\n"), ("\n", "")])
 @pytest.mark.parametrize("count", [1, 2, 3, 100])
-def test_every_line_is_found_and_nothing_else(tmp_path: Path, ending: str, last: str, count: int) -> None:
+def test_exactly_the_passwords_of_the_file_are_rejected(tmp_path: Path, ending: str, last: str, count: int) -> None:
     file = write(tmp_path / "breached.txt", BREACHED[:count], ending=ending, last=last)
 
     check_breached(file)
@@ -75,7 +75,7 @@ def test_every_line_is_found_and_nothing_else(tmp_path: Path, ending: str, last:
 
 
 @given(st.sets(st.text(max_size=8), min_size=1, max_size=40), st.text(max_size=8))
-def test_what_is_refused_is_what_the_file_has(
+def test_a_password_is_rejected_only_if_the_file_contains_it(
     tmp_path_factory: pytest.TempPathFactory, breached: set[str], password: str
 ) -> None:
     file = write(tmp_path_factory.getbasetemp() / "breached.txt", breached)
@@ -83,7 +83,7 @@ def test_what_is_refused_is_what_the_file_has(
     assert is_refused(password, file) == (password in breached)
 
 
-def test_digests_without_counts_are_a_file_too(tmp_path: Path) -> None:
+def test_a_file_of_digests_without_counts_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "breached.txt"
     file.write_text("".join(f"{digest(password)}\n" for password in in_order(BREACHED)))
 
@@ -93,7 +93,7 @@ def test_digests_without_counts_are_a_file_too(tmp_path: Path) -> None:
     assert lookups("found") == before + len(BREACHED)
 
 
-def test_a_look_up_reads_little_of_a_large_file(tmp_path: Path) -> None:
+def test_a_check_reads_a_small_part_of_a_large_file(tmp_path: Path) -> None:
     file = write(tmp_path / "breached.txt", [f"password {number}" for number in range(20_000)])
 
     before = bytes_read()
@@ -103,7 +103,7 @@ def test_a_look_up_reads_little_of_a_large_file(tmp_path: Path) -> None:
     assert bytes_read() - before < file.stat().st_size / 100
 
 
-def test_the_refusal_says_where_and_what_and_not_the_password(tmp_path: Path) -> None:
+def test_the_error_names_the_field_and_does_not_contain_the_password(tmp_path: Path) -> None:
     file = write(tmp_path / "breached.txt", ["CANARY"])
 
     with pytest.raises(InvalidInputError) as refused:
@@ -113,15 +113,15 @@ def test_the_refusal_says_where_and_what_and_not_the_password(tmp_path: Path) ->
         FieldError(
             "#/new_password",
             "password_too_common",
-            "This password has become known by a breach, so it is tried early; choose another one.",
+            "This password appears in known data breaches. Choose another one.",
         ),
     )
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"A line of something else, and longer than sixty-four bytes altogether.\n" * 9]
+    "content", [None, b"This line has another format, and it is longer than sixty-four bytes.\n" * 9]
 )
-def test_a_file_that_cannot_be_read_refuses_nothing_and_is_told(
+def test_an_unreadable_file_rejects_no_password_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     file = tmp_path / "breached.txt"
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_refuses_nothing_and_is_told(
     assert digest("CANARY") not in str(vars(record))
 
 
-def test_without_a_free_file_descriptor_a_password_is_not_accepted_unseen(tmp_path: Path) -> None:
+def test_a_password_is_not_accepted_unchecked_without_a_free_file_descriptor(tmp_path: Path) -> None:
     file = write(tmp_path / "breached.txt", BREACHED)
 
     with without_free_files(), pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
@@ -147,23 +147,21 @@ def test_without_a_free_file_descriptor_a_password_is_not_accepted_unseen(tmp_pa
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param("", "at byte 0 is no line of a SHA-1 digest", id="nothing"),
-        pytest.param("password\nletmein\n", "at byte 0 is no line of a SHA-1 digest", id="passwords"),
-        pytest.param(f"{digest('x').lower()}:3\n", "at byte 0 is no line of a SHA-1 digest", id="lower case"),
-        pytest.param(f"{'A' * 32}:3\n", "at byte 0 is no line of a SHA-1 digest", id="NTLM"),
-        pytest.param(f"{digest('x')}:3\n\n", "at byte 43 is no line of a SHA-1 digest", id="a line is empty"),
-        pytest.param(f"{digest('x')}:3\n{digest('y')[:30]}", "is no line of a SHA-1 digest", id="cut off"),
+        pytest.param("", "invalid line at byte 0; expected a SHA-1 digest", id="empty file"),
+        pytest.param("password\nletmein\n", "invalid line at byte 0; expected a SHA-1 digest", id="passwords"),
+        pytest.param(f"{digest('x').lower()}:3\n", "invalid line at byte 0; expected a SHA-1 digest", id="lower case"),
+        pytest.param(f"{'A' * 32}:3\n", "invalid line at byte 0; expected a SHA-1 digest", id="NTLM"),
+        pytest.param(f"{digest('x')}:3\n\n", "invalid line at byte 43; expected a SHA-1 digest", id="empty line"),
+        pytest.param(f"{digest('x')}:3\n{digest('y')[:30]}", "expected a SHA-1 digest", id="incomplete line"),
         pytest.param(
             "".join(f"{digest(word)}:9\n" for word in reversed(in_order(BREACHED))),
-            "it is not sorted by the digests: see the lines at bytes 0 and 43",
-            id="the wrong way round",
+            "the file is not sorted by digest; compare the lines at bytes 0 and 43",
+            id="descending",
         ),
-        pytest.param("".join(f"{digest(word)}:9\n" for word in BREACHED), "it is not sorted", id="by something else"),
+        pytest.param("".join(f"{digest(word)}:9\n" for word in BREACHED), "not sorted by digest", id="not sorted"),
     ],
 )
-def test_a_file_that_cannot_be_searched_is_told_by_what_is_wrong_with_it(
-    tmp_path: Path, content: str, reason: str
-) -> None:
+def test_the_check_at_the_start_names_what_is_wrong_with_a_file(tmp_path: Path, content: str, reason: str) -> None:
     file = tmp_path / "breached.txt"
     file.write_text(content)
 
@@ -173,7 +171,7 @@ def test_a_file_that_cannot_be_searched_is_told_by_what_is_wrong_with_it(
         check_breached(file)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_the_check_at_the_start_rejects_a_missing_file_and_a_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"missing.txt: No such file or directory$"):
         check_breached(tmp_path / "missing.txt")
     with pytest.raises(ConfigurationError, match=r"Is a directory$"):

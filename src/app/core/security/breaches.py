@@ -1,6 +1,7 @@
-"""Passwords known from breaches, looked up in a file of their digests that is never loaded: it has tens of gigabytes.
+"""Checks new passwords against a file of passwords from known data breaches.
 
-The file is that of Pwned Passwords: lines of `DIGEST:COUNT`, SHA-1 in upper-case hexadecimal, by order of the digests.
+The file has the format of Pwned Passwords: lines of `DIGEST:COUNT`, sorted by digest. The digest is SHA-1 in upper-case hexadecimal.
+The file can have tens of gigabytes, so it is never loaded into memory: each check is a binary search in the file.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from app.core.observability.metrics import Counter
 
 _LOOKUPS = Counter(
     "breached_password_lookups",
-    "New passwords looked up among the breached ones.",
+    "Checks of new passwords against the file of breached passwords.",
     outcome=("found", "not_found", "failed"),
 )
 _LINE = re.compile(rb"([0-9A-F]{40})(?::\d{1,20})?(?:\r?\n|\r?\Z)")
@@ -27,28 +28,28 @@ log = logging.getLogger(__name__)
 
 
 def refuse_breached(password: str, file: Path, *, pointer: str) -> None:
-    """Raise an `InvalidInputError` for a password that the file has. If the file cannot be read, log that and accept the password.
+    """Raise an `InvalidInputError` for a password that the file contains. If the file cannot be read, log an error and accept it.
 
-    If no file descriptor is free, the `OSError` is raised: clients can cause that, and must not get a password accepted by it.
+    If no file descriptor is free, raise the `OSError`. Clients can cause that state, so it must not disable the check.
     """
     try:
         with FileIO(file) as lines:
-            is_breached = _has(lines, _digest(password))
+            is_breached = _contains(lines, _digest(password))
     except (OSError, ValueError) as error:
         if is_out_of_files(error):
             raise
-        # Else nobody could register, or recover an account, until a file is repaired.
+        # A damaged file must not stop registrations and password resets.
         log.error("breached passwords cannot be read", extra={"reason": str(error)})  # noqa: TRY400  # No traceback.
         _LOOKUPS.count("failed")
         return
     _LOOKUPS.count("found" if is_breached else "not_found")
     if is_breached:
-        detail = "This password has become known by a breach, so it is tried early; choose another one."
+        detail = "This password appears in known data breaches. Choose another one."
         raise InvalidInputError(FieldError(pointer, "password_too_common", detail))
 
 
 def check_breached(file: Path) -> None:
-    """Raise a `ConfigurationError` for a file that cannot be searched, as far as samples tell."""
+    """Raise a `ConfigurationError` if the file cannot be read, or if a sample of its lines is invalid or not sorted."""
     try:
         with FileIO(file) as lines:
             _check_samples(lines, _size(lines))
@@ -70,13 +71,13 @@ def _size(lines: FileIO) -> int:
     return os.fstat(lines.fileno()).st_size
 
 
-def _has(lines: FileIO, sought: bytes) -> bool:
+def _contains(lines: FileIO, wanted: bytes) -> bool:
     low, high = 0, _size(lines)
     while low < high:
         begin, end, digest = _line_at(lines, (low + high) // 2)
-        if digest == sought:
+        if digest == wanted:
             return True
-        if digest < sought:
+        if digest < wanted:
             low = end
         else:
             high = begin
@@ -84,12 +85,14 @@ def _has(lines: FileIO, sought: bytes) -> bool:
 
 
 def _line_at(lines: FileIO, position: int) -> tuple[int, int, bytes]:
-    """Give where the line around a position begins and ends, and its digest."""
+    """Return the start and the end of the line at a byte position, and its digest."""
     first = max(position - _LONGEST_LINE, 0)
     block = os.pread(lines.fileno(), 2 * _LONGEST_LINE, first)
     line = _LINE.match(block, block.rfind(b"\n", 0, position - first) + 1)
     if line is None:
-        message = f"at byte {position} is no line of a SHA-1 digest in upper-case hexadecimal, a colon and a count"
+        message = (
+            f"invalid line at byte {position}; expected a SHA-1 digest in upper-case hexadecimal, a colon and a count"
+        )
         raise ValueError(message)
     return first + line.start(), first + line.end(), line[1]
 
@@ -99,5 +102,5 @@ def _check_samples(lines: FileIO, size: int) -> None:
     samples = [_line_at(lines, position) for position in (*positions, max(size - 1, 0))]
     for (begin, _, digest), (later, _, other) in pairwise(samples):
         if later > begin and other <= digest:
-            message = f"it is not sorted by the digests: see the lines at bytes {begin} and {later}"
+            message = f"the file is not sorted by digest; compare the lines at bytes {begin} and {later}"
             raise ValueError(message)
