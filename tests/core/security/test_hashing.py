@@ -38,7 +38,7 @@ def argon2_hasher() -> Iterator[PasswordHasher]:
 
 
 class Gate:
-    """Work that stands in its thread until it is let through."""
+    """Work that blocks its thread until `opened` is set."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -50,9 +50,9 @@ class Gate:
 
 
 async def settled(hasher: PasswordHasher, admitted: int) -> None:
-    """Wait until the hasher counts this many passwords; the count goes down on the loop, not in the thread."""
+    """Wait until the hasher counts this many passwords. The event loop lowers the count, not the thread."""
     async with asyncio.timeout(5):
-        while hasher._admitted != admitted:  # noqa: ASYNC110  # The count has no event; each turn of the loop may change it.
+        while hasher._admitted != admitted:  # noqa: ASYNC110  # No event announces a change of the count.
             await asyncio.sleep(0)
 
 
@@ -64,13 +64,13 @@ async def test_a_password_verifies_against_its_own_hash_and_no_other(hasher: Pas
     assert stored.startswith("$bcrypt-sha256$v=2,t=2b,r=4$")
 
 
-async def test_one_password_has_a_new_hash_each_time(hasher: PasswordHasher) -> None:
+async def test_each_hash_of_the_same_password_is_different(hasher: PasswordHasher) -> None:
     assert await hasher.hash("correct horse battery staple") != await hasher.hash("correct horse battery staple")
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=300))
-def test_any_text_survives_the_round_trip(password: str) -> None:
+def test_any_text_verifies_against_its_hash(password: str) -> None:
     hasher = BcryptSha256Hasher(4)
 
     stored = hasher.hash(password)
@@ -89,7 +89,7 @@ def test_hashes_of_passlib_verify() -> None:
     assert not hasher.check_needs_rehash(PASSLIB_HASH)
 
 
-def test_the_hash_is_the_one_passlib_makes_of_the_same_salt() -> None:
+def test_passlib_makes_the_same_hash_from_the_same_salt() -> None:
     assert BcryptSha256Hasher(5).hash(PASSLIB_PASSWORD, salt=b"$2b$05$EYWlDXSiipAdsdjDwoJ6Me") == PASSLIB_HASH
 
 
@@ -113,7 +113,7 @@ async def test_bcrypt_hashes_of_other_systems_verify_and_are_replaced(hasher: Pa
     assert await hasher.verify(password, verification.new_hash) == Verification(is_valid=True)
 
 
-async def test_a_wrong_password_replaces_no_imported_hash(hasher: PasswordHasher) -> None:
+async def test_a_wrong_password_does_not_replace_an_imported_hash(hasher: PasswordHasher) -> None:
     imported = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
 
     assert await hasher.verify("wrong", imported) == Verification(is_valid=False)
@@ -162,12 +162,12 @@ async def test_changing_the_scheme_back_to_bcrypt_replaces_argon2id_hashes(
         "$argon2id$v=19$m=65536,t=3,p=4$broken",
     ],
 )
-async def test_what_is_no_hash_verifies_nothing(hasher: PasswordHasher, stored: str) -> None:
+async def test_an_invalid_hash_never_verifies(hasher: PasswordHasher, stored: str) -> None:
     assert await hasher.verify("plain text", stored) == Verification(is_valid=False)
     assert await hasher.verify("", stored) == Verification(is_valid=False)
 
 
-def test_a_foreign_hash_is_neither_identified_nor_verified_nor_current() -> None:
+def test_a_hash_of_another_scheme_is_not_identified_or_verified_and_needs_a_rehash() -> None:
     hasher = BcryptSha256Hasher(4)
 
     assert not hasher.identify("$2b$04$x")
@@ -176,7 +176,7 @@ def test_a_foreign_hash_is_neither_identified_nor_verified_nor_current() -> None
 
 
 @pytest.mark.parametrize("stored", [None, "", "!", "$2b$04$short"])
-async def test_an_account_without_a_usable_hash_costs_the_same_work(
+async def test_verifying_without_a_usable_hash_costs_the_same_work(
     monkeypatch: pytest.MonkeyPatch, hasher: PasswordHasher, stored: str | None
 ) -> None:
     costs: list[bytes] = []
@@ -203,9 +203,9 @@ def bcrypt_hash(kind: str, rounds: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["plain", "prehashed"])
-@pytest.mark.parametrize(("rounds", "made_up_for"), [(4, [4, 5, 6]), (6, [6]), (7, []), (8, [])])
-async def test_a_refusal_by_a_cheaper_hash_costs_the_decoy_s_work(
-    monkeypatch: pytest.MonkeyPatch, kind: str, rounds: int, made_up_for: list[int]
+@pytest.mark.parametrize(("rounds", "additional"), [(4, [4, 5, 6]), (6, [6]), (7, []), (8, [])])
+async def test_a_wrong_password_for_a_cheaper_hash_costs_the_same_work_as_the_decoy(
+    monkeypatch: pytest.MonkeyPatch, kind: str, rounds: int, additional: list[int]
 ) -> None:
     costs: list[int] = []
     hashpw = bcrypt.hashpw
@@ -220,12 +220,12 @@ async def test_a_refusal_by_a_cheaper_hash_costs_the_decoy_s_work(
         verification = await hasher.verify("wrong horse", stored)
 
     assert not verification.is_valid
-    assert costs == made_up_for
+    assert costs == additional
     if rounds <= 7:
         assert 2**rounds + sum(2**cost for cost in costs) == 2**7
 
 
-async def test_a_cheaper_hash_is_not_made_up_for_where_the_decoy_is_none_of_bcrypt_s(
+async def test_a_bcrypt_hash_costs_no_additional_work_if_the_scheme_is_argon2id(
     monkeypatch: pytest.MonkeyPatch, argon2_hasher: PasswordHasher
 ) -> None:
     stored = bcrypt_hash("plain", 4)
@@ -238,7 +238,7 @@ async def test_a_cheaper_hash_is_not_made_up_for_where_the_decoy_is_none_of_bcry
     assert not (await argon2_hasher.verify("wrong horse", stored)).is_valid
 
 
-async def test_an_unknown_account_costs_one_argon2id_where_that_is_the_scheme(
+async def test_an_unknown_account_costs_one_argon2id_hash_if_that_is_the_scheme(
     monkeypatch: pytest.MonkeyPatch, argon2_hasher: PasswordHasher
 ) -> None:
     verified: list[str | bytes] = []
@@ -254,7 +254,7 @@ async def test_an_unknown_account_costs_one_argon2id_where_that_is_the_scheme(
     assert [str(stored)[:31] for stored in verified] == ["$argon2id$v=19$m=65536,t=3,p=4$"]
 
 
-async def test_passwords_beyond_the_queue_are_refused_at_once() -> None:
+async def test_a_full_queue_refuses_further_passwords_at_once() -> None:
     gate = Gate()
     with hashing(hash_threads=1, hash_queue=1) as hasher:
         running = asyncio.create_task(hasher._run(gate))
@@ -271,14 +271,14 @@ async def test_passwords_beyond_the_queue_are_refused_at_once() -> None:
     assert refused.value.headers == {"Retry-After": "1"}
 
 
-async def test_a_place_in_the_queue_is_free_again_when_the_work_is_done() -> None:
+async def test_finished_work_frees_its_place_in_the_queue() -> None:
     with hashing(hash_threads=1, hash_queue=0) as hasher:
         for _ in range(3):
             assert not (await hasher.verify("x", None)).is_valid
             await settled(hasher, 0)
 
 
-async def test_work_that_fails_frees_its_place() -> None:
+async def test_failed_work_frees_its_place_in_the_queue() -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -289,7 +289,7 @@ async def test_work_that_fails_frees_its_place() -> None:
         await settled(hasher, 0)
 
 
-async def test_an_abandoned_hash_keeps_its_place_until_its_thread_is_free() -> None:
+async def test_a_cancelled_hash_keeps_its_place_until_its_thread_is_free() -> None:
     gate = Gate()
     with hashing(hash_threads=1, hash_queue=0) as hasher:
         abandoned = asyncio.create_task(hasher._run(gate))
@@ -306,7 +306,7 @@ async def test_an_abandoned_hash_keeps_its_place_until_its_thread_is_free() -> N
         assert await hasher.hash("x")
 
 
-async def test_a_queued_hash_that_is_abandoned_frees_its_place_without_running() -> None:
+async def test_a_cancelled_hash_in_the_queue_frees_its_place_without_running() -> None:
     gate, ran = Gate(), threading.Event()
     with hashing(hash_threads=1, hash_queue=1) as hasher:
         running = asyncio.create_task(hasher._run(gate))
@@ -323,12 +323,12 @@ async def test_a_queued_hash_that_is_abandoned_frees_its_place_without_running()
     assert not ran.is_set()
 
 
-async def test_the_loop_runs_on_while_a_password_is_hashed() -> None:
+async def test_the_event_loop_runs_while_a_password_is_hashed() -> None:
     gate = Gate()
     with hashing(hash_threads=1) as hasher:
         working = asyncio.create_task(hasher._run(gate))
 
-        # Only a loop that runs can wait for the thread, and then let it through.
+        # Only a running event loop gets to these lines while the thread is blocked.
         await asyncio.to_thread(gate.entered.wait, 5)
         assert not working.done()
         gate.opened.set()
@@ -336,7 +336,7 @@ async def test_the_loop_runs_on_while_a_password_is_hashed() -> None:
         await working
 
 
-async def test_public_methods_hash_in_the_hasher_s_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_public_methods_hash_in_the_threads_of_the_hasher(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
     hashpw, checkpw = bcrypt.hashpw, bcrypt.checkpw
 
@@ -356,8 +356,8 @@ async def test_public_methods_hash_in_the_hasher_s_own_threads(monkeypatch: pyte
     assert threads == ["password-hash_0", "password-hash_0"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="niceness is per thread on Linux alone")
-async def test_hashing_yields_to_everything_else() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is per thread only on Linux")
+async def test_hashing_runs_at_a_lower_priority() -> None:
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
@@ -365,7 +365,7 @@ async def test_hashing_yields_to_everything_else() -> None:
         assert await hasher._run(niceness) > niceness()
 
 
-async def test_a_system_that_denies_a_lower_priority_hashes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hashing_works_if_the_system_denies_a_lower_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*_arguments: int) -> None:
         raise PermissionError
 
@@ -374,7 +374,7 @@ async def test_a_system_that_denies_a_lower_priority_hashes_all_the_same(monkeyp
         assert (await hasher.verify("x", await hasher.hash("x"))).is_valid
 
 
-def test_a_hash_that_outlives_its_loop_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hash_that_outlives_the_event_loop_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate()
     with hashing(hash_threads=1) as hasher:
 

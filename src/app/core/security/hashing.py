@@ -1,4 +1,4 @@
-"""Primitives: passwords, hashed and verified off the event loop."""
+"""Hashes and verifies passwords in threads of its own, so that the event loop stays free."""
 
 import asyncio
 import os
@@ -26,7 +26,9 @@ from app.core.security.breaches import refuse_breached
 from app.core.security.passwords import composed
 
 _HASHES = Counter(
-    "password_hashes", "Passwords hashed or verified, and those refused by a full queue.", outcome=("begun", "refused")
+    "password_hashes",
+    "Passwords hashed or verified, and those that a full queue refused.",
+    outcome=("begun", "refused"),
 )
 _NICENESS = 10
 _ROUNDS = re.compile(r"\$(?:2[abxy]\$|bcrypt-sha256\$v=2,t=2b,r=)([0-9]{1,2})\$")
@@ -34,17 +36,17 @@ _BCRYPT_SHA256 = re.compile(r"\$bcrypt-sha256\$v=2,t=2b,r=(\d{1,2})\$([A-Za-z0-9
 
 
 class HashingBusyError(UnavailableError):
-    """More passwords wait to be hashed than the queue admits."""
+    """The queue of passwords to hash is full."""
 
     code = "hashing_busy"
-    detail = "Too many logins at once; try again in a moment."
+    detail = "Too many logins at once. Try again in a moment."
 
 
 class BcryptSha256Hasher(HasherProtocol):
-    """bcrypt over HMAC-SHA-256 of the password, so that all of it counts: bcrypt alone reads 72 bytes.
+    """bcrypt of the HMAC-SHA-256 of the password, so that every byte counts: bcrypt alone reads only 72 bytes.
 
-    The format and the construction are passlib's `bcrypt_sha256` version 2: the HMAC key is bcrypt's salt, which keeps
-    the pre-hash from being looked up in a table of plain SHA-256 digests.
+    Format and construction are those of passlib's `bcrypt_sha256` version 2. The key of the HMAC is bcrypt's salt. So a table of
+    plain SHA-256 digests does not help an attacker.
     """
 
     def __init__(self, rounds: int) -> None:
@@ -77,7 +79,7 @@ class BcryptSha256Hasher(HasherProtocol):
 
 
 class _TruncatingBcryptHasher(BcryptHasher):
-    """Plain `$2b$` hashes from other systems, which truncated at 72 bytes; bcrypt 5 refuses longer passwords."""
+    """Verifies plain `$2b$` hashes from other systems. Those truncated passwords to 72 bytes; bcrypt 5 rejects longer ones."""
 
     @override
     def verify(self, password: str | bytes, hash: str | bytes) -> bool:
@@ -86,53 +88,50 @@ class _TruncatingBcryptHasher(BcryptHasher):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether the password was right and, if the stored hash is of an older scheme or cost, what to store instead."""
+    """Result of a check. `new_hash` replaces a stored hash of an older scheme or another cost, if the password is valid."""
 
     is_valid: bool
     new_hash: str | None = None
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords in its own few threads, at a lower priority than the requests.
+    """Hashes and verifies passwords in a few threads of its own, with a lower priority than requests.
 
-    At most `hash_threads` run at once and `hash_queue` wait; beyond that the caller gets `HashingBusyError`.
+    At most `hash_threads` passwords are hashed at once, and `hash_queue` wait. Further calls raise `HashingBusyError`.
     """
 
     def __init__(self, settings: HashingSettings) -> None:
-        preferred = BcryptSha256Hasher(settings.bcrypt_cost)
-        argon2 = Argon2Hasher()
-        hashers = (argon2, preferred) if settings.password_hash == "argon2id" else (preferred, argon2)
-        self._hashes = PasswordHash((*hashers, _TruncatingBcryptHasher()))
-        # Nothing to make up for where the decoy is none of bcrypt's.
-        self._rounds = 0 if settings.password_hash == "argon2id" else settings.bcrypt_cost
+        is_argon2 = settings.password_hash == "argon2id"
+        argon2, bcrypt_sha256 = Argon2Hasher(), BcryptSha256Hasher(settings.bcrypt_cost)
+        # The first scheme hashes new passwords.
+        schemes = (argon2, bcrypt_sha256) if is_argon2 else (bcrypt_sha256, argon2)
+        self._hashes = PasswordHash((*schemes, _TruncatingBcryptHasher()))
+        # An argon2id decoy has no bcrypt cost to reach.
+        self._rounds = 0 if is_argon2 else settings.bcrypt_cost
         self._breached = settings.breached_passwords_file
         self._thread_count = settings.hash_threads
         self._capacity = settings.hash_threads + settings.hash_queue
         self._admitted = 0
         self._threads = ThreadPoolExecutor(settings.hash_threads, "password-hash", initializer=_lower_priority)
-        # What an unknown account is checked against: the same work, and no password fits.
-        self._decoy = (
-            self._hashes.hash(os.urandom(32).hex())
-            if settings.password_hash == "argon2id"
-            else _decoy(settings.bcrypt_cost)
-        )
+        # The hash for unknown accounts: it costs the same work, and no password matches it.
+        self._decoy = self._hashes.hash(os.urandom(32).hex()) if is_argon2 else _bcrypt_decoy(settings.bcrypt_cost)
 
     def close(self) -> None:
-        """Give the threads back; what has not begun is dropped."""
+        """Stop the threads when their current hash is done, and cancel waiting work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def readings(self) -> Iterator[Reading]:
-        """Show how many passwords are being hashed and how many wait."""
+        """Yield the number of passwords that are being hashed, and the number that wait."""
         active = min(self._admitted, self._thread_count)
         yield Reading("password_hash_active", "Passwords that are being hashed.", active)
         yield Reading("password_hash_waiting", "Passwords that wait for a thread.", self._admitted - active)
 
     async def hash(self, password: str, *, pointer: str = "#/password") -> str:
-        """Hash a new password by the preferred scheme; raise an `InvalidInputError` for one that is known from a breach."""
+        """Hash a new password by the configured scheme. Raises `InvalidInputError` for a password from a known data breach."""
         return await self._run(lambda: self._hash(composed(password), pointer))
 
     async def verify(self, password: str, stored: str | None) -> Verification:
-        """Check a password; without a stored hash the same work is done and the answer is no."""
+        """Check a password. Without a stored hash, do the same work and return an invalid result."""
         return await self._run(lambda: self._verify(composed(password), stored))
 
     def _hash(self, password: str, pointer: str) -> str:
@@ -149,16 +148,16 @@ class PasswordHasher:
             is_valid, new_hash = self._hashes.verify_and_update(password, compared)
         if is_valid and stored:
             return Verification(is_valid, new_hash)
-        self._make_up_for(compared)
+        self._equalize_time(compared)
         return Verification(is_valid=False)
 
-    def _make_up_for(self, cheaper: str) -> None:
-        """Do the work that a bcrypt hash of a lower cost has saved: 2ⁿ + 2ⁿ + 2ⁿ⁺¹ + … is the decoy's 2ᵐ.
+    def _equalize_time(self, compared: str) -> None:
+        """Do the work that a bcrypt hash of a lower cost n has saved: 2ⁿ + 2ⁿ + 2ⁿ⁺¹ + … = 2ᵐ, the work of the decoy.
 
-        Else a quick refusal would tell an account that has not logged in since the cost was raised. A hash of the other
-        scheme, or of a higher cost, cannot be made as cheap as the decoy.
+        Otherwise a fast refusal would reveal an account whose owner has not logged in since the cost was raised. The time for a
+        hash of the other scheme, or of a higher cost, is not equalized.
         """
-        match = _ROUNDS.match(cheaper)
+        match = _ROUNDS.match(compared)
         for rounds in range(int(match[1]) if match else self._rounds, self._rounds):
             bcrypt.hashpw(b"", bcrypt.gensalt(rounds))
 
@@ -169,13 +168,13 @@ class PasswordHasher:
         _HASHES.count("begun")
         self._admitted += 1
         future = self._threads.submit(work)
-        # When the work is done, not when the caller stops waiting: an abandoned hash still occupies its thread.
+        # Release the place when the work is done, not when the caller is cancelled: the hash still occupies its thread.
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: self._release(loop))
         return await asyncio.wrap_future(future)
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The loop may be gone when the process stops; nobody counts any more then.
+        # The event loop may already be closed when the process stops. The count does not matter then.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._count_down)
 
@@ -184,13 +183,13 @@ class PasswordHasher:
 
 
 def _lower_priority() -> None:
-    # On Linux niceness is per thread: hashing yields to whatever answers requests, also in a process that is nice itself.
+    # On Linux, niceness is per thread. The value is relative, so hashing also yields in a process that is itself nice.
     thread = threading.get_native_id()
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
-def _decoy(rounds: int) -> str:
+def _bcrypt_decoy(rounds: int) -> str:
     salt = bcrypt.gensalt(rounds).decode()[7:29]
     return f"$bcrypt-sha256$v=2,t=2b,r={rounds}${salt}${'.' * 31}"
 
