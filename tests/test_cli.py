@@ -404,7 +404,7 @@ def test_a_process_does_not_start_without_its_keys(app: Command, command: tuple[
     # Set here, it is restored after the test: the option overrides it.
     result = app(*command, APP_AUTH__SIGNING_KEYS="{}", APP_SERVER__WORKERS="1")
 
-    assert_failed(result, "APP_AUTH__SIGNING_KEYS: this is not a private key set as `app keys generate` makes it")
+    assert_failed(result, "APP_AUTH__SIGNING_KEYS: this is not a private key set in the format of `app keys generate`")
 
 
 def test_unusable_settings_are_all_named(app: Command) -> None:

@@ -203,7 +203,7 @@ def test_the_only_key_cannot_retire(keys: Run, file: Path, kind: str) -> None:
 
     sentence = refused(keys, file, "retire", kid, "--force")
 
-    assert sentence == f"{kid} is the only {kind} key: make another one known first, with `app keys add {kind}`"
+    assert sentence == f"there is no {kind} key that can replace {kid}; first add one with `app keys add {kind}`"
 
 
 @pytest.mark.parametrize("kind", ["signing", "pepper"])
@@ -212,7 +212,7 @@ def test_the_active_key_cannot_be_removed(keys: Run, file: Path, kind: str) -> N
 
     sentence = refused(keys, file, "remove", kid, "--force")
 
-    assert sentence == f"{kid} is active: let another one take over first, with `app keys retire {kid}`"
+    assert sentence == f"{kid} is active; first retire it with `app keys retire {kid}`"
 
 
 def test_there_is_one_next_key_of_a_kind(keys: Run, file: Path) -> None:
@@ -220,7 +220,7 @@ def test_there_is_one_next_key_of_a_kind(keys: Run, file: Path) -> None:
 
     sentence = refused(keys, file, "add", "pepper")
 
-    assert sentence == "2 is known as the next pepper key already: remove it, or let it take over"
+    assert sentence == "2 is already the next pepper key; retire the active key so that it takes over, or remove it"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_key_that_is_not_known_everywhere_yet_takes_over_by_force_alone(
 
     sentence = refused(keys, file, "retire", old)
 
-    assert sentence == f"{new} has to be known everywhere before it is used: wait until {until}, or say --force"
+    assert sentence == f"some processes or services may not know {new} yet; wait until {until}, or use --force"
     succeed(keys("retire", old, "--force"))
     assert states(file, kind) == {old: "retiring", new: "active"}
 
@@ -249,7 +249,7 @@ def test_retiring_twice_is_refused(keys: Run, file: Path, kind: str) -> None:
 
     sentence = refused(keys, file, "retire", old, "--force")
 
-    assert sentence == f"{old} is retiring: only the active key can retire"
+    assert sentence == f"{old} is retiring; only the active key can be retired"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_key_that_tokens_alive_are_made_with_is_removed_by_force_alone(
 
     sentence = refused(keys, file, "remove", old)
 
-    assert sentence == f"tokens made with {old} may be alive: wait until {until}, or say --force"
+    assert sentence == f"tokens made with {old} may still be valid; wait until {until}, or use --force"
     succeed(keys("remove", old, "--force"))
     assert old not in states(file, kind)
 
@@ -293,13 +293,13 @@ def test_of_a_key_that_somebody_has_edited_nobody_knows_how_old_it_is(keys: Run,
 
     sentence = refused(keys, file, "remove", old)
 
-    assert sentence == f"tokens made with {old} may be alive: wait until 2026-01-31 12:20Z, or say --force"
+    assert sentence == f"tokens made with {old} may still be valid; wait until 2026-01-31 12:20Z, or use --force"
     assert "since unknown" in succeed(keys("list"))
 
 
 @pytest.mark.parametrize("command", ["retire", "remove"])
 def test_an_unknown_key_is_told(keys: Run, file: Path, command: str) -> None:
-    assert refused(keys, file, command, "unknown") == "there is no key unknown; `app keys list` shows those there are"
+    assert refused(keys, file, command, "unknown") == "there is no key unknown; `app keys list` shows all keys"
 
 
 @pytest.mark.parametrize("arguments", [["add", "signing"], ["retire", "1"], ["remove", "1"]])
@@ -308,8 +308,8 @@ def test_keys_from_the_environment_cannot_be_changed(app: Command, arguments: li
 
     assert_failed(
         result,
-        "the keys are those of APP_AUTH__SIGNING_KEYS, which no command can change; put them into a file, and name it in "
-        "APP_AUTH__SIGNING_KEYS_FILE instead",
+        "the keys come from APP_AUTH__SIGNING_KEYS, which no command can change; put them into a file, and set "
+        "APP_AUTH__SIGNING_KEYS_FILE to its path instead",
     )
 
 
@@ -324,7 +324,7 @@ def test_a_broken_file_is_not_changed(keys: Run, file: Path) -> None:
     content = '{"keys": ["canary"]}'
     file.write_text(content)
 
-    assert_failed(keys("add", "signing"), f"{file}: this is not a private key set as `app keys generate` makes it")
+    assert_failed(keys("add", "signing"), f"{file}: this is not a private key set in the format of `app keys generate`")
     assert file.read_text() == content
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
@@ -335,7 +335,7 @@ def test_of_two_commands_at_once_one_is_refused(keys: Run, file: Path) -> None:
 
     sentence = refused(keys, file, "add", "signing")
 
-    assert sentence == f"{file}: another command is changing the keys, or was interrupted: then remove {other}"
+    assert sentence == f"{file}: another command is changing the keys; if it was interrupted, remove {other}"
     assert other.read_text() == "what the other one writes"
 
 

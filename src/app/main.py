@@ -24,7 +24,7 @@ from app.core.http.problems import add_error_handlers, problem_pages
 from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
 from app.core.resources import Foundation, ReadinessCheck, opened
-from app.core.security.keys import KeyRing, following, load_key_ring
+from app.core.security.keys import KeyRing, load_key_ring, reloading
 from app.health.service import SchemaWatch
 from app.jobs.exposing import exposing
 from app.jobs.settings import runs_in_web_process
@@ -113,7 +113,7 @@ def _lifespan(
         try:
             with exposition() as exposed:
                 async with (
-                    following(keys),
+                    reloading(keys),
                     opened(features.openers("open_for_web"), Foundation(settings, database, keys)) as resources,
                     _jobs(settings, database, keys, tracing),
                     exposing(exposed, database, resources.instruments),

@@ -14,7 +14,7 @@ from app.core.observability.exposition import Exposition, exposition
 from app.core.observability.logs import configure
 from app.core.observability.tracing import UNTRACED, Tracing, tracing_from_environment
 from app.core.resources import Foundation, Resources, opened
-from app.core.security.keys import KeyRing, following, load_key_ring
+from app.core.security.keys import KeyRing, load_key_ring, reloading
 from app.core.signals import noting_hangups
 from app.jobs.exposing import exposing
 from app.jobs.queue import AnyJob, Periodic, Work
@@ -65,7 +65,7 @@ async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, t
             for ending in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
             with noting_hangups():
-                async with following(keys), exposing(exposed, database, resources.instruments):
+                async with reloading(keys), exposing(exposed, database, resources.instruments):
                     await worker.run()
     finally:
         await database.dispose()

@@ -10,7 +10,7 @@ import pytest
 from app.auth.settings import AuthSettings
 from app.core.security import rotation
 from app.core.security.keys import generate_key_set, load_key_ring
-from app.core.security.rotation import Standing
+from app.core.security.rotation import KeyStatus
 from tests.auth.forge import encode, read_part
 from tests.conftest import cloned
 from tests.races.workers import ME, REVOKE, Answer, Fleet, fleet
@@ -85,8 +85,8 @@ class Load:
         return answer.body
 
 
-def active_keys(settings: AuthSettings) -> list[Standing]:
-    return [key for key in rotation.listed(settings) if key.state == "active"]
+def active_keys(settings: AuthSettings) -> list[KeyStatus]:
+    return [key for key in rotation.list_keys(settings) if key.state == "active"]
 
 
 async def test_keys_are_rotated_under_load_without_a_failed_request(workers: Fleet, settings: AuthSettings) -> None:
@@ -158,7 +158,7 @@ async def test_what_was_made_with_a_removed_key_is_worth_nothing(workers: Fleet,
         with rotation.changing(settings) as keys:
             rotation.add(keys, old.kind, "ES256")
             rotation.retire(keys, old.kid, force=True)
-            rotation.remove(keys, old.kid, refresh_tokens_live=rotation.SIGNED_TOKENS_LIVE, force=True)
+            rotation.remove(keys, old.kid, refresh_token_lifetime=rotation.SIGNED_TOKEN_LIFETIME, force=True)
 
     for worker in workers.workers:
         async with asyncio.timeout(10):

@@ -50,7 +50,7 @@ def generate_keys(
 @keys.command("list")
 def list_keys() -> None:
     """List the keys, each with its state: next, active, retiring."""
-    typer.echo("\n".join(str(key) for key in rotation.listed(load_settings().of(AuthSettings))))
+    typer.echo("\n".join(str(key) for key in rotation.list_keys(load_settings().of(AuthSettings))))
 
 
 @keys.command("add")
@@ -86,7 +86,7 @@ def remove_key(
     """Remove a key. Every token made with it becomes invalid."""
     auth = load_settings().of(AuthSettings)
     # A refresh moves a login session to the active pepper.
-    live = max(auth.refresh_idle_ttl, *LINK_LIFETIMES.values())
+    lifetime = max(auth.refresh_idle_ttl, *LINK_LIFETIMES.values())
     with rotation.changing(auth) as stored:
-        rotation.remove(stored, kid, refresh_tokens_live=live, force=force)
+        rotation.remove(stored, kid, refresh_token_lifetime=lifetime, force=force)
     typer.echo(f"Removed {kid}.")

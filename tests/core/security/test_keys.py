@@ -1,4 +1,4 @@
-"""The private key set: what is read, and that a broken one is refused without showing any of it."""
+"""The private key set: how it is read and reloaded, and that no error text quotes an invalid one."""
 
 import asyncio
 import json
@@ -16,21 +16,21 @@ from app.core.errors import ConfigurationError
 from app.core.security.keys import (
     Algorithm,
     KeyRing,
-    following,
     generate_key_set,
     load_key_ring,
     new_signing_key,
     parse_key_ring,
+    reloading,
     with_root,
 )
 
 type Keys = list[dict[str, Any]]
 
-BROKEN = "here: this is not a private key set as `app keys generate` makes it"
+BROKEN = "here: this is not a private key set in the format of `app keys generate`"
 
 
 def key_set() -> Keys:
-    """A signing key and a pepper, both active."""
+    """An active signing key, an active pepper, and the root."""
     keys: Keys = json.loads(generate_key_set())["keys"]
     return keys
 
@@ -45,7 +45,7 @@ def pepper(size: int = 32, **members: Any) -> dict[str, Any]:
 
 
 def with_signing(key: ECKey | OKPKey | RSAKey, alg: str, *, private: bool = True) -> Keys:
-    """The key set with another signing key, described correctly."""
+    """A key set with this signing key and correct metadata."""
     return [{**key.as_dict(private=private), "alg": alg, "kid": key.thumbprint(), "state": "active"}, pepper()]
 
 
@@ -72,7 +72,7 @@ def test_a_generated_key_set_can_be_read(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
-def test_a_generated_signing_key_says_what_it_is_for_and_is_no_option_of_a_command(algorithm: Algorithm) -> None:
+def test_a_generated_signing_key_names_its_use_and_its_id_cannot_be_parsed_as_an_option(algorithm: Algorithm) -> None:
     # One thumbprint in 64 begins with a hyphen.
     keys = [new_signing_key(algorithm, "next") for _ in range(500)]
 
@@ -80,14 +80,14 @@ def test_a_generated_signing_key_says_what_it_is_for_and_is_no_option_of_a_comma
     assert not any(key["kid"].startswith("-") for key in keys)
 
 
-def test_each_generated_key_set_is_another() -> None:
+def test_each_generated_key_set_is_different() -> None:
     first, second = (parse_key_ring(generate_key_set(), source="here") for _ in range(2))
 
     assert first.active != second.active
     assert first.peppers != second.peppers
 
 
-def test_each_purpose_gets_a_key_of_its_own() -> None:
+def test_each_purpose_has_a_different_derived_key() -> None:
     ring = parse_key_ring(generate_key_set(), source="here")
 
     derived = {ring.derive("cursor"), ring.derive("refresh"), ring.peppers[1]}
@@ -96,7 +96,7 @@ def test_each_purpose_gets_a_key_of_its_own() -> None:
     assert ring.derive("cursor") == ring.derive("cursor")
 
 
-def test_the_key_of_a_purpose_does_not_come_from_the_peppers() -> None:
+def test_derived_keys_do_not_depend_on_the_peppers() -> None:
     signing, first, root = key_set()
     before = parse_key_ring(text_of([signing, first, root]), source="here")
     after = parse_key_ring(text_of([signing, pepper(40, kid="2"), root]), source="here")
@@ -106,7 +106,7 @@ def test_the_key_of_a_purpose_does_not_come_from_the_peppers() -> None:
     assert after.derive("cursor") == before.derive("cursor")
 
 
-def test_in_a_set_without_a_root_the_first_pepper_stands_in_for_it() -> None:
+def test_without_a_root_keys_are_derived_from_the_first_pepper() -> None:
     signing, first, _ = key_set()
     alone = parse_key_ring(text_of([signing, first]), source="here")
     rotated = parse_key_ring(text_of([signing, first | {"state": "retiring"}, pepper(kid="2")]), source="here")
@@ -114,21 +114,22 @@ def test_in_a_set_without_a_root_the_first_pepper_stands_in_for_it() -> None:
     assert rotated.derive("cursor") == alone.derive("cursor")
 
 
-def test_what_is_derived_from_a_pepper_stays_what_it_has_been() -> None:
+def test_keys_derived_from_a_pepper_do_not_change_between_releases() -> None:
     ring = parse_key_ring(text_of([key_set()[0], pepper()]), source="here")
 
-    # HMAC-SHA-256 of "cursor" by the root, which is that of "derive" by 32 times "p": cursors that clients hold depend on it.
+    # HMAC-SHA-256 of "cursor" with the root as the key. The root is HMAC-SHA-256 of "derive" with the pepper, 32 times "p", as
+    # the key. The cursors that clients hold depend on this value.
     assert ring.derive("cursor").hex() == "7ebd6eeaba4eb6e67da27da1ea68be2595ea1f7b545c39092f49fdee375d7977"
 
 
 @pytest.mark.parametrize("kid", ["0", "255"])
-def test_the_id_of_a_pepper_is_a_byte(kid: str) -> None:
+def test_the_id_of_a_pepper_fits_into_one_byte(kid: str) -> None:
     ring = parse_key_ring(text_of([key_set()[0], pepper(kid=kid)]), source="here")
 
     assert ring.active_pepper == int(kid)
 
 
-def test_a_root_that_is_written_down_changes_nothing() -> None:
+def test_adding_the_root_to_a_key_set_does_not_change_derived_keys() -> None:
     without_root = {"keys": key_set()[:2]}
     before = parse_key_ring(json.dumps(without_root), source="here")
 
@@ -150,7 +151,7 @@ def test_every_key_of_the_set_verifies() -> None:
     assert ring.pepper(2) is None
 
 
-def test_the_published_set_has_public_members_alone() -> None:
+def test_the_published_set_has_only_public_members() -> None:
     keys = [without(0, "use")[0], {**json.loads(generate_key_set("EdDSA"))["keys"][0], "state": "next"}, pepper()]
     ring = parse_key_ring(text_of(keys), source="here")
 
@@ -165,8 +166,8 @@ def test_the_published_set_has_public_members_alone() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: "", id="nothing"),
-        pytest.param(lambda: "{", id="no JSON"),
+        pytest.param(lambda: "", id="empty"),
+        pytest.param(lambda: "{", id="not JSON"),
         pytest.param(lambda: "[" * 100_000, id="nested deeply"),
         pytest.param(lambda: "null", id="null"),
         pytest.param(lambda: "[]", id="a list"),
@@ -180,9 +181,9 @@ def test_the_published_set_has_public_members_alone() -> None:
         pytest.param(lambda: text_of(changed(1, state="retiring")), id="no active pepper"),
         pytest.param(lambda: text_of([key_set()[0], *key_set()]), id="two active signing keys"),
         pytest.param(lambda: text_of([*key_set(), pepper(kid="2")]), id="two active peppers"),
-        pytest.param(lambda: text_of([*key_set(), pepper()]), id="two peppers of one id"),
+        pytest.param(lambda: text_of([*key_set(), pepper()]), id="two peppers with one id"),
         pytest.param(
-            lambda: text_of([*(keys := key_set()), {**keys[0], "state": "retiring"}]), id="two keys of one id"
+            lambda: text_of([*(keys := key_set()), {**keys[0], "state": "retiring"}]), id="two keys with one id"
         ),
         pytest.param(lambda: text_of(changed(0, state="revoked")), id="an unknown state, no active key"),
         pytest.param(
@@ -196,12 +197,12 @@ def test_the_published_set_has_public_members_alone() -> None:
         pytest.param(lambda: text_of(changed(0, kid="another")), id="a kid that is not the thumbprint"),
         pytest.param(lambda: text_of(changed(0, kid=5)), id="a kid that is a number"),
         pytest.param(lambda: text_of(changed(0, alg="HS256")), id="a symmetric alg"),
-        pytest.param(lambda: text_of(changed(0, alg="EdDSA")), id="the alg of another kind"),
-        pytest.param(lambda: text_of(changed(0, d="AAAA")), id="halves that do not belong together"),
+        pytest.param(lambda: text_of(changed(0, alg="EdDSA")), id="the alg of another key type"),
+        pytest.param(lambda: text_of(changed(0, d="AAAA")), id="a private part that does not match the public one"),
         pytest.param(lambda: text_of(changed(0, use="enc")), id="a key for encryption"),
         pytest.param(lambda: text_of(with_signing(ECKey.generate_key("P-384"), "ES256")), id="another curve"),
         pytest.param(
-            lambda: text_of(with_signing(OKPKey.generate_key("X25519"), "EdDSA")), id="a key that signs nothing"
+            lambda: text_of(with_signing(OKPKey.generate_key("X25519"), "EdDSA")), id="a key that cannot sign"
         ),
         pytest.param(
             lambda: text_of(with_signing(OKPKey.generate_key("Ed448"), "EdDSA")), id="the larger Edwards curve"
@@ -210,26 +211,26 @@ def test_the_published_set_has_public_members_alone() -> None:
         pytest.param(lambda: text_of(changed(1, k="c2hvcnQ")), id="a short pepper"),
         pytest.param(lambda: text_of([key_set()[0], pepper(31)]), id="a pepper one byte short"),
         pytest.param(lambda: text_of(changed(1, k=5)), id="a pepper that is a number"),
-        pytest.param(lambda: text_of(changed(1, kid="one")), id="a pepper without a number"),
-        pytest.param(lambda: text_of(changed(1, kid="256")), id="a pepper whose number takes two bytes"),
-        pytest.param(lambda: text_of(changed(1, kid="-1")), id="a pepper below zero"),
+        pytest.param(lambda: text_of(changed(1, kid="one")), id="a pepper whose id is not a number"),
+        pytest.param(lambda: text_of(changed(1, kid="256")), id="a pepper whose id needs two bytes"),
+        pytest.param(lambda: text_of(changed(1, kid="-1")), id="a pepper with a negative id"),
         pytest.param(lambda: text_of(without(1, "k")), id="a pepper without its secret"),
         pytest.param(lambda: text_of(changed(2, k="c2hvcnQ")), id="a short root"),
         pytest.param(lambda: text_of([*key_set(), key_set()[2]]), id="two roots"),
         pytest.param(lambda: text_of(changed(1, state="revoked")), id="a pepper in an unknown state"),
     ],
 )
-def test_a_broken_key_set_is_refused_in_one_sentence(make: Callable[[], str]) -> None:
+def test_an_invalid_key_set_is_rejected_with_a_text_that_does_not_quote_it(make: Callable[[], str]) -> None:
     with pytest.raises(ConfigurationError) as refused:
         parse_key_ring(make(), source="here")
 
     assert str(refused.value) == BROKEN
-    # A chained error would bring the content into the log.
+    # A chained error could quote the content in the log.
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
 
 
-def test_keys_come_from_the_environment() -> None:
+def test_keys_are_read_from_the_environment() -> None:
     text = generate_key_set()
 
     ring = load_key_ring(AuthSettings(signing_keys=SecretStr(text)))
@@ -237,12 +238,12 @@ def test_keys_come_from_the_environment() -> None:
     assert ring.active == json.loads(text)["keys"][0]["kid"]
 
 
-def test_broken_keys_of_the_environment_are_named_by_their_variable() -> None:
+def test_the_error_for_invalid_keys_in_the_environment_names_the_variable() -> None:
     with pytest.raises(ConfigurationError, match=r"^APP_AUTH__SIGNING_KEYS: this is not a private key set"):
         load_key_ring(AuthSettings(signing_keys=SecretStr("{}")))
 
 
-def test_keys_come_from_a_file(tmp_path: Path) -> None:
+def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
     text = generate_key_set()
     file = tmp_path / "keys.json"
     file.write_text(text)
@@ -252,7 +253,7 @@ def test_keys_come_from_a_file(tmp_path: Path) -> None:
     assert ring.active == json.loads(text)["keys"][0]["kid"]
 
 
-def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
+def test_the_environment_has_precedence_over_the_file(tmp_path: Path) -> None:
     text = generate_key_set()
 
     ring = load_key_ring(AuthSettings(signing_keys=SecretStr(text), signing_keys_file=tmp_path / "missing"))
@@ -260,14 +261,14 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
     assert ring.active == json.loads(text)["keys"][0]["kid"]
 
 
-def test_without_keys_the_sentence_says_how_to_make_them() -> None:
+def test_the_error_for_missing_keys_says_how_to_create_them() -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_key_ring(AuthSettings())
 
     assert str(refused.value) == "APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:
     file = tmp_path / "missing.json"
 
     with pytest.raises(ConfigurationError) as refused:
@@ -276,14 +277,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert str(refused.value) == f"{file}: the signing keys cannot be read: No such file or directory"
 
 
-def test_a_folder_instead_of_a_file_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_key_ring(AuthSettings(signing_keys_file=tmp_path))
 
     assert str(refused.value) == f"{tmp_path}: the signing keys cannot be read: Is a directory"
 
 
-def test_a_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path) -> None:
+def test_the_error_for_a_binary_file_names_it_without_its_content(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_bytes(b"\xff\xfesecret")
 
@@ -293,14 +294,14 @@ def test_a_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path) -> None:
     assert str(refused.value) == f"{file}: the signing keys cannot be read: not a text file"
 
 
-def test_a_broken_file_is_named_and_not_shown(tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_file_names_it_without_its_content(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text('{"keys": ["canary"]}')
 
     with pytest.raises(ConfigurationError) as refused:
         load_key_ring(AuthSettings(signing_keys_file=file))
 
-    assert str(refused.value) == f"{file}: this is not a private key set as `app keys generate` makes it"
+    assert str(refused.value) == f"{file}: this is not a private key set in the format of `app keys generate`"
 
 
 def test_a_key_ring_does_not_show_its_secrets() -> None:
@@ -313,7 +314,7 @@ def test_a_key_ring_does_not_show_its_secrets() -> None:
     assert repr(ring.peppers[1]) not in shown
 
 
-# A file that changes while the process runs
+# Reloading
 
 
 @pytest.fixture
@@ -329,26 +330,26 @@ def ring(file: Path) -> KeyRing:
 
 
 def replace(file: Path, content: str) -> None:
-    """Replace the file as a command does: no reader sees half of it."""
+    """Replace the file in one step, as the commands do: no reader sees an incomplete file."""
     staging = file.with_suffix(".new")
     staging.write_text(content)
     staging.replace(file)
 
 
 def rotated(file: Path) -> Keys:
-    """The keys of the file, and another signing key and pepper in use."""
+    """The keys of the file, retiring, with a new active signing key and pepper."""
     signing, first, root = json.loads(file.read_text())["keys"]
     return [key_set()[0], signing | {"state": "retiring"}, pepper(kid="2"), first | {"state": "retiring"}, root]
 
 
-async def test_a_change_of_the_file_is_taken_up_while_the_process_runs(file: Path, ring: KeyRing) -> None:
+async def test_a_changed_file_is_reloaded_while_the_process_runs(file: Path, ring: KeyRing) -> None:
     keys = rotated(file)
     cursor = ring.derive("cursor")
 
-    async with following(ring):
+    async with reloading(ring):
         replace(file, text_of(keys))
         async with asyncio.timeout(10):
-            while ring.active != keys[0]["kid"]:  # noqa: ASYNC110  # It is the clock that changes it.
+            while ring.active != keys[0]["kid"]:  # noqa: ASYNC110  # No event announces the reload.
                 await asyncio.sleep(0.01)
 
     assert set(ring.signing) == {keys[0]["kid"], keys[1]["kid"]}
@@ -356,21 +357,21 @@ async def test_a_change_of_the_file_is_taken_up_while_the_process_runs(file: Pat
     assert ring.derive("cursor") == cursor
 
 
-def test_every_change_is_taken_up_and_told(file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_change_is_loaded_and_logged(file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture) -> None:
     for keys in (rotated(file), key_set()):
         replace(file, text_of(keys))
         caplog.clear()
 
         with caplog.at_level("INFO", logger="app.core.security.keys"):
-            ring.catch_up()
+            ring.reload_if_changed()
 
-        (told,) = caplog.records
-        assert told.message == "the keys have changed"
-        assert (vars(told)["signing_key"], vars(told)["pepper_id"]) == (ring.active, ring.active_pepper)
+        (record,) = caplog.records
+        assert record.message == "keys reloaded"
+        assert (vars(record)["signing_key"], vars(record)["pepper_id"]) == (ring.active, ring.active_pepper)
         assert ring.active == keys[0]["kid"]
 
 
-def test_an_unknown_key_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
+def test_an_unknown_key_id_reloads_the_file_at_once(file: Path, ring: KeyRing) -> None:
     keys = rotated(file)
     replace(file, text_of(keys))
 
@@ -378,54 +379,54 @@ def test_an_unknown_key_is_looked_for_in_the_file_at_once(file: Path, ring: KeyR
     assert ring.active == keys[0]["kid"]
 
 
-def test_an_unknown_pepper_is_looked_for_in_the_file_at_once(file: Path, ring: KeyRing) -> None:
+def test_an_unknown_pepper_id_reloads_the_file_at_once(file: Path, ring: KeyRing) -> None:
     replace(file, text_of(rotated(file)))
 
     assert ring.pepper(2)
     assert ring.active_pepper == 2
 
 
-def test_a_removed_key_verifies_nothing_once_that_is_known(file: Path, ring: KeyRing) -> None:
+def test_a_removed_key_verifies_nothing_after_the_reload(file: Path, ring: KeyRing) -> None:
     keys, removed = rotated(file), ring.active
     replace(file, text_of([key for key in keys if key.get("kid") not in {removed, "1"}]))
 
-    ring.catch_up()
+    ring.reload_if_changed()
 
     assert ring.verifying(removed) is None
     assert ring.pepper(1) is None
 
 
-def test_a_root_that_changes_counts_from_the_next_start_on(file: Path, ring: KeyRing) -> None:
+def test_a_changed_root_takes_effect_at_the_next_start(file: Path, ring: KeyRing) -> None:
     before = ring.derive("cursor")
     replace(file, generate_key_set())
 
-    ring.catch_up()
+    ring.reload_if_changed()
 
     assert ring.derive("cursor") == before
     assert load_key_ring(AuthSettings(signing_keys_file=file)).derive("cursor") != before
 
 
 @pytest.mark.parametrize("content", ["", '{"keys": ["canary"]}'])
-def test_a_broken_file_changes_nothing_and_is_told_once(
+def test_an_invalid_file_changes_nothing_and_is_logged_once(
     file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
     good, active = file.read_text(), ring.active
     replace(file, content)
 
     for _ in range(3):
-        ring.catch_up()
+        ring.reload_if_changed()
 
     assert ring.active == active
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert record.message == "the keys stay as they are: the file cannot be used"
-    assert record.__dict__["reason"] == f"{file}: this is not a private key set as `app keys generate` makes it"
+    assert record.message == "key file rejected, keys unchanged"
+    assert record.__dict__["reason"] == f"{file}: this is not a private key set in the format of `app keys generate`"
     assert "canary" not in caplog.text
     replace(file, good)
-    ring.catch_up()
+    ring.reload_if_changed()
     assert ring.active == active
 
 
-def test_a_file_that_is_gone_changes_nothing_until_it_is_back(
+def test_a_deleted_file_changes_nothing_until_it_exists_again(
     file: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = rotated(file)
@@ -433,21 +434,21 @@ def test_a_file_that_is_gone_changes_nothing_until_it_is_back(
     file.unlink()
 
     for _ in range(3):
-        ring.catch_up()
+        ring.reload_if_changed()
 
     assert ring.active == active
     assert [record.__dict__["reason"] for record in caplog.records] == [
         f"{file}: the signing keys cannot be read: No such file or directory"
     ]
     file.write_text(text_of(keys))
-    ring.catch_up()
+    ring.reload_if_changed()
     assert ring.active == keys[0]["kid"]
 
 
-def test_keys_from_the_environment_stay_as_they_are() -> None:
+def test_keys_from_the_environment_never_change() -> None:
     ring = load_key_ring(AuthSettings(signing_keys=SecretStr(generate_key_set())))
     active = ring.active
 
-    ring.catch_up()
+    ring.reload_if_changed()
 
     assert ring.active == active

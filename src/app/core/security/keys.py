@@ -1,8 +1,8 @@
-"""The secrets that tokens are made with: signing keys for access tokens, peppers for everything opaque.
+"""The keys that tokens are made with: signing keys for access tokens, peppers for refresh tokens and mailed links.
 
-They come as one private JSON Web Key set (RFC 7517), from a file or the environment, never from the database. Each key
-carries a `state`: `next` is known everywhere before it is used, `active` is used, `retiring` still verifies. A file may
-change while the process runs; see `core/security/rotation.py`.
+They come as one private JSON Web Key set (RFC 7517) from a file or the environment, never from the database. Each key has a
+`state`. A `next` key is distributed but not used yet, the `active` key makes new tokens, and a `retiring` key only verifies.
+The file may change while the process runs; see `core/security/rotation.py`.
 """
 
 import asyncio
@@ -35,20 +35,21 @@ _KINDS: dict[tuple[str, str, str], type[SigningKey]] = {
     ("OKP", "Ed25519", "EdDSA"): OKPKey,
 }
 _MIN_SECRET_BYTES = 32
-# Tokens hold the id of their pepper in one byte.
+# Tokens store the id of their pepper in one byte.
 _MAX_PEPPER_ID = 255
-# Members of ours that mean nothing to others.
-_OURS = {"state", "since"}
-_LOOK_EVERY = 1.0
+# Members that only this application knows.
+_PRIVATE_MEMBERS = {"state", "since"}
+# Seconds between two checks whether the key file has changed.
+_RELOAD_INTERVAL = 1.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class KeyRing:
-    """The keys of this process: one object for all who use them, whose content changes when the file does.
+    """The keys of this process. All users share one object, and its content changes when the file does.
 
-    Every key of the set verifies, `next` included: a process that has read the file a moment earlier may use it already.
+    Every key of the set verifies, also `next`: a process that has read a newer file may already make tokens with it.
     """
 
     signing: dict[str, SigningKey] = field(repr=False)
@@ -56,45 +57,45 @@ class KeyRing:
     peppers: dict[int, bytes] = field(repr=False)
     active_pepper: int
     root: bytes = field(repr=False)
-    # Gives the set anew when its file has changed.
-    look: Callable[[], "KeyRing | None"] = field(default=lambda: None, repr=False)
+    # Returns the new key set if the file has changed.
+    read_if_changed: Callable[[], "KeyRing | None"] = field(default=lambda: None, repr=False)
 
     def verifying(self, kid: str) -> SigningKey | None:
-        """Give the key that may verify a token of this id."""
+        """Return the key that verifies tokens with this key id. An unknown id makes the ring check the file at once."""
         if kid not in self.signing:
-            self.catch_up()
+            self.reload_if_changed()
         return self.signing.get(kid)
 
     def pepper(self, pepper_id: int) -> bytes | None:
-        """Give the pepper of this id."""
+        """Return the pepper with this id. An unknown id makes the ring check the file at once."""
         if pepper_id not in self.peppers:
-            self.catch_up()
+            self.reload_if_changed()
         return self.peppers.get(pepper_id)
 
     def public_set(self) -> dict[str, list[dict[str, Any]]]:
-        """Give the JSON Web Key set to publish: public members only."""
+        """Return the JSON Web Key set to publish, with public members only."""
         return {"keys": [key.as_dict(private=False, use="sig", kid=kid) for kid, key in self.signing.items()]}
 
     def derive(self, purpose: str) -> bytes:
-        """Derive a key for one purpose, so that no two purposes share one. It stays the same when peppers change."""
+        """Derive a key for one purpose, so that no two purposes share a key. It stays the same when peppers change."""
         return hmac.digest(self.root, purpose.encode(), "sha256")
 
-    def catch_up(self) -> None:
-        """Take up the file's keys if it has changed: by the loop, and at once when a token names a key not known here."""
-        other = self.look()
+    def reload_if_changed(self) -> None:
+        """Replace the keys of this ring by those of the file, if the file has changed."""
+        other = self.read_if_changed()
         if other is None:
             return
         for one in fields(self):
-            # What was derived from the root has been handed out already: another one counts from the next start on.
-            if one.name not in {"root", "look"}:
+            # Other objects already hold keys derived from the root, so a new root takes effect at the next start.
+            if one.name not in {"root", "read_if_changed"}:
                 setattr(self, one.name, getattr(other, one.name))
-        log.info("the keys have changed", extra={"signing_key": self.active, "pepper_id": self.active_pepper})
+        log.info("keys reloaded", extra={"signing_key": self.active, "pepper_id": self.active_pepper})
 
 
 @asynccontextmanager
-async def following(ring: KeyRing) -> AsyncIterator[None]:
-    """Take up changes of the key file for as long as the block runs."""
-    task = asyncio.create_task(_follow(ring), name="key-file")
+async def reloading(ring: KeyRing) -> AsyncIterator[None]:
+    """Reload the key file within a second of each change, while the block runs."""
+    task = asyncio.create_task(_reload_periodically(ring), name="key-file")
     try:
         yield
     finally:
@@ -103,77 +104,77 @@ async def following(ring: KeyRing) -> AsyncIterator[None]:
             await task
 
 
-async def _follow(ring: KeyRing) -> None:
+async def _reload_periodically(ring: KeyRing) -> None:
     while True:
-        await asyncio.sleep(_LOOK_EVERY)
-        ring.catch_up()
+        await asyncio.sleep(_RELOAD_INTERVAL)
+        ring.reload_if_changed()
 
 
 def new_signing_key(algorithm: Algorithm, state: State) -> dict[str, Any]:
-    """Make a signing key, as a member of a key set."""
+    """Create a signing key as a member of a key set."""
     while True:
         key = (
             ECKey.generate_key("P-256", private=True)
             if algorithm == "ES256"
             else OKPKey.generate_key("Ed25519", private=True)
         )
-        # A command would take it for an option.
-        if not key.thumbprint().startswith("-"):  # pragma: no branch  # One in 64 does.
-            return key.as_dict(private=True, use="sig", alg=algorithm, kid=key.thumbprint(), **standing(state))
+        # A command would parse an id that begins with a hyphen as an option.
+        if not key.thumbprint().startswith("-"):  # pragma: no branch  # One thumbprint in 64 begins with a hyphen.
+            return key.as_dict(private=True, use="sig", alg=algorithm, kid=key.thumbprint(), **state_members(state))
 
 
 def new_pepper(pepper_id: int, state: State) -> dict[str, Any]:
-    """Make a pepper, as a member of a key set."""
-    return _new_secret(kid=str(pepper_id), **standing(state))
+    """Create a pepper as a member of a key set."""
+    return _new_secret(kid=str(pepper_id), **state_members(state))
 
 
 def _new_secret(**members: str) -> dict[str, Any]:
     return OctKey.generate_key(8 * _MIN_SECRET_BYTES).as_dict(private=True, **members)
 
 
-def standing(state: State) -> dict[str, str]:
-    """Give the members that say where in its life a key stands, and since when."""
+def state_members(state: State) -> dict[str, str]:
+    """Return the members of a key that give its state, and the current time as the start of that state."""
     return {"state": state, "since": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def generate_key_set(algorithm: Algorithm = "ES256") -> str:
-    """Make a new private key set, as JSON text: one active signing key, one pepper, and the root of derived keys."""
+    """Create a private key set as JSON text: an active signing key, an active pepper, and the root of derived keys."""
     keys = [new_signing_key(algorithm, "active"), new_pepper(1, "active"), _new_secret(use="derive")]
     return json.dumps({"keys": keys}, indent=2)
 
 
 def load_key_ring(settings: KeySettings) -> KeyRing:
-    """Read the key set the settings point to; whatever is wrong with it is said without showing it."""
+    """Read the key set that the settings name. Raises `ConfigurationError`, whose text never quotes the key set."""
     if settings.signing_keys is not None:
         return parse_key_ring(settings.signing_keys.get_secret_value(), source="APP_AUTH__SIGNING_KEYS")
     if settings.signing_keys_file is None:
         raise ConfigurationError(NO_KEYS)
     file = _KeyFile(settings.signing_keys_file)
     ring = file.read()
-    ring.look = file.look
+    ring.read_if_changed = file.read_if_changed
     return ring
 
 
 class _KeyFile:
-    """A key set file, and which version of it was read last."""
+    """A key set file and the version of it that was read last."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._version: tuple[int, int, int] | None = None
 
     def read(self) -> KeyRing:
-        # Before reading: what is written meanwhile is then another version.
+        # Before the file is read: a write during the read then gives another version, and the next check reads it.
         self._version = self._stat()
         return parse_key_ring(read_key_set(self._path), source=str(self._path))
 
-    def look(self) -> KeyRing | None:
-        """Read it again if it is another version; one that cannot be used is told once, and changes nothing."""
+    def read_if_changed(self) -> KeyRing | None:
+        """Read the file if its version has changed. For an invalid file, log one error and return None."""
         if self._stat() == self._version:
             return None
         try:
             return self.read()
         except ConfigurationError as error:
-            log.error("the keys stay as they are: the file cannot be used", extra={"reason": str(error)})  # noqa: TRY400  # No traceback: it could quote the file.
+            log.error("key file rejected, keys unchanged", extra={"reason": str(error)})  # noqa: TRY400  # No traceback: it could quote the file.
             return None
 
     def _stat(self) -> tuple[int, int, int] | None:
@@ -203,30 +204,30 @@ def parse_key_ring(text: str, *, source: str) -> KeyRing:
         secrets = {key["kid"]: _pepper(key) for key in peppers}
         ring = KeyRing(
             signing={key["kid"]: _import(key) for key in signing},
-            active=_only_active(signing),
+            active=_active_kid(signing),
             peppers=secrets,
-            active_pepper=_only_active(peppers),
+            active_pepper=_active_kid(peppers),
             root=_root(keys, secrets),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JoseError):
         # The cause is not chained: its text may quote the file.
-        message = f"{source}: this is not a private key set as `app keys generate` makes it"
+        message = f"{source}: this is not a private key set in the format of `app keys generate`"
         raise ConfigurationError(message) from None
     return ring
 
 
 def is_root(key: dict[str, Any]) -> bool:
-    """Tell the secret that others are derived from: it has no state, and outlives all peppers."""
+    """Return whether the key is the root, from which other keys are derived. It has no state and is never rotated."""
     return key["kty"] == "oct" and key.get("use") == "derive"
 
 
 def is_pepper(key: dict[str, Any]) -> bool:
-    """Tell a pepper from the signing keys and the root."""
+    """Return whether the key is a pepper."""
     return key["kty"] == "oct" and not is_root(key)
 
 
 def with_root(key_set: dict[str, Any]) -> dict[str, Any]:
-    """Give a set with its root written down, so that it stays the same when the peppers change."""
+    """Return a key set that contains its root, so that derived keys stay the same when the peppers change."""
     if any(is_root(key) for key in key_set["keys"]):
         return key_set
     root = parse_key_ring(json.dumps(key_set), source="").root
@@ -236,14 +237,14 @@ def with_root(key_set: dict[str, Any]) -> dict[str, Any]:
 
 def _root(keys: list[dict[str, Any]], peppers: dict[int, bytes]) -> bytes:
     roots = [_secret(key) for key in keys if is_root(key)]
-    # A set from before there were roots: its first pepper has to do.
+    # Older key sets have no root. Theirs is derived from the first pepper.
     (root,) = roots or [hmac.digest(peppers[min(peppers)], b"derive", "sha256")]
     return root
 
 
-def _only_active(keys: list[dict[str, Any]]) -> Any:
+def _active_kid(keys: list[dict[str, Any]]) -> Any:
     states = {key["kid"]: key["state"] for key in keys}
-    # A mistyped state would be a key that nothing ever uses.
+    # No command would ever use a key with a misspelled state.
     if len(states) != len(keys) or not _STATES.issuperset(states.values()):
         raise ValueError
     (active,) = [kid for kid, state in states.items() if state == "active"]
@@ -251,9 +252,9 @@ def _only_active(keys: list[dict[str, Any]]) -> Any:
 
 
 def _import(key: dict[str, Any]) -> SigningKey:
-    # The combinations are spelled out: the library also takes a curve that the algorithm cannot sign with.
+    # The table lists each valid combination: the library also accepts a curve that the algorithm cannot sign with.
     kind = _KINDS[key["kty"], key["crv"], key["alg"]]
-    imported: SigningKey = kind.import_key({name: value for name, value in key.items() if name not in _OURS})
+    imported: SigningKey = kind.import_key({name: value for name, value in key.items() if name not in _PRIVATE_MEMBERS})
     if not imported.is_private or imported.thumbprint() != key["kid"] or key.get("use", "sig") != "sig":
         raise ValueError
     return imported

@@ -1,8 +1,8 @@
-"""The life of a key in the private key set file: next → active → retiring → removed.
+"""Key rotation in the private key set file. The states of a key are: next → active → retiring → removed.
 
-A key is `next` until it is known everywhere, `active` while tokens are made with it, and `retiring` while some of those may
-be alive. The file is replaced as a whole or not at all, with the owner and mode it had, so that running processes take up
-the change. Nothing here shows a private member.
+A key is `next` while it is distributed, `active` while it makes tokens, and `retiring` while tokens made with it may be valid.
+A change replaces the whole file in one step and keeps its owner and mode. Running processes then reload it. No output of this
+module contains a private member of a key.
 """
 
 import json
@@ -27,27 +27,27 @@ from app.core.security.keys import (
     new_signing_key,
     parse_key_ring,
     read_key_set,
-    standing,
+    state_members,
     with_root,
 )
 
 type Kind = Literal["signing", "pepper"]
 type Key = dict[str, Any]
 
-# How long a key is known before it is used: services that verify our tokens keep the published set for an hour or more;
-# of a pepper only our own processes need to know.
+# Minimum time between the distribution of a key and its first use. Services that verify access tokens cache the published set
+# for an hour or more. Only the processes of this application need a pepper.
 LEAD: dict[Kind, timedelta] = {"signing": timedelta(hours=24), "pepper": timedelta(minutes=10)}
-# An access token lives 15 minutes at most; the rest is for a process that learns late that its key has retired.
-SIGNED_TOKENS_LIVE = timedelta(minutes=20)
+# An access token is valid for at most 15 minutes. The rest is a margin for a process that reloads the file late.
+SIGNED_TOKEN_LIFETIME = timedelta(minutes=20)
 
 
 class KeyChangeError(Exception):
-    """The key set does not bear this change; the text says why, and what to do."""
+    """The change is not possible. The text says why, and what to do."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where in its life a key is."""
+class KeyStatus:
+    """The state of a key, without its secret."""
 
     kind: Kind
     algorithm: str
@@ -61,14 +61,14 @@ class Standing:
         return f"{self.kind:8} {self.algorithm:7} {self.state:9} since {since:18} {self.kid}"
 
 
-def listed(settings: KeySettings) -> list[Standing]:
-    """Say of each key where it stands."""
-    # Whatever is wrong with the set is told as the server tells it.
+def list_keys(settings: KeySettings) -> list[KeyStatus]:
+    """Return the status of each key."""
+    # An invalid key set raises the same error as at the start of the server.
     load_key_ring(settings)
     given = settings.signing_keys
     keys = json.loads(given.get_secret_value() if given else read_key_set(_file(settings)))["keys"]
     return [
-        Standing(_kind(key), key.get("alg", ""), key["state"], _since(key), key["kid"])
+        KeyStatus(_kind(key), key.get("alg", ""), key["state"], _since(key), key["kid"])
         for key in keys
         if not is_root(key)
     ]
@@ -76,11 +76,11 @@ def listed(settings: KeySettings) -> list[Standing]:
 
 @contextmanager
 def changing(settings: KeySettings) -> Iterator[list[Key]]:
-    """Give the keys of the file to change; when the block ends without an error, the file is replaced."""
-    # What a link points to is replaced, not the link.
+    """Yield the keys of the file for a change, and replace the file when the block ends without an error."""
+    # The target of a symbolic link is replaced, not the link.
     path = _file(settings).resolve()
     staging = path.with_name(f"{path.name}.new")
-    descriptor = _open(staging, path)
+    descriptor = _create_staging_file(staging, path)
     try:
         with os.fdopen(descriptor, "w") as output:
             text = read_key_set(path)
@@ -88,12 +88,12 @@ def changing(settings: KeySettings) -> Iterator[list[Key]]:
             key_set = with_root(json.loads(text))
             yield key_set["keys"]
             changed = json.dumps(key_set, indent=2)
-            # Whatever a change does, it leaves no file that a process cannot start with.
+            # No change may leave a file that a process cannot start with.
             parse_key_ring(changed, source=str(path))
             output.write(changed)
-            _finish(output, like=path.stat())
+            _copy_permissions_and_sync(output, path.stat())
         staging.replace(path)
-        _flush(path.parent)
+        _sync_folder(path.parent)
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
@@ -102,35 +102,35 @@ def changing(settings: KeySettings) -> Iterator[list[Key]]:
 def _file(settings: KeySettings) -> Path:
     if settings.signing_keys is not None:
         raise KeyChangeError(
-            "the keys are those of APP_AUTH__SIGNING_KEYS, which no command can change; put them into a file, and name it in "
-            "APP_AUTH__SIGNING_KEYS_FILE instead"
+            "the keys come from APP_AUTH__SIGNING_KEYS, which no command can change; put them into a file, and set "
+            "APP_AUTH__SIGNING_KEYS_FILE to its path instead"
         )
     if settings.signing_keys_file is None:
         raise ConfigurationError(NO_KEYS)
     return settings.signing_keys_file
 
 
-def _open(staging: Path, path: Path) -> int:
-    # O_EXCL: of two commands at once one is refused, and nobody else can read the file, not even for a moment.
+def _create_staging_file(staging: Path, path: Path) -> int:
+    # O_EXCL refuses the second of two concurrent commands. The mode keeps the file private from the first moment.
     try:
         return os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        message = f"{path}: another command is changing the keys, or was interrupted: then remove {staging}"
+        message = f"{path}: another command is changing the keys; if it was interrupted, remove {staging}"
         raise KeyChangeError(message) from None
     except OSError as error:
         message = f"{path}: the file cannot be replaced: {os.strerror(error.errno or 0)}"
         raise KeyChangeError(message) from None
 
 
-def _finish(output: TextIO, *, like: os.stat_result) -> None:
+def _copy_permissions_and_sync(output: TextIO, original: os.stat_result) -> None:
     output.flush()
-    # Whoever runs the command, those who read the file must go on reading it.
-    os.fchown(output.fileno(), like.st_uid, like.st_gid)
-    os.fchmod(output.fileno(), stat.S_IMODE(like.st_mode))
+    # The processes that read the old file must be able to read the new one, even if another user runs the command.
+    os.fchown(output.fileno(), original.st_uid, original.st_gid)
+    os.fchmod(output.fileno(), stat.S_IMODE(original.st_mode))
     os.fsync(output.fileno())
 
 
-def _flush(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -139,51 +139,53 @@ def _flush(folder: Path) -> None:
 
 
 def add(keys: list[Key], kind: Kind, algorithm: Algorithm) -> str:
-    """Make a key known that is to be used next, and give its id."""
+    """Add a `next` key, and return its id."""
     if known := _in_state(keys, kind, "next"):
-        message = f"{known['kid']} is known as the next {kind} key already: remove it, or let it take over"
+        message = (
+            f"{known['kid']} is already the next {kind} key; retire the active key so that it takes over, or remove it"
+        )
         raise KeyChangeError(message)
-    taken = [int(key["kid"]) for key in keys if is_pepper(key)]
-    key = new_signing_key(algorithm, "next") if kind == "signing" else new_pepper(max(taken) + 1, "next")
+    pepper_ids = [int(key["kid"]) for key in keys if is_pepper(key)]
+    key = new_signing_key(algorithm, "next") if kind == "signing" else new_pepper(max(pepper_ids) + 1, "next")
     keys.append(key)
     return str(key["kid"])
 
 
 def retire(keys: list[Key], kid: str, *, force: bool) -> str:
-    """Let the next key take over from the active one, and give its id."""
+    """Retire the active key, activate the next one, and return the id of the latter."""
     key = _named(keys, kid)
     kind = _kind(key)
     if key["state"] != "active":
-        message = f"{kid} is {key['state']}: only the active key can retire"
+        message = f"{kid} is {key['state']}; only the active key can be retired"
         raise KeyChangeError(message)
     successor = _in_state(keys, kind, "next")
     if successor is None:
-        message = f"{kid} is the only {kind} key: make another one known first, with `app keys add {kind}`"
+        message = f"there is no {kind} key that can replace {kid}; first add one with `app keys add {kind}`"
         raise KeyChangeError(message)
     if not force:
-        _wait(successor, LEAD[kind], f"{successor['kid']} has to be known everywhere before it is used")
-    successor |= standing("active")
-    key |= standing("retiring")
+        _refuse_early(successor, LEAD[kind], f"some processes or services may not know {successor['kid']} yet")
+    successor |= state_members("active")
+    key |= state_members("retiring")
     return str(successor["kid"])
 
 
-def remove(keys: list[Key], kid: str, *, refresh_tokens_live: timedelta, force: bool) -> None:
-    """Take a key out of the set: whatever was made with it is worth nothing from then on."""
+def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, force: bool) -> None:
+    """Remove a key. All tokens made with it become invalid."""
     key = _named(keys, kid)
     if key["state"] == "active":
-        message = f"{kid} is active: let another one take over first, with `app keys retire {kid}`"
+        message = f"{kid} is active; first retire it with `app keys retire {kid}`"
         raise KeyChangeError(message)
     if key["state"] == "retiring" and not force:
-        lives = refresh_tokens_live if is_pepper(key) else SIGNED_TOKENS_LIVE
-        _wait(key, lives, f"tokens made with {kid} may be alive")
+        lifetime = refresh_token_lifetime if is_pepper(key) else SIGNED_TOKEN_LIFETIME
+        _refuse_early(key, lifetime, f"tokens made with {kid} may still be valid")
     keys.remove(key)
 
 
-def _wait(key: Key, period: timedelta, reason: str) -> None:
-    # Somebody has edited the file by hand: nobody knows how long ago.
+def _refuse_early(key: Key, period: timedelta, reason: str) -> None:
+    # Without `since`, after an edit by hand, the full period starts now.
     since = _since(key) or datetime.now(UTC)
     if since + period > datetime.now(UTC):
-        message = f"{reason}: wait until {since + period:%Y-%m-%d %H:%M}Z, or say --force"
+        message = f"{reason}; wait until {since + period:%Y-%m-%d %H:%M}Z, or use --force"
         raise KeyChangeError(message)
 
 
@@ -191,7 +193,7 @@ def _named(keys: list[Key], kid: str) -> Key:
     for key in keys:
         if not is_root(key) and key["kid"] == kid:
             return key
-    message = f"there is no key {kid}; `app keys list` shows those there are"
+    message = f"there is no key {kid}; `app keys list` shows all keys"
     raise KeyChangeError(message)
 
 
