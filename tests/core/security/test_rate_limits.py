@@ -1,4 +1,4 @@
-"""Counting attempts in PostgreSQL."""
+"""Rate limits with counters in PostgreSQL."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def limiter(database: Database) -> RateLimiter:
 
 
 async def attempt(limiter: RateLimiter, *counted: Counted) -> int | None:
-    """Give the seconds to wait, or None when the attempt may be made."""
+    """Return the seconds to wait, or None if the attempt is allowed."""
     try:
         await limiter.hit(*counted)
     except RateLimitedError as error:
@@ -51,13 +51,13 @@ async def shift(session: WriteSession, by: str) -> None:
     await session.commit()
 
 
-async def test_as_many_attempts_as_the_limit_says_and_no_more(limiter: RateLimiter) -> None:
+async def test_a_limit_allows_exactly_its_number_of_attempts(limiter: RateLimiter) -> None:
     waits = [await attempt(limiter, (THREE, "ada")) for _ in range(5)]
 
     assert waits == [None, None, None, 900, 900]
 
 
-async def test_subjects_and_limits_are_counted_apart(limiter: RateLimiter) -> None:
+async def test_each_subject_and_each_limit_has_its_own_counter(limiter: RateLimiter) -> None:
     for _ in range(3):
         await attempt(limiter, (THREE, "ada"))
 
@@ -73,7 +73,7 @@ async def test_a_refused_attempt_counts_against_none_of_its_limits(limiter: Rate
     assert await counters(session) == {"three": 3, "five": 3}
 
 
-async def test_the_longest_wait_is_told(limiter: RateLimiter) -> None:
+async def test_the_longest_wait_is_returned(limiter: RateLimiter) -> None:
     day = Limit("day", 3, timedelta(days=1))
     for _ in range(3):
         await attempt(limiter, (THREE, "ada"), (day, "ada"))
@@ -93,7 +93,7 @@ async def test_a_window_ends(limiter: RateLimiter, session: WriteSession, shifte
     assert await attempt(limiter, (THREE, "ada")) == wait
 
 
-async def test_a_new_window_begins_with_one_attempt_and_lasts_its_time(
+async def test_a_new_window_starts_with_one_attempt_and_lasts_the_full_period(
     limiter: RateLimiter, session: WriteSession
 ) -> None:
     for _ in range(3):
@@ -114,7 +114,7 @@ async def test_later_attempts_do_not_prolong_a_window(limiter: RateLimiter, sess
     assert await attempt(limiter, (THREE, "ada")) == 300
 
 
-async def test_a_rightful_attempt_is_taken_back(limiter: RateLimiter) -> None:
+async def test_a_forgiven_attempt_does_not_count(limiter: RateLimiter) -> None:
     for _ in range(10):
         await limiter.hit((THREE, "ada"), (FIVE, "ada"))
         await limiter.forgive((THREE, "ada"), (FIVE, "ada"))
@@ -122,7 +122,7 @@ async def test_a_rightful_attempt_is_taken_back(limiter: RateLimiter) -> None:
     assert [await attempt(limiter, (THREE, "ada")) for _ in range(4)] == [None, None, None, 900]
 
 
-async def test_nothing_is_forgiven_that_was_not_counted(limiter: RateLimiter, session: WriteSession) -> None:
+async def test_forgiving_never_makes_a_counter_negative(limiter: RateLimiter, session: WriteSession) -> None:
     await limiter.forgive((THREE, "ada"))
     await limiter.hit((THREE, "ada"))
     await limiter.forgive((THREE, "ada"))
@@ -137,7 +137,7 @@ async def test_the_same_limit_twice_is_counted_once(limiter: RateLimiter, sessio
     assert await counters(session) == {"three": 1}
 
 
-async def test_a_count_within_a_transaction_goes_with_it(
+async def test_a_rollback_undoes_a_count_in_the_same_transaction(
     limiter: RateLimiter, database: Database, session: WriteSession
 ) -> None:
     async with database.sessions() as work:
@@ -149,7 +149,7 @@ async def test_a_count_within_a_transaction_goes_with_it(
     assert await counters(session) == {"three": 1}
 
 
-async def test_switched_off_it_counts_nothing(database: Database, session: WriteSession) -> None:
+async def test_a_disabled_limiter_counts_nothing(database: Database, session: WriteSession) -> None:
     limiter = RateLimiter(database, KEY, enabled=False)
 
     waits = [await attempt(limiter, (THREE, "ada")) for _ in range(10)]
@@ -160,7 +160,7 @@ async def test_switched_off_it_counts_nothing(database: Database, session: Write
     assert await stored(session) == []
 
 
-async def test_what_is_stored_is_no_personal_data(limiter: RateLimiter, session: WriteSession) -> None:
+async def test_no_personal_data_is_stored(limiter: RateLimiter, session: WriteSession) -> None:
     await limiter.hit((THREE, "ada@example.com\x00192.0.2.7"), (FIVE, "192.0.2.7"))
     await RateLimiter(limiter._database, b"l" * 32, enabled=True).hit((FIVE, "192.0.2.7"))
 
@@ -170,7 +170,7 @@ async def test_what_is_stored_is_no_personal_data(limiter: RateLimiter, session:
     assert all(len(key.partition(":")[2]) == 64 for key in keys)
 
 
-async def test_windows_that_are_over_are_deleted(limiter: RateLimiter, session: WriteSession) -> None:
+async def test_expired_windows_are_deleted(limiter: RateLimiter, session: WriteSession) -> None:
     await limiter.hit((THREE, "ada"), (FIVE, "ada"))
     await shift(session, "16 min")
 
@@ -179,7 +179,7 @@ async def test_windows_that_are_over_are_deleted(limiter: RateLimiter, session: 
     assert await counters(session) == {"five": 1}
 
 
-async def test_what_is_exhausted_is_refused_without_waiting_for_anybody(clone_url: str) -> None:
+async def test_an_exhausted_limit_refuses_without_waiting_for_a_lock(clone_url: str) -> None:
     database = Database(make_settings(clone_url, database={"lock_timeout": "100ms"}).database)
     limiter = RateLimiter(database, KEY, enabled=True)
     for _ in range(3):
@@ -193,7 +193,7 @@ async def test_what_is_exhausted_is_refused_without_waiting_for_anybody(clone_ur
     assert wait is not None
 
 
-async def test_a_crash_of_the_database_forgets_counters_and_costs_no_log(session: WriteSession) -> None:
+async def test_the_table_is_unlogged(session: WriteSession) -> None:
     kind = await session.scalar(text("SELECT relpersistence::text FROM pg_class WHERE relname = 'rate_limits'"))
 
     assert kind == "u"
@@ -204,7 +204,7 @@ async def test_a_burst_over_many_connections_is_counted_exactly(clone_url: str) 
     limiters = [RateLimiter(database, KEY, enabled=True) for database in databases]
     wide = Limit("wide", 1000, timedelta(hours=1))
 
-    # In either order: keys that two callers share are locked in one.
+    # The callers pass the keys in different orders. The statement locks them in one order, so nothing deadlocks.
     waits = await asyncio.gather(
         *(
             attempt(limiters[number % 2], *[(THREE, "ada"), (wide, "eve")][:: 1 if number % 3 else -1])

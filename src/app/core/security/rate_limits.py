@@ -1,15 +1,16 @@
-"""Counting what may be tried only so often, in PostgreSQL alone: exact over any number of workers.
+"""Rate limits with counters in PostgreSQL, which are exact for any number of worker processes.
 
-An attempt is counted before it is made, in a transaction of its own, so that a burst cannot slip through between looking
-and counting, and a failing request cannot take its count back. One that is refused counts against none of its limits:
-who is stopped at one of them cannot use up the others. Fixed windows: the first attempt opens one.
+An attempt is counted before it is made, in a transaction of its own. So concurrent attempts cannot exceed the limit, and the
+rollback of a failed request does not undo the count. A refused attempt counts against none of its limits, so a client that
+reached one limit cannot exhaust the others. The windows are fixed: the first attempt starts one.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
+from typing import Any
 
 from sqlalchemy import CTE, Index, Update, func, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
@@ -19,8 +20,8 @@ from app.core.db.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
 from app.core.observability.metrics import Counter
 
-# What is exhausted already is seen without a lock and without a write: a flood of refused attempts holds up nobody. Whoever
-# is not told so by the first look counts, waiting for those who came before. Sorted, so that all lock in one order.
+# `exhausted` finds counters at their limit without a lock or a write, so many refused attempts block no other transaction.
+# `counted` increments the others; it waits for the locks of earlier transactions. The sort gives every transaction one lock order.
 _COUNT = text("""
 WITH given AS (
     SELECT key, amount, now() + period AS ends, refuses
@@ -43,12 +44,12 @@ FROM (TABLE counted UNION ALL SELECT key, hits, expires_at FROM exhausted) AS ou
 """)
 
 _ATTEMPTS = Counter(
-    "rate_limit_attempts", "What was counted against a limit, and what was refused by it.", limit=(), outcome=()
+    "rate_limit_attempts", "Attempts counted against a limit, and attempts refused by it.", limit=(), outcome=()
 )
 
 
 class RateLimit(Base):
-    """One window of one counter. UNLOGGED: after a crash of the database the counting starts anew."""
+    """One window of one counter. The table is UNLOGGED: a crash of the database resets the counters."""
 
     __tablename__ = "rate_limits"
     __table_args__ = (Index(None, "expires_at"), {"prefixes": ["UNLOGGED"]})
@@ -60,9 +61,9 @@ class RateLimit(Base):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How often within which time; `name` tells counters of the same subject apart.
+    """Maximum number of attempts in a period. `name` distinguishes the counters of one subject.
 
-    A limit that does not refuse leaves the decision about the surplus to the caller of `hit`.
+    If `refuses` is false, the caller of `hit` decides about attempts over the limit.
     """
 
     name: str
@@ -75,7 +76,7 @@ type Counted = tuple[Limit, str]
 
 
 class RateLimiter:
-    """Counts by subject: an account, an address, or both. Subjects are stored as keyed digests, not as they are."""
+    """Counts attempts by subject: an account, an address, or both. The database stores only keyed digests of subjects."""
 
     def __init__(self, database: Database, key: bytes, *, enabled: bool) -> None:
         self._database = database
@@ -83,54 +84,48 @@ class RateLimiter:
         self._enabled = enabled
 
     async def hit(self, *counted: Counted) -> int | None:
-        """Count an attempt against each limit; raise `RateLimitedError`, and count nothing, when it would exceed one.
+        """Count an attempt against each limit. If it would exceed one, count nothing and raise `RateLimitedError`.
 
-        Returns the seconds to wait when it exceeds a limit that does not refuse. That limit has not counted the attempt.
+        Returns the seconds to wait if the attempt exceeds a limit that does not refuse. That limit does not count the attempt.
         """
         if not self._enabled:
             return None
-        # Raising rolls the counts back.
+        # The exception rolls the counts back.
         return await self._database.unit(lambda session: self.hit_within(session, *counted))
 
     async def hit_within(self, session: WriteSession, *counted: Counted) -> int | None:
-        """Count in the caller's transaction, for work that is tried again as a whole when that fails."""
+        """Count in the caller's transaction; see `hit`. For work whose failure makes the caller repeat all of it."""
         if not self._enabled:
             return None
         limits = {self._digest(limit, subject): limit for limit, subject in counted}
-        parameters = {
-            "keys": list(limits),
-            "amounts": [limit.amount for limit in limits.values()],
-            "periods": [limit.period for limit in limits.values()],
-            "refuses": [limit.refuses for limit in limits.values()],
-        }
-        rows = (await session.execute(_COUNT, parameters)).all()
-        exceeded = {limits[key]: float(remaining) for key, hits, remaining in rows if hits > limits[key].amount}
-        is_refused = any(limit.refuses for limit in exceeded)
+        rows = (await session.execute(_COUNT, _parameters(limits))).all()
+        waits = {limits[key]: float(remaining) for key, hits, remaining in rows if hits > limits[key].amount}
+        is_refused = any(limit.refuses for limit in waits)
         for limit, _ in counted:
-            if limit in exceeded or not is_refused:
-                _ATTEMPTS.count(limit.name, "refused" if limit in exceeded else "counted")
-        waits = [wait for limit, wait in exceeded.items() if limit.refuses or not is_refused]
+            if limit in waits or not is_refused:
+                _ATTEMPTS.count(limit.name, "refused" if limit in waits else "counted")
         if not waits:
             return None
-        retry_after = max(1, ceil(max(waits)))
+        wait = max(wait for limit, wait in waits.items() if limit.refuses or not is_refused)
+        retry_after = max(1, ceil(wait))
         if is_refused:
             raise RateLimitedError(retry_after=retry_after)
         return retry_after
 
     async def forgive(self, *counted: Counted) -> None:
-        """Take an attempt back that turned out to be rightful."""
+        """Remove a counted attempt that turned out to be legitimate."""
         if self._enabled:
             async with self._database.begin() as session:
-                await session.execute(self._forgiving(counted))
+                await session.execute(self._forgive_statement(counted))
 
     def forgiveness(self, *counted: Counted) -> CTE:
-        """Give what takes an attempt back along with a statement of the caller's: then it costs no round trip."""
-        return self._forgiving(counted).cte("forgiven")
+        """Return a CTE that does the same as `forgive` within another statement, which saves a round trip."""
+        return self._forgive_statement(counted).cte("forgiven")
 
-    def _forgiving(self, counted: Sequence[Counted]) -> Update:
-        # Turned off, nothing has been counted, and nothing is found.
+    def _forgive_statement(self, counted: Sequence[Counted]) -> Update:
+        # Also correct if limits are disabled: then there are no counters, and the statement finds no row.
         keys = [self._digest(limit, subject) for limit, subject in counted]
-        # Locked by ascending key, like the counts: a login that succeeds and one that begins must not wait for each other.
+        # Locks by ascending key, like `_COUNT`. Otherwise a login that succeeds and one that begins could deadlock.
         locked = select(RateLimit.key).where(RateLimit.key.in_(keys), RateLimit.hits > 0).order_by(RateLimit.key)
         return (
             update(RateLimit)
@@ -142,6 +137,15 @@ class RateLimiter:
         return f"{limit.name}:{hmac.digest(self._key, f'{limit.name}\0{subject}'.encode(), 'sha256').hex()}"
 
 
+def _parameters(limits: Mapping[str, Limit]) -> dict[str, list[Any]]:
+    return {
+        "keys": list(limits),
+        "amounts": [limit.amount for limit in limits.values()],
+        "periods": [limit.period for limit in limits.values()],
+        "refuses": [limit.refuses for limit in limits.values()],
+    }
+
+
 async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next windows that are over; return where to go on."""
+    """Delete the next `batch` expired windows. Returns the position of the next batch, or None at the end."""
     return await crud.remove_expired(session, RateLimit.key, RateLimit.expires_at, func.now(), after=after, limit=batch)
