@@ -278,7 +278,7 @@ async def test_the_queue_is_shown_by_what_the_database_holds(site: Site, monkeyp
             "SET scheduled_at = now() - interval '90 seconds' WHERE id = 3",
         ):
             await session.execute(text(f"UPDATE procrastinate_jobs {change}"))  # Of this test.
-    monkeypatch.setattr(exposition_module, "_LOOKUP_LASTS", 0.0)
+    monkeypatch.setattr(exposition_module, "_LOOKUP_TTL", 0.0)
     started = time.monotonic()
     shown = await site.scrape()
 

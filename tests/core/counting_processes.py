@@ -1,6 +1,6 @@
-"""Run as a program: processes that share a port for metrics, one for each number given, and that count to it.
+"""A program that starts one process per argument. The processes share a port for metrics, and each counts to its argument.
 
-Whoever starts it reads the port and the processes' ids, one line each as JSON, and ends it by closing its input.
+The program writes the port and the process ids to standard output as one line of JSON. It ends when its input is closed.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from app.core.config import TelemetrySettings
 from app.core.observability.exposition import Exposition, exposition
 from app.core.observability.metrics import Counter
 
-COUNTED = Counter("test_counted", "What this process has counted.", what=())
+COUNTED = Counter("test_counted", "Events of this test.", what=())
 
 
 async def serve(exposed: Exposition, ready: int) -> None:
@@ -38,7 +38,7 @@ def main(numbers: list[int]) -> None:
             if not pid:
                 become_worker(exposed, number, ready)
             workers.append(pid)
-            # In order, so that the first has number 0.
+            # Wait for each process before the next one starts, so that the first has worker number 0.
             os.read(is_ready, 1)
         sys.stdout.write(json.dumps({"port": exposed.port, "pids": workers}) + "\n")
         sys.stdout.flush()

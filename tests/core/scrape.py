@@ -1,4 +1,4 @@
-"""What an exposition says, as numbers."""
+"""Reads the values of metrics, from an HTTP response or from this process."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from app.core.observability.metrics import Histogram, _registry, counted
+from app.core.observability.metrics import Histogram, _registry, own_families
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """One answer of `/metrics`."""
+    """One response of `/metrics`."""
 
     text: str
 
     @property
     def types(self) -> dict[str, str]:
-        """The families, by name."""
+        """The type of each metric, by name."""
         return {family.name: family.type for family in text_string_to_metric_families(self.text)}
 
     @property
     def labels(self) -> dict[str, set[str]]:
-        """The labels that the samples of each name have, or will have when there are some."""
+        """The label names of each sample name, including metrics that have no sample yet."""
         found = _declared_labels()
         for family in text_string_to_metric_families(self.text):
             for sample in family.samples:
@@ -32,11 +32,11 @@ class Scrape:
         return found
 
     def values(self, name: str, **labels: str) -> dict[str, float]:
-        """Give the samples of this name and these labels, by worker."""
+        """Return the values with this name and these labels, by worker."""
         return {sample.labels.get("worker", ""): sample.value for sample in self._samples(name, labels)}
 
     def value(self, name: str, **labels: str) -> float:
-        """Give the sum of these samples; 0 of none."""
+        """Return the sum of these values; 0 if there are none."""
         return sum(sample.value for sample in self._samples(name, labels))
 
     def _samples(self, name: str, labels: Mapping[str, str]) -> Iterator[Sample]:
@@ -57,10 +57,10 @@ def _declared_labels() -> dict[str, set[str]]:
 
 
 def counted_so_far(name: str, **labels: str) -> float:
-    """Give what this process has counted, without asking for it over HTTP."""
+    """Return the sum of the values in this process, without HTTP."""
     return sum(
         sample.value
-        for family in counted()
+        for family in own_families()
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )

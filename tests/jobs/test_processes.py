@@ -215,4 +215,4 @@ def test_the_worker_shuts_down_cleanly_on_sigterm(
 
     output = capsys.readouterr().out
     assert "worker stopped" in output
-    assert "metrics are exposed" in output
+    assert "metrics port opened" in output

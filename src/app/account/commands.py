@@ -12,8 +12,8 @@ from app.core.commands import command_group, in_transaction
 from app.core.config import Settings
 from app.core.db.database import WriteSession
 from app.core.errors import FieldError, InvalidInputError
-from app.core.refusals import detail_of
 from app.core.security.hashing import PasswordHasher
+from app.core.validation_messages import detail_of
 from app.settings import load_settings
 from app.users import service as users_service
 from app.users.models import User

@@ -19,7 +19,7 @@ _CORE = (
     "db",
     "schemas",
     "config",
-    "base64url : environment : errors : listening : product : refusals : signals : strict_json",
+    "base64url : environment : errors : listening : product : signals : strict_json : validation_messages",
 )
 _OUTSIDE = {"__init__", "__main__", "dev", "loading"}
 _INSIDE = (

@@ -1,4 +1,4 @@
-"""The metrics over HTTP, from one process and from several."""
+"""Metrics over HTTP, from one process and from several."""
 
 import asyncio
 import json
@@ -27,13 +27,13 @@ SPOKEN = Counter("test_spoken", "Words of this test.", language=("de", "en"))
 
 @pytest.fixture
 def exposed() -> Iterator[Exposition]:
-    """A port of any number, open until the test ends."""
+    """Any free port, open until the test ends."""
     with exposition(TelemetrySettings(metrics_port=0)) as opened:
         assert opened
         yield opened
 
 
-async def test_what_was_counted_is_shown(exposed: Exposition) -> None:
+async def test_counters_are_shown(exposed: Exposition) -> None:
     async with exposed.serving([], []):
         before = await scrape(exposed.port)
         SPOKEN.count("de")
@@ -61,14 +61,14 @@ async def test_instruments_are_read_at_each_scrape(exposed: Exposition) -> None:
     assert shown == [{"0": 3}, {"0": 4}]
 
 
-async def test_nothing_tells_when_a_series_began(exposed: Exposition) -> None:
+async def test_no_series_with_creation_times_is_shown(exposed: Exposition) -> None:
     async with exposed.serving([], []):
         text = (await scrape(exposed.port)).text
 
     assert "_created" not in text
 
 
-async def test_the_process_and_what_runs_is_shown(exposed: Exposition) -> None:
+async def test_metrics_of_the_process_and_the_versions_are_shown(exposed: Exposition) -> None:
     async with exposed.serving([], []):
         shown = await scrape(exposed.port)
 
@@ -76,10 +76,10 @@ async def test_the_process_and_what_runs_is_shown(exposed: Exposition) -> None:
     assert shown.value("build_info", python=sys.version.split()[0]) == 1
 
 
-# What the database knows
+# Metrics from the database
 
 
-async def test_the_database_is_asked_once_in_a_while(exposed: Exposition, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_from_the_database_are_cached(exposed: Exposition, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     async def look() -> Iterable[Reading]:
@@ -88,7 +88,7 @@ async def test_the_database_is_asked_once_in_a_while(exposed: Exposition, monkey
 
     async with exposed.serving([], [look]):
         shown = [(await scrape(exposed.port)).values("queue_length") for _ in range(2)]
-        monkeypatch.setattr(module, "_LOOKUP_LASTS", 0.0)
+        monkeypatch.setattr(module, "_LOOKUP_TTL", 0.0)
         later = (await scrape(exposed.port)).values("queue_length")
 
     assert shown == [{"": 1}, {"": 1}]
@@ -96,7 +96,7 @@ async def test_the_database_is_asked_once_in_a_while(exposed: Exposition, monkey
 
 
 @pytest.mark.parametrize(("error", "is_logged"), [(DatabaseUnavailableError(), False), (ZeroDivisionError(), True)])
-async def test_without_the_database_the_rest_is_shown(
+async def test_without_the_database_the_other_metrics_are_shown(
     exposed: Exposition, caplog: pytest.LogCaptureFixture, error: Exception, is_logged: bool
 ) -> None:
     async def look() -> Iterable[Reading]:
@@ -109,11 +109,9 @@ async def test_without_the_database_the_rest_is_shown(
     assert any(record.message == "metrics cannot be read from the database" for record in caplog.records) == is_logged
 
 
-async def test_who_asks_does_not_wait_for_a_database_that_is_slow(
-    exposed: Exposition, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.1)
-    monkeypatch.setattr(module, "_LOOKUP_LASTS", 0.0)
+async def test_a_scrape_does_not_wait_for_a_slow_database(exposed: Exposition, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(module, "_LOOKUP_TTL", 0.0)
     answers = asyncio.Event()
     asked: list[int] = []
 
@@ -130,7 +128,7 @@ async def test_who_asks_does_not_wait_for_a_database_that_is_slow(
                 pass
 
     assert without == [{}, {}, {}]
-    # The first three are one question: a slow database is not asked ever more.
+    # The first three scrapes share one lookup: a slow database does not get more and more queries.
     assert len(asked) <= 2
 
 
@@ -148,7 +146,7 @@ async def test_who_asks_does_not_wait_for_a_database_that_is_slow(
         ("GET", "/metricsx", 404, False),
     ],
 )
-async def test_only_the_metrics_are_answered(
+async def test_only_get_and_head_of_the_metrics_succeed(
     exposed: Exposition, method: str, path: str, status: int, has_body: bool
 ) -> None:
     async with exposed.serving([], []), AsyncClient() as client:
@@ -160,10 +158,10 @@ async def test_only_the_metrics_are_answered(
 
 
 @pytest.mark.parametrize("sent", [b"", b"nonsense\r\n\r\n", b"GET /metrics HTTP/1.1\r\n", b"x" * 100_000])
-async def test_whoever_asks_badly_is_hung_up_on(
+async def test_the_connection_of_a_malformed_or_slow_scrape_is_closed(
     exposed: Exposition, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(module, "_TIMEOUT", 0.1)
     async with exposed.serving([], []):
         reader, writer = await asyncio.open_connection("127.0.0.1", exposed.port)
         writer.write(sent)
@@ -181,16 +179,16 @@ async def test_whoever_asks_badly_is_hung_up_on(
     assert caplog.records == []
 
 
-def test_metrics_are_exposed_only_where_a_port_is_set() -> None:
+def test_no_port_is_opened_without_the_setting() -> None:
     with exposition(TelemetrySettings()) as none:
         assert none is None
 
 
-def test_only_this_machine_can_ask_unless_said_otherwise() -> None:
+def test_by_default_only_the_loopback_address_is_open() -> None:
     assert TelemetrySettings().metrics_host == "127.0.0.1"
 
 
-def test_a_taken_port_names_the_setting() -> None:
+def test_the_error_for_a_port_in_use_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
 
@@ -205,7 +203,7 @@ def test_a_taken_port_names_the_setting() -> None:
 
 
 class Processes:
-    """The programs of `counting_processes.py`, which share a port."""
+    """The processes of `counting_processes.py`, which share a port."""
 
     def __init__(self, port: int, pids: list[int]) -> None:
         self.port = port
@@ -230,30 +228,30 @@ async def counting(*numbers: int) -> AsyncIterator[Processes]:
         await asyncio.wait_for(process.wait(), 20)
 
 
-async def test_whichever_process_is_asked_speaks_for_all() -> None:
+async def test_every_process_shows_the_metrics_of_all() -> None:
     async with counting(3, 5) as processes:
         shown = [await scrape(processes.port) for _ in range(10)]
 
     assert [one.values("test_counted_total", what="things") for one in shown] == [{"0": 3, "1": 5}] * 10
     assert [one.values("metrics_silent_workers") for one in shown] == [{"": 0}] * 10
-    # What belongs together stands together, below one description.
+    # The series of all processes are below one description.
     assert all(one.text.count("# TYPE test_counted_total counter") == 1 for one in shown)
     assert len(shown[0].values("process_resident_memory_bytes")) == 2
 
 
-async def test_a_process_that_died_is_missing_and_one_that_hangs_is_counted() -> None:
+async def test_a_killed_process_is_missing_and_a_stopped_one_counts_as_silent() -> None:
     async with counting(3, 5, 7) as processes:
         os.kill(processes.pids[0], signal.SIGKILL)
         os.kill(processes.pids[1], signal.SIGSTOP)
         async with asyncio.timeout(20):
-            shown = await scraped_from_the_living(processes.port)
+            shown = await scrape_running_process(processes.port)
 
     assert shown.values("test_counted_total", what="things") == {"2": 7}
     assert shown.values("metrics_silent_workers") == {"": 1}
 
 
-async def scraped_from_the_living(port: int) -> Scrape:
-    """Ask until the process that runs is the one that answers: the one that is stopped takes connections as well."""
+async def scrape_running_process(port: int) -> Scrape:
+    """Retry until the running process accepts the connection. The stopped process accepts connections too."""
     while True:
         try:
             async with asyncio.timeout(2):
@@ -262,10 +260,10 @@ async def scraped_from_the_living(port: int) -> Scrape:
             continue
 
 
-async def test_a_process_that_has_ended_or_does_not_speak_is_not_waited_for(
+async def test_a_scrape_does_not_wait_for_ended_or_silent_processes(
     exposed: Exposition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(module, "_TIMEOUT", 0.1)
 
     async def say_nothing(_reader: object, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(1)
@@ -283,7 +281,7 @@ async def test_a_process_that_has_ended_or_does_not_speak_is_not_waited_for(
     assert shown.values("test_spoken_total", language="de").keys() == {"0"}
 
 
-async def test_a_number_that_has_become_free_is_taken_again(exposed: Exposition) -> None:
+async def test_a_free_worker_number_is_reused(exposed: Exposition) -> None:
     async with exposed.serving([], []):
         async with exposed.serving([], []):
             both = await scrape(exposed.port)
@@ -295,7 +293,7 @@ async def test_a_number_that_has_become_free_is_taken_again(exposed: Exposition)
     assert workers == [{"0", "1"}, {"0"}, {"0", "1"}]
 
 
-def test_where_processes_meet_is_private_and_goes_with_the_port(
+def test_the_directory_of_the_sockets_is_private_and_removed_with_the_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -308,7 +306,9 @@ def test_where_processes_meet_is_private_and_goes_with_the_port(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_forked_process_leaves_the_place_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_does_not_remove_the_directory_of_the_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     with exposition(TelemetrySettings(metrics_port=0)):

@@ -30,7 +30,7 @@ def test_each_record_is_one_json_object_on_one_line(recording: Recording) -> Non
     assert line["timestamp"].endswith("Z")
 
 
-def test_records_of_structlog_and_of_the_standard_library_look_alike(recording: Recording) -> None:
+def test_records_of_structlog_and_of_the_standard_library_have_the_same_keys(recording: Recording) -> None:
     lines = recording()
     structlog.contextvars.bind_contextvars(request_id="abc12345")
     structlog.get_logger("app.access").info("request", status=200)
@@ -57,7 +57,7 @@ def test_records_of_structlog_and_of_the_standard_library_look_alike(recording: 
         "private_key",
     ],
 )
-def test_what_stands_under_a_secret_name_is_never_written(recording: Recording, key: str) -> None:
+def test_the_value_of_a_key_with_a_secret_name_is_never_written(recording: Recording, key: str) -> None:
     lines = recording()
     structlog.get_logger("app").info("x", **{key: "CANARY"})
     structlog.get_logger("app").info("x", form={key: "CANARY", "inner": [{key: ["CANARY"]}]})
@@ -86,7 +86,7 @@ def test_what_stands_under_a_secret_name_is_never_written(recording: Recording, 
         ("nothing secret: 12:30, a@b.co", "nothing secret: 12:30, a@b.co"),
     ],
 )  # fmt: skip
-def test_what_has_the_form_of_a_secret_is_taken_out_of_any_text(recording: Recording, text: str, written: str) -> None:
+def test_text_that_looks_like_a_secret_is_redacted(recording: Recording, text: str, written: str) -> None:
     lines = recording()
     logging.getLogger("app").info("%s", text)
     structlog.get_logger("app").info("x", note=text, more={"inner": (text,)})
@@ -96,7 +96,7 @@ def test_what_has_the_form_of_a_secret_is_taken_out_of_any_text(recording: Recor
     assert first["event"] == second["note"] == second["more"]["inner"][0] == written
 
 
-def test_secrets_in_objects_of_any_kind_are_taken_out(recording: Recording) -> None:
+def test_secrets_in_objects_of_any_type_are_redacted(recording: Recording) -> None:
     lines = recording()
 
     class Odd:
@@ -114,7 +114,7 @@ def test_secrets_in_objects_of_any_kind_are_taken_out(recording: Recording) -> N
     assert json.dumps(line).count(REDACTED) == len(values)
 
 
-def test_plain_values_stay_what_they_are(recording: Recording) -> None:
+def test_plain_values_are_unchanged(recording: Recording) -> None:
     lines = recording()
     key = UUID("0192f0c1-a2b3-7c4d-8e5f-60718293a4b5")
     structlog.get_logger("app").info("x", number=1, share=0.5, flag=True, nothing=None, key=key)
@@ -145,7 +145,7 @@ def test_a_traceback_is_written_and_redacted(recording: Recording) -> None:
     assert JWS not in json.dumps(line)
 
 
-def test_local_lines_are_readable_and_redacted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_in_the_console_format_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogSettings(), readable=True)
 
     structlog.get_logger("app.access").info("request", status=200, password="CANARY", note=f"Bearer {JWS}")
@@ -159,7 +159,7 @@ def test_local_lines_are_readable_and_redacted(capsys: pytest.CaptureFixture[str
         json.loads(text)
 
 
-def test_a_readable_traceback_is_redacted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_in_the_console_format_is_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogSettings(format="console"), readable=False)
 
     logging.getLogger("app").error("failed", exc_info=ValueError(JWS))
@@ -170,7 +170,7 @@ def test_a_readable_traceback_is_redacted(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("chosen", "readable", "is_json"), [("json", True, True), ("console", False, False)])
-def test_the_chosen_format_wins_over_the_environment(
+def test_the_format_of_the_settings_has_precedence_over_the_environment(
     capsys: pytest.CaptureFixture[str], chosen: str, readable: bool, is_json: bool
 ) -> None:
     configure(LogSettings.model_validate({"format": chosen}), readable=readable)
@@ -191,7 +191,7 @@ def test_records_below_the_level_are_not_written(capsys: pytest.CaptureFixture[s
     assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["loud", "loud"]
 
 
-def test_the_server_s_own_access_log_is_silent_and_its_errors_are_not(recording: Recording) -> None:
+def test_the_access_log_of_uvicorn_is_off_and_its_errors_are_logged(recording: Recording) -> None:
     logging.getLogger("uvicorn.access").handlers = [logging.StreamHandler()]
     lines = recording()
 
@@ -212,7 +212,7 @@ def test_configuring_twice_writes_each_record_once(recording: Recording) -> None
     assert len(lines()) == 1
 
 
-def test_a_log_that_cannot_be_written_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_cannot_be_written_raises_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every write to this file fails, as on a full disk. Nothing is left to write when it is closed.
     with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
         monkeypatch.setattr("sys.stdout", full)
@@ -225,7 +225,7 @@ def test_a_log_that_cannot_be_written_raises_nothing(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_output_that_cannot_be_written_is_discarded_at_the_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_cannot_be_written_is_discarded_at_exit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The end of the block flushes again, and would raise "No space left on device".
     with Path("/dev/full").open("w") as full:
         full.write("a line")

@@ -1,9 +1,9 @@
-"""What counts, by itself."""
+"""Counters and histograms without the HTTP endpoint."""
 
 import pytest
 
 from app.core.errors import ConflictError
-from app.core.observability.metrics import Counter, Histogram, counted
+from app.core.observability.metrics import Counter, Histogram, own_families
 from tests.core.scrape import counted_so_far
 
 ENDS = Counter("test_ends", "How the blocks of these tests end.", of=(), outcome=())
@@ -12,7 +12,7 @@ ENDS = Counter("test_ends", "How the blocks of these tests end.", of=(), outcome
 @pytest.mark.parametrize(
     ("error", "outcome"), [(None, "succeeded"), (ConflictError(), "conflict"), (ZeroDivisionError(), "failed")]
 )
-def test_the_end_of_a_block_is_counted_as_what_it_was(error: Exception | None, outcome: str) -> None:
+def test_the_outcome_of_a_block_is_counted(error: Exception | None, outcome: str) -> None:
     before = counted_so_far("test_ends_total", of="block")
 
     def work() -> None:
@@ -30,15 +30,15 @@ def test_the_end_of_a_block_is_counted_as_what_it_was(error: Exception | None, o
     assert counted_so_far("test_ends_total", of="block") == before + 1
 
 
-def test_what_is_named_beforehand_is_there_before_it_happens() -> None:
+def test_series_with_declared_label_values_start_at_zero() -> None:
     Counter("test_announced", "Of this test.", who=("a", "b"), what=("x",))
 
-    named = [sample.labels for family in counted() if family.name == "test_announced" for sample in family.samples]
+    named = [sample.labels for family in own_families() if family.name == "test_announced" for sample in family.samples]
 
     assert named == [{"who": "a", "what": "x"}, {"who": "b", "what": "x"}]
 
 
-def test_a_size_is_counted_in_every_bucket_it_fits_in() -> None:
+def test_a_value_counts_in_every_bucket_whose_bound_it_does_not_exceed() -> None:
     sizes = Histogram("test_sizes", "Of this test.", "of", buckets=(1, 2.5))
 
     for size in (0.5, 1, 2, 30):
@@ -53,7 +53,7 @@ def test_a_size_is_counted_in_every_bucket_it_fits_in() -> None:
     assert counted_so_far("test_sizes_sum", of="things") == 33.5
 
 
-def test_no_two_can_have_one_name() -> None:
+def test_two_metrics_cannot_have_the_same_name() -> None:
     Histogram("test_name", "Of this test.", buckets=(1,))
 
     with pytest.raises(ValueError, match="test_name"):

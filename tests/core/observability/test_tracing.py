@@ -1,4 +1,4 @@
-"""Traces: a request, its statements and the jobs it enqueued, as an exporter gets them."""
+"""Traces of requests, their statements and the jobs that they enqueue, as an exporter receives them."""
 
 import asyncio
 import subprocess
@@ -35,7 +35,7 @@ PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 @dataclass(frozen=True)
 class Site:
-    """The application, traced, on a database of its own."""
+    """The application with tracing, on a separate database."""
 
     client: AsyncClient
     database: Database
@@ -43,13 +43,13 @@ class Site:
     exporter: InMemorySpanExporter
 
     def spans(self) -> list[ReadableSpan]:
-        """Give the spans that have ended since the last look, in the order of their ends."""
+        """Return the spans that have ended since the last call, in the order of their ends."""
         spans = list(self.exporter.get_finished_spans())
         self.exporter.clear()
         return spans
 
     async def until(self, name: str) -> list[ReadableSpan]:
-        """Wait for a span of this name, and give all until then."""
+        """Wait for a span with this name, and return all spans until then."""
         async with asyncio.timeout(30):
             while not any(span.name == name for span in self.exporter.get_finished_spans()):  # noqa: ASYNC110  # Spans send no event.
                 await asyncio.sleep(0.02)
@@ -70,21 +70,21 @@ async def traced(url: str, **groups: Any) -> AsyncIterator[Site]:
 
 @pytest.fixture(scope="module")
 async def shared_site(template_url: str) -> AsyncIterator[Site]:
-    """One traced application for these tests."""
+    """One application with tracing for all tests of this module."""
     async with cloned(template_url) as url, traced(url) as site:
         yield site
 
 
 @pytest.fixture
 def site(shared_site: Site) -> Site:
-    """That application, with nothing traced so far."""
+    """The application, without any span so far."""
     shared_site.exporter.clear()
     return shared_site
 
 
 @pytest.fixture
 async def headers(site: Site, hasher: PasswordHasher) -> dict[str, str]:
-    """Who calls."""
+    """Headers of a logged-in account."""
     async with site.database.begin() as session:
         email = (await make_user(session, hasher)).email
     headers = await log_in(site.client, email)
@@ -101,7 +101,7 @@ def trace_of(span: ReadableSpan) -> str:
     return format(span.context.trace_id, "032x")
 
 
-async def test_a_request_is_a_span_with_its_statements_below_it(site: Site, headers: dict[str, str]) -> None:
+async def test_a_request_has_a_span_with_its_statements_as_children(site: Site, headers: dict[str, str]) -> None:
     await site.client.get(ME, headers=headers)
 
     *statements, request = site.spans()
@@ -114,7 +114,7 @@ async def test_a_request_is_a_span_with_its_statements_below_it(site: Site, head
     assert {trace_of(span) for span in statements} == {trace_of(request)}
 
 
-async def test_a_trace_that_somebody_else_began_goes_on(site: Site) -> None:
+async def test_a_request_continues_the_trace_of_its_client(site: Site) -> None:
     await site.client.get("/problems/not-found", headers={"traceparent": PARENT})
 
     (span,) = site.spans()
@@ -128,7 +128,7 @@ async def test_probes_are_not_traced(site: Site) -> None:
     assert site.spans() == []
 
 
-async def test_no_span_holds_an_address_or_a_value(site: Site, headers: dict[str, str]) -> None:
+async def test_no_span_contains_an_address_or_a_value(site: Site, headers: dict[str, str]) -> None:
     await site.client.get("/api/v1/CANARY/x?token=CANARY&q=CANARY")
     await site.client.patch(ME, json={"full_name": "CANARY"}, headers=headers)
 
@@ -138,7 +138,7 @@ async def test_no_span_holds_an_address_or_a_value(site: Site, headers: dict[str
     assert {attributes(span).get("url.path") for span in spans} <= {None, "[redacted]"}
 
 
-async def test_a_statement_that_fails_says_so_without_the_text_of_the_error(site: Site) -> None:
+async def test_the_span_of_a_failed_statement_does_not_contain_the_error_text(site: Site) -> None:
     with site.tracing.tracer.start_as_current_span("of this test"):
         async with site.database.read_sessions() as session:
             with pytest.raises(DBAPIError):
@@ -150,7 +150,7 @@ async def test_a_statement_that_fails_says_so_without_the_text_of_the_error(site
     assert "CANARY" not in failed.to_json()
 
 
-async def test_what_nobody_asked_for_is_no_trace(site: Site) -> None:
+async def test_a_statement_outside_of_requests_and_jobs_is_not_traced(site: Site) -> None:
     async with site.database.read_sessions() as session:
         await session.execute(text("SELECT 1"))
         with pytest.raises(DBAPIError):
@@ -159,10 +159,10 @@ async def test_what_nobody_asked_for_is_no_trace(site: Site) -> None:
     assert site.spans() == []
 
 
-# Where the trace is named
+# Trace ids in logs and errors
 
 
-async def test_the_lines_of_a_request_and_its_errors_name_the_trace(site: Site, recording: Recording) -> None:
+async def test_log_lines_and_errors_of_a_request_contain_the_trace_id(site: Site, recording: Recording) -> None:
     lines = recording()
 
     response = await site.client.get("/no/such/route", headers={"traceparent": PARENT})
@@ -171,7 +171,7 @@ async def test_the_lines_of_a_request_and_its_errors_name_the_trace(site: Site, 
     assert [line["trace_id"] for line in lines() if line["logger"] == "app.access"] == [TRACE]
 
 
-async def test_without_traces_nothing_names_one(client: AsyncClient, recording: Recording) -> None:
+async def test_without_tracing_nothing_contains_a_trace_id(client: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
     response = await client.get("/no/such/route", headers={"traceparent": PARENT})
@@ -193,7 +193,7 @@ async def test_a_job_belongs_to_the_trace_of_the_request_that_enqueued_it(
         await site.client.post("/api/v1/auth/register", json=registration, headers={"traceparent": PARENT})
         spans = await site.until("job users.jobs:mail_link")
 
-    # Jobs that run by the clock may have come between. The first of ours enqueued the second.
+    # Scheduled jobs may have run in between. The first job of this trace enqueued the second.
     jobs = [span for span in spans if span.name.startswith("job ") and trace_of(span) == TRACE]
     assert [span.name for span in jobs] == ["job account.jobs:register", "job users.jobs:mail_link"]
     assert all(attributes(span)["attempt"] == 1 for span in jobs)
@@ -201,8 +201,8 @@ async def test_a_job_belongs_to_the_trace_of_the_request_that_enqueued_it(
     assert {line["trace_id"] for line in done if not line["job"].endswith(":purge")} == {TRACE}
 
 
-async def test_a_job_that_fails_is_a_failed_span(clone_url: str, postbox_that_refuses: str) -> None:
-    groups = {"jobs": {"in_process": True}, "mail": {"url": postbox_that_refuses}}
+async def test_a_failed_job_has_a_failed_span(clone_url: str, unreachable_mail_server: str) -> None:
+    groups = {"jobs": {"in_process": True}, "mail": {"url": unreachable_mail_server}}
     async with traced(clone_url, **groups) as site:
         registration = {"email": "ada@example.com", "password": "five quiet herons at dawn"}
         await site.client.post("/api/v1/auth/register", json=registration)
@@ -214,12 +214,12 @@ async def test_a_job_that_fails_is_a_failed_span(clone_url: str, postbox_that_re
 
 
 @pytest.fixture
-def postbox_that_refuses() -> str:
-    """The address of a mail server that is not there."""
+def unreachable_mail_server() -> str:
+    """The address of a mail server that does not exist."""
     return "smtp://127.0.0.1:1"
 
 
-# On and off
+# Configuration
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def postbox_that_refuses() -> str:
         {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"},
     ],
 )
-def test_nothing_is_traced_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_tracing_is_off_unless_enabled(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
@@ -245,7 +245,7 @@ def test_nothing_is_traced_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
         {"OTEL_TRACES_EXPORTER": "console"},
     ],
 )
-def test_the_standard_variables_turn_traces_on(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_the_standard_variables_turn_tracing_on(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
@@ -258,7 +258,9 @@ def test_the_standard_variables_turn_traces_on(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("name", "value"), [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]
 )
-def test_what_is_not_spoken_here_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_the_error_for_an_unsupported_value_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv(name, value)
 
@@ -266,7 +268,7 @@ def test_what_is_not_spoken_here_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         tracing_from_environment()
 
 
-def test_the_sdk_is_not_loaded_unless_it_is_asked_for() -> None:
+def test_the_sdk_is_not_loaded_by_default() -> None:
     program = (
         "import sys, app.main, app.worker; sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )
@@ -274,7 +276,7 @@ def test_the_sdk_is_not_loaded_unless_it_is_asked_for() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-async def test_a_real_server_sends_its_spans_to_where_the_variables_say(clone_url: str) -> None:
+async def test_a_server_exports_its_spans_to_the_configured_collector(clone_url: str) -> None:
     received: list[bytes] = []
 
     async def collect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

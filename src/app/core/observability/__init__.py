@@ -1,1 +1,1 @@
-"""Logs, metrics, traces, and where they are shown."""
+"""Logs, metrics and traces."""

@@ -1,8 +1,8 @@
-"""The metrics over HTTP: on a port of their own, for one process or for several that share it.
+"""Serves the metrics over HTTP on a separate port, which several processes can share.
 
-Whichever process is asked asks the others. Each speaks for itself, under the label `worker`: a process that is replaced begins
-at zero, and only its own series do. What all would say alike, such as the length of a queue in the database, is looked up by the
-one that answers.
+The process that receives a scrape collects the metrics of the others over Unix sockets. The label `worker` separates the series
+of the processes, so only the series of a replaced process restart at zero. Metrics of the whole service, such as the length of
+a queue in the database, come only from the process that received the scrape.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from app.core import product
 from app.core.config import TelemetrySettings
 from app.core.db.failures import is_transient
 from app.core.listening import listen
-from app.core.observability.metrics import Instrument, Reading, as_families, counted
+from app.core.observability.metrics import Instrument, Reading, as_families, own_families
 
-# A process that has not spoken by then is left out and counted as silent.
-_PATIENCE = 1.0
-# How long what was read from the database is shown again.
-_LOOKUP_LASTS = 10.0
+# Seconds to wait for another process, and for the database. A process that takes longer counts as silent.
+_TIMEOUT = 1.0
+# Seconds for which metrics from the database are cached.
+_LOOKUP_TTL = 10.0
 _PATH = b"/metrics"
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ type Lookup = Callable[[], Awaitable[Iterable[Reading]]]
 
 
 class Exposition:
-    """Where the processes are asked, and where they find each other; opened once, before they are forked."""
+    """The listening socket for scrapes, and the directory for the processes' Unix sockets. Opened before the processes are forked."""
 
     def __init__(self, listener: socket.socket, directory: Path) -> None:
         self._listener = listener
@@ -48,29 +48,29 @@ class Exposition:
 
     @property
     def port(self) -> int:
-        """The port that scrapers ask."""
+        """The TCP port for scrapes."""
         port: int = self._listener.getsockname()[1]
         return port
 
     @asynccontextmanager
     async def serving(self, instruments: Sequence[Instrument], lookups: Sequence[Lookup]) -> AsyncIterator[None]:
-        """Answer scrapes for as long as this process works."""
-        with self._place() as number:
+        """Respond to scrapes, and to the other processes, while the block runs."""
+        with self._worker_number() as number:
             process = _Process(self._directory, number, instruments, lookups)
             async with AsyncExitStack() as stack:
                 stack.callback(process.close)
                 for server in (
-                    await asyncio.start_unix_server(process.tell, process.address),
-                    # A copy: closing it leaves the socket to the other processes.
-                    await asyncio.start_server(process.answer, sock=self._listener.dup()),
+                    await asyncio.start_unix_server(process.send_own, process.address),
+                    # Closing this copy leaves the socket open in the other processes.
+                    await asyncio.start_server(process.handle_scrape, sock=self._listener.dup()),
                 ):
                     stack.callback(server.close)
                 yield
 
     @contextmanager
-    def _place(self) -> Iterator[int]:
-        """Take the lowest number that no living process has; the kernel gives it back however this one ends."""
-        for number in count():  # pragma: no branch  # Nothing ends counting but the return.
+    def _worker_number(self) -> Iterator[int]:
+        """Reserve the lowest number that no other live process has. The kernel releases the lock even after a crash."""
+        for number in count():  # pragma: no branch  # Only the return ends this loop.
             with (self._directory / f"{number}.lock").open("w") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +82,7 @@ class Exposition:
 
 @contextmanager
 def exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
-    """Open the port for metrics, if there is to be one."""
+    """Open the port for metrics, if the settings name one."""
     if settings.metrics_port is None:
         yield None
         return
@@ -91,16 +91,16 @@ def exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
         directory = Path(mkdtemp(prefix="metrics-"))
         try:
             exposed = Exposition(listener, directory)
-            log.info("metrics are exposed", extra={"host": settings.metrics_host, "port": exposed.port})
+            log.info("metrics port opened", extra={"host": settings.metrics_host, "port": exposed.port})
             yield exposed
         finally:
-            # A process forked meanwhile comes by here as well.
+            # Forked processes run this line too. Only the process that made the directory removes it.
             if os.getpid() == opened_by:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Process:
-    """One of the processes: it tells the others what it has counted, and answers for all."""
+    """The metrics server of one process."""
 
     def __init__(
         self, directory: Path, number: int, instruments: Sequence[Instrument], lookups: Sequence[Lookup]
@@ -109,85 +109,84 @@ class _Process:
         self._number = number
         self._instruments = instruments
         self._lookups = lookups
-        self._looked_up: list[Reading] = []
-        self._looked_up_at = -_LOOKUP_LASTS
-        self._looking: asyncio.Future[None] | None = None
-        self._itself = ProcessCollector(registry=None)
+        self._cached_readings: list[Reading] = []
+        self._last_lookup_at = -_LOOKUP_TTL
+        self._lookup_task: asyncio.Future[None] | None = None
+        self._process_collector = ProcessCollector(registry=None)
         self.address = directory / f"{number}.sock"
-        # Of an earlier process with this number.
+        # Remove the socket of an earlier process with this number.
         self.address.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Look for nothing more."""
-        if self._looking:
-            self._looking.cancel()
+        """Cancel a running lookup."""
+        if self._lookup_task:
+            self._lookup_task.cancel()
 
-    async def tell(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Tell another process what this one has counted."""
+    async def send_own(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Send the metrics of this process to another process."""
         async with _closing(writer):
-            writer.write(self._own())
+            writer.write(self._own_metrics())
             await writer.drain()
 
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a scraper, and close: it comes again in a quarter of a minute, and may then meet another process."""
+    async def handle_scrape(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Respond to a scrape, and close the connection: the next scrape, seconds later, may reach another process."""
         async with _closing(writer):
             method, target = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[:2]
-            if target.partition(b"?")[0] != _PATH:
-                status, body = b"404 Not Found", b""
-            elif method not in {b"GET", b"HEAD"}:
-                status, body = b"405 Method Not Allowed\r\nAllow: GET, HEAD", b""
-            else:
-                status, body = b"200 OK", await self._everything()
+            status, body = await self._response(method, target)
             head = (
                 f"Content-Type: {CONTENT_TYPE_PLAIN_0_0_4}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
             writer.write(b"HTTP/1.1 " + status + b"\r\n" + head.encode() + (b"" if method == b"HEAD" else body))
             await writer.drain()
 
-    async def _everything(self) -> bytes:
-        others = [address for address in self._directory.glob("*.sock") if address != self.address]
-        told = await asyncio.gather(*map(_ask, others))
-        silent = Reading(
-            "metrics_silent_workers", "Processes that did not say in time what they have counted.", told.count(None)
-        )
-        build = Reading(
-            "build_info",
-            "What is running.",
-            1,
-            {"version": product.release(), "python": platform.python_version()},
-        )
-        shared = generate_latest(_Families(as_families([build, silent, *await self._look_up()])))
-        return _merged([self._own(), *filter(None, told), shared])
+    async def _response(self, method: bytes, target: bytes) -> tuple[bytes, bytes]:
+        if target.partition(b"?")[0] != _PATH:
+            return b"404 Not Found", b""
+        if method not in {b"GET", b"HEAD"}:
+            return b"405 Method Not Allowed\r\nAllow: GET, HEAD", b""
+        return b"200 OK", await self._all_metrics()
 
-    def _own(self) -> bytes:
+    async def _all_metrics(self) -> bytes:
+        others = [address for address in self._directory.glob("*.sock") if address != self.address]
+        received = await asyncio.gather(*map(_receive, others))
+        silent = Reading(
+            "metrics_silent_workers", "Processes that did not send their metrics in time.", received.count(None)
+        )
+        versions = {"version": product.release(), "python": platform.python_version()}
+        build = Reading("build_info", "Version of the application and of Python.", 1, versions)
+        shared = generate_latest(_Families(as_families([build, silent, *await self._database_readings()])))
+        return _merged([self._own_metrics(), *filter(None, received), shared])
+
+    def _own_metrics(self) -> bytes:
         readings = [reading for instrument in self._instruments for reading in instrument()]
-        families = [*counted(), *self._itself.collect(), *as_families(readings)]
+        families = [*own_families(), *self._process_collector.collect(), *as_families(readings)]
         for family in families:
             family.samples = [
                 sample._replace(labels={**sample.labels, "worker": str(self._number)}) for sample in family.samples
             ]
         return generate_latest(_Families(families))
 
-    async def _look_up(self) -> list[Reading]:
-        """Read what the database knows; when it does not answer those series are missing, and that shows."""
-        if monotonic() - self._looked_up_at >= _LOOKUP_LASTS and (self._looking is None or self._looking.done()):
-            self._looked_up_at = monotonic()
-            self._looked_up = []
-            self._looking = asyncio.ensure_future(self._look())
-            # One that takes longer ends on its own time, and what it finds is shown the next time.
-            await asyncio.wait({self._looking}, timeout=_PATIENCE)
-        return self._looked_up
+    async def _database_readings(self) -> list[Reading]:
+        """Return the metrics from the database. Without an answer in time their series are missing, which monitoring can detect."""
+        is_running = self._lookup_task is not None and not self._lookup_task.done()
+        if monotonic() - self._last_lookup_at >= _LOOKUP_TTL and not is_running:
+            self._last_lookup_at = monotonic()
+            self._cached_readings = []
+            self._lookup_task = asyncio.ensure_future(self._look_up())
+            # A slower lookup continues in the background. The next scrape shows its result.
+            await asyncio.wait({self._lookup_task}, timeout=_TIMEOUT)
+        return self._cached_readings
 
-    async def _look(self) -> None:
+    async def _look_up(self) -> None:
         try:
-            self._looked_up = [reading for lookup in self._lookups for reading in await lookup()]
+            self._cached_readings = [reading for lookup in self._lookups for reading in await lookup()]
         except Exception as error:
             if not is_transient(error):
                 log.exception("metrics cannot be read from the database")
 
 
 class _Families:
-    """Families of metrics, as the library wants to be handed them."""
+    """Adapts families of metrics to the interface of the library's registry."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -198,9 +197,9 @@ class _Families:
 
 @asynccontextmanager
 async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    """Close the connection in any case. A malformed, slow or silent scrape is not logged."""
+    """Close the connection when the block ends. A malformed or slow scrape is aborted without a log line."""
     try:
-        async with asyncio.timeout(2 * _PATIENCE):
+        async with asyncio.timeout(2 * _TIMEOUT):
             yield
     except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         writer.transport.abort()
@@ -208,10 +207,10 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
         writer.close()
 
 
-async def _ask(address: Path) -> bytes | None:
-    """Give what another process says; nothing if it has ended, None if it does not speak."""
+async def _receive(address: Path) -> bytes | None:
+    """Return the metrics of another process: empty if that process has ended, None if it does not send them in time."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             reader, writer = await asyncio.open_unix_connection(address)
             try:
                 return await reader.read()
@@ -224,7 +223,7 @@ async def _ask(address: Path) -> bytes | None:
 
 
 def _merged(texts: Iterable[bytes]) -> bytes:
-    """Put together what several processes say: all samples of a metric stand together, below one description."""
+    """Merge the metrics of several processes: all samples of one metric follow its description, which appears once."""
     families: dict[str, list[str]] = {}
     for text in texts:
         described: set[str] = set(families)

@@ -1,4 +1,4 @@
-"""Structured logs behind one `configure()`. Business code uses `logging.getLogger(__name__)` and nothing else."""
+"""Structured logs without secrets, set up by `configure`. Business code uses only `logging.getLogger(__name__)`."""
 
 import atexit
 import json
@@ -20,20 +20,20 @@ from structlog.typing import EventDict, Processor
 from app.core.config import LogSettings
 
 REDACTED = "[redacted]"
-# By name: whatever such a key holds is never written.
+# The values of keys with such a name are never written.
 _SECRET_NAME = re.compile(
     r"(password|passwd|secret|token|authorization|cookie|credential|signing_key|private)", re.IGNORECASE
 )
-# By form, wherever it stands in a text: compact JWS, refresh tokens and secrets of links, URLs with a password. Each with what no
-# such text is without: looking for that takes a fraction of what the pattern does.
-_SECRET_FORMS = (
+# Secrets within a text: compact JWS, refresh tokens and secrets of links, URLs with a password. Each pattern comes with a string
+# that every match contains, because a search for this string is much faster than the pattern.
+_SECRET_PATTERNS = (
     ("eyJ", re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REDACTED),
     ("t1.", re.compile(r"\b[rl]t1\.[A-Za-z0-9_-]{20,}"), REDACTED),
     ("://", re.compile(r"(\w+://[^\s:/@]+:)[^\s@]+@"), rf"\1{REDACTED}@"),
 )
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+")
 _PLAIN = (bool, int, float)
-# What every request is bound to; neither can hold more than letters, digits, - and _.
+# Context of every request. These ids contain only letters, digits, - and _, so they need no redaction.
 _IDS = frozenset({"request_id", "trace_id"})
 _LEVELS = {logging.INFO: "info", logging.WARNING: "warning"}
 _to_json = json.JSONEncoder().encode
@@ -42,7 +42,7 @@ type Renderer = Callable[[object, str, EventDict], str]
 
 
 class _Writer:
-    """Writes finished lines to wherever standard output is at the time."""
+    """Writes finished lines to the current `sys.stdout`, which may be replaced at run time."""
 
     def __init__(self, name: str = "app") -> None:
         self.name = name
@@ -50,7 +50,7 @@ class _Writer:
     def write(self, line: str) -> None:
         # A log that cannot be written (full disk, closed terminal) must not fail the request; `logging` does the same.
         with suppress(OSError):
-            # As one text: lines of several threads may not run into each other.
+            # One call for text and line end, so that lines of different threads do not mix.
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
@@ -58,10 +58,10 @@ class _Writer:
 
 
 def discard_unwritable_output() -> None:
-    """Send what standard output and standard error refuse to the null device.
+    """Redirect standard output and standard error to the null device if they cannot be flushed.
 
-    Python flushes both when it exits, and turns a failure into exit code 120, even when the service has stopped cleanly. The
-    terminal may be closed, or the disk full.
+    Python flushes both at exit. If that fails, because the terminal is closed or the disk is full, Python exits with code 120,
+    even after a clean stop of the service.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -73,7 +73,7 @@ def discard_unwritable_output() -> None:
 
 
 def configure(settings: LogSettings, *, readable: bool) -> None:
-    """Send every log record of the process, libraries included, to standard output: one line each, redacted."""
+    """Write all log records of the process, also those of libraries, to standard output: redacted, one per line."""
     atexit.unregister(discard_unwritable_output)
     atexit.register(discard_unwritable_output)
     shared: list[Processor] = [
@@ -103,19 +103,19 @@ def configure(settings: LogSettings, *, readable: bool) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.level.upper())
-    # The server's own loggers keep no handlers of their own; its access log would double ours.
+    # The loggers of these libraries use the root handler. uvicorn's access log is off, because it would repeat that of the application.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = name != "uvicorn.access"
     for name in ("sqlalchemy", "alembic", "uvicorn", "procrastinate"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns of every attempt to connect; the job worker says once that the database is away.
+    # psycopg warns about each failed connection attempt. The job worker logs once that the database is unreachable.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def _rendering(*, as_text: bool) -> list[Processor]:
-    # The traceback becomes text before it is redacted: exceptions quote what they were given.
+    # Format the traceback before the redaction, because exceptions quote values.
     return [structlog.processors.format_exc_info, redact, _renderer(as_text=as_text)]
 
 
@@ -124,17 +124,16 @@ def _renderer(*, as_text: bool) -> Renderer:
 
 
 def _as_json(_logger: object, _method: str, event: EventDict) -> str:
-    # Redaction has left nothing but what JSON knows.
+    # After the redaction, all values have JSON types.
     try:
         return to_json(event).decode("ascii")
     except ValueError:
-        # Beyond ASCII only the slower way has escapes, and this needs them: for lone surrogates, and for what may pass for the end
-        # of a line.
+        # Only the slower encoder escapes characters outside ASCII. Lone surrogates and Unicode line separators need that.
         return _to_json(event)
 
 
 def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Take secrets out of a log record, by the name of the key and by the form of the text."""
+    """Replace secrets in a log record: by the name of the key, and by patterns in texts."""
     for key, value in event.items():
         if _is_secret(key):
             event[key] = REDACTED
@@ -157,40 +156,40 @@ def _clean(value: Any) -> Any:
         return {str(key): REDACTED if _is_secret(str(key)) else _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(item) for item in value]
-    # Anything else is written as its text, and that may quote whatever it was made from.
+    # Any other object is written as text, which may quote secrets.
     return clean_text(str(value))
 
 
 def clean_text(text: str) -> str:
-    """Take out of a text whatever has the form of a secret."""
-    # Credentials consist of two words.
+    """Replace everything in a text that looks like a secret."""
+    # Credentials of a header have two words, so a single word needs no search.
     if len(text.split(None, 1)) > 1:
         text = _CREDENTIALS.sub(rf"\1 {REDACTED}", text)
-    for mark, form, replacement in _SECRET_FORMS:
+    for mark, pattern, replacement in _SECRET_PATTERNS:
         if mark in text:
-            text = form.sub(replacement, text)
+            text = pattern.sub(replacement, text)
     return text
 
 
 class _AccessLog:
-    """Writes the lines of requests. What makes any record fit to be written takes four times as long over them."""
+    """Writes the log line of each request. The general path through `redact` takes four times as long."""
 
     def __init__(self) -> None:
         self._writer = _Writer()
         self.configure("info", _as_json)
 
     def configure(self, level: str, render: Renderer) -> None:
-        self._least = logging.getLevelNamesMapping()[level.upper()]
+        self._min_level = logging.getLevelNamesMapping()[level.upper()]
         self._render = render
 
-    def write(self, level: int, known: Mapping[str, Any]) -> None:
-        """Write a line with what the caller knows to hold no secret; what has been bound may hold one."""
-        if level < self._least:
+    def write(self, level: int, facts: Mapping[str, Any]) -> None:
+        """Write a line with `facts` that contain no secret. Only values bound to the log context are redacted."""
+        if level < self._min_level:
             return
         event: EventDict = structlog.contextvars.get_contextvars()
         if not event.keys() <= _IDS:
             event = redact(None, "", event)
-        event.update(known)
+        event.update(facts)
         event["level"], event["logger"], event["timestamp"] = _LEVELS[level], "app.access", _now()
         self._writer.write(self._render(None, "", event))
 

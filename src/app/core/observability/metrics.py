@@ -1,6 +1,6 @@
-"""Counters, gauges and histograms of the application; `exposition` shows them.
+"""Counters, gauges and histograms of the application; `exposition` serves them over HTTP.
 
-Each process counts for itself. Names and labels are an interface: dashboards and alerts depend on them.
+Each process has its own values. Names and labels are an interface: dashboards and alerts depend on them.
 """
 
 from bisect import bisect_left
@@ -21,24 +21,24 @@ _registry = prometheus_client.CollectorRegistry()
 
 
 class Counter:
-    """Counts what happens, by labels. Their values must come from the code, never from a request: each is kept for ever.
+    """Counts events by labels. Label values must come from the code, never from a request, because each series is kept forever.
 
-    Where the values are named beforehand their series are there from the start, so that the first event shows as one.
+    If the declaration lists the values of every label, their series start at zero. So a rate includes the first event.
     """
 
     def __init__(self, name: str, meaning: str, **labels: Iterable[str]) -> None:
-        # `labels()` alone takes longer than counting.
+        # The cache saves `labels()`, which takes longer than the increment.
         self._series = cache(prometheus_client.Counter(name, meaning, tuple(labels), registry=_registry).labels)
         for values in product(*labels.values()):
             self._series(*values)
 
     def count(self, *values: str) -> None:
-        """Count one, by the values of the labels in the order of their declaration; work done again is counted once."""
+        """Count one event, with label values in the order of the declaration. A retried unit of work counts it once."""
         once(self._series(*values).inc)
 
     @contextmanager
     def outcome(self, *values: str) -> Iterator[None]:
-        """Count how the block ends: `succeeded`, the code of the error that the client is told, or `failed`."""
+        """Count how the block ends: `succeeded`, the code of an `AppError`, or `failed` for any other exception."""
         try:
             yield
         except AppError as error:
@@ -51,21 +51,21 @@ class Counter:
 
 
 class Histogram:
-    """How often which size occurs, by labels; for their values the same holds. To be observed in one thread alone.
+    """Counts values in buckets, by labels. For label values, see `Counter`. Not thread-safe: observe from one thread only.
 
-    The library's own takes three times as long, and every request is observed three times.
+    The library's histogram takes three times as long, and each request makes three observations.
     """
 
     def __init__(self, name: str, meaning: str, *labels: str, buckets: Sequence[float]) -> None:
         self._name, self._meaning, self.labels = name, meaning, labels
         self._bounds = tuple(buckets)
         self._texts = [*map(floatToGoString, buckets), "+Inf"]
-        # How many fell into each bucket, and the sum of all.
+        # For each series: the number of values in each bucket, then the sum of all values.
         self._series: dict[tuple[str, ...], list[float]] = {}
         _registry.register(self)
 
     def observe(self, size: float, *values: str) -> None:
-        """Note one, by the values of the labels in the order of their declaration."""
+        """Record one value, with label values in the order of the declaration."""
         series = self._series.get(values)
         if series is None:
             series = self._series[values] = [0.0] * (len(self._texts) + 1)
@@ -73,18 +73,18 @@ class Histogram:
         series[-1] += size
 
     def collect(self) -> Iterator[Metric]:
-        """Give all series, as the library wants to be handed them."""
+        """Yield all series in the format of the library."""
         family = HistogramMetricFamily(self._name, self._meaning, labels=self.labels)
         for values, (*counts, total) in self._series.items():
             family.add_metric(values, list(zip(self._texts, accumulate(counts), strict=True)), sum_value=total)
         yield family
 
-    # So that the registry knows the name, and refuses another of it.
+    # The registry uses this to find the name, and rejects a second metric with the same name.
     describe = collect
 
 
 class Gauge:
-    """A current number, such as requests in progress. The code that adds one also subtracts it."""
+    """A current number, such as requests in progress. The caller changes `value`."""
 
     def __init__(self, name: str, meaning: str) -> None:
         self.value = 0
@@ -93,7 +93,7 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an instrument shows at the moment it is looked at."""
+    """One value of a gauge at the time of a scrape."""
 
     name: str
     meaning: str
@@ -104,16 +104,16 @@ class Reading:
 type Instrument = Callable[[], Iterable[Reading]]
 
 
-def counted() -> Iterator[Metric]:
-    """Give everything that has been counted in this process."""
+def own_families() -> Iterator[Metric]:
+    """Yield all counters, gauges and histograms of this process."""
     for family in _registry.collect():
-        # When a series began is of no use to a rate, and doubles their number.
+        # The creation time of a series is useless for rates, and would double the number of series.
         family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
         yield family
 
 
 def as_families(readings: Iterable[Reading]) -> Iterable[Metric]:
-    """Give readings the form of what has been counted."""
+    """Convert readings to families of metrics."""
     families: dict[str, Metric] = {}
     for reading in readings:
         family = families.setdefault(reading.name, GaugeMetricFamily(reading.name, reading.meaning))

@@ -1,4 +1,4 @@
-"""What of OpenTelemetry's SDK traces need: where spans go, and what must not go with them."""
+"""Export of spans by the OpenTelemetry SDK. Only loaded when traces are enabled."""
 
 import os
 from typing import override
@@ -16,7 +16,7 @@ _ADDRESSES = ("url.path", "url.query")
 
 
 class WithoutAddresses(SpanProcessor):
-    """Takes out the address, as the log has only the route: it may carry what somebody pasted into it."""
+    """Redacts path and query of requests, which may contain secrets. Spans and logs name the route instead."""
 
     @override
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -26,12 +26,12 @@ class WithoutAddresses(SpanProcessor):
 
 
 def make_provider(exporter: str) -> TracerProvider:
-    """Make what passes spans on, in the background, as the standard variables say."""
+    """Create the provider that exports spans in the background, configured by OpenTelemetry's standard variables."""
     return provider_to(BatchSpanProcessor(OTLPSpanExporter() if exporter == "otlp" else ConsoleSpanExporter()))
 
 
 def provider_to(processor: SpanProcessor) -> TracerProvider:
-    """Make what hands spans to this processor."""
+    """Create a provider that passes spans, without addresses, to a processor."""
     name = os.environ.get("OTEL_SERVICE_NAME") or product.SLUG
     provider = TracerProvider(
         resource=Resource.create({"service.name": name, "service.version": product.release()}), shutdown_on_exit=False

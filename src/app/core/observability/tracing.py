@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry: off unless its standard variables ask for them, and then nothing of its SDK is loaded either."""
+"""OpenTelemetry traces, enabled by OpenTelemetry's standard variables. While they are disabled, the SDK is not loaded."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -23,25 +23,25 @@ _PARENT = "traceparent"
 
 
 class Tracing:
-    """Traces of one process: requests by FastAPI itself, their statements and the jobs by us."""
+    """Traces of one process. FastAPI's instrumentation makes the spans of requests, this module those of statements and jobs."""
 
     def __init__(self, provider: TracerProvider, shutdown: Callable[[], None]) -> None:
         self.provider = provider
-        # Exports the remaining spans, and waits for the collector.
+        # Exports the remaining spans. It blocks until the collector has received them.
         self.shutdown = shutdown
         self.tracer = provider.get_tracer("app")
 
     def watch(self, database: Database) -> None:
-        """Make each statement of a traced request or job a span of its own."""
+        """Make a span for each statement of a traced request or job."""
         for engine in (database.engine, database.read_engine):
             _trace_statements(engine.sync_engine, self.tracer)
-        # Of what goes past the engine there is nothing to see.
+        # Direct reads bypass the engine and its events, so they would have no spans.
         database.reads = SessionReads(database.read_sessions)
 
 
 def tracing_from_environment() -> Tracing | None:
-    """Begin to trace, if the standard variables name where to (opentelemetry.io/docs/specs/otel/configuration)."""
-    exporter = _wanted(os.environ)
+    """Start to trace if the standard variables name an exporter (opentelemetry.io/docs/specs/otel/configuration)."""
+    exporter = _exporter_of(os.environ)
     if exporter is None:
         return None
     from app.core.observability import span_export
@@ -50,7 +50,7 @@ def tracing_from_environment() -> Tracing | None:
     return Tracing(provider, provider.shutdown)
 
 
-def _wanted(environment: Mapping[str, str]) -> str | None:
+def _exporter_of(environment: Mapping[str, str]) -> str | None:
     def setting(name: str) -> str:
         return environment.get(name, "").strip().lower()
 
@@ -59,11 +59,11 @@ def _wanted(environment: Mapping[str, str]) -> str | None:
     if setting("OTEL_SDK_DISABLED") == "true" or exporter == "none":
         return None
     if exporter not in _EXPORTERS:
-        message = f"OTEL_TRACES_EXPORTER: {exporter} is not known here; write otlp, console or none"
+        message = f"OTEL_TRACES_EXPORTER: {exporter} is not supported; set otlp, console or none"
         raise ConfigurationError(message)
     protocol = setting("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or setting("OTEL_EXPORTER_OTLP_PROTOCOL") or _PROTOCOL
     if protocol != _PROTOCOL:
-        message = f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not spoken here; write {_PROTOCOL}"
+        message = f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not supported; set {_PROTOCOL}"
         raise ConfigurationError(message)
     return exporter
 
@@ -72,11 +72,11 @@ def _trace_statements(engine: Engine, tracer: Tracer) -> None:
     def begin(
         _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
     ) -> None:
-        # What nobody asked for, such as the worker's look into its queue, would be a trace of its own each time.
+        # Statements outside of requests and jobs, such as the queries of the job worker, would each start a new trace.
         if current_trace_id():
             operation = statement.split(None, 1)[0].upper()
-            facts = {"db.system.name": "postgresql", "db.operation.name": operation, "db.query.text": statement}
-            context.span = tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=facts)
+            attributes = {"db.system.name": "postgresql", "db.operation.name": operation, "db.query.text": statement}
+            context.span = tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
 
     def end(
         _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
@@ -86,7 +86,7 @@ def _trace_statements(engine: Engine, tracer: Tracer) -> None:
 
     def fail(failure: ExceptionContext) -> None:
         if span := getattr(failure.execution_context, "span", None):
-            # Never the text of the error: it may quote the values.
+            # Not the text of the error, because it may quote values.
             error = failure.original_exception
             span.set_attribute("error.type", getattr(error, "sqlstate", None) or type(error).__name__)
             span.set_status(StatusCode.ERROR)
@@ -98,28 +98,28 @@ def _trace_statements(engine: Engine, tracer: Tracer) -> None:
 
 
 def current_trace_id() -> str | None:
-    """Give the id of the trace that the current task belongs to."""
+    """Return the id of the trace of the current task."""
     context = trace.get_current_span().get_span_context()
     return format(context.trace_id, "032x") if context.is_valid else None
 
 
 def current_parent() -> str | None:
-    """Give what another process needs to go on with the current trace (W3C Trace Context)."""
+    """Return the `traceparent` value with which another process can continue the current trace (W3C Trace Context)."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return carrier.get(_PARENT)
 
 
 @contextmanager
-def continued(tracer: Tracer, name: str, parent: str | None, **facts: str | int) -> Iterator[str | None]:
-    """Run a piece of work as a span of the trace that asked for it; give the id of the trace."""
+def continued(tracer: Tracer, name: str, parent: str | None, **attributes: str | int) -> Iterator[str | None]:
+    """Run the block as a span of the trace of `parent`, or of a new trace. Yields the id of the trace."""
     context = _W3C.extract({_PARENT: parent} if parent else {})
     with tracer.start_as_current_span(
         name,
         context,
         kind=SpanKind.CONSUMER,
-        attributes=facts,
-        # The text of an exception may quote what it was made from; the log has it, redacted.
+        attributes=attributes,
+        # The text of an exception may quote secrets. The log contains it, redacted.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
