@@ -1,4 +1,4 @@
-"""The probes, while the database works, is unreachable, has an old schema or does not respond."""
+"""The probes, with a database that works, is unreachable, has another schema, or does not respond."""
 
 import asyncio
 import socket
@@ -21,13 +21,13 @@ from app.users.roles import Role
 from tests.conftest import make_settings, running
 from tests.core.wire import tapped
 
-# The probe gives up after two seconds; on a busy machine the answer takes longer. Every other limit is 30 s.
+# Seconds. The timeout of the probe is 2 s, but a busy machine needs longer. Every other timeout is 30 s.
 SOON = 10
 
 
 @asynccontextmanager
 async def application(url: str, **database: Any) -> AsyncIterator[tuple[AsyncClient, Database]]:
-    """Run an application of its own on this database."""
+    """Run a separate application on this database."""
     settings = make_settings(url, database=database)
     own = Database(settings.database)
     async with running(create_app(settings, own)) as client:
@@ -54,7 +54,7 @@ def assert_not_ready(response: Response, detail: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
-async def test_a_healthy_process_says_so(client: AsyncClient, path: str) -> None:
+async def test_a_healthy_process_returns_200(client: AsyncClient, path: str) -> None:
     response = await client.get(path)
 
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
@@ -62,27 +62,27 @@ async def test_a_healthy_process_says_so(client: AsyncClient, path: str) -> None
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
-async def test_probes_may_use_head(client: AsyncClient, path: str) -> None:
+async def test_probes_support_head(client: AsyncClient, path: str) -> None:
     response = await client.head(path)
 
     assert (response.status_code, response.content) == (200, b"")
 
 
-async def test_the_process_lives_without_a_database() -> None:
+async def test_the_process_is_live_without_a_database() -> None:
     async with application("postgresql://nobody@127.0.0.1:1/nothing") as (client, _):
         response = await client.get("/livez")
 
     assert response.status_code == 200
 
 
-async def test_without_a_database_nothing_is_ready() -> None:
+async def test_the_process_is_not_ready_without_a_database() -> None:
     async with application("postgresql://nobody@127.0.0.1:1/nothing") as (client, _):
         response = await client.get("/readyz")
 
     assert_not_ready(response, "Not ready: the database cannot be reached.")
 
 
-async def test_an_empty_database_is_not_ready(clone_url: str) -> None:
+async def test_the_process_is_not_ready_with_an_empty_database(clone_url: str) -> None:
     async with application(clone_url) as (client, database):
         await execute(database, "DROP SCHEMA public CASCADE")
         await execute(database, "CREATE SCHEMA public")
@@ -92,7 +92,7 @@ async def test_an_empty_database_is_not_ready(clone_url: str) -> None:
     assert_not_ready(response, f"Not ready: the schema is at revision none, this program needs {head()}.")
 
 
-async def test_a_version_table_without_a_row_is_not_ready(clone_url: str) -> None:
+async def test_the_process_is_not_ready_with_an_empty_version_table(clone_url: str) -> None:
     await runner.upgrade(make_settings(clone_url).database, "base")
 
     async with application(clone_url) as (client, _):
@@ -101,7 +101,7 @@ async def test_a_version_table_without_a_row_is_not_ready(clone_url: str) -> Non
     assert_not_ready(response, f"Not ready: the schema is at revision none, this program needs {head()}.")
 
 
-async def test_a_schema_of_another_release_is_not_ready(clone_url: str) -> None:
+async def test_the_process_is_not_ready_with_an_unknown_schema(clone_url: str) -> None:
     async with application(clone_url) as (client, database):
         await stamp(database, "20991231_future")
 
@@ -110,7 +110,7 @@ async def test_a_schema_of_another_release_is_not_ready(clone_url: str) -> None:
     assert_not_ready(response, f"Not ready: the schema is at revision 20991231_future, this program needs {head()}.")
 
 
-async def test_a_newer_release_that_migrates_takes_nobody_out_of_rotation(clone_url: str) -> None:
+async def test_the_process_stays_ready_when_a_newer_release_migrates(clone_url: str) -> None:
     async with application(clone_url) as (client, database):
         before = await client.get("/readyz")
         await stamp(database, "20991231_future")
@@ -122,7 +122,7 @@ async def test_a_newer_release_that_migrates_takes_nobody_out_of_rotation(clone_
     assert_not_ready(older, f"Not ready: the schema is at revision 20261123_users, this program needs {head()}.")
 
 
-async def test_a_program_may_be_told_to_start_on_a_newer_schema(clone_url: str) -> None:
+async def test_a_setting_makes_the_process_accept_a_newer_schema(clone_url: str) -> None:
     async with application(clone_url, accept_newer_schema=True) as (client, database):
         await stamp(database, "20991231_future")
         newer = await client.get("/readyz")
@@ -133,7 +133,7 @@ async def test_a_program_may_be_told_to_start_on_a_newer_schema(clone_url: str) 
     assert_not_ready(none, f"Not ready: the schema is at revision none, this program needs {head()}.")
 
 
-async def test_readiness_comes_back_with_the_schema(clone_url: str) -> None:
+async def test_the_process_is_ready_again_when_the_schema_is(clone_url: str) -> None:
     async with application(clone_url) as (client, database):
         await stamp(database, "20991231_future")
         before = await client.get("/readyz")
@@ -144,7 +144,7 @@ async def test_readiness_comes_back_with_the_schema(clone_url: str) -> None:
     assert (before.status_code, after.status_code) == (503, 200)
 
 
-async def test_a_database_that_refuses_a_role_of_the_code_is_not_ready_until_it_takes_it(clone_url: str) -> None:
+async def test_the_process_is_not_ready_until_the_database_accepts_every_role(clone_url: str) -> None:
     async with application(clone_url) as (client, database):
         await execute(database, "ALTER TABLE users DROP CONSTRAINT ck_users_role")
         await execute(database, "ALTER TABLE users ADD CONSTRAINT ck_users_role CHECK (role IN ('another'))")
@@ -153,11 +153,11 @@ async def test_a_database_that_refuses_a_role_of_the_code_is_not_ready_until_it_
         after = await client.get("/readyz")
 
     assert before.status_code == 503
-    assert f"the code declares {', '.join(Role)} for role, and the constraint ck_users_role" in before.json()["detail"]
+    assert f"the code declares {', '.join(Role)} for role, but the constraint ck_users_role" in before.json()["detail"]
     assert after.status_code == 200
 
 
-async def test_a_silent_database_is_found_out_within_two_seconds(clone_url: str) -> None:
+async def test_a_silent_database_is_detected_within_two_seconds(clone_url: str) -> None:
     async with tapped(clone_url) as wire, application(wire.url) as (client, _):
         assert (await client.get("/readyz")).status_code == 200
         wire.flowing.clear()
@@ -171,8 +171,8 @@ async def test_a_silent_database_is_found_out_within_two_seconds(clone_url: str)
     assert elapsed < SOON
 
 
-async def test_a_database_that_takes_no_connection_is_found_out_within_two_seconds() -> None:
-    # The kernel accepts for it; nobody ever reads.
+async def test_a_database_that_does_not_answer_a_connection_is_detected_within_two_seconds() -> None:
+    # The kernel accepts the connection, but no process reads from it.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nothing"
         async with application(url, connect_timeout="30s") as (client, _):
@@ -196,7 +196,7 @@ async def test_a_database_that_takes_no_connection_is_found_out_within_two_secon
     ],
 )
 @pytest.mark.parametrize("pool_wait", ["100ms", "30s"])
-async def test_a_pool_without_a_free_connection_is_not_ready_and_named(
+async def test_the_detail_names_a_pool_without_a_free_connection(
     clone_url: str, pools: list[str], detail: str, pool_wait: str
 ) -> None:
     async with application(clone_url, pool_size=1, pool_wait=pool_wait) as (client, database):
@@ -218,7 +218,7 @@ async def hold_connection(stack: AsyncExitStack, database: Database, pool: str) 
     await session.execute(text("SELECT 1"))
 
 
-async def test_a_busy_pool_that_gives_a_connection_in_time_is_ready(clone_url: str) -> None:
+async def test_a_busy_pool_is_ready_if_it_gives_a_connection_in_time(clone_url: str) -> None:
     async with application(clone_url, pool_size=1, pool_wait="30s") as (client, database):
         async with AsyncExitStack() as stack:
             await hold_connection(stack, database, "writing")
@@ -245,7 +245,7 @@ async def test_probes_leave_the_queue_of_an_exhausted_pool(clone_url: str) -> No
 
 
 def waiting(engine: AsyncEngine) -> int:
-    count: int = engine.pool.waiting  # type: ignore[attr-defined]  # Of the pool that is used.
+    count: int = engine.pool.waiting  # type: ignore[attr-defined]  # An attribute of our pool class.
     return count
 
 
@@ -256,12 +256,12 @@ def checked_out(engine: AsyncEngine) -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # The pool tells nobody.
+        while not condition():  # noqa: ASYNC110  # The pool has no event.
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("pool", ["writing", "reading"])
-async def test_a_pool_that_does_not_reach_the_database_is_named(clone_url: str, pool: str) -> None:
+async def test_the_detail_names_a_pool_that_cannot_reach_the_database(clone_url: str, pool: str) -> None:
     elsewhere = Database(make_settings("postgresql://nobody@127.0.0.1:1/nothing").database)
     async with application(clone_url) as (client, database):
         if pool == "writing":
@@ -273,7 +273,7 @@ async def test_a_pool_that_does_not_reach_the_database_is_named(clone_url: str, 
     assert_not_ready(response, f"Not ready: the {pool} pool cannot reach the database.")
 
 
-async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_not_reported_as_an_unready_process(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         message = "a defect"
         raise LookupError(message)
@@ -286,7 +286,7 @@ async def test_a_defect_is_no_answer_of_the_probe(database: Database, monkeypatc
         await check_readiness(database, schema=watch.unready, checks=())
 
 
-async def test_what_a_probe_says_names_nothing_secret() -> None:
+async def test_the_response_of_a_probe_contains_no_secret() -> None:
     async with application("postgresql://someone:hunter2@127.0.0.1:1/secret") as (client, _):
         response = await client.get("/readyz")
 

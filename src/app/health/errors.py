@@ -1,4 +1,4 @@
-"""The error of a failing probe."""
+"""Errors of the probes."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ from app.core.errors import UnavailableError
 
 
 class NotReadyError(UnavailableError):
-    """The process runs, but must not get traffic."""
+    """The process runs, but cannot serve requests. The detail lists the reasons."""
 
     code = "not_ready"
-    detail = "This process is not ready to serve."
+    detail = "This process is not ready to serve requests."
 
-    def __init__(self, failed: Iterable[str]) -> None:
+    def __init__(self, reasons: Iterable[str]) -> None:
         super().__init__()
-        self.detail = f"Not ready: {', '.join(failed)}."
+        self.detail = f"Not ready: {', '.join(reasons)}."

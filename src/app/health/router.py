@@ -1,4 +1,4 @@
-"""The probes, outside of `/api/v1`, for a supervisor or a load balancer."""
+"""Liveness and readiness probes. They are outside `/api/v1`, for load balancers and supervisors."""
 
 from fastapi import Response
 
@@ -14,18 +14,24 @@ router = routing.router(tags=["health"])
 ROOT_ROUTERS = (router,)
 
 # Serialized once: probes are frequent, and this response never changes.
-_ALIVE = Health().model_dump_json()
+_LIVE = Health().model_dump_json()
 
 
 @router.get("/livez", response_model=Health, openapi_extra=public)
 async def read_liveness() -> Response:
-    """Respond while the process runs. This does not query the database."""
-    return Response(_ALIVE, media_type=routing.JSON)
+    """Check that the process runs.
+
+    This does not check the database.
+    """
+    return Response(_LIVE, media_type=routing.JSON)
 
 
 @router.get("/readyz", response_model=Health, openapi_extra=public, responses=problem_responses(NotReadyError))
 async def read_readiness(request: CoreRequest) -> Health:
-    """Show whether this process may get traffic, and if not, why."""
+    """Check whether this process can serve requests.
+
+    If it cannot, the response names the reasons.
+    """
     state = request.state
     await service.check_readiness(state["database"], schema=state["schema"], checks=state["readiness"])
     return Health()

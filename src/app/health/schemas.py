@@ -1,4 +1,4 @@
-"""The body of a successful probe."""
+"""Responses of the probes."""
 
 from typing import Literal
 
@@ -6,6 +6,6 @@ from app.core.schemas.fields import Answer
 
 
 class Health(Answer):
-    """The process works."""
+    """The probe succeeded."""
 
     status: Literal["ok"] = "ok"

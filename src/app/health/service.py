@@ -1,4 +1,4 @@
-"""Whether this process is ready for traffic."""
+"""Readiness: whether this process can serve requests."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -14,19 +14,19 @@ from app.core.db.failures import is_transient
 from app.health.errors import NotReadyError
 from app.migrations import revisions
 
-# Seconds, for each pool. A busy pool hands a connection on within milliseconds; one that takes longer serves no requests.
+# Seconds for each pool. A busy pool gives a connection within milliseconds. A pool that needs longer serves no request either.
 _TIMEOUT = 2.0
-_SELECT_ONE = text("SELECT 1")
+_PING = text("SELECT 1")
 
-# Strong references, because the event loop does not keep tasks alive.
-_checks: set[asyncio.Task[Any]] = set()
+# Keeps references to running checks: the event loop does not, and the garbage collector could remove them.
+_running_checks: set[asyncio.Task[Any]] = set()
 
 
 class SchemaWatch:
-    """Decides whether this program may work on a schema: on its own, and on a newer one that appears while the program runs.
+    """Checks the schema of the database. Ready are its own schema, and a newer one that a migration made while it was running.
 
-    Migrations keep the previous release working, so running processes must stay in rotation when a release migrates the schema. A
-    program that starts on an unknown schema may be years too old.
+    Each migration keeps the previous release working, so its processes stay ready during a deployment. A process that starts with
+    an unknown schema is not ready, because its release may be far too old.
     """
 
     def __init__(self, *, head: str, known: frozenset[str], accepts_newer: bool) -> None:
@@ -36,17 +36,17 @@ class SchemaWatch:
         self._allows_choices = False
 
     async def unready(self, database: Database) -> str | None:
-        """Return why this program cannot work on the schema of a database."""
+        """Return why this program cannot work with the schema of a database, or None if it can."""
         async with database.read_sessions() as session:
-            if complaint := self._mismatch(await revisions.applied(session)):
-                return complaint
-            # Checked until it succeeds once: later migrations may add values, but remove none that this program uses.
+            if reason := self._wrong_revision(await revisions.applied(session)):
+                return reason
+            # Checked until it succeeds: later migrations may only add values, not remove those that this program uses.
             if not self._allows_choices:
-                complaint = await choices.refused(session, Base.metadata)
-                self._allows_choices = complaint is None
-            return complaint
+                reason = await choices.refused(session, Base.metadata)
+                self._allows_choices = reason is None
+            return reason
 
-    def _mismatch(self, applied: Sequence[str]) -> str | None:
+    def _wrong_revision(self, applied: Sequence[str]) -> str | None:
         if list(applied) == [self._head]:
             self._accepts_newer = True
             return None
@@ -62,27 +62,27 @@ async def check_readiness(
     schema: Callable[[Database], Coroutine[Any, Any, str | None]],
     checks: Iterable[Callable[[], str | None]],
 ) -> None:
-    """Raise `NotReadyError` unless both pools reach the database, the schema fits this program, and every check passes."""
-    if complaint := await _check_both_pools(database, schema(database)):
-        raise NotReadyError([complaint])
-    if waiting := [reason for check in checks if (reason := check())]:
-        raise NotReadyError(waiting)
+    """Raise `NotReadyError` unless both pools reach the database, the schema is usable, and every check passes."""
+    if reason := await _check_pools(database, schema(database)):
+        raise NotReadyError([reason])
+    if reasons := [reason for check in checks if (reason := check())]:
+        raise NotReadyError(reasons)
 
 
-async def _check_both_pools(database: Database, schema: Coroutine[Any, Any, str | None]) -> str | None:
-    """Return what is wrong with the schema, or raise an error that names each pool without a response in time."""
-    connected, complaint = await asyncio.gather(
-        _check(database.engine, _select_one(database.engine)), _check(database.read_engine, schema)
+async def _check_pools(database: Database, schema: Coroutine[Any, Any, str | None]) -> str | None:
+    """Return what is wrong with the schema. Raises `NotReadyError` with each pool that gives no result in time."""
+    ping, reason = await asyncio.gather(
+        _result_in_time(database.engine, _ping(database.engine)), _result_in_time(database.read_engine, schema)
     )
-    if isinstance(connected, _Fault) or isinstance(complaint, _Fault):
-        raise NotReadyError(_reasons({"writing": connected, "reading": complaint}))
-    return complaint
+    if isinstance(ping, _Fault) or isinstance(reason, _Fault):
+        raise NotReadyError(_fault_texts({"writing": ping, "reading": reason}))
+    return reason
 
 
-def _reasons(answers: Mapping[str, object]) -> list[str]:
-    if all(answer is _Fault.UNREACHABLE for answer in answers.values()):
+def _fault_texts(results: Mapping[str, object]) -> list[str]:
+    if all(result is _Fault.UNREACHABLE for result in results.values()):
         return ["the database cannot be reached"]
-    return [f"the {pool} pool {answer.value}" for pool, answer in answers.items() if isinstance(answer, _Fault)]
+    return [f"the {pool} pool {result.value}" for pool, result in results.items() if isinstance(result, _Fault)]
 
 
 class _Fault(Enum):
@@ -90,14 +90,14 @@ class _Fault(Enum):
     EXHAUSTED = "has no free connection"
 
 
-async def _check[T](engine: AsyncEngine, check: Coroutine[Any, Any, T]) -> T | _Fault:
+async def _result_in_time[T](engine: AsyncEngine, check: Coroutine[Any, Any, T]) -> T | _Fault:
     task = asyncio.ensure_future(check)
-    _checks.add(task)
-    task.add_done_callback(_checks.discard)
+    _running_checks.add(task)
+    task.add_done_callback(_running_checks.discard)
     await asyncio.wait({task}, timeout=_TIMEOUT)
     fault = _fault(engine)
     try:
-        # A cancelled task ends later, without being awaited: closing a connection to a silent server takes as long again.
+        # Do not wait for the end of a cancelled task: it can take as long again to close a silent connection.
         return fault if task.cancel() else task.result()
     except Exception as error:
         if not is_transient(error):
@@ -110,6 +110,6 @@ def _fault(engine: AsyncEngine) -> _Fault:
     return _Fault.EXHAUSTED if pool.checkedout() >= pool.size() else _Fault.UNREACHABLE
 
 
-async def _select_one(engine: AsyncEngine) -> None:
+async def _ping(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
-        await connection.execute(_SELECT_ONE)
+        await connection.execute(_PING)

@@ -1,4 +1,4 @@
-"""Columns that hold one of the values that the code declares, such as an account's role."""
+"""Columns that accept only the values declared in the code, such as the role of an account."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ class _Choices:
 
 
 def one_of(column: str, values: Iterable[str]) -> CheckConstraint:
-    """Let a column of text hold these values only. `refused` finds a database whose constraint is older than the code."""
+    """Return a constraint that limits a text column to these values. `refused` detects a database with an older constraint."""
     choices = _Choices(column, tuple(map(str, values)))
     listed = ", ".join("'{}'".format(value.replace("'", "''")) for value in choices.values)
     return CheckConstraint(f"{column} IN ({listed})", name=column, info={_KEY: choices})
 
 
 async def refused(session: AsyncSession | AsyncConnection, metadata: MetaData) -> str | None:
-    """Say which value that the code declares is refused by the database, and what to do."""
+    """Return which declared values the database rejects, and what to do; None if it accepts all."""
     declared = dict(_declared(metadata))
     for name, expression in await session.execute(_EXPRESSIONS, {"names": list(declared)}):
         choices = declared[name]
-        given = func.unnest(literal(list(choices.values), ARRAY(Text))).table_valued(choices.column, name="given")
-        # The database evaluates its own constraint, so its spelling does not matter.
-        offered = given.render_derived()
-        statement = select(offered.c[choices.column]).where(not_(literal_column(expression)))
+        declared_values = func.unnest(literal(list(choices.values), ARRAY(Text)))
+        rows = declared_values.table_valued(choices.column, name="given").render_derived()
+        # The database evaluates its own constraint, so the constraint may have any form.
+        statement = select(rows.c[choices.column]).where(not_(literal_column(expression)))
         if values := (await session.execute(statement)).scalars().all():
             return (
-                f"the code declares {', '.join(values)} for {choices.column}, and the constraint {name} of the database "
-                'refuses that; write a migration that replaces it: docs/adding-a-feature.md, "Adding a role"'
+                f"the code declares {', '.join(values)} for {choices.column}, but the constraint {name} of the database "
+                'rejects that; write a migration that replaces it: docs/adding-a-feature.md, "Adding a role"'
             )
     return None
 
