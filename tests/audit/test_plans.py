@@ -1,4 +1,4 @@
-"""What PostgreSQL does for each filter and sort of the audit log, on 100,000 events; see tests/users/test_plans.py."""
+"""Query plans for each filter and sort order of the audit log, with 100,000 events; see tests/users/test_plans.py."""
 
 import itertools
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from app.core.db.keyset import Position
 from tests.volume import EVENTS, ROWS, explaining, filled
 
 NEARLY_PAGE = 2 * 51
-# An account acts, and is acted on, in about a hundred of them.
+# Each account is the actor or the subject of about a hundred events.
 MOST_FETCHED = ROWS / 100
 
 ACTOR = "a8d2e0d0-1a6e-7d5c-8f4d-0d5d1f6a7b11"
@@ -36,7 +36,7 @@ MIDDLE: Position = (datetime(2020, 9, 1, tzinfo=UTC), UUID(int=0))
 
 
 @pytest.mark.slow
-async def test_no_page_of_the_log_reads_or_sorts_it(template_url: str) -> None:
+async def test_no_page_of_the_log_scans_or_sorts_the_table(template_url: str) -> None:
     failures: list[str] = []
     used: set[str] = set()
     async with filled(template_url, EVENTS) as database, explaining(database) as explainer:

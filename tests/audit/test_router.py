@@ -20,16 +20,16 @@ MOST_PAGES = 50
 
 @pytest.fixture
 async def log(session: WriteSession, admin: LoggedIn) -> None:
-    """Five events, a day apart: Ada on Eve, Eve on Ada, Ada on nobody, the system on Ada and on nobody."""
+    """Five events, a day apart, with these actors and subjects: Ada and Eve, Eve and Ada, Ada and none, none and Ada, none and none."""
     del admin
-    what = [
+    actors_and_subjects = [
         ("a.one", ADA, EVE),
         ("a.two", EVE, ADA),
         ("a.one", ADA, None),
         ("a.two", None, ADA),
         ("a.three", None, None),
     ]
-    for day, (name, actor_id, subject_id) in enumerate(what):
+    for day, (name, actor_id, subject_id) in enumerate(actors_and_subjects):
         session.add(
             AuditEvent(
                 event=name,
@@ -43,7 +43,7 @@ async def log(session: WriteSession, admin: LoggedIn) -> None:
 
 
 async def days(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[int]:
-    """Give the days of all pages."""
+    """Return the days of the events on all pages."""
     found: list[int] = []
     cursor: dict[str, str] = {}
     for _ in range(MOST_PAGES):
@@ -55,10 +55,10 @@ async def days(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[int]:
         if response.json()["next_cursor"] is None:
             return found
         cursor = {"cursor": response.json()["next_cursor"]}
-    raise AssertionError("the log has no end")
+    raise AssertionError("the log has too many pages")
 
 
-async def test_an_event_shows_who_did_what_to_whom_from_where(
+async def test_an_event_contains_actor_subject_network_request_and_detail(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, user: LoggedIn
 ) -> None:
     headers = admin.headers | {"X-Request-ID": "test-request-0003"}
@@ -110,7 +110,7 @@ async def test_the_log_is_filtered_and_sorted(
 
 
 @pytest.mark.usefixtures("log")
-async def test_the_link_leads_to_the_next_page_of_the_log(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_the_link_header_leads_to_the_next_page_of_the_log(client: AsyncClient, admin: LoggedIn) -> None:
     query = {"limit": "2", "before": "2026-01-05T12:00:00+00:00", "sort": "occurred_at"}
     response = await client.get(EVENTS, params=query, headers=admin.headers)
     target, _, relation = response.headers["link"].partition(">; ")
@@ -122,7 +122,7 @@ async def test_the_link_leads_to_the_next_page_of_the_log(client: AsyncClient, a
 
 
 @pytest.mark.usefixtures("log")
-async def test_the_log_goes_on_past_events_that_were_purged_meanwhile(
+async def test_the_next_page_is_correct_after_a_purge_between_two_requests(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     query: dict[str, Any] = {"limit": 2, "before": "2026-02-01T00:00:00Z"}
@@ -159,9 +159,7 @@ REFUSED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize("name", sorted({name for _, name in REFUSED}))
-async def test_a_parameter_of_the_log_that_is_not_as_declared_is_refused(
-    client: AsyncClient, admin: LoggedIn, name: str
-) -> None:
+async def test_an_invalid_parameter_of_the_log_is_rejected(client: AsyncClient, admin: LoggedIn, name: str) -> None:
     for query in [query for query, refused in REFUSED if refused == name]:
         response = await client.get(f"{EVENTS}?{query}", headers=admin.headers)
 
@@ -169,7 +167,7 @@ async def test_a_parameter_of_the_log_that_is_not_as_declared_is_refused(
 
 
 @pytest.mark.usefixtures("log")
-async def test_a_cursor_of_the_log_is_for_that_list_alone(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_a_cursor_of_the_log_is_rejected_by_any_other_list(client: AsyncClient, admin: LoggedIn) -> None:
     response = await client.get(EVENTS, params={"limit": 1}, headers=admin.headers)
     cursor = response.json()["next_cursor"]
     others = [
@@ -188,7 +186,9 @@ async def test_a_cursor_of_the_log_is_for_that_list_alone(client: AsyncClient, a
         assert_problem(response, 400, "invalid_cursor")
 
 
-async def test_a_cursor_of_the_users_is_none_of_the_log(client: AsyncClient, admin: LoggedIn, user: LoggedIn) -> None:
+async def test_a_cursor_of_the_users_is_rejected_by_the_log(
+    client: AsyncClient, admin: LoggedIn, user: LoggedIn
+) -> None:
     del user
     users = await client.get("/api/v1/users", params={"limit": 1, "sort": "-created_at"}, headers=admin.headers)
 
@@ -198,7 +198,7 @@ async def test_a_cursor_of_the_users_is_none_of_the_log(client: AsyncClient, adm
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_nobody_writes_the_log_over_http(
+async def test_the_log_cannot_be_changed_over_http(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, method: str
 ) -> None:
     before = await snapshot(session)

@@ -28,7 +28,7 @@ def make_work(database: Database, settings: Settings) -> Work:
     return Work(database, make_mailer(settings.of(MailSettings)), parse_key_ring(KEY_SET, source="the run"), settings)
 
 
-async def test_an_event_holds_what_is_known_of_the_actor(session: WriteSession) -> None:
+async def test_an_event_contains_all_data_of_the_actor(session: WriteSession) -> None:
     actor = Actor(ADA, uuid4(), ip_network("2001:db8:1::/48"), "test-request-0004")
 
     await service.record(session, actor, "notes.archived", subject_id=ADA, count=3, forced=True, reason=None)
@@ -39,7 +39,7 @@ async def test_an_event_holds_what_is_known_of_the_actor(session: WriteSession) 
     assert row.detail == {"count": 3, "forced": True, "reason": None}
 
 
-async def test_the_system_is_nobody(session: WriteSession) -> None:
+async def test_an_event_of_the_system_has_no_actor(session: WriteSession) -> None:
     await service.record(session, SYSTEM, "notes.archived")
 
     (row,) = await events(session, "notes.archived")
@@ -47,7 +47,7 @@ async def test_the_system_is_nobody(session: WriteSession) -> None:
     assert row.detail == {}
 
 
-async def test_an_event_exists_exactly_if_the_change_does(database: Database, session: WriteSession) -> None:
+async def test_an_event_exists_only_if_its_transaction_commits(database: Database, session: WriteSession) -> None:
     async with database.sessions() as undone:
         await service.record(undone, SYSTEM, "notes.undone")
     async with database.begin() as done:
@@ -56,7 +56,7 @@ async def test_an_event_exists_exactly_if_the_change_does(database: Database, se
     assert [event.event for event in await events(session, "notes.%")] == ["notes.done"]
 
 
-async def test_everything_about_an_account_is_what_it_did_and_what_was_done_to_it(session: WriteSession) -> None:
+async def test_events_about_an_account_are_those_with_it_as_actor_or_subject(session: WriteSession) -> None:
     for number, (actor_id, subject_id) in enumerate(
         [(ADA, None), (None, ADA), (ADA, ADA), (None, None), (uuid4(), uuid4())]
     ):
@@ -89,11 +89,13 @@ async def test_everything_about_an_account_is_what_it_did_and_what_was_done_to_i
         "SELECT purge_audit_events(interval '0', 10); UPDATE audit_events SET event = 'x.y'",
     ],
 )
-async def test_the_database_refuses_to_change_or_lose_an_event(session: WriteSession, statement: str) -> None:
+async def test_the_database_rejects_every_change_and_deletion_of_an_event(
+    session: WriteSession, statement: str
+) -> None:
     await service.record(session, SYSTEM, "notes.archived")
     await session.commit()
 
-    with pytest.raises(DBAPIError) as refusal:  # noqa: PT012  # Some are two statements; the last is refused.
+    with pytest.raises(DBAPIError) as refusal:  # noqa: PT012  # Some cases are two statements; the database rejects the last.
         for part in statement.split(";"):
             await session.execute(text(part))
     await session.rollback()
@@ -111,7 +113,7 @@ async def add_aged(session: WriteSession, *ages: timedelta) -> None:
     await session.commit()
 
 
-async def test_purging_deletes_what_is_older_than_the_setting_says_and_nothing_else(
+async def test_purging_deletes_exactly_the_events_older_than_the_setting(
     database: Database, session: WriteSession, database_url: str
 ) -> None:
     day = timedelta(days=1)
@@ -129,7 +131,7 @@ async def test_purging_deletes_what_is_older_than_the_setting_says_and_nothing_e
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9, 10, 11])
-async def test_purging_goes_on_batch_by_batch_until_nothing_old_is_left(
+async def test_purging_deletes_batches_until_no_old_event_is_left(
     database: Database, session: WriteSession, settings: Settings, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr(jobs, "BATCH", 5)
@@ -152,7 +154,7 @@ async def test_one_batch_deletes_the_oldest_first(session: WriteSession) -> None
     assert sorted(ages) == [timedelta(days=3), timedelta(days=4)]
 
 
-async def test_the_door_is_shut_again_behind_a_purge(session: WriteSession) -> None:
+async def test_deletion_is_rejected_again_after_a_purge(session: WriteSession) -> None:
     await service.record(session, SYSTEM, "notes.archived")
     await session.execute(text("SELECT purge_audit_events(interval '1 day', 10)"))
 

@@ -34,8 +34,8 @@ async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
 
 
 def entry(values: Mapping[str, Any]) -> CTE:
-    """Build the insert of an event as a common table expression, to run as part of another statement."""
-    # SQLAlchemy applies Python-side defaults only to the main statement, so the id is set here.
+    """Return a CTE that adds an event as part of another statement."""
+    # SQLAlchemy does not apply the Python default of `id` to an insert in a CTE.
     return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
 
 
@@ -47,8 +47,8 @@ async def page(
 
 
 async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[Any]]:
-    """Read the newest events with the account as actor or subject, newest first."""
-    # Each half uses an index and stops at the limit. An OR would read and sort all rows.
+    """Read the newest events in which an account is the actor or the subject, newest first."""
+    # Each half uses one index and stops at the limit. With OR, PostgreSQL would read and sort all of these events.
     halves = [
         select(_LIST.where(column == user_id).order_by(*_NEWEST).limit(limit).subquery())
         for column in (AuditEvent.actor_id, AuditEvent.subject_id)
@@ -59,6 +59,9 @@ async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequ
 
 
 async def purge(session: WriteSession, _after: bool | None, *, age: timedelta, batch: int) -> bool | None:
-    """Delete the oldest `batch` events above an age; None at the end. The trigger allows deletion only by this SQL function."""
+    """Delete the oldest `batch` events above an age. Returns True if there may be more, and None at the end.
+
+    The trigger on the table rejects every other way to delete an event.
+    """
     purged: int = await session.scalar(select(func.purge_audit_events(age, batch))) or 0
     return True if purged == batch else None

@@ -9,7 +9,7 @@ from app.jobs import housekeeping
 from app.jobs.housekeeping import BATCH
 from app.jobs.queue import Periodic, Work
 
-# The job runs once a day. A job may take five minutes.
+# The job runs once a day. The timeout of a job is five minutes.
 _BUDGET = timedelta(minutes=4)
 
 

@@ -1,4 +1,4 @@
-"""The audit log. A trigger refuses every change of a row."""
+"""The audit log. A trigger rejects every change of a row."""
 
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -12,7 +12,7 @@ from app.core.db.database import Base, CreatedAt, PrimaryKey
 
 
 class AuditEvent(Base):
-    """Who did what to which account, and from where. It has no foreign keys, so it stays when the account is deleted."""
+    """Who did what to whom, and from where. There are no foreign keys: events stay when the account is deleted."""
 
     __tablename__ = "audit_events"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""`/audit-events`."""
+"""Endpoint `/audit-events`."""
 
 from typing import Annotated, Any
 
@@ -24,9 +24,10 @@ type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:re
 async def list_audit_events(
     _reader: AuditReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[AuditEventQuery, Query()]
 ) -> dict[str, Any]:
-    """List audit events.
+    """List events of the audit log.
 
-    The log has failed and successful logins, and every change of an account, with who did it and from where. Newest first.
+    The log contains successful and failed logins, and every change of an account, with the actor and the network. The newest
+    event is first.
     """
     order = service.order_of(query)
     return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))

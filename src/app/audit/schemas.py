@@ -1,4 +1,4 @@
-"""Bodies and query of `/audit-events`."""
+"""Audit events in the API."""
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
@@ -17,33 +17,35 @@ class AuditEventRead(Answer):
     """One entry of the audit log."""
 
     id: UUID
-    event: str = Field(description="What happened, such as `users.role_changed`.")
+    event: str = Field(description="Name of the event, such as `users.role_changed`.")
     occurred_at: datetime
-    actor_id: UUID | None = Field(description="The account that did it. Null for the system.")
-    subject_id: UUID | None = Field(description="The account that it was done to.")
-    session_id: UUID | None = Field(description="The login session in which it was done.")
-    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network from which it was done.")
+    actor_id: UUID | None = Field(description="The account that acted; null for the system.")
+    subject_id: UUID | None = Field(description="The affected account.")
+    session_id: UUID | None = Field(description="The login session that was used.")
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network that the request came from.")
     request_id: str | None
     detail: dict[str, Any]
 
 
 class AuditEventExport(AuditEventRead):
-    """An event in the export of an account: what others did to the account, without data of theirs."""
+    """An event about an account, without data of other accounts."""
 
-    actor_id: UUID | None = Field(description="The account itself. Null if somebody else did it, or the system.")
-    subject_id: UUID | None = Field(description="The account itself. Null if it was done to another account.")
-    session_id: UUID | None = Field(description="The login session of the account in which it was done.")
-    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network, if the account itself did it.")
-    request_id: str | None = Field(description="The request, if the account itself sent it.")
-    detail: dict[str, Any] = Field(description="Empty if it was done to another account.")
+    actor_id: UUID | None = Field(description="The account itself; null for another account or the system.")
+    subject_id: UUID | None = Field(description="The account itself; null for another account.")
+    session_id: UUID | None = Field(description="The login session that was used, if it belongs to the account.")
+    ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network, if the account itself acted.")
+    request_id: str | None = Field(description="The id of the request, if the account itself sent it.")
+    detail: dict[str, Any] = Field(description="Empty if another account is affected.")
 
 
 class AuditEventQuery(PageQuery):
-    """Filters and order of the list of events."""
+    """Filters and order of the list."""
 
-    actor_id: QueryIdentifier | None = Field(default=None, description="Events that this account caused.")
-    subject_id: QueryIdentifier | None = Field(default=None, description="Events about this account.")
-    event: EventName | None = Field(default=None, description="Events with this name.")
-    after: QueryInstant | None = Field(default=None, description="Events later than this instant.")
-    before: QueryInstant | None = Field(default=None, description="Events earlier than this instant.")
-    sort: Literal["-occurred_at", "occurred_at"] = Field(default="-occurred_at", description="Newest first, or oldest.")
+    actor_id: QueryIdentifier | None = Field(default=None, description="Only events with this account as the actor.")
+    subject_id: QueryIdentifier | None = Field(default=None, description="Only events that affect this account.")
+    event: EventName | None = Field(default=None, description="Only events with this name.")
+    after: QueryInstant | None = Field(default=None, description="Only events later than this instant.")
+    before: QueryInstant | None = Field(default=None, description="Only events earlier than this instant.")
+    sort: Literal["-occurred_at", "occurred_at"] = Field(
+        default="-occurred_at", description="Sort order; a minus sign means newest first."
+    )

@@ -1,4 +1,4 @@
-"""Records events in the transaction that causes them, and lists them."""
+"""Records events in the transaction of the change, and lists them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Actor:
     session_id: UUID | None = None
     ip_prefix: Network | None = None
     request_id: str | None = None
-    # For the list of login sessions and for limits. The audit log stores neither.
+    # The audit log does not store these. The list of login sessions shows the user agent, and rate limits count by the address.
     user_agent: str | None = None
     address: str | None = None
 
@@ -44,12 +44,12 @@ async def record(
     subject_id: UUID | None = None,
     **detail: str | bool | int | None,
 ) -> None:
-    """Write an event in the caller's transaction. `detail` takes plain values; never pass a secret."""
+    """Write an event in the caller's transaction. `detail` must not contain a secret."""
     await crud.create(session, _values(actor, event, subject_id, detail))
 
 
 def entry(actor: Actor, event: str, *, subject_id: UUID | None = None, **detail: str | bool | int | None) -> CTE:
-    """Return an expression that writes an event as part of another statement, which saves a round trip. See `record`."""
+    """Return a CTE that does the same as `record` within another statement, which saves a round trip."""
     return crud.entry(_values(actor, event, subject_id, detail))
 
 
@@ -66,14 +66,14 @@ def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[s
 
 
 def order_of(query: AuditEventQuery) -> Order:
-    """Return the order that a query requests."""
+    """Return the sort order of a query."""
     return _ORDERS[query.sort]
 
 
 async def list_page(
     session: ReadSession, query: AuditEventQuery, position: Position | None
 ) -> tuple[Sequence[Row[Any]], Position | None]:
-    """Read one page of the log."""
+    """Read one page of the audit log."""
     return await crud.page(session, list(_conditions(query)), order_of(query), position, query.limit)
 
 
@@ -91,16 +91,16 @@ def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:
 
 
 async def list_about(session: ReadSession, owner_id: UUID, *, limit: int) -> list[dict[str, Any]]:
-    """Read the newest events of an account, as its owner may see them, newest first."""
+    """Read the newest events about an account, newest first, without data of other accounts."""
     return [_for_owner(row, owner_id) for row in await crud.list_about(session, owner_id, limit=limit)]
 
 
 def _for_owner(row: Row[Any], owner_id: UUID) -> dict[str, Any]:
-    """Remove data of others: who acted on the account and from where, or on which account the owner acted and how."""
+    """Remove data of other accounts: who acted on this account and from where, or on whom the owner acted and how."""
     event = row._asdict()
     if row.actor_id != owner_id:
         event |= {"actor_id": None, "ip_prefix": None, "request_id": None}
-        # Without an actor, the session is one of the account: an unknown client used a token of it.
+        # Without an actor, the session belongs to this account: somebody unknown used one of its tokens.
         event["session_id"] = row.session_id if row.actor_id is None else None
     if row.subject_id != owner_id:
         event |= {"subject_id": None, "detail": {}}
