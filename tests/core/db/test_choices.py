@@ -1,4 +1,4 @@
-"""Columns that hold one of the values that the code declares: whether a database lets them."""
+"""Columns that accept only declared values, and the check that the database accepts all of them."""
 
 import pytest
 from sqlalchemy import CheckConstraint, Column, MetaData, Table, Text, text
@@ -21,7 +21,7 @@ async def make_table(session: WriteSession, check: str) -> None:
     await session.execute(text(f"CREATE TABLE paints (colour text, CONSTRAINT ck_paints_colour CHECK ({check}))"))
 
 
-async def test_the_database_takes_every_value_that_the_code_declares(session: WriteSession) -> None:
+async def test_the_database_accepts_every_declared_value(session: WriteSession) -> None:
     assert await refused(session, Base.metadata) is None
 
 
@@ -35,13 +35,13 @@ async def test_the_database_takes_every_value_that_the_code_declares(session: Wr
         "NULL",
     ],
 )
-async def test_a_constraint_may_be_written_in_any_way_and_allow_more(session: WriteSession, check: str) -> None:
+async def test_a_constraint_may_have_any_form_and_allow_more_values(session: WriteSession, check: str) -> None:
     await make_table(session, check)
 
     assert await refused(session, declared("red", "green")) is None
 
 
-async def test_a_value_that_the_constraint_refuses_is_named_with_what_to_do(session: WriteSession) -> None:
+async def test_the_text_names_rejected_values_and_what_to_do(session: WriteSession) -> None:
     await make_table(session, "colour IN ('red')")
 
     complaint = await refused(session, declared("red", "it's 1:1, 100%", "green"))
@@ -52,7 +52,7 @@ async def test_a_value_that_the_constraint_refuses_is_named_with_what_to_do(sess
     )
 
 
-async def test_a_value_with_any_characters_is_declared_and_taken(session: WriteSession) -> None:
+async def test_a_value_may_contain_any_characters(session: WriteSession) -> None:
     metadata = declared("it's 1:1, 100%")
     await (await session.connection()).run_sync(metadata.create_all)
 
@@ -60,11 +60,11 @@ async def test_a_value_with_any_characters_is_declared_and_taken(session: WriteS
     await session.execute(metadata.tables["paints"].insert().values(colour="it's 1:1, 100%"))
 
 
-async def test_without_the_constraint_nothing_is_refused(session: WriteSession) -> None:
+async def test_without_a_constraint_every_value_is_accepted(session: WriteSession) -> None:
     assert await refused(session, declared("red")) is None
 
 
-def test_the_values_of_a_column_are_declared_by_one_of() -> None:
+def test_every_constraint_on_values_is_declared_by_one_of() -> None:
     listed = {
         str(constraint.name)
         for table in Base.metadata.tables.values()
@@ -72,11 +72,13 @@ def test_the_values_of_a_column_are_declared_by_one_of() -> None:
         if isinstance(constraint, CheckConstraint) and " IN (" in str(constraint.sqltext) and not constraint.info
     }
 
-    # Written by triggers of the database; its numbers mean nothing to the rest of the code.
+    # Triggers of the database write this column, and the rest of the code does not use its numbers.
     unchecked = listed - {conv("ck_revocations_kind")}
-    assert not unchecked, f"declare {unchecked} by one_of, which finds a database that is older than the code"
+    assert not unchecked, f"declare {unchecked} with one_of, which detects a database that is older than the code"
 
 
 def test_every_role_grants_scopes_that_exist() -> None:
-    assert GRANTS.keys() == set(Role), "say in GRANTS what each role grants, or nobody of that role can log in"
-    assert SCOPES.keys() >= frozenset[str]().union(*GRANTS.values()), "a role grants a scope that SCOPES does not have"
+    assert GRANTS.keys() == set(Role), "add each role to GRANTS; otherwise its accounts cannot log in"
+    assert SCOPES.keys() >= frozenset[str]().union(*GRANTS.values()), (
+        "a role grants a scope that SCOPES does not contain"
+    )

@@ -1,4 +1,4 @@
-"""Several hosts, servers that take no writes any more, and connections that are replaced because of them."""
+"""Several hosts, servers that become read-only, and the replacement of connections."""
 
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -32,13 +32,13 @@ async def pid(session: ReadSession) -> int:
 
 
 async def pids(database: Database) -> tuple[int, int]:
-    """Give the sessions behind a connection for writing and one for reading."""
+    """Return the server processes behind a connection for writing and one for reading."""
     async with database.sessions() as writing, database.read_sessions() as reading:
         return await pid(writing), await pid(reading)
 
 
 def at(url: str, *ports: int, target: str | None = None) -> str:
-    """Write a URL that names this server's port among others, all on this machine."""
+    """Return a URL with the port of this server and other ports, all on this machine."""
     query: dict[str, Any] = {"host": [f"127.0.0.1:{port}" for port in ports]}
     if target:
         query["target_session_attrs"] = target
@@ -53,7 +53,7 @@ def port_of(url: str) -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A host that never answers: the kernel accepts for it, and nobody reads."""
+    """The port of a host that never responds: the kernel accepts the connection, but no process reads from it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -62,12 +62,12 @@ def silent_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("target", [None, "any", "primary", "read-write"])
-async def test_the_next_host_is_tried_when_one_refuses(clone_url: str, target: str | None) -> None:
+async def test_the_next_host_is_tried_if_one_refuses_the_connection(clone_url: str, target: str | None) -> None:
     async with connected(at(clone_url, 1, port_of(clone_url), target=target)) as database:
         assert all(await pids(database))
 
 
-async def test_a_host_that_is_silent_leaves_the_next_its_own_time(clone_url: str, silent_port: int) -> None:
+async def test_the_host_after_a_silent_one_has_the_full_timeout(clone_url: str, silent_port: int) -> None:
     url = at(clone_url, silent_port, port_of(clone_url))
     async with connected(url, connect_timeout="300ms", pool_wait="5s") as database:
         started = perf_counter()
@@ -77,13 +77,13 @@ async def test_a_host_that_is_silent_leaves_the_next_its_own_time(clone_url: str
     assert perf_counter() - started < 3
 
 
-async def test_when_no_host_is_to_be_had_the_database_is_unavailable(clone_url: str) -> None:
+async def test_if_no_host_is_reachable_the_database_is_unavailable(clone_url: str) -> None:
     async with connected(at(clone_url, 1, 2)) as database, database.sessions() as session:
         with pytest.raises(DatabaseUnavailableError):
             await session.execute(text("SELECT 1"))
 
 
-async def test_a_server_of_another_role_is_not_taken(clone_url: str) -> None:
+async def test_a_server_with_another_role_is_rejected(clone_url: str) -> None:
     async with connected(at(clone_url, port_of(clone_url), target="standby")) as database:
         for sessions in (database.sessions, database.read_sessions):
             async with sessions() as session:
@@ -91,7 +91,7 @@ async def test_a_server_of_another_role_is_not_taken(clone_url: str) -> None:
                     await session.execute(text("SELECT 1"))
 
 
-# A primary that takes no writes any more
+# A primary that becomes read-only
 
 
 async def refuse_a_write(database: Database) -> DBAPIError:
@@ -103,7 +103,7 @@ async def refuse_a_write(database: Database) -> DBAPIError:
 
 
 async def declare(url: str, setting: str) -> None:
-    """Change what the server tells every session that begins from now on."""
+    """Change whether new sessions are read-only by default."""
     administrator = await asyncpg.connect(plain(url), server_settings={"default_transaction_read_only": "off"})
     await administrator.execute(f'ALTER DATABASE "{make_url(url).database}" {setting}')
     await administrator.close()
@@ -113,7 +113,7 @@ READ_ONLY = "SET default_transaction_read_only = on"
 WRITABLE = "RESET default_transaction_read_only"
 
 
-async def test_a_server_that_takes_no_writes_is_left_and_left_again_when_one_does(
+async def test_connections_are_replaced_when_the_server_rejects_writes_and_when_one_accepts_them_again(
     clone_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connected(clone_url, pool_size=1) as database:
@@ -131,17 +131,17 @@ async def test_a_server_that_takes_no_writes_is_left_and_left_again_when_one_doe
 
     assert is_transient(refused)
     assert well[1] != read_only[1]
-    # While it refuses, only what was refused is given up: reading goes on.
+    # While the server rejects writes, only connections for writing are replaced. Reads continue.
     assert read_only[1] == still_read_only[1]
     assert read_only[0] != still_read_only[0]
     assert still_read_only[1] != healed[1]
     assert [record.getMessage() for record in caplog.records] == [
-        "the server takes no writes; every connection to it is replaced",
-        "writes are taken again; every connection opened before is replaced",
+        "server rejects writes, all connections are replaced",
+        "server accepts writes again, all older connections are replaced",
     ]
 
 
-async def test_a_session_that_is_ended_takes_no_other_with_it(clone_url: str) -> None:
+async def test_the_end_of_one_connection_keeps_the_others(clone_url: str) -> None:
     async with connected(clone_url, pool_size=2) as database:
         async with database.sessions() as first, database.sessions() as second:
             others = {await pid(first), await pid(second)}

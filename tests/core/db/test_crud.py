@@ -20,7 +20,7 @@ RACERS = 20
 
 @pytest.fixture
 async def race_database(clone_url: str) -> AsyncIterator[Database]:
-    """A database of its own with a connection for every racer."""
+    """A separate database with one connection per concurrent call."""
     database = Database(make_settings(clone_url, database={"pool_size": RACERS}).database)
     yield database
     await database.dispose()
@@ -31,7 +31,7 @@ async def count_users(database: Database) -> int:
         return await session.scalar(select(func.count()).select_from(User)) or 0
 
 
-async def test_inserting_gives_the_row_with_what_the_database_made(database: Database, session: WriteSession) -> None:
+async def test_an_insert_returns_the_row_with_generated_values(database: Database, session: WriteSession) -> None:
     user = await crud.insert_or_none(session, User, VALUES, unique=[User.email_key])
     await session.commit()
 
@@ -42,7 +42,9 @@ async def test_inserting_gives_the_row_with_what_the_database_made(database: Dat
         assert await other.get(User, user.id) is not None
 
 
-async def test_inserting_a_taken_value_gives_none_and_leaves_the_transaction_usable(session: WriteSession) -> None:
+async def test_an_insert_of_an_existing_value_returns_none_and_the_transaction_stays_usable(
+    session: WriteSession,
+) -> None:
     first = await crud.insert_or_none(session, User, VALUES, unique=[User.email_key])
 
     second = await crud.insert_or_none(session, User, {**VALUES, "email": "ADA@x.co"}, unique=[User.email_key])
@@ -52,12 +54,12 @@ async def test_inserting_a_taken_value_gives_none_and_leaves_the_transaction_usa
     assert await session.scalar(select(User.email)) == "Ada@example.com"
 
 
-async def test_a_value_refused_by_another_constraint_is_no_conflict(session: WriteSession) -> None:
+async def test_a_violated_check_constraint_raises_an_error(session: WriteSession) -> None:
     with pytest.raises(IntegrityError, match="ck_users_role"):
         await crud.insert_or_none(session, User, {**VALUES, "role": "emperor"}, unique=[User.email_key])
 
 
-async def test_a_conflict_of_another_unique_value_is_no_answer_either(session: WriteSession) -> None:
+async def test_a_violated_unique_constraint_on_another_column_raises_an_error(session: WriteSession) -> None:
     user = await make_user(session)
 
     with pytest.raises(IntegrityError, match="pk_users"):
@@ -71,7 +73,7 @@ async def test_inserting_does_not_commit(database: Database) -> None:
     assert await count_users(database) == 0
 
 
-async def test_racing_inserts_of_one_value_give_one_row_and_no_failure(race_database: Database) -> None:
+async def test_concurrent_inserts_of_one_value_make_one_row_and_no_error(race_database: Database) -> None:
     start = asyncio.Barrier(RACERS)
 
     async def insert() -> User | None:
@@ -79,7 +81,7 @@ async def test_racing_inserts_of_one_value_give_one_row_and_no_failure(race_data
             await session.execute(select(1))
             await start.wait()
             user = await crud.insert_or_none(session, User, VALUES, unique=[User.email_key])
-            # The transaction of whoever lost is not aborted either.
+            # The transactions of the other calls are not aborted.
             assert await session.scalar(select(func.count()).select_from(User)) == 1
             return user
 
@@ -89,7 +91,9 @@ async def test_racing_inserts_of_one_value_give_one_row_and_no_failure(race_data
     assert await count_users(race_database) == 1
 
 
-async def test_changing_raises_the_version_and_the_instant(database: Database, session: WriteSession) -> None:
+async def test_a_change_increments_the_version_and_updates_the_instant(
+    database: Database, session: WriteSession
+) -> None:
     user = await make_user(session, full_name="Ada")
     await session.commit()
     before = user.updated_at
@@ -106,7 +110,7 @@ async def test_changing_raises_the_version_and_the_instant(database: Database, s
         assert (row.full_name, row.version) == ("Ada Lovelace", 2)
 
 
-async def test_changing_sets_the_instant_of_the_change(race_database: Database) -> None:
+async def test_a_change_stores_its_own_instant(race_database: Database) -> None:
     async with race_database.begin() as session:
         user = await make_user(session)
 
@@ -118,11 +122,11 @@ async def test_changing_sets_the_instant_of_the_change(race_database: Database) 
     assert changed.updated_at > user.updated_at
 
 
-async def test_changing_what_is_gone_gives_none(session: WriteSession) -> None:
+async def test_changing_a_missing_row_returns_none(session: WriteSession) -> None:
     assert await crud.change(session, User, uuid4(), {"full_name": "x"}) is None
 
 
-async def test_a_copy_loaded_earlier_shows_all_of_the_row_after_a_change(session: WriteSession) -> None:
+async def test_an_instance_loaded_before_a_change_shows_the_new_values(session: WriteSession) -> None:
     user = await make_user(session)
     await session.execute(text("UPDATE users SET role = 'admin', version = 7"))
 
@@ -131,7 +135,7 @@ async def test_a_copy_loaded_earlier_shows_all_of_the_row_after_a_change(session
     assert (user.role, user.version, user.full_name) == ("admin", 8, "x")
 
 
-async def test_changing_one_row_leaves_the_others(session: WriteSession) -> None:
+async def test_changing_one_row_does_not_change_others(session: WriteSession) -> None:
     user, other = await make_user(session), await make_user(session)
 
     await crud.change(session, User, user.id, {"full_name": "x"})
@@ -140,7 +144,7 @@ async def test_changing_one_row_leaves_the_others(session: WriteSession) -> None
     assert (other.full_name, other.version) == (None, 1)
 
 
-async def test_racing_changes_to_any_version_are_all_counted(race_database: Database) -> None:
+async def test_concurrent_changes_each_increment_the_version(race_database: Database) -> None:
     async with race_database.begin() as session:
         user = await make_user(session)
 
@@ -154,7 +158,7 @@ async def test_racing_changes_to_any_version_are_all_counted(race_database: Data
         assert await reader.scalar(select(User.version)) == 1 + RACERS
 
 
-async def test_removing_deletes_the_row_and_only_that(database: Database, session: WriteSession) -> None:
+async def test_removing_a_row_deletes_only_that_row(database: Database, session: WriteSession) -> None:
     user, other = await make_user(session), await make_user(session)
 
     assert await crud.remove(session, User, user.id)
@@ -164,11 +168,11 @@ async def test_removing_deletes_the_row_and_only_that(database: Database, sessio
         assert list(await reader.scalars(select(User.id))) == [other.id]
 
 
-async def test_removing_what_is_gone_says_so(session: WriteSession) -> None:
+async def test_removing_a_missing_row_returns_false(session: WriteSession) -> None:
     assert not await crud.remove(session, User, uuid4())
 
 
-async def test_a_page_is_followed_by_a_position_until_the_end(session: WriteSession) -> None:
+async def test_each_page_but_the_last_has_a_next_position(session: WriteSession) -> None:
     emails = [(await make_user(session, email=f"{letter}@x.co")).email for letter in "abcde"]
     order = Order((User.email_key,))
 
@@ -180,7 +184,7 @@ async def test_a_page_is_followed_by_a_position_until_the_end(session: WriteSess
     assert end is None
 
 
-async def test_a_page_that_ends_exactly_at_the_last_row_is_the_last(session: WriteSession) -> None:
+async def test_a_page_that_ends_with_the_last_row_has_no_next_position(session: WriteSession) -> None:
     for letter in "abc":
         await make_user(session, email=f"{letter}@x.co")
 
@@ -190,5 +194,5 @@ async def test_a_page_that_ends_exactly_at_the_last_row_is_the_last(session: Wri
     assert following is None
 
 
-async def test_an_empty_table_is_one_empty_page(session: WriteSession) -> None:
+async def test_an_empty_table_has_one_empty_page(session: WriteSession) -> None:
     assert await crud.page(session, select(User), Order((User.email_key,)), None, limit=3) == ([], None)

@@ -1,4 +1,4 @@
-"""Every column type that a list can be sorted by: pages visit each row once, in the database's own order."""
+"""Cursors for every sortable column type: the pages contain each row once, in the order of the database."""
 
 import json
 from base64 import urlsafe_b64encode
@@ -25,13 +25,13 @@ SIGNER = CursorSigner(b"k" * 32)
 
 
 class Base(DeclarativeBase):
-    """Apart from the application's: these tables exist for a test."""
+    """A separate base class, because these tables exist only in this test."""
 
     metadata = MetaData()
 
 
 class Size(Enum):
-    """Its declaration is its order in PostgreSQL, and not that of the names or values."""
+    """PostgreSQL sorts in the order of the declaration, which differs from that of the names and values."""
 
     SMALL = "s"
     MEDIUM = "m"
@@ -43,7 +43,7 @@ class Colour(StrEnum):
     BLUE = "b"
 
 
-# The driver takes the first and the last date and instant for minus infinity and infinity.
+# The driver converts the first and the last date and instant to minus infinity and infinity.
 _DAYS = st.dates(date(1, 1, 2), date(9999, 12, 30))
 _LOCAL = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30))  # noqa: DTZ001  # Without a zone on purpose.
 _OFFSETS = st.integers(-15 * 60, 15 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -95,7 +95,7 @@ MODELS = {name: _model(name, kind) for name, (kind, _) in KINDS.items()}
 
 @pytest.fixture(scope="module")
 async def connection(worker_database: Database) -> AsyncIterator[AsyncConnection]:
-    """A connection with a table for each type, which is rolled back."""
+    """A connection with a table for each type, which is rolled back at the end."""
     async with worker_database.engine.connect() as connection:
         transaction = await connection.begin()
         await connection.run_sync(Base.metadata.create_all)
@@ -104,7 +104,7 @@ async def connection(worker_database: Database) -> AsyncIterator[AsyncConnection
 
 
 async def walk(session: WriteSession, order: Order, limit: int) -> list[int]:
-    """Give the ids of all rows, page by page, with each cursor written and read."""
+    """Return the ids on all pages. Each position is written to a cursor and read back."""
     walked: list[int] = []
     position: Position | None = None
     id_, value = reversed(order.columns)
@@ -120,7 +120,7 @@ async def walk(session: WriteSession, order: Order, limit: int) -> list[int]:
 @pytest.mark.parametrize("name", KINDS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-async def test_pages_by_any_type_visit_every_row_once_in_the_order_of_the_database(
+async def test_pages_sorted_by_any_type_contain_every_row_once_in_database_order(
     connection: AsyncConnection, name: str, descending: bool, data: st.DataObject
 ) -> None:
     model = MODELS[name]
@@ -140,7 +140,7 @@ async def test_pages_by_any_type_visit_every_row_once_in_the_order_of_the_databa
 
 
 class Shouted(types.TypeDecorator[str]):
-    """Whatever an adopter may invent."""
+    """A custom type of an adopter."""
 
     impl = types.String
     cache_ok = True
@@ -154,7 +154,7 @@ class Shouted(types.TypeDecorator[str]):
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_type_that_a_cursor_cannot_carry_is_refused_when_the_order_is_declared(kind: types.TypeEngine[Any]) -> None:
+def test_an_unsupported_type_is_rejected_when_the_order_is_declared(kind: types.TypeEngine[Any]) -> None:
     class Own(DeclarativeBase):
         pass
 
@@ -164,17 +164,17 @@ def test_a_type_that_a_cursor_cannot_carry_is_refused_when_the_order_is_declared
         value: Mapped[Any] = mapped_column(kind, nullable=False)
 
     with pytest.raises(
-        TypeError, match=r"Thing\.value is of type .*, which a cursor cannot carry; sort by .* Boolean, "
+        TypeError, match=r"Thing\.value is of type .*, which cursors do not support; sort by .* Boolean, "
     ):
         Order((Thing.value, Thing.id))
 
 
 def forged(content: bytes) -> str:
-    """Sign what no release has ever written."""
+    """Sign content that no release has ever written."""
     return urlsafe_b64encode(b"\x01" + SIGNER._mac(content, BINDING) + content).rstrip(b"=").decode()
 
 
-# Texts that Python or PostgreSQL would choke on, or read as another value.
+# Texts that Python or PostgreSQL would reject, or read as another value.
 WRONG: dict[str, list[str]] = {
     "boolean": ["True", "1", "", "t"],
     "smallint": ["32768", "-32769", "1_0", " 1", "+1", "01", "-0", "1.0", "\u0661", "9" * 5000],
@@ -205,13 +205,13 @@ WRONG: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def test_there_is_something_wrong_for_every_type() -> None:
-    # Every spelling of a double but one is read: "nan" is that of NaN.
+def test_every_type_has_an_invalid_text() -> None:
+    # The texts of `double` cover `float`, which is the same type.
     assert set(WRONG) | {"float"} == set(KINDS)
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in WRONG.items() for text in texts])
-def test_a_text_that_is_no_value_of_the_column_is_an_invalid_cursor(name: str, text: str) -> None:
+def test_an_invalid_text_for_the_column_makes_the_cursor_invalid(name: str, text: str) -> None:
     order = Order((MODELS[name].value, MODELS[name].id))
 
     with pytest.raises(InvalidCursorError):
@@ -225,7 +225,7 @@ def test_a_text_that_is_no_value_of_the_column_is_an_invalid_cursor(name: str, t
     ),
     name=st.sampled_from(sorted(KINDS)),
 )
-def test_no_content_makes_reading_a_signed_cursor_fail_otherwise(content: object, name: str) -> None:
+def test_any_signed_content_is_either_valid_or_an_invalid_cursor(content: object, name: str) -> None:
     order = Order((MODELS[name].value, MODELS[name].id))
     try:
         read = SIGNER.decode(forged(json.dumps(content).encode()), order, binding=BINDING)
@@ -241,20 +241,20 @@ def test_no_content_makes_reading_a_signed_cursor_fail_otherwise(content: object
      b'["a",NaN]', b'{"a":1,"1":2}', b"[" * 5000, b"9" * 5000, b"[" + b"9" * 5000 + b"]"],
     ids=lambda content: content[:10],
 )  # fmt: skip
-def test_a_signed_content_of_another_form_is_an_invalid_cursor(content: bytes) -> None:
+def test_signed_content_in_another_format_is_an_invalid_cursor(content: bytes) -> None:
     with pytest.raises(InvalidCursorError):
         SIGNER.decode(forged(content), Order((MODELS["text"].value, MODELS["text"].id)), binding=BINDING)
 
 
-def test_the_longest_value_that_an_index_takes_fits_into_a_cursor() -> None:
+def test_the_longest_value_of_an_index_fits_into_a_cursor() -> None:
     order = Order((MODELS["text"].value, MODELS["text"].id))
     position = ("\N{SNOWMAN}" * 900, 1)
 
     assert SIGNER.decode(SIGNER.encode(position, binding=BINDING), order, binding=BINDING) == position
 
 
-def test_a_value_that_would_not_come_back_is_not_written() -> None:
+def test_a_value_that_is_too_long_for_a_request_is_rejected() -> None:
     with pytest.raises(
-        ValueError, match=r"a cursor of \d+ characters is too long to come back; sort by a column of shorter"
+        ValueError, match=r"a cursor of \d+ characters is too long for a request; sort by a column with shorter"
     ):
         SIGNER.encode(("x" * 10_000, 1), binding=BINDING)

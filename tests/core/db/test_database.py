@@ -37,7 +37,7 @@ async def connected(url: str, **options: Any) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def administrating(url: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """A connection beside the application's."""
+    """A separate connection to the server."""
     connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
     try:
         yield connection
@@ -46,7 +46,7 @@ async def administrating(url: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
 
 
 async def terminate(database: Database, session: ReadSession) -> None:
-    """End the session's connection from outside, and wait until the driver has noticed."""
+    """Terminate the connection of the session from another one, and wait until the driver has noticed."""
     pid = await session.scalar(select(func.pg_backend_pid()))
     raw = await (await session.connection()).get_raw_connection()
     noticed = asyncio.Event()
@@ -58,7 +58,7 @@ async def terminate(database: Database, session: ReadSession) -> None:
     await asyncio.wait_for(noticed.wait(), 5)
 
 
-# What a connection is told
+# Settings of connections
 
 
 @pytest.mark.parametrize("kind", ["engine", "read_engine"])
@@ -73,7 +73,7 @@ async def terminate(database: Database, session: ReadSession) -> None:
         ("jit", "off"),
     ],
 )
-async def test_what_is_configured_is_in_force_on_every_connection(
+async def test_every_connection_has_the_configured_settings(
     database_url: str, kind: str, setting: str, value: str
 ) -> None:
     options = {
@@ -87,9 +87,7 @@ async def test_what_is_configured_is_in_force_on_every_connection(
 
 
 @pytest.mark.parametrize(("kind", "read_only"), [("sessions", "off"), ("read_sessions", "on")])
-async def test_only_the_connections_for_reading_are_read_only(
-    worker_database: Database, kind: str, read_only: str
-) -> None:
+async def test_only_connections_for_reading_are_read_only(worker_database: Database, kind: str, read_only: str) -> None:
     async with getattr(worker_database, kind)() as session:
         assert await session.scalar(text("SHOW transaction_read_only")) == read_only
 
@@ -97,15 +95,15 @@ async def test_only_the_connections_for_reading_are_read_only(
 # Reading
 
 
-async def test_a_read_session_refuses_to_flush_before_anything_is_sent(worker_database: Database) -> None:
+async def test_a_read_session_rejects_a_flush_before_it_sends_a_statement(worker_database: Database) -> None:
     async with worker_database.read_sessions() as session:
         session.add(User(email="x@x.co", email_key="x@x.co"))
 
-        with pytest.raises(RuntimeError, match="a read session writes nothing"):
+        with pytest.raises(RuntimeError, match="a read session cannot write"):
             await session.flush()
 
 
-async def test_a_read_session_refuses_to_commit_a_changed_row(clone_url: str) -> None:
+async def test_a_read_session_rejects_the_commit_of_a_changed_row(clone_url: str) -> None:
     async with connected(clone_url) as database:
         async with database.begin() as session:
             user = await make_user(session, full_name="before")
@@ -113,7 +111,7 @@ async def test_a_read_session_refuses_to_commit_a_changed_row(clone_url: str) ->
         async with database.read_sessions() as session:
             found = await session.get_one(User, user.id)
             found.full_name = "after"
-            with pytest.raises(RuntimeError, match="a read session writes nothing"):
+            with pytest.raises(RuntimeError, match="a read session cannot write"):
                 await session.commit()
 
         async with database.read_sessions() as session:
@@ -123,7 +121,7 @@ async def test_a_read_session_refuses_to_commit_a_changed_row(clone_url: str) ->
 @pytest.mark.parametrize(
     "statement", ["DELETE FROM users", "UPDATE users SET full_name = 'x'", "CREATE TABLE t ()", "SELECT nextval('s')"]
 )
-async def test_postgresql_itself_refuses_to_write_for_a_read_session(clone_url: str, statement: str) -> None:
+async def test_postgresql_rejects_writes_of_a_read_session(clone_url: str, statement: str) -> None:
     async with connected(clone_url) as database:
         async with database.begin() as session:
             await session.execute(text("CREATE SEQUENCE s"))
@@ -147,7 +145,7 @@ async def test_a_read_costs_one_round_trip_and_no_transaction(database_url: str)
     assert wire.round_trips == 1
 
 
-async def test_a_write_costs_its_statements_a_begin_and_a_commit(database_url: str) -> None:
+async def test_a_write_costs_one_round_trip_per_statement_and_for_begin_and_commit(database_url: str) -> None:
     async with tapped(database_url) as wire, connected(wire.url, pool_size=1) as database:
         for _ in range(2):
             wire.forget()
@@ -178,7 +176,7 @@ async def test_a_read_over_http_costs_one_round_trip(database_url: str) -> None:
     assert wire.round_trips == 1
 
 
-async def test_a_request_that_reads_nothing_takes_no_connection() -> None:
+async def test_a_request_without_statements_takes_no_connection() -> None:
     router = routing.router()
 
     @router.get("/nothing", openapi_extra=public)
@@ -190,7 +188,7 @@ async def test_a_request_that_reads_nothing_takes_no_connection() -> None:
 
 
 async def _the_type_checker_keeps_read_sessions_from_writers(reading: ReadSession, writing: WriteSession) -> None:
-    """Say what `make types` proves: it fails on an ignore that is not needed, and on an error that is not ignored."""
+    """Checked by `make types`, which fails for an unneeded ignore and for an error without an ignore."""
 
     async def read(_session: ReadSession) -> None: ...
 
@@ -199,10 +197,10 @@ async def _the_type_checker_keeps_read_sessions_from_writers(reading: ReadSessio
     await read(reading)
     await read(writing)
     await write(writing)
-    await write(reading)  # type: ignore[arg-type]  # The point.
+    await write(reading)  # type: ignore[arg-type]  # The error that this function expects.
 
 
-async def test_a_read_session_with_nothing_to_write_flushes_and_commits(worker_database: Database) -> None:
+async def test_a_read_session_without_changes_can_flush_and_commit(worker_database: Database) -> None:
     async with worker_database.read_sessions() as session:
         await session.flush()
         await session.scalar(select(func.count()).select_from(User))
@@ -211,11 +209,11 @@ async def test_a_read_session_with_nothing_to_write_flushes_and_commits(worker_d
         assert await session.scalar(select(1)) == 1
 
 
-# Trouble
+# Failures
 
 
 @pytest.mark.parametrize("kind", ["sessions", "read_sessions"])
-async def test_a_connection_that_was_killed_is_replaced_without_a_failure(clone_url: str, kind: str) -> None:
+async def test_a_killed_connection_is_replaced_without_an_error(clone_url: str, kind: str) -> None:
     async with connected(clone_url, pool_size=1) as database:
         async with getattr(database, kind)() as session:
             before = await session.scalar(select(func.pg_backend_pid()))
@@ -225,7 +223,7 @@ async def test_a_connection_that_was_killed_is_replaced_without_a_failure(clone_
             assert await session.scalar(select(func.pg_backend_pid())) != before
 
 
-async def test_no_request_fails_when_an_idle_connection_was_killed(clone_url: str) -> None:
+async def test_no_request_fails_after_an_idle_connection_is_killed(clone_url: str) -> None:
     router = routing.router()
 
     @router.get("/count", openapi_extra=public)
@@ -240,7 +238,7 @@ async def test_no_request_fails_when_an_idle_connection_was_killed(clone_url: st
         assert (await client.get("/count")).status_code == 200
 
 
-async def test_a_connection_killed_in_the_middle_of_a_statement_is_a_failure_of_the_moment(clone_url: str) -> None:
+async def test_a_connection_killed_during_a_statement_is_a_transient_failure(clone_url: str) -> None:
     async with connected(clone_url, pool_size=1) as database:
         async with database.sessions() as session:
             with pytest.raises(DBAPIError) as killed:
@@ -251,7 +249,7 @@ async def test_a_connection_killed_in_the_middle_of_a_statement_is_a_failure_of_
             assert await session.scalar(select(1)) == 1
 
 
-async def test_a_connection_lost_before_a_statement_is_a_failure_of_the_moment(clone_url: str) -> None:
+async def test_a_connection_lost_before_a_statement_is_a_transient_failure(clone_url: str) -> None:
     async with connected(clone_url, pool_size=1) as database:
         async with database.sessions() as session:
             raw = await (await session.connection()).get_raw_connection()
@@ -264,7 +262,7 @@ async def test_a_connection_lost_before_a_statement_is_a_failure_of_the_moment(c
         assert is_transient(lost.value)
 
 
-async def test_an_exhausted_pool_is_given_up_after_the_wait(database_url: str) -> None:
+async def test_waiting_for_an_exhausted_pool_ends_after_the_timeout(database_url: str) -> None:
     async with connected(database_url, pool_size=1, pool_wait="100ms") as database, database.sessions() as holder:
         await holder.execute(select(1))
         started = perf_counter()
@@ -277,7 +275,7 @@ async def test_an_exhausted_pool_is_given_up_after_the_wait(database_url: str) -
         assert is_transient(exhausted.value)
 
 
-async def test_an_exhausted_pool_is_a_503_with_a_time_to_come_back(database_url: str) -> None:
+async def test_an_exhausted_pool_gives_a_503_with_retry_after(database_url: str) -> None:
     router = routing.router()
 
     @router.get("/one", openapi_extra=public)
@@ -297,14 +295,14 @@ async def test_an_exhausted_pool_is_a_503_with_a_time_to_come_back(database_url:
 
 @pytest.fixture
 def silent_port() -> Any:
-    """A port whose queue of connections is full: like a host that drops packets."""
+    """A port whose backlog is full, so that it behaves like a host that drops packets."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         yield listener.getsockname()[1]
 
 
-async def test_a_host_that_does_not_answer_is_given_up_in_time(silent_port: int) -> None:
+async def test_connecting_to_a_silent_host_ends_after_the_timeout(silent_port: int) -> None:
     async with connected(f"postgresql://a:b@127.0.0.1:{silent_port}/d", connect_timeout="300ms") as database:
         started = perf_counter()
 
@@ -315,14 +313,14 @@ async def test_a_host_that_does_not_answer_is_given_up_in_time(silent_port: int)
         assert 0.25 < perf_counter() - started < 1.5
 
 
-def test_two_seconds_is_how_long_a_connection_may_take_unless_configured() -> None:
+def test_the_default_timeout_for_connecting_is_two_seconds() -> None:
     settings = make_settings("postgresql://a:b@h/d").database
 
     assert settings.connect_timeout.total_seconds() == settings.pool_wait.total_seconds() == 2
 
 
 @pytest.mark.parametrize("kind", ["sessions", "read_sessions"])
-async def test_a_port_nobody_listens_on_is_the_database_being_unavailable(kind: str) -> None:
+async def test_a_closed_port_means_that_the_database_is_unavailable(kind: str) -> None:
     async with connected("postgresql://a:b@127.0.0.1:1/d") as database, getattr(database, kind)() as session:
         with pytest.raises(DatabaseUnavailableError) as refused:
             await session.execute(select(1))
@@ -338,7 +336,7 @@ async def test_a_port_nobody_listens_on_is_the_database_being_unavailable(kind: 
         ({"database": "no_such_database"}, asyncpg.InvalidCatalogNameError),
     ],
 )
-async def test_a_server_that_refuses_us_is_the_database_being_unavailable(
+async def test_a_rejected_login_means_that_the_database_is_unavailable(
     database_url: str, change: dict[str, Any], reason: type[Exception]
 ) -> None:
     url = make_url(database_url).set(**change).render_as_string(hide_password=False)
@@ -351,7 +349,7 @@ async def test_a_server_that_refuses_us_is_the_database_being_unavailable(
     assert "wrong" not in str(refused.value)
 
 
-async def test_a_statement_that_takes_too_long_is_cancelled_by_the_server(database_url: str) -> None:
+async def test_the_server_cancels_a_slow_statement(database_url: str) -> None:
     async with connected(database_url, statement_timeout="50ms") as database, database.sessions() as session:
         with pytest.raises(DBAPIError) as cancelled:
             await session.execute(text("SELECT pg_sleep(10)"))
@@ -360,7 +358,7 @@ async def test_a_statement_that_takes_too_long_is_cancelled_by_the_server(databa
     assert is_transient(cancelled.value)
 
 
-async def test_a_lock_that_takes_too_long_is_given_up(clone_url: str) -> None:
+async def test_waiting_for_a_lock_ends_after_the_timeout(clone_url: str) -> None:
     async with connected(clone_url, lock_timeout="50ms") as database:
         async with database.begin() as session:
             user = await make_user(session)
@@ -375,7 +373,7 @@ async def test_a_lock_that_takes_too_long_is_given_up(clone_url: str) -> None:
     assert is_transient(given_up.value)
 
 
-async def test_a_session_that_idles_in_a_transaction_is_ended(clone_url: str) -> None:
+async def test_the_server_ends_a_session_that_idles_in_a_transaction(clone_url: str) -> None:
     async with connected(clone_url, idle_in_transaction_timeout="50ms", pool_size=1) as database:
         async with database.sessions() as session:
             await session.execute(select(1))
@@ -392,7 +390,7 @@ async def test_a_session_that_idles_in_a_transaction_is_ended(clone_url: str) ->
             assert await session.scalar(select(1)) == 1
 
 
-async def test_a_server_that_has_gone_silent_is_given_up_and_the_pool_recovers(database_url: str) -> None:
+async def test_a_statement_on_a_silent_server_times_out_and_the_pool_recovers(database_url: str) -> None:
     async with (
         tapped(database_url) as wire,
         connected(wire.url, pool_size=1, statement_timeout="100ms", connect_timeout="200ms") as database,
@@ -449,9 +447,7 @@ async def test_a_server_that_has_gone_silent_is_given_up_and_the_pool_recovers(d
         ("XX001", False),
     ],
 )
-async def test_which_failures_of_postgresql_are_of_the_moment(
-    session: WriteSession, state: str, expected: bool
-) -> None:
+async def test_which_errors_of_postgresql_are_transient(session: WriteSession, state: str, expected: bool) -> None:
     with pytest.raises(DBAPIError) as raised:
         await session.execute(text(f"DO $$ BEGIN RAISE 'x' USING ERRCODE = '{state}'; END $$"))
 
@@ -463,7 +459,7 @@ async def test_which_failures_of_postgresql_are_of_the_moment(
     ("error", "expected"),
     [
         (PoolTimeoutError(), True),
-        # Whose they are, the engine knows: it names its own.
+        # The engine converts such errors of its own connections to DatabaseUnavailableError.
         (TimeoutError(), False),
         (ConnectionResetError(), False),
         (DatabaseUnavailableError(), True),
@@ -472,11 +468,11 @@ async def test_which_failures_of_postgresql_are_of_the_moment(
         (ConflictError(), False),
     ],
 )
-def test_which_other_failures_are_of_the_moment(error: Exception, expected: bool) -> None:
+def test_which_other_errors_are_transient(error: Exception, expected: bool) -> None:
     assert is_transient(error) == expected
 
 
-async def test_a_misuse_of_the_driver_is_a_defect_of_ours(session: WriteSession) -> None:
+async def test_misuse_of_the_driver_is_not_transient(session: WriteSession) -> None:
     connection = await session.connection()
 
     with pytest.raises(InterfaceError) as misuse:
@@ -535,7 +531,7 @@ async def create_and_break(session: SessionDep) -> None:
 
 @pytest.fixture
 async def committing(clone_url: str) -> AsyncIterator[Database]:
-    """A database whose `children` are checked for their parents when the transaction commits."""
+    """A database that checks the foreign key of `children` at the commit."""
     async with connected(clone_url) as database:
         async with database.begin() as session:
             await session.execute(text("CREATE TABLE parents (id int PRIMARY KEY)"))
@@ -551,7 +547,7 @@ async def count(database: Database, table: str) -> int | None:
         return result
 
 
-async def test_a_change_is_committed_before_the_answer_leaves(committing: Database) -> None:
+async def test_a_change_is_committed_before_the_response_is_sent(committing: Database) -> None:
     app = application(router)
     seen: list[int | None] = []
 
@@ -573,7 +569,7 @@ async def test_a_change_is_committed_before_the_answer_leaves(committing: Databa
 @pytest.mark.parametrize(
     ("path", "code"), [("/orphans", (409, "gone_meanwhile")), ("/strays", (500, "internal_error"))]
 )
-async def test_a_commit_that_fails_is_not_answered_as_created(
+async def test_a_failed_commit_is_not_answered_with_201(
     committing: Database, caplog: pytest.LogCaptureFixture, path: str, code: tuple[int, str]
 ) -> None:
     async with serving(router, committing) as client:
@@ -584,7 +580,7 @@ async def test_a_commit_that_fails_is_not_answered_as_created(
     assert "children_parent_fkey" in caplog.text
 
 
-async def test_a_connection_lost_before_the_commit_is_answered_503(committing: Database) -> None:
+async def test_a_connection_lost_before_the_commit_gives_a_503(committing: Database) -> None:
     async with serving(router, committing) as client:
         response = await client.post("/doomed")
 
@@ -593,7 +589,7 @@ async def test_a_connection_lost_before_the_commit_is_answered_503(committing: D
 
 
 @pytest.mark.parametrize(("path", "expected"), [("/refused", 409), ("/broken", 500)])
-async def test_an_exception_skips_the_commit(committing: Database, path: str, expected: int) -> None:
+async def test_an_exception_prevents_the_commit(committing: Database, path: str, expected: int) -> None:
     async with serving(router, committing) as client:
         response = await client.post(path)
 
@@ -609,7 +605,7 @@ async def test_a_unit_of_work_commits_at_its_end(committing: Database) -> None:
     assert await count(committing, "users") == 1
 
 
-async def test_a_unit_of_work_that_fails_leaves_nothing(committing: Database) -> None:
+async def test_a_failed_unit_of_work_leaves_no_change(committing: Database) -> None:
     async def fail() -> None:
         async with committing.begin() as session:
             await make_user(session)
@@ -621,7 +617,7 @@ async def test_a_unit_of_work_that_fails_leaves_nothing(committing: Database) ->
     assert await count(committing, "users") == 0
 
 
-async def test_every_connection_is_closed_in_the_end(clone_url: str) -> None:
+async def test_dispose_closes_every_connection(clone_url: str) -> None:
     async with (
         connected(clone_url, application_name="leaver") as database,
         database.sessions() as writer,

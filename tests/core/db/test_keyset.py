@@ -29,14 +29,14 @@ BY_ROLE = Order((User.role, User.version, User.id), descending=True)
 ORDERS = [BY_CREATION, NEWEST_FIRST, BY_EMAIL, Order((User.email_key,), descending=True), BY_ROLE]
 POSITION = (START, UUID("0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"))
 
-# Few distinct instants, so that many rows tie and the id decides.
+# Few distinct instants, so that many rows have the same instant and the id decides.
 row = st.integers(0, 3)
 change_between_pages = st.one_of(st.tuples(st.just("insert"), row), st.tuples(st.just("delete"), st.integers(0, 99)))
 
 
 @pytest.fixture(scope="module")
 async def connection(worker_database: Database) -> AsyncIterator[AsyncConnection]:
-    """A connection that every example writes to, and that keeps nothing."""
+    """A connection for all examples of hypothesis, rolled back at the end."""
     async with worker_database.engine.connect() as connection:
         transaction = await connection.begin()
         yield connection
@@ -64,7 +64,7 @@ async def add_user(session: WriteSession, minute: int) -> UUID:
     rows=st.lists(row, max_size=25),
     changes=st.lists(st.lists(change_between_pages, max_size=3), max_size=8),
 )
-async def test_walking_the_pages_visits_every_row_that_stays_once_and_none_twice(
+async def test_the_pages_contain_every_remaining_row_exactly_once(
     connection: AsyncConnection,
     order: Order,
     limit: int,
@@ -123,12 +123,12 @@ async def test_the_pages_together_are_the_sorted_list(
     assert walked == whole
 
 
-async def test_an_order_by_a_nullable_column_is_refused() -> None:
+async def test_an_order_by_a_nullable_column_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"User\.full_name is nullable"):
         Order((User.full_name, User.id))
 
 
-def test_a_cursor_brings_every_type_back() -> None:
+def test_a_cursor_preserves_values_of_every_type() -> None:
     order = Order((User.created_at, User.id, User.version, User.email_key))
     position = (datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC), uuid7(), 2**62, 'ü"\\ \x01')
     signer = CursorSigner(KEY)
@@ -137,7 +137,7 @@ def test_a_cursor_brings_every_type_back() -> None:
 
 
 @pytest.mark.parametrize("bit", [0, 3, 8, 70, 135, 136, 300])
-def test_a_cursor_with_any_bit_flipped_is_refused(bit: int) -> None:
+def test_a_cursor_with_any_flipped_bit_is_rejected(bit: int) -> None:
     signer = CursorSigner(KEY)
     cursor = signer.encode(POSITION, binding=BINDING)
     raw = bytearray(_decoded(cursor))
@@ -147,7 +147,7 @@ def test_a_cursor_with_any_bit_flipped_is_refused(bit: int) -> None:
         signer.decode(_encoded(bytes(raw)), BY_CREATION, binding=BINDING)
 
 
-def test_a_cursor_cut_anywhere_is_refused() -> None:
+def test_a_truncated_cursor_is_rejected() -> None:
     signer = CursorSigner(KEY)
     cursor = signer.encode(POSITION, binding=BINDING)
 
@@ -157,14 +157,14 @@ def test_a_cursor_cut_anywhere_is_refused() -> None:
 
 
 @pytest.mark.parametrize("binding", ["", binding_of("/api/v1/other", [("sort", "created_at")]), BINDING + " "])
-def test_a_cursor_of_another_list_is_refused(binding: str) -> None:
+def test_a_cursor_of_another_list_is_rejected(binding: str) -> None:
     signer = CursorSigner(KEY)
 
     with pytest.raises(InvalidCursorError):
         signer.decode(signer.encode(POSITION, binding=binding), BY_CREATION, binding=BINDING)
 
 
-def test_a_cursor_signed_with_another_key_is_refused() -> None:
+def test_a_cursor_signed_with_another_key_is_rejected() -> None:
     cursor = CursorSigner(b"x" * 32).encode(POSITION, binding=BINDING)
 
     with pytest.raises(InvalidCursorError):
@@ -203,13 +203,13 @@ def _encoded(raw: bytes) -> str:
         "ab+/",
     ],
 )
-def test_junk_is_refused_as_a_cursor(cursor: str) -> None:
+def test_an_invalid_text_is_rejected_as_a_cursor(cursor: str) -> None:
     with pytest.raises(InvalidCursorError):
         CursorSigner(KEY).decode(cursor, BY_CREATION, binding=BINDING)
 
 
 @pytest.mark.parametrize("spelling", ["{}=", "{}==", " {}", "{}\n", "{}A", "{} "])
-def test_a_cursor_has_one_spelling(spelling: str) -> None:
+def test_a_cursor_has_exactly_one_valid_encoding(spelling: str) -> None:
     signer = CursorSigner(KEY)
     cursor = signer.encode(POSITION, binding=BINDING)
 
@@ -229,14 +229,14 @@ def test_the_unused_bits_at_the_end_of_a_cursor_must_be_zero(length: int) -> Non
 
 
 @pytest.mark.parametrize("order", [BY_EMAIL, Order((User.id, User.created_at)), BY_ROLE])
-def test_a_cursor_from_a_release_that_sorted_otherwise_is_refused(order: Order) -> None:
+def test_a_cursor_from_a_release_with_other_sort_columns_is_rejected(order: Order) -> None:
     signer = CursorSigner(KEY)
 
     with pytest.raises(InvalidCursorError):
         signer.decode(signer.encode(POSITION, binding=BINDING), order, binding=BINDING)
 
 
-def test_a_cursor_of_another_version_is_refused() -> None:
+def test_a_cursor_of_another_version_is_rejected() -> None:
     signer = CursorSigner(KEY)
     raw = _decoded(signer.encode(POSITION, binding=BINDING))
 
@@ -245,7 +245,7 @@ def test_a_cursor_of_another_version_is_refused() -> None:
 
 
 @given(st.text(max_size=200))
-def test_no_text_makes_reading_a_cursor_fail_otherwise(cursor: str) -> None:
+def test_any_other_text_is_an_invalid_cursor(cursor: str) -> None:
     with pytest.raises(InvalidCursorError):
         CursorSigner(KEY).decode(cursor, BY_CREATION, binding=BINDING)
 
@@ -260,7 +260,7 @@ def _nodes(plan: dict[str, Any]) -> list[str]:
     return [plan["Node Type"], *(node for inner in plan.get("Plans", []) for node in _nodes(inner))]
 
 
-async def test_first_and_deep_pages_descend_the_index(clone_url: str) -> None:
+async def test_first_and_deep_pages_start_in_the_index(clone_url: str) -> None:
     database = Database(make_settings(clone_url).database)
     async with database.begin() as session:
         await session.execute(
@@ -291,5 +291,5 @@ async def test_first_and_deep_pages_descend_the_index(clone_url: str) -> None:
 
     assert [_nodes(plan) for plan in plans.values()] == [["Limit", "Index Scan"]] * 4
     touched = [plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans.values()]
-    # A deep page touches what the first one does: it does not read the rows before it.
+    # A deep page reads as many blocks as the first one: it does not read the rows before it.
     assert max(touched) < 80

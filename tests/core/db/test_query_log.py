@@ -1,4 +1,4 @@
-"""Counting what a piece of work asks of the database."""
+"""Counting and timing of statements, and the log of slow ones."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from tests.core.recording import Recording
 PAUSE = text("SELECT pg_sleep(0.05)")
 
 
-async def test_statements_are_counted_and_timed_whichever_session_runs_them(worker_database: Database) -> None:
+async def test_statements_of_every_session_are_counted_and_timed(worker_database: Database) -> None:
     statements = count_statements()
 
     async with worker_database.read_sessions() as reader, worker_database.sessions() as writer:
@@ -31,7 +31,7 @@ async def test_statements_are_counted_and_timed_whichever_session_runs_them(work
     assert 0.1 <= statements.seconds < 5
 
 
-async def test_a_statement_that_fails_has_been_executed_all_the_same(worker_database: Database) -> None:
+async def test_a_failed_statement_is_counted(worker_database: Database) -> None:
     statements = count_statements()
 
     async with worker_database.read_sessions() as session:
@@ -42,7 +42,7 @@ async def test_a_statement_that_fails_has_been_executed_all_the_same(worker_data
     assert statements.seconds >= 0.05
 
 
-async def test_what_never_reached_the_database_is_no_statement() -> None:
+async def test_a_failed_connection_attempt_is_not_counted() -> None:
     statements = count_statements()
     database = Database(make_settings("postgresql://a:b@127.0.0.1:1/d").database)
 
@@ -54,7 +54,7 @@ async def test_what_never_reached_the_database_is_no_statement() -> None:
     assert statements.count == 0
 
 
-async def test_tasks_count_for_whoever_started_them_and_not_for_each_other(worker_database: Database) -> None:
+async def test_statements_of_tasks_count_for_the_task_that_started_them(worker_database: Database) -> None:
     async def work(times: int) -> int:
         statements = count_statements()
         async with worker_database.read_sessions() as session:
@@ -74,18 +74,18 @@ async def test_tasks_count_for_whoever_started_them_and_not_for_each_other(worke
     assert own.count == 2
 
 
-async def test_where_nobody_counts_nothing_is_counted(worker_database: Database) -> None:
+async def test_statements_are_not_counted_unless_requested(worker_database: Database) -> None:
     async def work() -> None:
         async with worker_database.read_sessions() as session:
             assert await session.scalar(text("SELECT 1")) == 1
 
-    # A context of its own, in which nobody has begun to count.
+    # A new context, in which counting has not started.
     await asyncio.create_task(work(), context=Context())
 
 
 @pytest.fixture
 async def impatient(database_url: str) -> AsyncIterator[Database]:
-    """A database for which every statement that takes longer than 50 ms is slow."""
+    """A database that logs statements that take longer than 50 ms."""
     database = Database(make_settings(database_url).database, slow_query=timedelta(milliseconds=50))
     yield database
     await database.dispose()
@@ -109,7 +109,7 @@ async def test_a_slow_statement_is_logged_without_its_values(
     assert line["duration_ms"] > 50
 
 
-async def test_a_slow_statement_that_fails_is_logged_as_well(impatient: Database, recording: Recording) -> None:
+async def test_a_slow_statement_that_fails_is_logged(impatient: Database, recording: Recording) -> None:
     lines = recording()
 
     async with impatient.read_sessions() as session:

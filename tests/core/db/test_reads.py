@@ -1,4 +1,4 @@
-"""Single reads past the session: the same rows, the same errors, and no connection left behind."""
+"""Reads without a session give the same rows and errors, and return their connection to the pool."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ async def number(database: Database) -> int:
     return int((await database.reads.execute(NUMBER, {"wanted": True})).scalar_one())
 
 
-async def test_the_rows_are_those_of_a_session(database: Database) -> None:
+async def test_the_rows_are_the_same_as_those_of_a_session(database: Database) -> None:
     async with database.begin() as session:
         user = await make_user(session, full_name=None, hashed_password="x")
 
@@ -58,7 +58,7 @@ async def test_the_rows_are_those_of_a_session(database: Database) -> None:
     assert (await database.reads.execute(ROW, {"id": uuid4()})).one_or_none() is None
 
 
-async def test_what_does_not_vary_stands_in_the_statement(database: Database) -> None:
+async def test_constants_may_be_part_of_the_statement(database: Database) -> None:
     statement = select(
         func.generate_series(1, bindparam("last", type_=_COLUMNS.version.type), type_=Integer).label("one")
     ).limit(2)
@@ -67,12 +67,12 @@ async def test_what_does_not_vary_stands_in_the_statement(database: Database) ->
     assert list((await database.reads.execute(statement, {"last": 1})).scalars()) == [1]
 
 
-async def test_what_the_driver_gives_otherwise_is_refused(database: Database) -> None:
-    with pytest.raises(TypeError, match="take a session"):
+async def test_a_column_that_needs_conversion_is_rejected(database: Database) -> None:
+    with pytest.raises(TypeError, match="use a session"):
         await database.reads.execute(select(cast(null(), Numeric).label("price")), {})
 
 
-async def test_an_error_of_the_server_is_that_of_a_session_and_the_connection_stays(database: Database) -> None:
+async def test_an_error_is_the_same_as_that_of_a_session_and_the_connection_is_kept(database: Database) -> None:
     quotient: Select[Any] = select(
         cast(literal(1) / bindparam("by", type_=_COLUMNS.version.type), Integer).label("quotient")
     )
@@ -86,7 +86,7 @@ async def test_an_error_of_the_server_is_that_of_a_session_and_the_connection_st
     assert (await database.reads.execute(pid, {})).scalar_one() == before
 
 
-async def test_a_connection_that_breaks_off_is_replaced(database: Database) -> None:
+async def test_a_lost_connection_is_replaced(database: Database) -> None:
     ending = select(func.pg_terminate_backend(func.pg_backend_pid(), type_=Boolean).label("ended"))
 
     with pytest.raises(DBAPIError) as failed:
@@ -96,7 +96,7 @@ async def test_a_connection_that_breaks_off_is_replaced(database: Database) -> N
     assert await number(database) == 1
 
 
-async def test_a_silent_server_is_given_up_once(clone_url: str) -> None:
+async def test_a_read_from_a_silent_server_times_out_without_a_retry(clone_url: str) -> None:
     async with proxied(clone_url) as proxy:
         database = Database(make_settings(proxy.url, database={"pool_size": 1, "statement_timeout": "200ms"}).database)
         await number(database)
@@ -106,14 +106,14 @@ async def test_a_silent_server_is_given_up_once(clone_url: str) -> None:
         with pytest.raises(DatabaseUnavailableError):
             await number(database)
 
-        # Its limit, which is a second beyond that of the statement; twice that would be 2.4.
+        # The timeout of the driver is 1 s longer than the statement timeout. Two attempts would take 2.4 s.
         assert perf_counter() - began < 2.3
         proxy.resume()
         assert await number(database) == 1
         await database.dispose()
 
 
-async def test_a_statement_that_the_server_cancels_is_not_run_again(clone_url: str) -> None:
+async def test_a_statement_that_the_server_cancels_is_not_retried(clone_url: str) -> None:
     database = Database(make_settings(clone_url, database={"statement_timeout": "200ms"}).database)
     statements = count_statements()
 
@@ -125,7 +125,7 @@ async def test_a_statement_that_the_server_cancels_is_not_run_again(clone_url: s
     await database.dispose()
 
 
-async def test_whoever_gives_up_leaves_no_answer_to_the_next(database: Database) -> None:
+async def test_a_cancelled_read_leaves_no_result_for_the_next_one(database: Database) -> None:
     sleeping = select(cast(func.pg_sleep(5), String).label("slept"))
     await number(database)
 
@@ -136,7 +136,7 @@ async def test_whoever_gives_up_leaves_no_answer_to_the_next(database: Database)
     assert await number(database) == 1
 
 
-async def test_readers_take_turns(database: Database) -> None:
+async def test_waiting_readers_get_connections_in_order(database: Database) -> None:
     ended: list[int] = []
 
     async def read(place: int) -> None:
@@ -147,13 +147,13 @@ async def test_readers_take_turns(database: Database) -> None:
         for _ in range(3):
             await read(place)
 
-    # The first one would take the only connection again before those that wait for it.
+    # Without the semaphore, the first reader would take the only connection again before the waiting ones.
     await asyncio.gather(*(read_thrice(place) for place in range(3)))
 
     assert ended == [0, 1, 2] * 3
 
 
-async def test_a_reader_waits_as_long_as_for_any_connection(clone_url: str) -> None:
+async def test_a_reader_waits_for_a_connection_until_the_timeout_of_the_pool(clone_url: str) -> None:
     database = Database(make_settings(clone_url, database={"pool_size": 1, "pool_wait": "50ms"}).database)
     await number(database)
     sleeping = asyncio.create_task(database.reads.execute(select(cast(func.pg_sleep(0.5), String).label("slept")), {}))
@@ -172,11 +172,11 @@ async def test_a_reader_waits_as_long_as_for_any_connection(clone_url: str) -> N
     await database.dispose()
 
 
-async def test_readers_survive_the_end_of_every_connection(clone_url: str) -> None:
+async def test_readers_succeed_after_the_end_of_every_connection(clone_url: str) -> None:
     watcher = await asyncpg.connect(clone_url.replace("+asyncpg", ""))
     database = Database(make_settings(clone_url, database={"pool_size": 4}).database)
     for _ in range(5):
-        # As an operation reads: the driver may not have noticed the end of a connection yet.
+        # With retries, as in an operation: the driver may not have noticed the end of a connection yet.
         assert await asyncio.gather(*(repeating(lambda: number(database)) for _ in range(20))) == [1] * 20
         await watcher.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -194,7 +194,7 @@ async def test_statements_are_counted(database: Database) -> None:
     assert statements.seconds > 0
 
 
-async def test_behind_a_pooler_and_where_statements_are_traced_a_session_reads(database: Database) -> None:
+async def test_sessions_read_behind_a_pooler_and_while_statements_are_traced(database: Database) -> None:
     behind = Database(make_settings("postgresql://a:b@127.0.0.1:1/d", database={"transaction_pooler": True}).database)
     Tracing(TracerProvider(), lambda: None).watch(database)
 

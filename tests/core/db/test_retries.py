@@ -1,4 +1,4 @@
-"""Doing work again: when it is done, how often, and above all when it is not."""
+"""Retries: when work is retried, how often, and when it must not be."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,13 +33,13 @@ from tests.volume import plain
 
 TOKEN = "/api/v1/auth/token"
 LOGIN = {"grant_type": "password"}
-ATTEMPTS = Counter("test_attempts", "What the attempts of these tests count.", what=("things",))
+ATTEMPTS = Counter("test_attempts", "Events of the attempts in these tests.", what=("things",))
 UNDONE = ["40001", "40P01"]
 
 
 @pytest.fixture
 async def database(clone_url: str) -> AsyncIterator[Database]:
-    """A database with a table of counters, and one where every call of an endpoint leaves a row whatever comes of it."""
+    """A database with a table of counters."""
     database = Database(make_settings(clone_url, database={"pool_size": 3}).database)
     async with database.begin() as session:
         await session.execute(text("CREATE TABLE counters (id int PRIMARY KEY, value int NOT NULL)"))
@@ -57,7 +57,7 @@ async def fail(session: WriteSession, state: str) -> None:
 
 
 async def break_off(session: WriteSession) -> None:
-    """End the connection as an administrator would, in the middle of its work."""
+    """Terminate the connection in the middle of its work, as an administrator does."""
     await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
@@ -68,7 +68,7 @@ async def value(database: Database, counter: int = 1) -> int:
 
 
 class Calls(list[int]):
-    """How often an endpoint or a unit was begun."""
+    """Counts how often an endpoint or a unit of work was started."""
 
     def next(self) -> int:
         self.append(len(self) + 1)
@@ -85,7 +85,7 @@ class Amount(Payload):
 
 
 def endpoints(calls: Calls, act: Callable[[WriteSession, int], Awaitable[None]]) -> APIRouter:
-    """Make an endpoint that adds what its body says and then does this."""
+    """Create an endpoint that increments the counter by the amount in the body, and then calls `act`."""
     router = routing.router()
 
     @router.post("/add", openapi_extra=public)
@@ -105,12 +105,12 @@ async def post(client: AsyncClient) -> tuple[int, Any]:
     return response.status_code, body["code"] if isinstance(body, dict) else body
 
 
-# What the server has undone
+# Transactions that the server rolled back
 
 
 @pytest.mark.parametrize("state", UNDONE)
 @pytest.mark.parametrize("failures", [1, 2])
-async def test_what_the_server_has_undone_is_done_again(
+async def test_work_that_the_server_rolled_back_is_retried(
     database: Database, calls: Calls, state: str, failures: int
 ) -> None:
     async def act(session: WriteSession, number: int) -> None:
@@ -125,9 +125,7 @@ async def test_what_the_server_has_undone_is_done_again(
 
 
 @pytest.mark.parametrize("state", UNDONE)
-async def test_after_three_attempts_the_client_is_told_to_come_back(
-    database: Database, calls: Calls, state: str
-) -> None:
+async def test_after_three_attempts_the_client_gets_a_503(database: Database, calls: Calls, state: str) -> None:
     async with serving(endpoints(calls, lambda session, _: fail(session, state)), database) as client:
         answer = await post(client)
 
@@ -155,7 +153,7 @@ async def test_two_requests_that_deadlock_both_succeed(database: Database, calls
     assert (await value(database, 1), await value(database, 2)) == (2, 2)
 
 
-async def test_a_commit_that_the_server_refuses_to_serialize_is_done_again(database: Database, calls: Calls) -> None:
+async def test_a_serialization_failure_at_the_commit_is_retried(database: Database, calls: Calls) -> None:
     async with database.begin() as session:
         await session.execute(text("CREATE SEQUENCE commits"))
         await session.execute(
@@ -179,7 +177,7 @@ async def test_a_commit_that_the_server_refuses_to_serialize_is_done_again(datab
     assert await value(database) == 2
 
 
-async def test_nothing_is_done_again_after_something_was_committed(database: Database, calls: Calls) -> None:
+async def test_nothing_is_retried_after_a_commit(database: Database, calls: Calls) -> None:
     router = routing.router()
 
     @router.post("/add", openapi_extra=public)
@@ -197,7 +195,7 @@ async def test_nothing_is_done_again_after_something_was_committed(database: Dat
     assert await value(database) == 1
 
 
-async def test_a_refusal_of_ours_is_not_done_again(database: Database, calls: Calls) -> None:
+async def test_an_error_of_the_application_is_not_retried(database: Database, calls: Calls) -> None:
     async def act(_session: WriteSession, _number: int) -> None:
         raise ConflictError
 
@@ -207,11 +205,11 @@ async def test_a_refusal_of_ours_is_not_done_again(database: Database, calls: Ca
     assert (answer, calls) == ((409, "conflict"), [1])
 
 
-# Writes on a session for reading
+# Writes on a read session
 
 
 @pytest.mark.parametrize("transaction_pooler", [False, True])
-async def test_a_write_on_a_reading_session_is_a_defect_and_disturbs_nobody(
+async def test_a_write_on_a_read_session_is_a_bug_and_keeps_all_connections(
     database: Database, clone_url: str, calls: Calls, caplog: pytest.LogCaptureFixture, *, transaction_pooler: bool
 ) -> None:
     router = routing.router()
@@ -237,9 +235,7 @@ async def test_a_write_on_a_reading_session_is_a_defect_and_disturbs_nobody(
     assert "write_while_reading" in caplog.text
 
 
-async def test_a_read_past_the_session_that_writes_is_a_defect_and_disturbs_nobody(
-    database: Database, calls: Calls
-) -> None:
+async def test_a_write_by_a_direct_read_is_a_bug_and_keeps_all_connections(database: Database, calls: Calls) -> None:
     async with database.begin() as session:
         await session.execute(text("CREATE SEQUENCE numbers"))
     router = routing.router()
@@ -259,7 +255,7 @@ async def test_a_read_past_the_session_that_writes_is_a_defect_and_disturbs_nobo
 
 
 async def backends(database: Database) -> list[int]:
-    """Give the server processes behind a connection for writing and one for reading."""
+    """Return the server processes behind a connection for writing and one for reading."""
     found = []
     for sessions in (database.sessions, database.read_sessions):
         async with sessions() as session:
@@ -267,10 +263,10 @@ async def backends(database: Database) -> list[int]:
     return found
 
 
-# Connections that broke off
+# Lost connections
 
 
-async def test_work_whose_connection_broke_off_is_done_once_more(database: Database, calls: Calls) -> None:
+async def test_work_is_retried_once_after_a_lost_connection(database: Database, calls: Calls) -> None:
     async def act(session: WriteSession, number: int) -> None:
         if number == 1:
             await break_off(session)
@@ -282,7 +278,7 @@ async def test_work_whose_connection_broke_off_is_done_once_more(database: Datab
     assert await value(database) == 2
 
 
-async def test_work_that_breaks_off_again_is_given_up(database: Database, calls: Calls) -> None:
+async def test_work_is_not_retried_after_a_second_lost_connection(database: Database, calls: Calls) -> None:
     async with serving(endpoints(calls, lambda session, _: break_off(session)), database) as client:
         answer = await post(client)
 
@@ -291,7 +287,7 @@ async def test_work_that_breaks_off_again_is_given_up(database: Database, calls:
     assert await value(database) == 0
 
 
-async def test_a_read_whose_connection_broke_off_is_answered_all_the_same(database: Database, calls: Calls) -> None:
+async def test_a_read_succeeds_after_a_lost_connection(database: Database, calls: Calls) -> None:
     router = routing.router()
 
     @router.get("/pid", openapi_extra=public)
@@ -306,7 +302,7 @@ async def test_a_read_whose_connection_broke_off_is_answered_all_the_same(databa
     assert (response.status_code, response.json(), calls) == (200, 7, [1, 2])
 
 
-# Time-outs: the endpoint charges a card, and a limit ends its transaction
+# Timeouts: the endpoint charges a card, and a timeout ends its transaction
 
 
 LIMITS = {"statement_timeout": "200ms", "lock_timeout": "100ms", "idle_in_transaction_timeout": "200ms"}
@@ -359,7 +355,7 @@ async def reach_transaction_timeout_between_statements(session: WriteSession, _:
         reach_transaction_timeout_between_statements,
     ],
 )
-async def test_a_time_out_is_never_repeated(
+async def test_a_timeout_is_never_retried(
     database: Database,
     clone_url: str,
     calls: Calls,
@@ -388,7 +384,7 @@ async def server_version(database: Database) -> int:
 
 
 @pytest.mark.usefixtures("database")
-async def test_a_read_past_the_session_that_reaches_the_lock_timeout_is_not_repeated(clone_url: str) -> None:
+async def test_a_direct_read_that_reaches_the_lock_timeout_is_not_retried(clone_url: str) -> None:
     limited = Database(make_settings(clone_url, database=LIMITS).database)
     counters = table("counters", column("value", Integer))
     blocker = await asyncpg.connect(plain(clone_url))
@@ -438,7 +434,9 @@ async def test_an_operation_that_is_not_repeatable_runs_once(
     assert await value(database) == 0
 
 
-async def test_an_operation_that_is_not_repeatable_commits_before_its_answer(database: Database, calls: Calls) -> None:
+async def test_an_operation_that_is_not_repeatable_commits_before_its_response(
+    database: Database, calls: Calls
+) -> None:
     async def succeed(_session: WriteSession) -> None:
         pass
 
@@ -449,13 +447,13 @@ async def test_an_operation_that_is_not_repeatable_commits_before_its_answer(dat
     assert await value(database) == 1
 
 
-def test_an_unknown_option_is_refused_where_it_is_written() -> None:
+def test_an_unknown_option_of_a_route_is_rejected() -> None:
     with pytest.raises(TypeError, match="repeateable"):
-        routing.options(repeateable=False)  # type: ignore[call-arg]  # What is tested.
+        routing.options(repeateable=False)  # type: ignore[call-arg]  # The subject of this test.
 
 
 @pytest.mark.parametrize("given", [None, "no", 0])
-def test_an_option_of_another_type_is_refused_at_the_start(given: Any) -> None:
+def test_an_option_of_another_type_is_rejected_when_the_route_is_declared(given: Any) -> None:
     router = routing.router()
 
     with pytest.raises(TypeError, match="repeatable is True or False"):
@@ -475,17 +473,17 @@ async def behind(proxy: Proxy) -> AsyncIterator[Database]:
         await database.dispose()
 
 
-async def test_a_commit_whose_answer_is_lost_is_never_done_again(
+async def test_a_commit_whose_response_is_lost_is_never_retried(
     database: Database, clone_url: str, calls: Calls
 ) -> None:
     async def act(_session: WriteSession, _number: int) -> None:
-        # What follows is the COMMIT. It arrives, and its answer does not.
+        # The next message is the COMMIT. It arrives, but the response does not.
         proxy.deafen()
 
     async with proxied(clone_url) as proxy, behind(proxy) as distant, serving(endpoints(calls, act), distant) as client:
         request = asyncio.ensure_future(post(client))
         async with asyncio.timeout(5):
-            while await value(database) == 0:  # noqa: ASYNC110  # Only the database knows.
+            while await value(database) == 0:  # noqa: ASYNC110  # Only the database knows the state.
                 await asyncio.sleep(0.01)
         proxy.cut()
         answer = await request
@@ -495,7 +493,7 @@ async def test_a_commit_whose_answer_is_lost_is_never_done_again(
     assert await value(database) == 2
 
 
-async def test_a_server_that_falls_silent_is_asked_once(database: Database, clone_url: str, calls: Calls) -> None:
+async def test_work_on_a_silent_server_is_not_retried(database: Database, clone_url: str, calls: Calls) -> None:
     async with proxied(clone_url) as proxy, behind(proxy) as distant:
 
         async def act(session: WriteSession, _number: int) -> None:
@@ -511,10 +509,10 @@ async def test_a_server_that_falls_silent_is_asked_once(database: Database, clon
     assert await value(database) == 0
 
 
-# Units that services open themselves
+# Units of work of services
 
 
-async def test_a_unit_is_done_again_after_a_conflict(database: Database, calls: Calls) -> None:
+async def test_a_unit_is_retried_after_a_conflict(database: Database, calls: Calls) -> None:
     async def work(session: WriteSession) -> int:
         await add(session)
         if calls.next() == 1:
@@ -526,7 +524,7 @@ async def test_a_unit_is_done_again_after_a_conflict(database: Database, calls: 
     assert await value(database) == 1
 
 
-async def test_a_unit_after_another_is_done_again_alone(database: Database, calls: Calls) -> None:
+async def test_only_the_failed_unit_is_retried(database: Database, calls: Calls) -> None:
     router = routing.router()
 
     @router.post("/add", openapi_extra=public)
@@ -547,7 +545,7 @@ async def test_a_unit_after_another_is_done_again_alone(database: Database, call
     assert (await value(database, 1), await value(database, 2)) == (1, 1)
 
 
-async def test_a_unit_that_conflicts_for_ever_fails_with_the_conflict(database: Database, calls: Calls) -> None:
+async def test_a_unit_that_always_conflicts_raises_the_conflict(database: Database, calls: Calls) -> None:
     async def work(session: WriteSession) -> None:
         calls.next()
         await fail(session, "40001")
@@ -560,7 +558,7 @@ async def test_a_unit_that_conflicts_for_ever_fails_with_the_conflict(database: 
 
 
 async def refuse_first(database: Database, event: str, table: str) -> None:
-    """Have the server undo the first of these once."""
+    """Add a trigger that makes the first such statement fail with a deadlock, once."""
     statements = """
         CREATE SEQUENCE refused;
         CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -574,9 +572,7 @@ async def refuse_first(database: Database, event: str, table: str) -> None:
     await connection.close()
 
 
-async def test_a_login_that_meets_a_conflict_is_a_login(
-    database: Database, clone_url: str, hasher: PasswordHasher
-) -> None:
+async def test_a_login_succeeds_after_a_conflict(database: Database, clone_url: str, hasher: PasswordHasher) -> None:
     async with database.begin() as session:
         email = (await make_user(session, hasher)).email
     await refuse_first(database, "INSERT", "sessions")
@@ -588,7 +584,7 @@ async def test_a_login_that_meets_a_conflict_is_a_login(
         assert await session.scalar(text("SELECT count(*) FROM sessions")) == 1
 
 
-# What is counted
+# Metrics
 
 
 OUTCOMES = ("logins_total", "token_refreshes_total", "login_failures_total", "rate_limit_attempts_total")
@@ -599,7 +595,7 @@ OUTCOMES = ("logins_total", "token_refreshes_total", "login_failures_total", "ra
     [("INSERT", "sessions"), ("UPDATE", "sessions"), ("INSERT", "rate_limits"), ("INSERT", "audit_events")],
 )
 @pytest.mark.parametrize("enabled", [True, False])
-async def test_what_came_of_a_request_is_counted_once(
+async def test_a_retried_request_is_counted_once(
     database: Database, clone_url: str, hasher: PasswordHasher, event: str, table: str, *, enabled: bool
 ) -> None:
     async with database.begin() as session:
@@ -622,7 +618,7 @@ async def test_what_came_of_a_request_is_counted_once(
     assert undisturbed[:3] == [2, 1, 1]
 
 
-async def test_what_is_counted_by_an_attempt_that_is_given_up_is_counted(database: Database, calls: Calls) -> None:
+async def test_the_counts_of_the_last_failed_attempt_are_kept(database: Database, calls: Calls) -> None:
     before = counted_so_far("test_attempts_total")
 
     async def act(session: WriteSession, _: int) -> None:
@@ -636,7 +632,7 @@ async def test_what_is_counted_by_an_attempt_that_is_given_up_is_counted(databas
     assert counted_so_far("test_attempts_total") == before + 1
 
 
-async def test_a_task_that_outlives_its_attempt_counts_at_once() -> None:
+async def test_a_task_that_outlives_its_attempt_counts_immediately() -> None:
     before = counted_so_far("test_attempts_total")
     is_over = asyncio.Event()
 
@@ -657,7 +653,7 @@ async def test_a_task_that_outlives_its_attempt_counts_at_once() -> None:
     assert counted_so_far("test_attempts_total") == before + 2
 
 
-# Plans that a migration made stale
+# Stale plans after a migration
 
 
 @pytest.mark.parametrize("kind", ["sessions", "read_sessions"])
@@ -665,7 +661,7 @@ async def test_a_task_that_outlives_its_attempt_counts_at_once() -> None:
     "migration",
     ["ALTER TABLE counters ALTER COLUMN value TYPE bigint", "ALTER TABLE counters ADD COLUMN more text DEFAULT 'x'"],
 )
-async def test_no_request_notices_a_migration(
+async def test_no_request_fails_because_of_a_migration(
     database: Database, clone_url: str, calls: Calls, kind: str, migration: str
 ) -> None:
     router = routing.router()
@@ -685,5 +681,5 @@ async def test_no_request_notices_a_migration(
     await administrator.close()
 
     assert [response.status_code for response in after] == [200, 200, 200]
-    # One was done again, and from then on nothing stale is left.
+    # One request was retried. After that, no stale plan is left.
     assert len(calls) == 7

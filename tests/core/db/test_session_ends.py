@@ -1,4 +1,4 @@
-"""Sessions that are used after their end, and what may go on after the response."""
+"""Sessions that are used after their end, and work after the response."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -29,7 +29,7 @@ PID = text("SELECT pg_backend_pid()")
 
 @pytest.fixture
 async def database(clone_url: str) -> AsyncIterator[Database]:
-    """A database with small pools; at the end of the test nothing is taken from them."""
+    """A database with small pools. The fixture checks that the test has returned every connection."""
     database = Database(make_settings(clone_url, database=OPTIONS).database)
     yield database
     assert [checked_out(database, name) for name in ("engine", "read_engine")] == [0, 0]
@@ -42,7 +42,7 @@ def checked_out(database: Database, name: str) -> int:
 
 
 def late_users() -> APIRouter:
-    """Make endpoints that use their session when they have returned."""
+    """Create endpoints whose session is used after they have returned."""
     router = routing.router()
 
     async def select_late(session: ReadSession) -> None:
@@ -73,12 +73,12 @@ def late_users() -> APIRouter:
 
 @pytest.mark.parametrize("kind", ["sessions", "read_sessions"])
 @pytest.mark.parametrize("way", ["background", "stream"])
-async def test_a_session_that_is_used_after_the_request_says_what_to_do_and_takes_no_connection(
+async def test_using_a_session_after_the_request_raises_an_error_and_takes_no_connection(
     database: Database, caplog: pytest.LogCaptureFixture, way: str, kind: str
 ) -> None:
     async with serving(late_users(), database) as client:
         for _ in range(12):
-            # The client's transport refuses a response without an end.
+            # The client's transport rejects an incomplete response.
             with suppress(AssertionError):
                 await client.get(f"/{way}/{kind}")
 
@@ -110,7 +110,7 @@ USES: dict[str, Callable[[Any], Awaitable[Any]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("has_been_used", [True, False])
 @pytest.mark.parametrize("use", USES)
-async def test_no_use_of_an_ended_session_is_silent(
+async def test_every_use_of_an_ended_session_raises_an_error(
     database: Database, kind: str, use: str, *, has_been_used: bool
 ) -> None:
     async with getattr(database, kind)() as session:
@@ -123,14 +123,16 @@ async def test_no_use_of_an_ended_session_is_silent(
 
 
 @pytest.mark.parametrize("kind", ["sessions", "stream_sessions"])
-async def test_a_stream_that_is_read_after_its_session_disturbs_no_other(database: Database, kind: str) -> None:
+async def test_a_stream_that_is_read_after_its_session_raises_an_error_and_affects_no_other_session(
+    database: Database, kind: str
+) -> None:
     async with getattr(database, kind)() as session:
         rows = await session.stream(ROWS)
         await anext(rows)
         last = await session.scalar(PID)
 
     async with getattr(database, kind)() as first, getattr(database, kind)() as second:
-        # One of them has the connection of the stream.
+        # One of the two sessions uses the connection of the stream.
         assert last in {await first.scalar(PID), await second.scalar(PID)}
         with pytest.raises(ResourceClosedError):
             [row async for row in rows]
@@ -138,14 +140,14 @@ async def test_a_stream_that_is_read_after_its_session_disturbs_no_other(databas
         assert [await first.scalar(text("SELECT 1")), await second.scalar(text("SELECT 1"))] == [1, 1]
 
 
-async def test_a_session_without_a_transaction_refuses_to_stream(database: Database) -> None:
+async def test_a_session_without_a_transaction_cannot_stream(database: Database) -> None:
     async with database.read_sessions() as session:
-        with pytest.raises(TypeError, match="take StreamSessionDep"):
+        with pytest.raises(TypeError, match="use StreamSessionDep"):
             await session.stream(ROWS)
 
 
 @pytest.mark.parametrize("transaction_pooler", [True, False])
-async def test_a_stream_session_sees_one_state_and_writes_nothing(clone_url: str, *, transaction_pooler: bool) -> None:
+async def test_a_stream_session_sees_one_state_and_is_read_only(clone_url: str, *, transaction_pooler: bool) -> None:
     database = Database(make_settings(clone_url, database={"transaction_pooler": transaction_pooler}).database)
     counting = text("SELECT count(*) FROM users")
 
@@ -163,7 +165,7 @@ async def test_a_stream_session_sees_one_state_and_writes_nothing(clone_url: str
     assert (before, after, read_only, len(rows)) == (0, 0, "on", 5000)
 
 
-async def test_a_connection_of_a_stream_is_again_one_for_single_statements(clone_url: str) -> None:
+async def test_after_a_stream_the_connection_runs_single_statements_again(clone_url: str) -> None:
     database = Database(make_settings(clone_url, database={"pool_size": 1}).database)
     async with database.stream_sessions() as session:
         await session.scalar(PID)
@@ -181,12 +183,12 @@ async def test_a_connection_of_a_stream_is_again_one_for_single_statements(clone
 
 
 @pytest.mark.parametrize("ask", ["reads", "read_sessions", "sessions", "stream_sessions"])
-async def test_a_database_that_was_disposed_of_opens_nothing(clone_url: str, ask: str) -> None:
+async def test_a_disposed_database_opens_no_connection(clone_url: str, ask: str) -> None:
     database = Database(make_settings(clone_url).database)
     statement = select(User.__table__.c.id)
     await database.reads.execute(statement, {})
     await database.dispose()
-    # Once more does no harm.
+    # A second call has no effect.
     await database.dispose()
 
     with pytest.raises(RuntimeError, match="has been disposed of"):
@@ -201,7 +203,7 @@ async def once(database: Database, ask: str, statement: Select[Any]) -> None:
         await session.execute(statement)
 
 
-async def test_a_row_that_outlives_its_session_loads_nothing_more(database: Database) -> None:
+async def test_a_row_that_outlives_its_session_cannot_load_more_columns(database: Database) -> None:
     async with database.begin() as session:
         await make_user(session, hashed_password="x")
     async with database.read_sessions() as session:
@@ -211,7 +213,7 @@ async def test_a_row_that_outlives_its_session_loads_nothing_more(database: Data
         _ = user.full_name
 
 
-async def test_what_follows_a_commit_within_the_session_is_committed_by_the_edge(database: Database) -> None:
+async def test_changes_after_a_commit_in_the_session_are_committed_at_the_end(database: Database) -> None:
     async with database.begin() as session:
         await make_user(session, hashed_password="x")
         await session.commit()
@@ -221,11 +223,11 @@ async def test_what_follows_a_commit_within_the_session_is_committed_by_the_edge
         assert await session.scalar(text("SELECT count(*) FROM users")) == 2
 
 
-# The order in which things end
+# The order of the ends
 
 
 class Log(list[str]):
-    """What happened, in order."""
+    """The events, in their order."""
 
 
 def ordered(log: Log) -> APIRouter:
@@ -272,7 +274,7 @@ def ordered(log: Log) -> APIRouter:
 
 
 @pytest.mark.parametrize("path", ["background", "stream"])
-async def test_the_scopes_end_as_the_framework_says(database: Database, path: str) -> None:
+async def test_the_scopes_of_dependencies_end_in_the_documented_order(database: Database, path: str) -> None:
     log = Log()
     async with serving(ordered(log), database) as client:
         await client.get(f"/{path}")
@@ -284,7 +286,7 @@ async def test_the_scopes_end_as_the_framework_says(database: Database, path: st
     ("path", "expected"),
     [("/undone", ["response begins", "called"]), ("/undone/stream", ["called"])],
 )
-async def test_what_lasts_as_long_as_the_response_is_not_opened_again(
+async def test_a_request_with_a_response_scoped_dependency_is_not_retried(
     database: Database, path: str, expected: list[str]
 ) -> None:
     log = Log()

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL: both drivers understand a URL in the same way, and neither looks into the home directory."""
+"""TLS to PostgreSQL: both drivers treat a URL in the same way, and neither reads the home directory."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ STRANGER = Authority.create("Somebody else")
 
 
 class Paths(NamedTuple):
-    """Where a system keeps its certificates."""
+    """The paths of a system's certificates."""
 
     cafile: str | None
     capath: str | None
@@ -42,14 +42,14 @@ class Paths(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
-    """A server that accepts TLS alone and has a certificate for `localhost`."""
+    """A server that requires TLS and has a certificate for `localhost`."""
     with tls_server(tmp_path_factory.mktemp("tls")) as server:
         yield server
 
 
 @pytest.fixture
 def files(server: TlsServer, tmp_path: Path) -> Path:
-    """A directory with the certificates of authorities."""
+    """A directory with the certificates of two authorities."""
     (tmp_path / "ca.crt").write_bytes(server.authority.pem)
     (tmp_path / "stranger.crt").write_bytes(STRANGER.pem)
     return tmp_path
@@ -63,7 +63,7 @@ def _no_context_is_kept() -> Iterator[None]:
 
 
 async def outcomes(url: str, **settings: object) -> tuple[object, object]:
-    """Connect by both drivers, and give whether TLS was used, or that the connection was refused."""
+    """Connect with both drivers. Returns for each whether TLS was used, or that the connection was refused."""
     database = DatabaseSettings.model_validate({"url": url, "connect_timeout": "20s", **settings})
     return await by_asyncpg(database), await by_libpq(database)
 
@@ -107,7 +107,7 @@ async def by_libpq(settings: DatabaseSettings) -> object:
     ],
 )
 @pytest.mark.parametrize("is_setting", [False, True], ids=["sslrootcert", "setting"])
-async def test_a_server_with_tls_alone(
+async def test_a_server_that_requires_tls(
     server: TlsServer,
     files: Path,
     mode: str | None,
@@ -161,7 +161,7 @@ async def test_the_certificates_of_the_system_are_trusted_by_default(
     assert await outcomes(server.url(ssl="verify-full", **query)) == (outcome, outcome)
 
 
-def test_libpq_is_shown_where_the_system_keeps_its_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpq_gets_the_paths_of_the_system_s_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setattr("ssl.get_default_verify_paths", lambda: Paths("/somewhere/all.pem", None))
@@ -173,7 +173,7 @@ def test_libpq_is_shown_where_the_system_keeps_its_certificates(monkeypatch: pyt
 
 
 @needs_tls
-async def test_a_certificate_that_has_expired_is_refused_where_it_is_checked(server: TlsServer, files: Path) -> None:
+async def test_an_expired_certificate_is_rejected_if_it_is_verified(server: TlsServer, files: Path) -> None:
     query = {"sslrootcert": str(files / "ca.crt")}
     await asyncio.to_thread(server.present, "localhost", days=-1)
     try:
@@ -188,7 +188,7 @@ async def test_a_certificate_that_has_expired_is_refused_where_it_is_checked(ser
 
 
 @needs_tls
-async def test_a_client_may_have_a_certificate(server: TlsServer, files: Path) -> None:
+async def test_a_client_can_use_a_certificate(server: TlsServer, files: Path) -> None:
     await server._execute(("DROP ROLE IF EXISTS client", "CREATE ROLE client LOGIN"), "postgres")
     for name, content in zip(("client.crt", "client.key"), server.authority.sign("client"), strict=True):
         (files / name).touch(mode=0o600)
@@ -206,14 +206,16 @@ async def test_a_client_may_have_a_certificate(server: TlsServer, files: Path) -
 
 @needs_tls
 @pytest.mark.parametrize("mode", ["allow", "prefer"])
-async def test_a_wrong_password_is_not_tried_another_way(server: TlsServer, mode: str) -> None:
+async def test_a_wrong_password_causes_no_second_attempt(server: TlsServer, mode: str) -> None:
     url = make_url(server.url(ssl=mode)).set(password="wrong")
 
     assert await outcomes(url.render_as_string(hide_password=False)) == (REFUSED, REFUSED)
 
 
 @needs_tls
-async def test_migrations_and_the_listener_of_revocations_trust_the_same(server: TlsServer, files: Path) -> None:
+async def test_migrations_and_the_revocation_listener_trust_the_same_certificates(
+    server: TlsServer, files: Path
+) -> None:
     await server._execute(("DROP DATABASE IF EXISTS app", "CREATE DATABASE app"), "postgres")
     settings = DatabaseSettings(url=SecretStr(server.url(database="app", ssl="verify-full")), ca_file=files / "ca.crt")
     listener = RevocationListener(settings)
@@ -231,7 +233,7 @@ async def test_migrations_and_the_listener_of_revocations_trust_the_same(server:
 
 
 @pytest.mark.parametrize("name", ["sslrootcert", "sslcert"])
-def test_certificates_that_cannot_be_read_are_named_before_anything_starts(tmp_path: Path, name: str) -> None:
+def test_unreadable_certificates_are_reported_at_the_start(tmp_path: Path, name: str) -> None:
     missing = tmp_path / "missing.pem"
     query = {"ssl": "require", "sslkey": str(missing), name: str(missing)}
     url = make_url("postgresql://a@b/c").set(
@@ -243,14 +245,14 @@ def test_certificates_that_cannot_be_read_are_named_before_anything_starts(tmp_p
 
 
 @needs_tls
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user whose home is root's")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user with root's home directory")
 @pytest.mark.parametrize("mode", ["allow", "prefer", "require", "verify-full"])
-def test_a_home_that_may_not_be_read_does_not_matter(server: TlsServer, mode: str) -> None:
+def test_an_unreadable_home_directory_has_no_effect(server: TlsServer, mode: str) -> None:
     program = """
 import asyncio, json, os, sys
 from tests.core.db.test_tls import outcomes
 print(json.dumps(asyncio.run(outcomes(sys.argv[1]))))
-# Everything is loaded now, which an ordinary user might not be allowed to.
+# All modules are loaded now. The other user may not be able to read them.
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 print(json.dumps(asyncio.run(outcomes(sys.argv[1]))))
 """
@@ -258,7 +260,7 @@ print(json.dumps(asyncio.run(outcomes(sys.argv[1]))))
         place = Path(directory)
         place.chmod(0o755)
         (place / "ca.crt").write_bytes(server.authority.pem)
-        # These would break the connection if they were read, which root may.
+        # With these files, the connection would fail if a driver read them. Root can read them.
         own = place / "home" / ".postgresql"
         own.mkdir(parents=True)
         for name in ("root.crt", "root.crl", "postgresql.crt", "postgresql.key"):

@@ -23,7 +23,7 @@ from app.core.db.retries import note_commit_sent
 # Exceptions that mean the server is unreachable.
 REFUSALS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
-# From this age on, a transaction whose connection is found closed has probably reached a limit.
+# If the connection of a transaction of this age or older is closed, the reason is probably a timeout.
 _SUSPICIOUS_AGE = timedelta(seconds=1)
 
 log = logging.getLogger(__name__)
@@ -37,36 +37,36 @@ class Recycling:
     """
 
     def __init__(self) -> None:
-        self._is_refused = False
-        self._demanded = float("-inf")
+        self._is_read_only = False
+        self._replace_older_than = float("-inf")
 
     def watch(self, writing: AsyncEngine, reading: AsyncEngine) -> None:
         """Watch the connections of these engines."""
         event.listen(writing.sync_engine, "handle_error", self._on_write_error)
         event.listen(writing.sync_engine, "connect", self._on_write_connect)
         for engine in (writing, reading):
-            event.listen(engine.sync_engine, "connect", _stamp)
+            event.listen(engine.sync_engine, "connect", _note_opened)
             event.listen(engine.sync_engine, "checkout", self._refuse_older)
 
     def _on_write_error(self, context: ExceptionContext) -> None:
         if READ_ONLY not in sqlstates(context.original_exception):
             return
-        # The connection works, but refuses writes.
+        # The connection works, but rejects writes.
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
-        if not self._is_refused:
-            log.warning("the server takes no writes; every connection to it is replaced")
-            self._is_refused = True
-            self._demanded = monotonic()
+        if not self._is_read_only:
+            log.warning("server rejects writes, all connections are replaced")
+            self._is_read_only = True
+            self._replace_older_than = monotonic()
 
     def _on_write_connect(self, connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-        if self._is_refused and _takes_writes(connection):
-            log.warning("writes are taken again; every connection opened before is replaced")
-            self._is_refused = False
-            self._demanded = monotonic()
+        if self._is_read_only and _accepts_writes(connection):
+            log.warning("server accepts writes again, all older connections are replaced")
+            self._is_read_only = False
+            self._replace_older_than = monotonic()
 
     def _refuse_older(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: object) -> None:
-        if entry.info["opened"] < self._demanded:
+        if entry.info["opened"] < self._replace_older_than:
             raise DisconnectionError
 
 
@@ -98,26 +98,26 @@ def pool_of(engine: AsyncEngine | Engine) -> Pool:
 
 
 def create_engine(settings: DatabaseSettings) -> AsyncEngine:
-    """Make the engine for writing."""
+    """Create the engine for writing."""
     engine = _create_engine(settings, {})
     event.listen(engine.sync_engine, "commit", note_commit_sent)
     return engine
 
 
 def create_read_engine(settings: DatabaseSettings) -> AsyncEngine:
-    """Make the engine for reading: PostgreSQL refuses writes on it, and each statement is its own transaction."""
-    # The driver would take a connection that we ourselves make read-only for one to a standby.
+    """Create the engine for reading. PostgreSQL rejects writes on it, and each statement is its own transaction."""
+    # For `read-write`, the driver would reject these connections like those to a standby, because they are read-only.
     target = settings.sqlalchemy_url().query["target_session_attrs"]
     arguments = {"target_session_attrs": "primary" if target == "read-write" else target}
     if settings.transaction_pooler:
-        # There, only a transaction keeps several round trips, such as preparing and executing, on one connection.
+        # Behind a pooler, only a transaction keeps several round trips, such as prepare and execute, on one connection.
         return _create_engine(settings, arguments, execution_options={"postgresql_readonly": True})
     return _create_engine(
         settings,
         arguments,
         server_settings={"default_transaction_read_only": "on"},
         isolation_level="AUTOCOMMIT",
-        # Nothing to undo after single statements: giving the connection back costs no round trip.
+        # After single statements there is nothing to roll back, so returning the connection costs no round trip.
         pool_reset_on_return=None,
     )
 
@@ -141,7 +141,7 @@ def _create_engine(
         connect_args={
             "async_creator_fn": tls.connect,
             "timeout": settings.connect_timeout.total_seconds(),
-            # The server cancels first and says why; this one is for a server that has gone silent.
+            # The statement timeout of the server comes first and gives the reason. This one is for a server that does not respond.
             "command_timeout": settings.statement_timeout.total_seconds() + 1,
             **(_through_pooler(settings) if settings.transaction_pooler else _direct(settings, server_settings or {})),
             **arguments,
@@ -150,36 +150,38 @@ def _create_engine(
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    event.listen(engine.sync_engine, "handle_error", _spare_the_others)
-    event.listen(engine.sync_engine, "handle_error", _name_silence)
-    _name_timeouts(engine, settings.idle_in_transaction_timeout)
+    event.listen(engine.sync_engine, "handle_error", _keep_other_connections)
+    event.listen(engine.sync_engine, "handle_error", _as_database_unavailable)
+    _add_timeout_causes(engine, settings.idle_in_transaction_timeout)
     return engine
 
 
-def _name_silence(context: ExceptionContext) -> Exception | None:
-    """Name the database in a timeout of the driver or a broken socket: those exceptions do not say where they come from."""
+def _as_database_unavailable(context: ExceptionContext) -> Exception | None:
+    """Replace a timeout of the driver or a broken socket: those exceptions do not name the database."""
     is_silence = isinstance(context.original_exception, TimeoutError | ConnectionError)
     return DatabaseUnavailableError() if is_silence else None
 
 
-def _name_timeouts(engine: AsyncEngine, idle_limit: timedelta) -> None:
-    """Give the error of a transaction that a limit has ended while it was idle the cause that it lacks, so that nothing repeats it.
+def _add_timeout_causes(engine: AsyncEngine, idle_limit: timedelta) -> None:
+    """Add the missing cause to the error of a transaction that a timeout ended while it was idle. Such work must not be retried.
 
-    The server says why it closes a connection, but the driver drops that message when no statement is running. The age of the
-    transaction has to tell a limit from a server that crashed. Limits set outside of this application count as well.
+    The server sends the reason before it closes the connection, but the driver drops that message while no statement runs. So the
+    age of the transaction decides between a timeout and a crash of the server. Timeouts set elsewhere count too.
     """
     suspicious_age = min(idle_limit, _SUSPICIOUS_AGE).total_seconds()
 
-    def name(context: ExceptionContext) -> None:
+    def add_cause(context: ExceptionContext) -> None:
         if context.connection is None or not context.is_disconnect or any(sqlstates(context.original_exception)):
             return
         if monotonic() - context.connection.info["began"] >= suspicious_age:
             last = list(causes(context.original_exception))[-1]
-            last.__cause__ = asyncpg.IdleInTransactionSessionTimeoutError("the transaction was idle, or open, too long")
+            last.__cause__ = asyncpg.IdleInTransactionSessionTimeoutError(
+                "the transaction was idle or open for too long"
+            )
             context.invalidate_pool_on_disconnect = False
 
     event.listen(engine.sync_engine, "begin", _note_begin)
-    event.listen(engine.sync_engine, "handle_error", name)
+    event.listen(engine.sync_engine, "handle_error", add_cause)
 
 
 def _note_begin(connection: Connection) -> None:
@@ -191,7 +193,7 @@ def _common(settings: DatabaseSettings) -> dict[str, str]:
 
 
 def _limits(settings: DatabaseSettings) -> dict[str, str]:
-    # Compiling a plan costs more than any statement of this application runs.
+    # JIT compilation takes longer than any statement of this application.
     return {"jit": "off"} | {name: milliseconds(limit) for name, limit in settings.limits.items()}
 
 
@@ -200,7 +202,7 @@ def _direct(settings: DatabaseSettings, server_settings: Mapping[str, str]) -> d
 
 
 def _through_pooler(settings: DatabaseSettings) -> dict[str, Any]:
-    """Share sessions with others: nothing is said when connecting that a pooler refuses, nothing prepared for later."""
+    """Return options for a transaction pooler: no startup parameter that it rejects, and no statements prepared for later."""
     limits = "".join(f" SET LOCAL {name} = '{value}';" for name, value in _limits(settings).items())
     return {
         "server_settings": _common(settings),
@@ -212,12 +214,12 @@ def _through_pooler(settings: DatabaseSettings) -> dict[str, Any]:
 
 
 def milliseconds(limit: timedelta) -> str:
-    """Write a limit as PostgreSQL takes it."""
+    """Return a time limit in the format of PostgreSQL's settings."""
     return str(round(limit.total_seconds() * 1000))
 
 
 def each_host(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give the driver's options for one host after the other: one that is silent must not use up the time of the next."""
+    """Yield the driver's options for each host, so that each has the full timeout, even after a host that does not respond."""
     hosts, ports = options.get("host"), options.get("port")
     if not isinstance(hosts, list) or not isinstance(ports, list):
         yield dict(options)
@@ -231,20 +233,20 @@ def _connect(
 ) -> DBAPIConnection:
     """Connect. Every failure becomes a `DatabaseUnavailableError`."""
     if not in_greenlet():
-        # Before the driver makes a coroutine that nobody awaits.
-        message = "a connection is opened in a greenlet"
+        # Raise before the driver creates a coroutine that would never be awaited.
+        message = "a connection must be opened in a greenlet"
         raise MissingGreenlet(message)
     refusal: Exception | None = None
-    for place in each_host(options):
+    for host_options in each_host(options):
         try:
-            return dialect.connect(*args, **place)
+            return dialect.connect(*args, **host_options)
         except (*REFUSALS, DBAPIError, dialect.loaded_dbapi.Error) as error:
             refusal = error
     raise DatabaseUnavailableError from refusal
 
 
 async def close_for_good(engine: AsyncEngine) -> None:
-    """Close every connection of an engine, and refuse to open another: nobody would close that one."""
+    """Close every connection of an engine, and refuse new ones, which nothing would close."""
     if event.contains(engine.sync_engine, "do_connect", _connect):
         event.remove(engine.sync_engine, "do_connect", _connect)
         event.listen(engine.sync_engine, "do_connect", _refuse_disposed)
@@ -252,40 +254,40 @@ async def close_for_good(engine: AsyncEngine) -> None:
 
 
 def _refuse_disposed(*_: object) -> NoReturn:
-    message = "this database has been disposed of, because its application has ended; make another one"
+    message = "this database has been disposed of, because its application has stopped; create another one"
     raise RuntimeError(message)
 
 
 def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """Replace a connection whose socket is known to be closed.
+    """Replace a connection whose socket is closed.
 
-    The event loop has already noticed, so this costs nothing, where a ping costs a round trip per checkout. A peer
-    that vanished silently is found by `command_timeout`.
+    The event loop already knows, so this check is free. A ping would cost a round trip per checkout. `command_timeout` detects a
+    server that has disappeared without closing the connection.
     """
     driver_connection: asyncpg.Connection[Any] = connection.driver_connection
     if driver_connection.is_closed():
         raise DisconnectionError
 
 
-def _spare_the_others(context: ExceptionContext) -> None:
-    # The library would replace all of the pool. That is right when a connection broke off, as others may have. Here the
-    # server says that it ends this one; if it ends the others too, their checkout notices.
+def _keep_other_connections(context: ExceptionContext) -> None:
+    # After a lost connection, SQLAlchemy replaces the whole pool, because others may be lost too. Here the server ended this
+    # connection on purpose. If it also ended others, `_refuse_closed` detects that at their checkout.
     if SESSION_ENDED.intersection(sqlstates(context.original_exception)):
         context.invalidate_pool_on_disconnect = False
 
 
-def _takes_writes(connection: DBAPIConnection) -> bool:
-    # PostgreSQL tells both whenever they change, so this asks nobody.
-    told = connection.driver_connection.get_settings()
-    return all(getattr(told, name, "off") == "off" for name in ("in_hot_standby", "default_transaction_read_only"))
+def _accepts_writes(connection: DBAPIConnection) -> bool:
+    # PostgreSQL reports both settings to clients, so this needs no query.
+    reported = connection.driver_connection.get_settings()
+    return all(getattr(reported, name, "off") == "off" for name in ("in_hot_standby", "default_transaction_read_only"))
 
 
-def _stamp(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+def _note_opened(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     entry.info["opened"] = monotonic()
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # The driver publishes no types.
-    """A connection through a transaction pooler: the next transaction is in another session, so each brings its limits."""
+    """A connection through a transaction pooler. Each transaction may run in another session, so each BEGIN sets the limits."""
 
     limits = ""
 

@@ -1,6 +1,6 @@
-"""The CRUD pattern: typed functions that a feature's own `crud.py` is built from.
+"""Generic CRUD functions for the `crud.py` of each feature.
 
-They run one statement each, never commit, and answer `None` or `False` where nothing matched.
+Each runs one statement and never commits. It returns `None` or `False` if no row matches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,30 +23,30 @@ async def insert_or_none[M: Base](
     *,
     unique: Sequence[InstrumentedAttribute[Any]],
 ) -> M | None:
-    """Insert a row, or return None when another one holds the same value in `unique`.
+    """Insert a row; None if another row has the same values in `unique`.
 
-    The database decides, so callers that race get one row between them, and nobody an aborted transaction.
+    The database decides: of several concurrent calls, one gets the row, and no transaction is aborted.
     """
     statement = insert(model).values(**values).on_conflict_do_nothing(index_elements=list(unique)).returning(model)
     return await session.scalar(statement)
 
 
 async def change[M: Base](session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any]) -> M | None:
-    """Change one row and raise its version; None when it is gone."""
+    """Change one row and increment its version; None if the row does not exist."""
     columns: Any = model
     statement = (
         update(model)
         .where(_primary_key(model) == key)
         .values(**values, version=columns.version + 1)
         .returning(model)
-        # A copy loaded earlier in this session shows the new values too.
+        # An instance that this session has loaded before gets the new values too.
         .execution_options(populate_existing=True)
     )
     return await session.scalar(statement)
 
 
 async def remove[M: Base](session: WriteSession, model: type[M], key: UUID) -> bool:
-    """Delete one row; False when it is gone."""
+    """Delete one row; False if it does not exist."""
     statement = delete(model).where(_primary_key(model) == key).returning(_primary_key(model))
     return await session.scalar(statement) is not None
 
@@ -60,17 +60,17 @@ async def remove_expired(
     after: datetime | None,
     limit: int,
 ) -> datetime | None:
-    """Delete the next `limit` rows whose `expiry` is earlier than `before`; return where to go on, None at the end.
+    """Delete the next `limit` rows whose `expiry` is earlier than `before`. Returns `after` for the next call, None at the end.
 
-    The table needs an index that begins with `expiry`. Rows that somebody else has locked are left for a later run.
+    The table needs an index that begins with `expiry`. Locked rows are skipped and left for a later run.
     """
     portion = select(key).where(expiry < before).order_by(expiry).limit(limit).with_for_update(skip_locked=True)
     if after is not None:
-        # Past the index entries of the rows that the steps before have deleted.
+        # Skip the index entries of rows that earlier calls have deleted.
         portion = portion.where(expiry >= after)
     statement = (
         delete(key.class_)
-        # An array, not a join: PostgreSQL then finds each row by its primary key, whatever the statistics say.
+        # With an array instead of a join, PostgreSQL finds each row by its primary key, independent of the statistics.
         .where(key == any_(func.array(portion.scalar_subquery())))
         .returning(expiry)
         .execution_options(synchronize_session=False)
@@ -82,15 +82,15 @@ async def remove_expired(
 async def page(
     session: ReadSession, statement: Select[*tuple[Any, ...]], order: Order, position: Position | None, *, limit: int
 ) -> tuple[Sequence[Any], Position | None]:
-    """Read the next `limit` rows after `position`, and the position to go on from (None at the end).
+    """Read the next `limit` rows after `position`. Returns them and the position of the next page, or None at the end.
 
-    One row more than asked is read to learn whether there is an end: no count.
+    The statement reads one more row to detect the end, which saves a count.
     """
     return cut((await session.execute(after(statement, order, position).limit(limit + 1))).all(), order, limit)
 
 
 def cut(rows: Sequence[Any], order: Order, limit: int) -> tuple[Sequence[Any], Position | None]:
-    """Make a page of the rows that were read, which may be one more than `limit`."""
+    """Make a page of `limit` rows from up to `limit + 1` rows."""
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], order.position(rows[limit - 1])

@@ -1,6 +1,6 @@
-"""How a cursor writes the values of sort columns as text, and which column types it can carry.
+"""Converts the values of sort columns to text for cursors, and back.
 
-A value that comes back must be exactly the one that was written, and one that PostgreSQL takes for this column.
+The result of a round trip must be exactly the original value, and one that PostgreSQL accepts for the column.
 """
 
 import struct
@@ -18,14 +18,14 @@ from sqlalchemy.types import TypeEngine
 type Value = bool | int | float | Decimal | date | time | UUID | Enum | str | bytes
 
 # PostgreSQL's limits for NUMERIC without a precision, for REAL, and for the offset of TIME WITH TIME ZONE.
-_MOST_DIGITS, _MOST_DECIMALS = 131_072, 16_383
+_MAX_DIGITS, _MAX_DECIMALS = 131_072, 16_383
 _REAL_BITS = 24
-_WIDEST_OFFSET = timedelta(hours=16)
-_CARRIED = "Boolean, SmallInteger, Integer, BigInteger, Float, Numeric, Date, Time, DateTime, Uuid, Enum, String, Text or LargeBinary"
+_MAX_OFFSET = timedelta(hours=16)
+_SUPPORTED = "Boolean, SmallInteger, Integer, BigInteger, Float, Numeric, Date, Time, DateTime, Uuid, Enum, String, Text or LargeBinary"
 
 
 def write(value: Value) -> str:
-    """Write a value; `reader_of` its column reads it."""
+    """Return a value as text, which `reader_of` its column can read."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -42,21 +42,21 @@ def write(value: Value) -> str:
 
 
 def reader_of(name: str, kind: TypeEngine[Any]) -> Callable[[str], Value]:
-    """Give what reads a column's values back, or raise `TypeError` for a type that a cursor cannot carry.
+    """Return a function that reads values of a column. Raises `TypeError` for a column type that cursors do not support.
 
-    The reader raises `ValueError`, `ArithmeticError` or `LookupError` for a text that is not a value of the column.
+    The function raises `ValueError`, `ArithmeticError` or `LookupError` for a text that is not a value of the column.
     """
     read = _reader(kind)
     if read is None:
         message = (
-            f"{name} is of type {kind!r}, which a cursor cannot carry; sort by a column of type {_CARRIED} "
+            f"{name} is of type {kind!r}, which cursors do not support; sort by a column of type {_SUPPORTED} "
             "(with Python's default type for it), or by another column"
         )
         raise TypeError(message)
 
     def exactly(text: str) -> Value:
         value = read(text)
-        # Python reads more than one spelling of most types.
+        # Python accepts several texts for most values.
         if write(value) != text:
             raise ValueError(text)
         return value
@@ -114,16 +114,16 @@ def _real(text: str) -> float:
 
 
 def _decimal(precision: int | None, scale: int) -> Callable[[str], Decimal]:
-    digits, decimals = (precision - scale, scale) if precision else (_MOST_DIGITS, _MOST_DECIMALS)
+    digits, decimals = (precision - scale, scale) if precision else (_MAX_DIGITS, _MAX_DECIMALS)
 
     def read(text: str) -> Decimal:
         value = Decimal(text)
         exponent = value.as_tuple().exponent
         if isinstance(exponent, int):
-            is_held = value.adjusted() < digits and -exponent <= decimals
+            is_valid = value.adjusted() < digits and -exponent <= decimals
         else:
-            is_held = text == "NaN" or (precision is None and value.is_infinite())
-        if not is_held:
+            is_valid = text == "NaN" or (precision is None and value.is_infinite())
+        if not is_valid:
             raise ValueError(text)
         return value
 
@@ -134,7 +134,7 @@ def _time(*, has_zone: bool) -> Callable[[str], time]:
     def read(text: str) -> time:
         value = time.fromisoformat(text)
         offset = value.utcoffset()
-        if (offset is not None) != has_zone or (offset and (abs(offset) >= _WIDEST_OFFSET or offset.microseconds)):
+        if (offset is not None) != has_zone or (offset and (abs(offset) >= _MAX_OFFSET or offset.microseconds)):
             raise ValueError(text)
         return value
 
@@ -152,7 +152,7 @@ def _instant(*, has_zone: bool) -> Callable[[str], datetime]:
 
 
 def _text(text: str) -> str:
-    # Neither fits into a text of PostgreSQL.
+    # A text of PostgreSQL can contain neither NUL nor lone surrogates; `encode` raises for the latter.
     if "\0" in text:
         raise ValueError(text)
     text.encode()

@@ -27,7 +27,7 @@ Version = Annotated[int, mapped_column(server_default=text("1"))]
 
 
 class Base(DeclarativeBase):
-    """What every model inherits: names for constraints, time zones, and no lazy loading."""
+    """Base class of all models: names for constraints, instants with time zones, and no lazy loading of server defaults."""
 
     metadata = MetaData(
         naming_convention={
@@ -39,28 +39,28 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: DateTime(timezone=True), str: Text(), int: BigInteger()}  # noqa: RUF012  # Declared an instance variable by SQLAlchemy.
-    # Values made by the server come back with the INSERT: async code can never load them later.
+    # The INSERT returns values that the server generates, because async code cannot load them later.
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # As above.
 
 
 class SessionEndedError(RuntimeError):
-    """A session was used after its request, job or command had ended it."""
+    """A session was used after the end of its request, job or command."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this session has ended, with the request, job or command that opened it. To stream rows to the client, take "
-            "StreamSessionDep. To do something after the response, enqueue a job, or open a unit of work with "
+            "this session has ended with the request, job or command that opened it. To stream rows to the client, use "
+            "StreamSessionDep. To do something after the response, enqueue a job or open a unit of work with "
             "Database.unit. See docs/recipes.md"
         )
 
 
 class _EndingSession(Session):
-    """A session that ends for good when it is closed: used again, it would take a connection that nobody gives back."""
+    """A session that cannot be used after `close`. Otherwise it would take a connection that nothing returns to the pool."""
 
     _has_ended = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        # For whatever begins a transaction by another way than the method below.
+        # This option rejects transactions that begin in any other way than by the method below.
         super().__init__(*arguments, close_resets_only=False, **options)
 
     @override
@@ -79,7 +79,7 @@ class _NoFlushSession(_EndingSession):
     @override
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.new or self.dirty or self.deleted:
-            message = "a read session writes nothing; take the writing session"
+            message = "a read session cannot write; use a WriteSession"
             raise RuntimeError(message)
 
 
@@ -91,9 +91,9 @@ class _CommittingSession(_EndingSession):
 
 
 class ReadSession(AsyncSession):
-    """A session for reading: each statement is its own transaction and costs one round trip.
+    """A session for reading. Each statement is its own transaction and costs one round trip.
 
-    PostgreSQL itself refuses a write on its connections (`default_transaction_read_only`).
+    PostgreSQL rejects writes on its connections (`default_transaction_read_only`).
     """
 
     sync_session_class: type[Session] = _NoFlushSession
@@ -101,9 +101,9 @@ class ReadSession(AsyncSession):
 
     @override
     async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
-        """Run a statement and give its rows as they are read, in a transaction."""
+        """Run a statement in a transaction, and return its rows as they arrive."""
         if type(self) is ReadSession:
-            message = "a ReadSession has no transaction to stream rows in; take StreamSessionDep, see docs/recipes.md"
+            message = "a ReadSession has no transaction to stream rows in; use StreamSessionDep, see docs/recipes.md"
             raise TypeError(message)
         result: AsyncResult[Any] = await super().stream(*arguments, **options)
         self._streams = [*self._streams, result]
@@ -111,9 +111,9 @@ class ReadSession(AsyncSession):
 
     @override
     async def close(self) -> None:
-        """End the session, and with it the results of `stream`.
+        """Close the session and the results of `stream`.
 
-        Such a result reads from the connection. After the end that may be in the transaction of another session.
+        Such a result reads from the connection, which may belong to the transaction of another session afterwards.
         """
         for result in self._streams:
             await result.close()
@@ -121,17 +121,17 @@ class ReadSession(AsyncSession):
 
 
 class StreamSession(ReadSession):
-    """A session for reading that lasts as long as the response: one transaction, so every statement sees the same data."""
+    """A session for reading that lasts until the end of the response. In its one transaction, every statement sees the same data."""
 
 
 class WriteSession(ReadSession):
-    """A session for one atomic change. A function that takes a `ReadSession` also takes this one, never the reverse."""
+    """A session for one atomic change. It is accepted wherever a `ReadSession` is, but not the reverse."""
 
     sync_session_class = _CommittingSession
 
 
 class Database:
-    """The way to PostgreSQL, made when the application starts and disposed of when it stops."""
+    """The engines and sessions for PostgreSQL, created when the application starts and disposed of when it stops."""
 
     def __init__(self, settings: DatabaseSettings, *, slow_query: timedelta | None = None) -> None:
         self.engine = create_engine(settings)
@@ -144,7 +144,7 @@ class Database:
         self.read_sessions = async_sessionmaker(
             self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
         )
-        # The rows of a cursor need a transaction.
+        # A cursor of the server needs a transaction.
         streaming = self.read_engine.execution_options(isolation_level="REPEATABLE READ")
         self.stream_sessions = async_sessionmaker(
             streaming, class_=StreamSession, expire_on_commit=False, autoflush=False
@@ -157,22 +157,22 @@ class Database:
         )
 
     async def dispose(self) -> None:
-        """Close every connection, for good: whatever asks for another one is refused."""
+        """Close every connection permanently. Later attempts to connect fail."""
         for engine in (self.engine, self.read_engine):
             await close_for_good(engine)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[WriteSession]:
-        """Open a unit of work that commits at the end, for the edges that are not HTTP."""
+        """Open a unit of work that commits at the end. For jobs and commands; HTTP requests use `SessionDep`."""
         async with self.sessions() as session:
             yield session
             await session.commit()
 
     async def unit[T](self, work: Callable[[WriteSession], Awaitable[T]]) -> T:
-        """Do the work in a unit of its own, and again after a deadlock or on a connection that broke; see `attempts`."""
+        """Run the work in a separate unit of work, and retry it after a deadlock or a lost connection; see `retries`."""
 
-        async def once() -> T:
+        async def attempt() -> T:
             async with self.begin() as session:
                 return await work(session)
 
-        return await repeating(once)
+        return await repeating(attempt)

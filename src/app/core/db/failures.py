@@ -10,8 +10,8 @@ from app.core.errors import UnavailableError
 
 READ_ONLY = "25006"
 FOREIGN_KEY_VIOLATION = "23503"
-# Temporary failures, not caused by the request: connection, resources, operator intervention, time-outs of statements, locks
-# and transactions, deadlock and serialization.
+# Temporary failures that the request did not cause: connection, resources, operator intervention, timeouts of statements, locks
+# and transactions, deadlocks and serialization failures.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TRANSIENT_CLASSES = ("08", "53", "57", "58")
 _TRANSIENT_STATES = frozenset({"25P03", "25P04", "40001", "40P01", "55P03"})
@@ -27,24 +27,24 @@ class DatabaseUnavailableError(UnavailableError):
     """The database is unreachable or overloaded."""
 
     code = "database_unavailable"
-    detail = "The database cannot answer at the moment; try again shortly."
+    detail = "The database is temporarily unavailable. Try again shortly."
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Give the five-letter PostgreSQL code of a failed statement."""
+    """Return the five-character PostgreSQL code of a failed statement."""
     return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
 
 
 def constraint_name(error: DBAPIError) -> str | None:
-    """Give the name of the constraint that refused a statement."""
+    """Return the name of the violated constraint."""
     cause = error.orig.__cause__ if error.orig else None
     return getattr(cause, "constraint_name", None)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Give an error and its causes.
+    """Yield an error and its causes.
 
-    When a connection ends during a statement, the driver raises its own error and keeps the server's as the cause.
+    When a connection ends during a statement, the driver raises its own error with the error of the server as the cause.
     """
     while error:
         yield error
@@ -52,12 +52,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def sqlstates(error: BaseException | None) -> Iterator[str | None]:
-    """Give the PostgreSQL codes of an error and of its causes."""
+    """Yield the PostgreSQL codes of an error and of its causes."""
     return (getattr(each, "sqlstate", None) for each in causes(error))
 
 
 def is_transient(error: Exception) -> bool:
-    """Say whether trying again later may help: then the client is told 503, not 500."""
+    """Return whether a later retry may succeed. If so, the response is 503 instead of 500."""
     if isinstance(error, PoolTimeoutError | DatabaseUnavailableError):
         return True
     if not isinstance(error, DBAPIError):
@@ -70,20 +70,20 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_undone(error: Exception) -> bool:
-    """Say whether the server has rolled back the whole transaction, and a retry may succeed."""
+    """Return whether the server has rolled back the whole transaction, and a retry may succeed."""
     return sqlstate(error) in _UNDONE or _is_demotion(error) or _is_stale_plan(error)
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Say whether a statement failed because its connection ended, other than by a time-out."""
+    """Return whether a statement failed because its connection ended for another reason than a timeout."""
     if not isinstance(error, DBAPIError) or not _TIMEOUTS.isdisjoint(sqlstates(error.orig)):
         return False
     return error.connection_invalidated or sqlstate(error) in SESSION_ENDED
 
 
 def _is_demotion(error: Exception) -> bool:
-    # The engine for writing gives up a connection that refuses writes (`connections.Recycling`). The engine for reading does
-    # not: there the write is a bug.
+    # `connections.Recycling` invalidates a connection of the engine for writing that rejects writes. It does not do so on the
+    # engine for reading, where a write is a bug.
     return isinstance(error, DBAPIError) and sqlstate(error) == READ_ONLY and error.connection_invalidated
 
 
@@ -97,5 +97,5 @@ def reason(error: BaseException) -> str:
     """Describe a failure of the database in one line."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-    # The adapter puts its own class in front of the server's sentence.
+    # SQLAlchemy's adapter puts the name of a class in front of the server's message.
     return text.rpartition(">: ")[2]

@@ -1,4 +1,4 @@
-"""Keyset pagination: the SQL of the next page, and signed cursors that name the last row of the page before."""
+"""Keyset pagination: the SQL of the next page, and signed cursors with the position of the last row of a page."""
 
 import hashlib
 import hmac
@@ -19,38 +19,39 @@ type Position = tuple[Value, ...]
 
 _VERSION = b"\x01"
 _MAC_LENGTH = 16
-# An index entry has 2,704 bytes at most. Base64 and the escapes of JSON make more of them; a request target may have 16,000.
+# An index entry has at most 2,704 bytes, which base64 and JSON escapes enlarge. A request target may have 16,000 bytes.
 _MAX_LENGTH = 8192
 
 
 class InvalidCursorError(MalformedRequestError):
-    """The cursor was not made by this server for this very list."""
+    """The cursor was not made by this server for this list."""
 
     problem = "invalid-cursor"
     code = "invalid_cursor"
-    detail = "The cursor does not belong to this list; start again without one."
+    detail = "The cursor does not belong to this list. Start again without a cursor."
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """A total order of rows: columns that are NOT NULL and together unique, all in one direction.
 
-    An index on exactly these columns serves both directions. NULLs would be lost between pages, so they are not allowed.
+    An index on exactly these columns supports both directions. Nullable columns are not allowed, because pages would skip rows
+    with NULL.
     """
 
     columns: tuple[InstrumentedAttribute[Any], ...]
     descending: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a column that pages cannot be sorted by when the module is imported, not when rows go missing."""
+        """Reject unsuitable columns at import time, instead of silently skipping rows later."""
         for column in self.columns:
             if column.property.columns[0].nullable:
-                message = f"{column} is nullable: rows without a value would fall out of the pages"
+                message = f"{column} is nullable: pages would skip rows without a value"
                 raise ValueError(message)
             cursors.reader_of(str(column), column.type)
 
     def position(self, row: Row[Any]) -> Position:
-        """Return the position of a row in this order. The row has each of the columns, or is an entity that has them."""
+        """Return the position of a row in this order. The row contains the columns, or an entity with them."""
         source = row if hasattr(row, self.columns[0].key) else row[0]
         return tuple(getattr(source, column.key) for column in self.columns)
 
@@ -70,23 +71,23 @@ def _name(column: InstrumentedAttribute[Any]) -> str:
 def after[*Ts](
     statement: Select[*Ts], order: Order, position: Position | tuple[BindParameter[Any], ...] | None
 ) -> Select[*Ts]:
-    """Sort the statement and start it after `position`.
+    """Sort the statement, and start it after `position`.
 
-    The row-value comparison lets PostgreSQL descend the index to that very row: a deep page costs what the first does.
+    With the row-value comparison, PostgreSQL starts at that row of the index. So a deep page is as cheap as the first one.
     """
-    # The table's columns, not the class's: a statement of columns alone is then run without the ORM, in half the time.
+    # Columns of the table instead of the class: SQLAlchemy then runs the statement without the ORM, in half the time.
     columns = [column.property.columns[0] for column in order.columns]
     if position is not None:
-        here = tuple_(*columns)
-        there = tuple_(*position, types=[column.type for column in columns])
-        statement = statement.where(here < there if order.descending else here > there)
+        row = tuple_(*columns)
+        last = tuple_(*position, types=[column.type for column in columns])
+        statement = statement.where(row < last if order.descending else row > last)
     return statement.order_by(*(column.desc() if order.descending else column.asc() for column in columns))
 
 
 class CursorSigner:
-    """Signs cursors; each is bound to one list.
+    """Signs cursors. Each cursor is bound to one list.
 
-    A cursor is authenticated, not encrypted. It contains only values of a row that its holder has just read.
+    A cursor is authenticated, not encrypted. It contains only values of a row that the client has just read.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -98,18 +99,18 @@ class CursorSigner:
         cursor = base64url.encode(_VERSION + self._mac(payload, binding) + payload)
         if len(cursor) > _MAX_LENGTH:
             message = (
-                f"a cursor of {len(cursor)} characters is too long to come back; sort by a column of shorter values"
+                f"a cursor of {len(cursor)} characters is too long for a request; sort by a column with shorter values"
             )
             raise ValueError(message)
         return cursor
 
     def decode(self, cursor: str, order: Order, *, binding: str) -> Position:
-        """Decode a position. Raises `InvalidCursorError` for anything but an unchanged cursor of this list."""
+        """Decode a position. Raises `InvalidCursorError` unless the cursor is an unchanged cursor of this list."""
         raw = _decoded(cursor)
         mac, payload = raw[1 : 1 + _MAC_LENGTH], raw[1 + _MAC_LENGTH :]
         if raw[:1] != _VERSION or not hmac.compare_digest(mac, self._mac(payload, binding)):
             raise InvalidCursorError
-        # The signature is ours, but an older release may have sorted by other columns or encoded values otherwise.
+        # The signature is valid, but an older release may have used other sort columns or another encoding.
         try:
             texts = json.loads(payload)
             if not isinstance(texts, list):
@@ -139,5 +140,5 @@ def _read(text: object, column: InstrumentedAttribute[Any]) -> Value:
 
 
 def binding_of(path: str, parameters: Sequence[tuple[str, str]]) -> str:
-    """Name a list: its path and every parameter that selects or sorts its rows."""
+    """Return the identity of a list: its path and every parameter that filters or sorts its rows."""
     return json.dumps([path, sorted(parameters)])

@@ -1,6 +1,6 @@
-"""Counts the SQL statements of a request or job and their time, and logs slow ones.
+"""Counts the SQL statements of a request or job, measures their time, and logs slow ones.
 
-BEGIN and COMMIT are not counted: the driver sends them.
+BEGIN and COMMIT are not counted, because the driver sends them.
 """
 
 import logging

@@ -22,22 +22,23 @@ from app.core.db.connections import pool_of
 from app.core.db.failures import DatabaseUnavailableError
 from app.core.db.query_log import Watch
 
-# Maximum number of compiled statements that are kept.
-_MOST = 1000
-# A timeout of the server (statement or lock) or of the driver.
-_OUT_OF_TIME = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError, ConnectionError)
+# Maximum number of compiled statements in the cache.
+_MAX_PREPARED = 1000
+# Timeouts of the server (statement or lock) or of the driver, and broken sockets.
+_TIMEOUTS = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError, ConnectionError)
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-_AS_THE_DRIVER_GIVES_IT = (Boolean, DateTime, Integer, String, Uuid)
+# Column types for which SQLAlchemy does not convert the values that the driver returns.
+_UNCONVERTED_TYPES = (Boolean, DateTime, Integer, String, Uuid)
 
 type Values = Mapping[str, Any]
 type Sessions = Callable[[], AsyncSession]
 
 
 class Reads(Protocol):
-    """Interface of a function that runs one statement. Every session has it."""
+    """Runs single statements. Every session has this interface."""
 
     async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
-        """Run a statement, and give all of its rows."""
+        """Run a statement, and return all of its rows."""
         ...
 
 
@@ -48,7 +49,7 @@ class SessionReads:
         self._sessions = sessions
 
     async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
-        """Run a statement, and give all of its rows."""
+        """Run a statement, and return all of its rows."""
         async with self._sessions() as session:
             result: Result[Any] = await session.execute(statement, values)
             return result
@@ -63,27 +64,27 @@ class _Prepared:
 
 
 class DirectReads(SessionReads):
-    """Runs statements on a connection of the pool, past the session.
+    """Runs statements on a pooled connection, without a session.
 
-    The statements are built once. Their columns have types that the driver converts itself, and `bindparam` stands for each
-    value that varies. A statement that fails is run again in a session, which raises the proper error.
+    Each statement must be a constant: `bindparam` stands for each value that varies. The types of its columns must be those that
+    the driver converts itself. If a statement fails, it runs again in a session, which raises the usual error.
     """
 
     def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:
         super().__init__(sessions)
         self._engine = engine.sync_engine
         # SQLAlchemy's pool may give a free connection to a new task before the waiting ones. A semaphore is fair.
-        self._turns = asyncio.Semaphore(pool_of(engine).size())
+        self._permits = asyncio.Semaphore(pool_of(engine).size())
         self._watch = watch
-        self._prepared = lru_cache(_MOST)(self._prepare)
+        self._prepared = lru_cache(_MAX_PREPARED)(self._prepare)
 
     @override
     async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
         prepared = self._prepared(statement)
-        given = {**prepared.constants, **values}
+        parameters = {**prepared.constants, **values}
         try:
-            rows = await self._fetch(prepared.text, [given[name] for name in prepared.names])
-        except _OUT_OF_TIME as error:
+            rows = await self._fetch(prepared.text, [parameters[name] for name in prepared.names])
+        except _TIMEOUTS as error:
             # A second attempt would reach the same timeout.
             raise DatabaseUnavailableError from error
         except _FAILURES:
@@ -91,28 +92,28 @@ class DirectReads(SessionReads):
         return IteratorResult(prepared.columns, iter(rows))
 
     async def _fetch(self, text: str, values: Sequence[Any]) -> Sequence[Any]:
-        if self._turns.locked():
+        if self._permits.locked():
             await self._wait()
         else:
-            await self._turns.acquire()
+            await self._permits.acquire()
         try:
             return await self._fetch_now(text, values)
         finally:
-            self._turns.release()
+            self._permits.release()
 
     async def _wait(self) -> None:
         pool = pool_of(self._engine)
         try:
             with pool.counted_as_waiting():
                 async with asyncio.timeout(pool.timeout()):
-                    await self._turns.acquire()
+                    await self._permits.acquire()
         except TimeoutError as error:
             message = f"no connection of the pool became free within {pool.timeout():g} s"
             raise PoolTimeoutError(message) from error
 
     async def _connection(self) -> PoolProxiedConnection:
         if pool_of(self._engine).checkedin():
-            # A greenlet costs a tenth of a small request. Only opening a connection needs one.
+            # A greenlet takes a tenth of the time of a small request, and is only needed to open a connection.
             with suppress(MissingGreenlet):
                 return self._engine.raw_connection()
         return await greenlet_spawn(self._engine.raw_connection)
@@ -125,7 +126,7 @@ class DirectReads(SessionReads):
             rows: Sequence[Any] = await driver.fetch(text, *values)
         except BaseException as error:
             if not isinstance(error, _FAILURES):
-                # The task was cancelled. The next user of this connection would receive the answer to this statement.
+                # The task was cancelled. The next user of this connection would receive the result of this statement.
                 driver.terminate()
             raise
         finally:
@@ -137,8 +138,8 @@ class DirectReads(SessionReads):
         dialect = self._engine.dialect
         compiled = statement.compile(dialect=dialect)
         for column in statement.selected_columns:
-            if not isinstance(column.type, _AS_THE_DRIVER_GIVES_IT):
-                message = f"{column} may be converted after it is read; take a session"
+            if not isinstance(column.type, _UNCONVERTED_TYPES):
+                message = f"SQLAlchemy may convert the values of {column}; use a session"
                 raise TypeError(message)
         return _Prepared(
             text=str(compiled),

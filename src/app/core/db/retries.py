@@ -1,8 +1,9 @@
 """Retries a unit of work after a transient database error, unless part of it may already be committed.
 
-What the server has undone (a deadlock, a serialization failure, a plan that a migration made stale, a primary that has become
-read-only) is repeated up to three times in all. Work whose connection broke off is repeated once. Neither is repeated after a
-commit, and the latter not even after a COMMIT was sent: nobody knows whether it arrived. Time-outs are never repeated.
+Work that the server has rolled back runs up to three times. Reasons are a deadlock, a serialization failure, a plan that became
+stale by a migration, and a primary that became read-only. Work whose connection was lost is retried once. Nothing is retried
+after a commit. After a lost connection, a COMMIT that was only sent also counts, because it may have arrived. Timeouts are
+never retried.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from app.core.db.failures import is_lost_connection, is_undone, sqlstate
 
-_MOST = 3
+_MAX_ATTEMPTS = 3
 _FIRST_PAUSE = 0.02
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def once(act: Callable[[], None]) -> None:
 
 
 async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
-    """Run the work, and retry all of it when that may help and cannot repeat an effect."""
+    """Run the work. Retry all of it if that may help and cannot repeat an effect."""
     number = 1
     while True:
         attempt = Attempt(outer=_current.get())
@@ -102,7 +103,7 @@ async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
 
 def _may_repeat(error: Exception, attempt: Attempt, number: int) -> bool:
     if is_undone(error):
-        return number < _MOST and not attempt.has_committed
+        return number < _MAX_ATTEMPTS and not attempt.has_committed
     return is_lost_connection(error) and number == 1 and not attempt.has_sent_commit
 
 

@@ -1,7 +1,7 @@
-"""TLS to PostgreSQL: what `sslmode` (or `ssl`) and its companions in the URL mean, the same for both drivers.
+"""TLS to PostgreSQL. `sslmode` (or `ssl`) and the related URL parameters have the same meaning for both drivers.
 
-Both drivers look into the home directory by default. That directory may be closed to the service, and its files would change
-silently who is trusted. So each driver is given everything.
+By default, both drivers read files in the home directory. The service may not be able to read them, and they could silently
+change the trusted certificates. So each driver gets every option explicitly.
 """
 
 import os
@@ -15,17 +15,17 @@ import asyncpg
 from app.core.config import DatabaseSettings
 from app.core.errors import ConfigurationError
 
-# No file can have this name: libpq goes on without it.
+# No file can have this name, and libpq ignores missing files.
 _NO_FILE = "/dev/null/none"
-# How to connect, one way after the other: with TLS or without.
-_WAYS = {"disable": (False,), "allow": (False, True), "prefer": (True, False)}
+# Connection attempts in their order for each `sslmode`: True with TLS, False without.
+_ATTEMPTS = {"disable": (False,), "allow": (False, True), "prefer": (True, False)}
 _ONLY_TLS = (True,)
-# A server that wants the other way. A silent one is none: another attempt would take as long again.
-_WRONG_WAY = (ConnectionError, ssl.SSLError, asyncpg.InvalidAuthorizationSpecificationError)
+# Errors of a server that requires the other kind of connection. A timeout is not one: another attempt would take as long again.
+_WRONG_KIND = (ConnectionError, ssl.SSLError, asyncpg.InvalidAuthorizationSpecificationError)
 
 
 class Tls(NamedTuple):
-    """What the URL says, under its names there."""
+    """The TLS parameters of the URL, with the same names."""
 
     sslmode: str
     sslrootcert: str | None = None
@@ -34,35 +34,35 @@ class Tls(NamedTuple):
 
 
 def tls_of(options: Mapping[str, Any]) -> Tls:
-    """Read the parameters of TLS from a driver's options."""
-    return Tls(**{name: options.get(name) for name in Tls._fields})  # type: ignore[arg-type]  # `sslmode` is always there.
+    """Return the TLS parameters in a driver's options."""
+    return Tls(**{name: options.get(name) for name in Tls._fields})  # type: ignore[arg-type]  # `sslmode` is always set.
 
 
 async def connect(**options: Any) -> asyncpg.Connection:
-    """Connect as the URL says. `prefer` and `allow` try the other way when the server refuses the first."""
+    """Connect with the TLS mode of the URL. `prefer` and `allow` make a second attempt if the server rejects the first."""
     tls = tls_of(options)
-    *others, last = _WAYS.get(tls.sslmode, _ONLY_TLS)
-    # Without a password the driver would look for one in the home directory.
-    given = {"password": "", **{name: value for name, value in options.items() if name not in Tls._fields}}
-    for way in others:
+    *first, last = _ATTEMPTS.get(tls.sslmode, _ONLY_TLS)
+    # Without a password, the driver would look for one in the home directory.
+    arguments = {"password": "", **{name: value for name, value in options.items() if name not in Tls._fields}}
+    for with_tls in first:
         try:
-            return await asyncpg.connect(**given, ssl=_context(tls) if way else False)
+            return await asyncpg.connect(**arguments, ssl=_context(tls) if with_tls else False)
         except asyncpg.InvalidPasswordError:
             raise
-        except _WRONG_WAY:
+        except _WRONG_KIND:
             pass
-    return await asyncpg.connect(**given, ssl=_context(tls) if last else False)
+    return await asyncpg.connect(**arguments, ssl=_context(tls) if last else False)
 
 
 def check(settings: DatabaseSettings) -> None:
-    """Raise a `ConfigurationError` when certificates that the settings name cannot be used."""
+    """Raise a `ConfigurationError` if a certificate of the settings cannot be used."""
     for url in (settings.sqlalchemy_url(), settings.direct_sqlalchemy_url()):
         _context(tls_of(url.query))
 
 
 @lru_cache
 def _context(tls: Tls) -> ssl.SSLContext:
-    """Make the context once: reading the system's certificates takes tens of milliseconds."""
+    """Create the context. It is cached, because it takes tens of milliseconds to read the system's certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["postgresql"])
@@ -74,7 +74,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
         elif context.verify_mode:
             context.load_default_certs()
         if tls.sslcert:
-            # An encrypted key is an error: nobody is there to be asked for its password.
+            # With an empty password, an encrypted key is an error instead of a prompt.
             context.load_cert_chain(tls.sslcert, tls.sslkey, password="")
     except OSError as error:
         message = (
@@ -85,11 +85,11 @@ def _context(tls: Tls) -> ssl.SSLContext:
 
 
 def for_libpq(options: Mapping[str, Any]) -> dict[str, str | None]:
-    """Give libpq the same, and no file of the home directory."""
+    """Return the same options for libpq, which disable every file in the home directory."""
     tls = tls_of(options)
     is_system = tls.sslmode == "verify-full" and tls.sslrootcert in {None, "system"}
     if is_system:
-        _show_system_certificates()
+        _set_system_certificates()
     return {
         "sslmode": tls.sslmode,
         "sslrootcert": "system" if is_system else tls.sslrootcert or _NO_FILE,
@@ -97,13 +97,13 @@ def for_libpq(options: Mapping[str, Any]) -> dict[str, str | None]:
         "sslkey": tls.sslkey,
         "sslcrl": _NO_FILE,
         "passfile": _NO_FILE,
-        # A ticket of Kerberos would be tried before TLS.
+        # Otherwise libpq would try a Kerberos ticket before TLS.
         "gssencmode": "disable",
     }
 
 
-def _show_system_certificates() -> None:
-    """Psycopg's wheel brings an OpenSSL of its own, which does not know where this system keeps its certificates."""
+def _set_system_certificates() -> None:
+    """Tell libpq where the system's certificates are. psycopg's wheel contains an OpenSSL that does not know this path."""
     paths = ssl.get_default_verify_paths()
     for variable, path in (("SSL_CERT_FILE", paths.cafile), ("SSL_CERT_DIR", paths.capath)):
         if path:
