@@ -27,7 +27,7 @@ STALE = (
 
 @pytest.fixture
 async def other(session: WriteSession) -> User:
-    """An ordinary account that somebody else administers."""
+    """An ordinary account, which the administrator manages."""
     user = await make_user(session, full_name="Grace Hopper")
     await session.commit()
     return user
@@ -44,7 +44,7 @@ def url(user: User | LoggedIn | str) -> str:
 
 
 async def create(client: AsyncClient, admin: LoggedIn, /, **body: Any) -> Response:
-    # ASCII: a lone surrogate has an escape in JSON, but no UTF-8.
+    # In ASCII, because a lone surrogate has an escape in JSON, but no encoding in UTF-8.
     headers = admin.headers | {"X-Request-ID": REQUEST_ID, "Content-Type": "application/json"}
     return await client.post(USERS, content=json.dumps(body), headers=headers)
 
@@ -53,10 +53,10 @@ async def patch(client: AsyncClient, admin: LoggedIn, user: User | LoggedIn, /, 
     return await client.patch(url(user), json=body, headers=admin.headers | {"X-Request-ID": REQUEST_ID})
 
 
-# Create.
+# Create
 
 
-async def test_creating_an_account_shows_it_and_stores_it_without_a_password(
+async def test_a_created_account_is_returned_and_stored_without_a_password(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     response = await create(client, admin, email="Ada@EXAMPLE.com", full_name="Ada Lovelace")
@@ -76,7 +76,7 @@ async def test_creating_an_account_shows_it_and_stores_it_without_a_password(
     assert (row.version, row.authz_version) == (1, 1)
 
 
-async def test_an_account_can_be_created_with_an_address_alone(
+async def test_an_account_can_be_created_with_only_an_address(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     response = await create(client, admin, email="ada@example.com", full_name=None)
@@ -85,7 +85,9 @@ async def test_an_account_can_be_created_with_an_address_alone(
     assert (row.full_name, row.name_key) == (None, None)
 
 
-async def test_the_location_of_a_new_account_shows_it_with_the_same_etag(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_the_location_of_a_new_account_returns_it_with_the_same_etag(
+    client: AsyncClient, admin: LoggedIn
+) -> None:
     created = await create(client, admin, email="ada@example.com")
 
     response = await client.get(created.headers["location"], headers=admin.headers)
@@ -122,7 +124,7 @@ async def test_creating_an_account_is_written_to_the_audit_log(
     assert event.detail == {"role": "user"}
 
 
-async def test_creating_an_administrator_needs_a_recent_login(
+async def test_creating_an_administrator_requires_a_recent_login(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     before = await snapshot(session)
@@ -135,7 +137,7 @@ async def test_creating_an_administrator_needs_a_recent_login(
     assert await snapshot(session) == before
 
 
-async def test_an_administrator_with_a_recent_login_makes_another(
+async def test_an_administrator_with_a_recent_login_can_create_another(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     response = await create(client, admin, email="ada@example.com", role="admin")
@@ -146,7 +148,7 @@ async def test_an_administrator_with_a_recent_login_makes_another(
     assert event.detail == {"role": "admin"}
 
 
-async def test_creating_an_ordinary_account_needs_no_recent_login(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_creating_an_ordinary_account_requires_no_recent_login(client: AsyncClient, admin: LoggedIn) -> None:
     response = await client.post(USERS, json={"email": "ada@example.com", "role": "user"}, headers=stale(admin))
 
     assert response.status_code == 201
@@ -163,7 +165,7 @@ async def test_creating_an_ordinary_account_needs_no_recent_login(client: AsyncC
         ("stra\u00dfe@example.com", "STRASSE@example.com"),
     ],
 )
-async def test_an_address_is_taken_in_every_spelling(
+async def test_an_address_is_unique_in_every_spelling(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, taken: str, given: str
 ) -> None:
     assert (await create(client, admin, email=taken)).status_code == 201
@@ -184,7 +186,7 @@ async def test_an_address_is_taken_in_every_spelling(
         ("a@example.com", "a@example.org"),
     ],
 )
-async def test_addresses_that_only_resemble_each_other_are_different_accounts(
+async def test_similar_addresses_belong_to_different_accounts(
     client: AsyncClient, admin: LoggedIn, one: str, another: str
 ) -> None:
     first = await create(client, admin, email=one)
@@ -205,7 +207,7 @@ NO_ADDRESSES = [
 ]
 
 
-async def test_what_is_no_address_is_refused(client: AsyncClient, session: WriteSession, admin: LoggedIn) -> None:
+async def test_an_invalid_address_is_rejected(client: AsyncClient, session: WriteSession, admin: LoggedIn) -> None:
     before = await snapshot(session)
 
     for address in NO_ADDRESSES:
@@ -267,7 +269,7 @@ REFUSED_BODIES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("pointer", sorted({pointer for _, pointer in REFUSED_BODIES}))
-async def test_a_new_account_with_a_refused_member_is_not_created(
+async def test_an_account_with_an_invalid_member_is_not_created(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, pointer: str
 ) -> None:
     before = await snapshot(session)
@@ -280,7 +282,7 @@ async def test_a_new_account_with_a_refused_member_is_not_created(
 
 
 @pytest.mark.parametrize("body", ["null", "true", "1", '"x"', "[]", "[{}]"])
-async def test_a_new_account_that_is_no_object_is_refused(
+async def test_a_body_that_is_not_an_object_is_rejected(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, body: str
 ) -> None:
     before = await snapshot(session)
@@ -296,7 +298,9 @@ NUMBERS = {"1.0": 422, "1e0": 422, "-0": 422, "01": 400, "+1": 400, "0x10": 400,
 
 
 @pytest.mark.parametrize("member", ["email", "full_name", "role"])
-async def test_a_number_is_no_text(client: AsyncClient, session: WriteSession, admin: LoggedIn, member: str) -> None:
+async def test_a_number_is_rejected_as_text(
+    client: AsyncClient, session: WriteSession, admin: LoggedIn, member: str
+) -> None:
     before = await snapshot(session)
     address = "" if member == "email" else '"email": "ada@example.com", '
 
@@ -308,7 +312,7 @@ async def test_a_number_is_no_text(client: AsyncClient, session: WriteSession, a
     assert await snapshot(session) == before
 
 
-async def test_a_refused_body_is_not_repeated_in_the_answer(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_the_response_does_not_quote_an_invalid_body(client: AsyncClient, admin: LoggedIn) -> None:
     response = await create(client, admin, password="canary-password", email="canary-address")
 
     assert response.status_code == 422
@@ -329,7 +333,7 @@ async def test_a_refused_body_is_not_repeated_in_the_answer(client: AsyncClient,
         "\u05d0",
     ],
 )
-async def test_names_are_stored_as_they_are(
+async def test_names_are_stored_unchanged(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, name: str
 ) -> None:
     response = await create(client, admin, email="ada@example.com", full_name=name)
@@ -340,19 +344,19 @@ async def test_names_are_stored_as_they_are(
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
-async def test_the_collection_answers_undeclared_methods_with_what_it_does(client: AsyncClient, method: str) -> None:
+async def test_an_undeclared_method_of_the_collection_gives_a_405_with_the_allowed_ones(
+    client: AsyncClient, method: str
+) -> None:
     response = await client.request(method, USERS)
 
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET, HEAD, POST"
 
 
-# Read.
+# Read
 
 
-async def test_reading_an_account_shows_all_of_it_but_secrets(
-    client: AsyncClient, admin: LoggedIn, other: User
-) -> None:
+async def test_an_account_is_returned_without_secrets(client: AsyncClient, admin: LoggedIn, other: User) -> None:
     response = await client.get(url(other), headers=admin.headers)
 
     body = response.json()
@@ -364,7 +368,7 @@ async def test_reading_an_account_shows_all_of_it_but_secrets(
 
 
 @pytest.mark.parametrize("condition", ['"1"', '"9", "1"', 'W/"1"', "*"])
-async def test_an_account_that_the_client_already_has_is_not_sent_again(
+async def test_an_unchanged_account_gives_a_304(
     client: AsyncClient, admin: LoggedIn, other: User, condition: str
 ) -> None:
     response = await client.get(url(other), headers=admin.headers | {"If-None-Match": condition})
@@ -375,9 +379,7 @@ async def test_an_account_that_the_client_already_has_is_not_sent_again(
 
 
 @pytest.mark.parametrize("condition", ['"2"', "1", '"11"', "", "x" * 100])
-async def test_an_account_that_has_changed_is_sent(
-    client: AsyncClient, admin: LoggedIn, other: User, condition: str
-) -> None:
+async def test_a_changed_account_is_returned(client: AsyncClient, admin: LoggedIn, other: User, condition: str) -> None:
     response = await client.get(url(other), headers=admin.headers | {"If-None-Match": condition})
 
     assert response.status_code == 200
@@ -395,7 +397,7 @@ NO_IDS = [
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-async def test_an_id_that_is_none_is_answered_like_one_that_does_not_exist(
+async def test_an_invalid_id_gives_the_same_response_as_an_unknown_one(
     client: AsyncClient, admin: LoggedIn, method: str
 ) -> None:
     body: dict[str, Any] | None = {} if method == "PATCH" else None
@@ -407,7 +409,7 @@ async def test_an_id_that_is_none_is_answered_like_one_that_does_not_exist(
         assert response.json()["type"] == "/problems/not-found"
 
 
-async def test_the_canonical_id_of_an_account_is_its_only_one(
+async def test_only_the_canonical_form_of_an_id_is_valid(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     user_id = uuid7()
@@ -431,10 +433,10 @@ async def test_an_unknown_account_is_not_found(client: AsyncClient, admin: Logge
     assert_problem(response, 404, "user_not_found")
 
 
-# Update.
+# Update
 
 
-async def test_renaming_an_account_raises_its_version_and_leaves_its_rights(
+async def test_renaming_an_account_increments_its_version_and_keeps_its_rights(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User
 ) -> None:
     response = await patch(client, admin, other, full_name="Rear Admiral Hopper")
@@ -451,9 +453,7 @@ async def test_renaming_an_account_raises_its_version_and_leaves_its_rights(
     assert (event.request_id, str(event.ip_prefix), event.detail) == (REQUEST_ID, "127.0.0.0/24", {})
 
 
-async def test_a_name_can_be_taken_away(
-    client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User
-) -> None:
+async def test_a_name_can_be_removed(client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User) -> None:
     response = await patch(client, admin, other, full_name=None)
 
     assert response.json()["full_name"] is None
@@ -461,7 +461,7 @@ async def test_a_name_can_be_taken_away(
     assert (row.full_name, row.name_key) == (None, None)
 
 
-async def test_changing_a_role_is_recorded_and_ends_the_tokens_of_before(
+async def test_a_role_change_is_recorded_and_invalidates_earlier_tokens(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, user: LoggedIn
 ) -> None:
     response = await patch(client, admin, user, role="admin")
@@ -477,7 +477,7 @@ async def test_changing_a_role_is_recorded_and_ends_the_tokens_of_before(
     assert (event.actor_id, event.subject_id) == (UUID(admin.user_id), UUID(user.user_id))
 
 
-async def test_disabling_an_account_is_recorded_and_ends_its_tokens(
+async def test_disabling_an_account_is_recorded_and_invalidates_its_tokens(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, user: LoggedIn
 ) -> None:
     response = await patch(client, admin, user, is_active=False)
@@ -490,7 +490,7 @@ async def test_disabling_an_account_is_recorded_and_ends_its_tokens(
     assert [event.event for event in await events(session)] == ["users.disabled"]
 
 
-async def test_enabling_an_account_does_not_revive_its_tokens(
+async def test_enabling_an_account_does_not_make_earlier_tokens_valid(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, user: LoggedIn
 ) -> None:
     await patch(client, admin, user, is_active=False)
@@ -504,7 +504,7 @@ async def test_enabling_an_account_does_not_revive_its_tokens(
     assert [event.event for event in await events(session)] == ["users.disabled", "users.enabled"]
 
 
-async def test_several_changes_at_once_are_one_version_and_an_event_each(
+async def test_several_changes_in_one_request_make_one_version_and_one_event_each(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User
 ) -> None:
     response = await patch(client, admin, other, full_name="Grace", role="admin", is_active=False)
@@ -516,7 +516,7 @@ async def test_several_changes_at_once_are_one_version_and_an_event_each(
 
 
 @pytest.mark.parametrize("body", [{}, {"full_name": "Grace Hopper"}, {"role": "user", "is_active": True}])
-async def test_a_change_that_changes_nothing_leaves_no_trace(
+async def test_an_update_without_a_change_writes_nothing(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, body: dict[str, Any]
 ) -> None:
     before = await snapshot(session)
@@ -529,7 +529,7 @@ async def test_a_change_that_changes_nothing_leaves_no_trace(
 
 
 @pytest.mark.parametrize("condition", ['"1"', '"7", "1"', "*", ' "1" '])
-async def test_a_change_of_what_was_read_is_made(
+async def test_a_change_with_the_current_etag_succeeds(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, condition: str
 ) -> None:
     headers = admin.headers | {"If-Match": condition}
@@ -544,7 +544,7 @@ STALE_TAGS = [b'"2"', b'"0"', b'W/"1"', b"1", b'"11"', b'"x"', b"", b'"1', b'"' 
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-async def test_a_change_of_what_has_changed_is_refused(
+async def test_a_change_with_an_outdated_etag_is_rejected(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, method: str
 ) -> None:
     before = await snapshot(session)
@@ -591,7 +591,7 @@ async def test_a_change_of_what_has_changed_is_refused(
     ],
     ids=lambda value: ascii(value)[:60],
 )
-async def test_a_change_with_a_refused_member_is_not_made(
+async def test_a_change_with_an_invalid_member_is_rejected(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, body: dict[str, Any], pointer: str
 ) -> None:
     before = await snapshot(session)
@@ -603,7 +603,7 @@ async def test_a_change_with_a_refused_member_is_not_made(
 
 
 @pytest.mark.parametrize("role", ["user", "admin"])
-async def test_a_change_of_role_needs_a_recent_login(
+async def test_a_role_change_requires_a_recent_login(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, role: str
 ) -> None:
     before = await snapshot(session)
@@ -615,7 +615,7 @@ async def test_a_change_of_role_needs_a_recent_login(
     assert await snapshot(session) == before
 
 
-async def test_other_changes_need_no_recent_login(client: AsyncClient, admin: LoggedIn, other: User) -> None:
+async def test_other_changes_require_no_recent_login(client: AsyncClient, admin: LoggedIn, other: User) -> None:
     body = {"full_name": "Grace", "is_active": False}
 
     response = await client.patch(url(other), json=body, headers=stale(admin))
@@ -624,7 +624,7 @@ async def test_other_changes_need_no_recent_login(client: AsyncClient, admin: Lo
 
 
 @pytest.mark.parametrize("body", [{"role": "user"}, {"is_active": False}, {"role": "user", "full_name": "Grace"}])
-async def test_the_last_active_administrator_stays_one(
+async def test_the_last_active_administrator_cannot_be_demoted_or_disabled(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, body: dict[str, Any]
 ) -> None:
     await make_user(session, role="admin", is_active=False)
@@ -637,7 +637,7 @@ async def test_the_last_active_administrator_stays_one(
     assert await snapshot(session) == before
 
 
-async def test_a_stale_change_of_the_last_administrator_is_refused_as_stale(
+async def test_an_outdated_change_of_the_last_administrator_is_rejected_as_outdated(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     before = await snapshot(session)
@@ -648,7 +648,7 @@ async def test_a_stale_change_of_the_last_administrator_is_refused_as_stale(
     assert await snapshot(session) == before
 
 
-async def test_an_administrator_besides_another_can_step_down(
+async def test_an_administrator_can_be_demoted_if_another_is_active(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     await make_user(session, role="admin")
@@ -682,10 +682,10 @@ async def test_every_change_is_later_than_the_one_before(
     assert row.updated_at > long_ago
 
 
-# Delete.
+# Delete
 
 
-async def test_deleting_an_account_removes_it_and_what_belongs_to_it(
+async def test_deleting_an_account_deletes_its_rows_in_other_tables(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     created = (await create(client, admin, email="ada@example.com")).json()
@@ -700,7 +700,7 @@ async def test_deleting_an_account_removes_it_and_what_belongs_to_it(
     assert_problem(await client.delete(url(created["id"]), headers=admin.headers), 404, "user_not_found")
 
 
-async def test_deleting_an_account_is_recorded_and_its_log_stays(
+async def test_deleting_an_account_is_recorded_and_its_audit_log_stays(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User
 ) -> None:
     await patch(client, admin, other, full_name="Grace")
@@ -714,7 +714,9 @@ async def test_deleting_an_account_is_recorded_and_its_log_stays(
     assert deleted.detail == {}
 
 
-async def test_a_deleted_account_can_no_longer_speak(client: AsyncClient, admin: LoggedIn, user: LoggedIn) -> None:
+async def test_the_tokens_of_a_deleted_account_are_invalid(
+    client: AsyncClient, admin: LoggedIn, user: LoggedIn
+) -> None:
     await client.delete(url(user), headers=admin.headers)
 
     response = await client.get(f"{USERS}/me", headers=user.headers)
@@ -722,7 +724,9 @@ async def test_a_deleted_account_can_no_longer_speak(client: AsyncClient, admin:
     assert_problem(response, 401, "invalid_token")
 
 
-async def test_the_address_of_a_deleted_account_is_free(client: AsyncClient, admin: LoggedIn, other: User) -> None:
+async def test_the_address_of_a_deleted_account_can_be_used_again(
+    client: AsyncClient, admin: LoggedIn, other: User
+) -> None:
     await client.delete(url(other), headers=admin.headers)
 
     response = await create(client, admin, email=other.email)
@@ -732,7 +736,7 @@ async def test_the_address_of_a_deleted_account_is_free(client: AsyncClient, adm
 
 
 @pytest.mark.parametrize("condition", ['"1"', "*"])
-async def test_an_account_that_is_as_it_was_read_is_deleted(
+async def test_a_deletion_with_the_current_etag_succeeds(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, other: User, condition: str
 ) -> None:
     response = await client.delete(url(other), headers=admin.headers | {"If-Match": condition})
@@ -765,7 +769,7 @@ async def test_a_disabled_administrator_can_be_deleted(
     assert response.status_code == 204
 
 
-async def test_a_login_that_stores_a_stronger_hash_leaves_the_account_as_its_etag_says(
+async def test_a_login_that_stores_a_stronger_hash_does_not_change_the_etag(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     weak = pwdlib.hashers.bcrypt.BcryptHasher(rounds=4).hash(PASSWORD)

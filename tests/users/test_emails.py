@@ -1,4 +1,4 @@
-"""Which texts are email addresses, and which spellings belong to one account."""
+"""Which texts are valid addresses, and which addresses belong to the same account."""
 
 import time
 import unicodedata
@@ -37,7 +37,7 @@ def accepted(address: str) -> bool:
 @example("a@" + "xn--" * 60)
 @example("a@xn--\u00e9.com")
 @example("a@[IPv6:::1]")
-def test_a_text_is_normalised_or_refused_and_nothing_else_happens(text: str) -> None:
+def test_every_text_is_either_normalized_or_rejected(text: str) -> None:
     try:
         spelling = normalize(text)
     except InvalidEmailError:
@@ -58,7 +58,7 @@ def test_a_text_is_normalised_or_refused_and_nothing_else_happens(text: str) -> 
 @example("\u1fb3", "example.com")
 @example("\u0345\u0301a", "example.com")
 @example("\u01f0", "example.com")
-def test_the_identity_of_an_address_has_one_spelling(local: str, domain: str) -> None:
+def test_all_forms_of_an_address_have_the_same_identity(local: str, domain: str) -> None:
     address = f"{local}@{domain}"
     assume(accepted(address))
 
@@ -72,7 +72,7 @@ def test_the_identity_of_an_address_has_one_spelling(local: str, domain: str) ->
 
 @settings(deadline=None, max_examples=100)
 @given(ASCII, st.data())
-def test_case_makes_no_difference(local: str, data: st.DataObject) -> None:
+def test_case_does_not_change_the_identity(local: str, data: st.DataObject) -> None:
     address = f"{local}@example.com"
     assume(accepted(address))
     case = data.draw(st.lists(st.booleans(), min_size=len(address), max_size=len(address)))
@@ -83,9 +83,9 @@ def test_case_makes_no_difference(local: str, data: st.DataObject) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(ASCII)
-def test_the_stored_spelling_keeps_the_case_of_the_local_part(local: str) -> None:
+def test_the_stored_address_keeps_the_case_of_the_local_part(local: str) -> None:
     assume(accepted(f"{local}@example.com"))
-    # RFC 2142: those of a site's own offices have none.
+    # The library converts the mailbox names of RFC 2142, such as `postmaster`, to lower case.
     assume(local.lower() not in CASE_INSENSITIVE_MAILBOX_NAMES)
 
     assert normalize(f"{local}@EXAMPLE.com") == f"{local}@example.com"
@@ -158,7 +158,7 @@ def test_the_stored_spelling_keeps_the_case_of_the_local_part(local: str) -> Non
         "@" * 100_000,
     ],
 )
-def test_what_is_no_single_plain_address_is_refused(address: str) -> None:
+def test_a_text_that_is_not_exactly_one_address_is_rejected(address: str) -> None:
     with pytest.raises(InvalidEmailError):
         normalize(address)
 
@@ -175,7 +175,7 @@ def test_what_is_no_single_plain_address_is_refused(address: str) -> None:
         pytest.param(["straße@example.com", "STRASSE@example.com"], id="sharp s"),
     ],
 )
-def test_spellings_of_one_account(spellings: list[str]) -> None:
+def test_spellings_with_the_same_identity(spellings: list[str]) -> None:
     assert len({identity(spelling) for spelling in spellings}) == 1
 
 
@@ -191,7 +191,7 @@ def test_spellings_of_one_account(spellings: list[str]) -> None:
         pytest.param("a@example.com", "a@example.co", id="a prefix"),
     ],
 )
-def test_spellings_of_two_accounts(first: str, second: str) -> None:
+def test_addresses_with_different_identities(first: str, second: str) -> None:
     assert identity(first) != identity(second)
 
 
@@ -207,12 +207,12 @@ def test_spellings_of_two_accounts(first: str, second: str) -> None:
         (f"{'a' * 64}@example.com", f"{'a' * 64}@example.com"),
     ],
 )
-def test_the_spelling_that_mail_goes_to(address: str, spelling: str) -> None:
+def test_the_normalized_form_of_an_address(address: str, spelling: str) -> None:
     assert normalize(address) == spelling
 
 
-def test_an_address_that_is_too_long_only_once_encoded_is_refused() -> None:
-    # Each of these labels becomes longer as ASCII.
+def test_an_address_that_is_too_long_after_encoding_is_rejected() -> None:
+    # Each of these labels is longer in ASCII.
     address = "a@" + ".".join(["ü" * 30] * 7) + ".example"
     assert len(address) <= MAX_LENGTH
 
@@ -224,16 +224,16 @@ def test_an_address_that_is_too_long_only_once_encoded_is_refused() -> None:
     "address",
     [
         pytest.param(f"a@{'\u00fc' * 10_240}.co", id="a Unicode label"),
-        pytest.param(f"a@{'\u0430' * 248}.co", id="a Unicode label just short enough to look at"),
+        pytest.param(f"a@{'\u0430' * 248}.co", id="a Unicode label of the maximum length"),
         pytest.param(f"a@{'xn--' * 60}.co", id="nested encodings"),
         pytest.param(f"a@{'.' * 240}co", id="empty labels"),
         pytest.param(f"{'e\u0301' * 100}@{'u\u0308' * 20}.co", id="combining marks"),
         pytest.param("a@" * 120, id="many at signs"),
-        pytest.param("\u0301" * 250 + "@x.co", id="a heap of marks"),
+        pytest.param("\u0301" * 250 + "@x.co", id="only combining marks"),
         pytest.param(("a" * 1_000_000) + "@x.co", id="a megabyte"),
     ],
 )
-def test_refusing_an_address_costs_little_more_than_accepting_a_long_one(address: str) -> None:
+def test_rejecting_an_address_takes_little_longer_than_accepting_a_long_one(address: str) -> None:
     accepted = f"{'a' * 64}@{'.'.join(['\u00fc' * 20] * 4)}.example"
     refusing, accepting = [], []
     for _ in range(10):
@@ -249,5 +249,5 @@ def test_refusing_an_address_costs_little_more_than_accepting_a_long_one(address
 
 
 @pytest.mark.parametrize(("first", "second"), list(product(["Zoë", "zoe\u0308", "ZOË"], repeat=2)))
-def test_names_are_compared_without_case_and_form(first: str, second: str) -> None:
+def test_names_are_compared_without_case_and_normal_form(first: str, second: str) -> None:
     assert name_key(first) == name_key(second)

@@ -23,7 +23,7 @@ from tests.factories import make_user
 
 @pytest.fixture
 def keys() -> KeyRing:
-    """The key ring of the run."""
+    """The keys of the test run."""
     return parse_key_ring(KEY_SET, source="the run")
 
 
@@ -36,7 +36,7 @@ async def owner(session: WriteSession) -> User:
 
 
 class MemoryTransport:
-    """Keeps what would have gone out."""
+    """Collects messages instead of sending them."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -47,13 +47,13 @@ class MemoryTransport:
 
 @pytest.fixture
 def outbox() -> MemoryTransport:
-    """Where mail ends up."""
+    """The sent messages."""
     return MemoryTransport()
 
 
 @pytest.fixture
 def work(database: Database, outbox: MemoryTransport, keys: KeyRing, settings: Settings) -> Work:
-    """What a running job is given."""
+    """The context of a running job."""
     return Work(database, Mailer(outbox, from_address="no-reply@example.com", from_name=product.NAME), keys, settings)
 
 
@@ -65,7 +65,7 @@ async def make_link(session: WriteSession, keys: KeyRing, user: User) -> Account
     return link
 
 
-async def test_a_link_lives_three_days_by_the_clock_of_the_database(
+async def test_a_link_expires_after_three_days_by_the_clock_of_the_database(
     session: WriteSession, keys: KeyRing, owner: User
 ) -> None:
     link = await make_link(session, keys, owner)
@@ -77,7 +77,7 @@ async def test_a_link_lives_three_days_by_the_clock_of_the_database(
     assert link.id == row.id
 
 
-async def test_a_new_link_ends_the_older_ones_of_the_account(session: WriteSession, keys: KeyRing, owner: User) -> None:
+async def test_a_new_link_deletes_older_links_of_the_account(session: WriteSession, keys: KeyRing, owner: User) -> None:
     other = await make_user(session)
     old = await make_link(session, keys, owner)
     others = await make_link(session, keys, other)
@@ -92,7 +92,7 @@ async def test_a_new_link_ends_the_older_ones_of_the_account(session: WriteSessi
     ("change", "lives"),
     [("used_at = now()", False), ("expires_at = now()", False), ("expires_at = now() + interval '1 ms'", True)],
 )
-async def test_a_link_that_is_used_or_expired_is_dead(
+async def test_a_used_or_expired_link_is_not_found(
     session: WriteSession, keys: KeyRing, owner: User, change: str, lives: bool
 ) -> None:
     link = await make_link(session, keys, owner)
@@ -104,7 +104,7 @@ async def test_a_link_that_is_used_or_expired_is_dead(
     assert (found is not None) is lives
 
 
-async def test_a_link_is_spent_once(session: WriteSession, keys: KeyRing, owner: User) -> None:
+async def test_a_link_can_be_used_once(session: WriteSession, keys: KeyRing, owner: User) -> None:
     link = await make_link(session, keys, owner)
 
     assert [await links.use(session, link) for _ in range(2)] == [True, False]
@@ -127,7 +127,7 @@ async def test_the_secret_is_derived_from_pepper_purpose_id_and_nonce(
     assert links.secret(keys, link) == secret
 
 
-async def test_secrets_differ_with_the_link_and_with_the_pepper(
+async def test_each_link_and_each_pepper_gives_a_different_secret(
     session: WriteSession, keys: KeyRing, owner: User
 ) -> None:
     first = links.secret(keys, await make_link(session, keys, owner))
@@ -140,7 +140,7 @@ async def test_secrets_differ_with_the_link_and_with_the_pepper(
     assert len({first, second, foreign}) == 3
 
 
-async def test_the_database_holds_nothing_from_which_alone_the_secret_follows(
+async def test_the_secret_cannot_be_derived_from_the_database_alone(
     session: WriteSession, keys: KeyRing, owner: User
 ) -> None:
     link = await make_link(session, keys, owner)
@@ -152,7 +152,7 @@ async def test_the_database_holds_nothing_from_which_alone_the_secret_follows(
     assert len(row.nonce) == 32
 
 
-async def test_the_links_of_an_account_go_with_it(session: WriteSession, keys: KeyRing, owner: User) -> None:
+async def test_deleting_an_account_deletes_its_links(session: WriteSession, keys: KeyRing, owner: User) -> None:
     await make_link(session, keys, owner)
 
     await session.execute(text("DELETE FROM users WHERE id = :id"), {"id": owner.id})
@@ -161,7 +161,7 @@ async def test_the_links_of_an_account_go_with_it(session: WriteSession, keys: K
     assert (await snapshot(session))["account_links"] == []
 
 
-async def test_the_mail_carries_the_secret_in_the_fragment_of_the_configured_address(
+async def test_the_mail_contains_the_secret_in_the_fragment_of_the_configured_url(
     session: WriteSession, keys: KeyRing, owner: User, work: Work, outbox: MemoryTransport, settings: Settings
 ) -> None:
     link = await make_link(session, keys, owner)
@@ -179,7 +179,7 @@ async def test_the_mail_carries_the_secret_in_the_fragment_of_the_configured_add
     assert str(link.id) in mail.message_id
 
 
-async def test_a_mail_that_is_sent_twice_is_the_same_mail(
+async def test_a_mail_that_is_sent_twice_has_the_same_content_and_id(
     session: WriteSession, keys: KeyRing, owner: User, work: Work, outbox: MemoryTransport
 ) -> None:
     link = await make_link(session, keys, owner)
@@ -191,7 +191,7 @@ async def test_a_mail_that_is_sent_twice_is_the_same_mail(
     assert first == second
 
 
-async def test_a_dead_link_is_not_mailed(
+async def test_an_unusable_link_is_not_mailed(
     session: WriteSession, keys: KeyRing, owner: User, work: Work, outbox: MemoryTransport
 ) -> None:
     link = await make_link(session, keys, owner)
@@ -203,7 +203,7 @@ async def test_a_dead_link_is_not_mailed(
     assert outbox.sent == []
 
 
-async def test_no_mail_goes_out_about_an_account_that_is_gone(
+async def test_no_mail_is_sent_about_a_deleted_account(
     client: AsyncClient,
     session: WriteSession,
     admin: LoggedIn,
@@ -220,7 +220,7 @@ async def test_no_mail_goes_out_about_an_account_that_is_gone(
     assert outbox.sent == []
 
 
-async def test_a_name_full_of_markup_is_escaped_in_the_mail(
+async def test_markup_in_a_name_is_escaped_in_the_mail(
     session: WriteSession, keys: KeyRing, work: Work, outbox: MemoryTransport
 ) -> None:
     user = await make_user(session, full_name='<script>alert("{{7*7}}")</script>')
@@ -234,7 +234,7 @@ async def test_a_name_full_of_markup_is_escaped_in_the_mail(
     assert 'Hello <script>alert("{{7*7}}")</script>' in mail.text
 
 
-async def test_a_link_whose_pepper_has_not_arrived_here_is_for_later(session: WriteSession, keys: KeyRing) -> None:
+async def test_a_link_with_an_unknown_pepper_is_retried_later(session: WriteSession, keys: KeyRing) -> None:
     link = await make_link(session, keys, await make_user(session))
     keys.peppers.clear()
 
@@ -242,7 +242,7 @@ async def test_a_link_whose_pepper_has_not_arrived_here_is_for_later(session: Wr
         links.secret(keys, link)
 
 
-async def test_neither_the_job_nor_the_log_nor_any_other_row_holds_the_secret(
+async def test_no_job_log_line_or_row_contains_the_secret(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, keys: KeyRing
 ) -> None:
     created = await client.post("/api/v1/users", json={"email": "ada@example.com"}, headers=admin.headers)
@@ -254,17 +254,15 @@ async def test_neither_the_job_nor_the_log_nor_any_other_row_holds_the_secret(
 
     everything = repr(await snapshot(session)) + created.text + repr(await events(session, "%"))
     assert secret not in everything
-    # The part after the id, which is no secret, is the one that must be nowhere.
+    # The part after the id must not appear anywhere. The id is not secret.
     assert secret[-40:] not in everything
 
 
-async def test_another_spelling_of_a_secret_is_not_the_secret(
-    session: WriteSession, keys: KeyRing, owner: User
-) -> None:
+async def test_another_encoding_of_a_secret_is_rejected(session: WriteSession, keys: KeyRing, owner: User) -> None:
     link = await make_link(session, keys, owner)
     secret = links.secret(keys, link)
     purposes: frozenset[Purpose] = frozenset({"set_password"})
-    # The last character carries two bits of the last byte and four that nobody reads.
+    # The last character contains two bits of the last byte, and four unused bits.
     spellings = [secret[:-1] + last for last in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"]
 
     found = [text for text in spellings if await links.find_by_secret(session, keys, text, purposes)]

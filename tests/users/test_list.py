@@ -26,7 +26,7 @@ type Get = Callable[..., Any]
 
 @pytest.fixture
 async def people(session: WriteSession, admin: LoggedIn) -> list[str]:
-    """Five accounts, a day apart, whose addresses sort the other way round; before `admin`, who is of today."""
+    """Five accounts, created a day apart, whose addresses sort in reverse order. `admin` was created later, today."""
     del admin
     emails = [f"{letter}@people.example" for letter in "edcba"]
     for number, email in enumerate(emails):
@@ -36,7 +36,7 @@ async def people(session: WriteSession, admin: LoggedIn) -> list[str]:
 
 
 async def listed(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[str]:
-    """Give the addresses of all pages, without the administrator who asks."""
+    """Return the addresses on all pages, without that of the administrator."""
     emails: list[str] = []
     cursor: dict[str, str] = {}
     for _ in range(MOST_PAGES):
@@ -47,10 +47,12 @@ async def listed(client: AsyncClient, admin: LoggedIn, **query: Any) -> list[str
         if page["next_cursor"] is None:
             return emails
         cursor = {"cursor": page["next_cursor"]}
-    raise AssertionError("the list has no end")
+    raise AssertionError("the list has too many pages")
 
 
-async def test_the_list_shows_accounts_as_they_are_shown_alone(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_the_list_contains_accounts_in_the_same_form_as_a_single_read(
+    client: AsyncClient, admin: LoggedIn
+) -> None:
     alone = await client.get(f"{USERS}/{admin.user_id}", headers=admin.headers)
 
     response = await client.get(USERS, headers=admin.headers)
@@ -71,7 +73,7 @@ async def test_the_list_shows_accounts_as_they_are_shown_alone(client: AsyncClie
     ],
 )
 @pytest.mark.usefixtures("people")
-async def test_all_pages_together_are_the_sorted_list(
+async def test_the_pages_together_are_the_sorted_list(
     client: AsyncClient, admin: LoggedIn, sort: dict[str, str], expected: str, limit: int
 ) -> None:
     emails = await listed(client, admin, limit=limit, **sort)
@@ -79,7 +81,7 @@ async def test_all_pages_together_are_the_sorted_list(
     assert [email[0] for email in emails] == list(expected)
 
 
-async def test_accounts_of_one_instant_are_each_listed_once(
+async def test_accounts_created_at_one_instant_are_each_listed_once(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     for number in range(7):
@@ -142,7 +144,7 @@ FILTERS: list[tuple[dict[str, str], str]] = [
 
 @pytest.mark.parametrize(("query", "expected"), FILTERS)
 @pytest.mark.usefixtures("people")
-async def test_a_filter_selects_and_every_sort_still_holds(
+async def test_a_filter_works_with_every_sort_order(
     client: AsyncClient, admin: LoggedIn, query: dict[str, str], expected: str
 ) -> None:
     for sort in ("created_at", "-created_at", "email", "-email"):
@@ -186,7 +188,7 @@ NAMES = [
         ("\U0001f600", set()),
     ],
 )
-async def test_searching_finds_names_by_their_beginning_in_any_case(
+async def test_a_search_finds_names_by_their_beginning_in_any_case(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, q: str, expected: set[str]
 ) -> None:
     for name in NAMES:
@@ -199,14 +201,14 @@ async def test_searching_finds_names_by_their_beginning_in_any_case(
 
 
 _LETTERS = st.sampled_from(list("aAbB%_\\ \u00e9\u00c9\u00df\u0130\u01c5\u1e9e\U0001f600\U000efffd\u0301z\u212a"))
-# One mark fewer than a letter may not carry.
+# At most four characters, so that no name has too many combining marks.
 _WORDS = st.text(_LETTERS, min_size=1, max_size=4).filter(lambda word: word.strip())
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(_WORDS, max_size=6), q=_WORDS)
 @example(names=["\U000efffd\U000efffd", "\U000efffd"], q="\U000efffd")
-async def test_searching_finds_exactly_the_names_whose_key_begins_with_the_key(
+async def test_a_search_finds_exactly_the_names_with_that_prefix(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, names: list[str], q: str
 ) -> None:
     await session.execute(delete(User).where(User.role == "user"))
@@ -271,7 +273,7 @@ REFUSED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize("name", sorted({name for _, name in REFUSED}))
-async def test_a_parameter_that_is_not_as_declared_is_refused(client: AsyncClient, admin: LoggedIn, name: str) -> None:
+async def test_an_invalid_parameter_is_rejected(client: AsyncClient, admin: LoggedIn, name: str) -> None:
     for query in [query for query, refused in REFUSED if refused == name]:
         response = await client.get(f"{USERS}?{query}", headers=admin.headers)
 
@@ -282,7 +284,7 @@ async def test_a_parameter_that_is_not_as_declared_is_refused(client: AsyncClien
         assert name[:4] in pointer
 
 
-async def test_many_unknown_parameters_are_named_up_to_a_limit(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_the_errors_name_unknown_parameters_up_to_a_limit(client: AsyncClient, admin: LoggedIn) -> None:
     query = "&".join(f"p{number}=1" for number in range(1000))
 
     response = await client.get(f"{USERS}?{query}", headers=admin.headers)
@@ -298,7 +300,7 @@ BAD_CURSORS = [
 ]
 
 
-async def test_a_cursor_that_was_never_made_is_refused(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_a_forged_cursor_is_rejected(client: AsyncClient, admin: LoggedIn) -> None:
     for cursor in BAD_CURSORS:
         response = await client.get(USERS, params={"cursor": cursor}, headers=admin.headers)
 
@@ -313,7 +315,7 @@ async def first_cursor(client: AsyncClient, admin: LoggedIn, path: str = USERS, 
 
 
 @pytest.mark.usefixtures("people")
-async def test_a_cursor_changed_in_any_place_is_refused(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_a_cursor_with_any_change_is_rejected(client: AsyncClient, admin: LoggedIn) -> None:
     cursor = await first_cursor(client, admin)
     changed = [
         cursor[:place] + ("A" if cursor[place] != "A" else "B") + cursor[place + 1 :] for place in range(len(cursor))
@@ -339,7 +341,9 @@ async def test_a_cursor_changed_in_any_place_is_refused(client: AsyncClient, adm
     ],
 )
 @pytest.mark.usefixtures("people")
-async def test_a_cursor_of_another_list_is_refused(client: AsyncClient, admin: LoggedIn, query: dict[str, str]) -> None:
+async def test_a_cursor_of_another_list_is_rejected(
+    client: AsyncClient, admin: LoggedIn, query: dict[str, str]
+) -> None:
     cursor = await first_cursor(client, admin, is_active="true")
 
     response = await client.get(USERS, params={"cursor": cursor} | query, headers=admin.headers)
@@ -348,7 +352,7 @@ async def test_a_cursor_of_another_list_is_refused(client: AsyncClient, admin: L
 
 
 @pytest.mark.usefixtures("people")
-async def test_a_cursor_goes_on_with_another_limit_and_another_spelling_of_the_filters(
+async def test_a_cursor_is_valid_with_another_limit_and_another_form_of_the_filters(
     client: AsyncClient, admin: LoggedIn
 ) -> None:
     cursor = await first_cursor(client, admin, created_before="2026-01-31T00:00:00Z")
@@ -364,7 +368,7 @@ async def test_a_cursor_goes_on_with_another_limit_and_another_spelling_of_the_f
     assert [item["email"][0] for item in response.json()["items"]] == ["d", "c", "b"]
 
 
-async def test_a_cursor_reaches_over_the_longest_addresses(
+async def test_a_cursor_can_contain_the_longest_address(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     longest = "\U00010400" * 16 + "@" + ".".join(["x" * 63, "y" * 63, "z" * 57, "co"])
@@ -380,7 +384,7 @@ async def test_a_cursor_reaches_over_the_longest_addresses(
 
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "email", "-email"])
 @pytest.mark.usefixtures("people")
-async def test_a_list_goes_on_after_the_account_that_ended_a_page_is_gone(
+async def test_a_list_continues_after_the_last_account_of_a_page_is_deleted(
     client: AsyncClient, session: WriteSession, admin: LoggedIn, sort: str
 ) -> None:
     first = await client.get(USERS, params={"limit": 2, "sort": sort, "role": "user"}, headers=admin.headers)
@@ -406,7 +410,7 @@ _KEYS = st.integers(min_value=0, max_value=40)
     limit=st.integers(min_value=1, max_value=4),
     sort=st.sampled_from(["created_at", "-created_at", "email", "-email"]),
 )
-async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_others(
+async def test_changes_between_pages_neither_repeat_nor_hide_other_rows(
     client: AsyncClient,
     session: WriteSession,
     admin: LoggedIn,
@@ -421,7 +425,7 @@ async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_other
 
     async def change(added: set[int], removed: set[int]) -> None:
         for number in added - present:
-            # Three share each instant: ties are where pages are lost.
+            # Three accounts share each instant, because equal sort values are where paging goes wrong.
             created_at = FIRST_DAY + number // 3 * DAY
             await make_user(session, email=f"k{number:02}@example.com", created_at=created_at)
         gone = [f"k{number:02}@example.com" for number in removed]
@@ -451,7 +455,7 @@ async def test_rows_that_come_and_go_between_pages_neither_repeat_nor_hide_other
     assert set(seen) <= initial | touched
 
 
-async def test_the_exact_address_filter_is_the_identity_that_makes_addresses_unique(
+async def test_the_address_filter_uses_the_unique_key_of_addresses(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     user = await make_user(session, email="Jos\u00e9@xn--bcher-kva.example")

@@ -1,4 +1,4 @@
-"""Reading one's own account."""
+"""Reading your own account."""
 
 from datetime import UTC, datetime
 
@@ -13,7 +13,7 @@ from tests.conftest import LoggedIn
 ME = "/api/v1/users/me"
 
 
-async def test_instants_are_utc_and_say_so(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
+async def test_instants_are_in_utc_with_a_z_suffix(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
     verified = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
     await session.execute(update(User).where(User.email == user.email).values(email_verified_at=verified))
     await session.commit()
@@ -25,7 +25,7 @@ async def test_instants_are_utc_and_say_so(client: AsyncClient, session: WriteSe
 
 
 @pytest.mark.parametrize("name", ["Ada", "<script>alert(1)</script>", "{{7*7}}", "ي مرحبا", "🐘", "=1+1"])
-async def test_a_name_is_shown_as_it_is_stored(
+async def test_a_name_is_returned_as_it_is_stored(
     client: AsyncClient, session: WriteSession, user: LoggedIn, name: str
 ) -> None:
     await session.execute(update(User).where(User.email == user.email).values(full_name=name))
@@ -37,7 +37,7 @@ async def test_a_name_is_shown_as_it_is_stored(
     assert response.headers["Content-Type"] == "application/json"
 
 
-async def test_what_is_not_known_is_null(client: AsyncClient, user: LoggedIn) -> None:
+async def test_an_unknown_value_is_null(client: AsyncClient, user: LoggedIn) -> None:
     body = (await client.get(ME, headers=user.headers)).json()
 
     assert body["full_name"] is None
@@ -49,7 +49,7 @@ async def test_an_account_is_never_cached(client: AsyncClient, user: LoggedIn) -
     assert response.headers["Cache-Control"] == "no-store"
 
 
-async def test_head_answers_as_get_without_the_body(client: AsyncClient, user: LoggedIn) -> None:
+async def test_head_gives_the_same_response_as_get_without_the_body(client: AsyncClient, user: LoggedIn) -> None:
     get = await client.get(ME, headers=user.headers)
     head = await client.head(ME, headers=user.headers)
 
@@ -59,15 +59,15 @@ async def test_head_answers_as_get_without_the_body(client: AsyncClient, user: L
 
 
 @pytest.mark.parametrize("path", [f"{ME}/", "/api/v1/users//me", "/api/v1/users/ME", f"{ME};x=1", f"{ME}%2f"])
-async def test_there_is_one_address_for_it(client: AsyncClient, user: LoggedIn, path: str) -> None:
+async def test_the_account_has_exactly_one_path(client: AsyncClient, user: LoggedIn, path: str) -> None:
     response = await client.get(path, headers=user.headers)
 
-    # Without rights to other accounts the second is the answer: an id is asked for.
+    # Where the path matches `/users/{user_id}`, the response is 403, because the user may not read other accounts.
     assert response.status_code in {404, 403}
     assert user.email not in response.text
 
 
-async def test_an_unknown_parameter_is_refused(client: AsyncClient, user: LoggedIn) -> None:
+async def test_an_unknown_parameter_is_rejected(client: AsyncClient, user: LoggedIn) -> None:
     response = await client.get(ME, params={"include": "everything"}, headers=user.headers)
 
     assert response.status_code == 422

@@ -15,10 +15,10 @@ ME = "/api/v1/users/me"
 REQUEST_ID = "test-request-0002"
 
 
-# Update.
+# Update
 
 
-async def test_owners_change_their_name(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
+async def test_owners_can_change_their_name(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
     headers = user.headers | {"X-Request-ID": REQUEST_ID}
 
     response = await client.patch(ME, json={"full_name": "Ada Lovelace"}, headers=headers)
@@ -35,7 +35,7 @@ async def test_owners_change_their_name(client: AsyncClient, session: WriteSessi
     assert event.actor_id == event.subject_id == UUID(user.user_id)
 
 
-async def test_owners_take_their_name_away(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
+async def test_owners_can_remove_their_name(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
     await client.patch(ME, json={"full_name": "Ada Lovelace"}, headers=user.headers)
 
     response = await client.patch(ME, json={"full_name": None}, headers=user.headers)
@@ -45,7 +45,7 @@ async def test_owners_take_their_name_away(client: AsyncClient, session: WriteSe
 
 
 @pytest.mark.parametrize("body", [{}, {"full_name": None}])
-async def test_a_change_of_oneself_that_changes_nothing_leaves_no_trace(
+async def test_an_update_of_the_own_account_without_a_change_writes_nothing(
     client: AsyncClient, session: WriteSession, user: LoggedIn, body: dict[str, Any]
 ) -> None:
     before = await snapshot(session)
@@ -82,7 +82,7 @@ async def test_a_change_of_oneself_that_changes_nothing_leaves_no_trace(
     ],
     ids=lambda value: ascii(value)[:40],
 )
-async def test_owners_change_nothing_else(
+async def test_owners_cannot_change_anything_else(
     client: AsyncClient, session: WriteSession, user: LoggedIn, body: dict[str, Any], pointer: str
 ) -> None:
     before = await snapshot(session)
@@ -94,7 +94,7 @@ async def test_owners_change_nothing_else(
 
 
 @pytest.mark.parametrize(("condition", "status"), [('"1"', 200), ("*", 200), ('"2"', 412), ('W/"1"', 412), ("x", 412)])
-async def test_a_change_of_oneself_honours_if_match(
+async def test_a_change_of_the_own_account_respects_if_match(
     client: AsyncClient, session: WriteSession, user: LoggedIn, condition: str, status: int
 ) -> None:
     headers = user.headers | {"If-Match": condition}
@@ -106,10 +106,10 @@ async def test_a_change_of_oneself_honours_if_match(
     assert len(await events(session)) == (1 if status == 200 else 0)
 
 
-# Delete.
+# Delete
 
 
-async def test_owners_close_their_account_and_the_log_of_it_stays(
+async def test_owners_can_delete_their_account_and_its_audit_log_stays(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     await client.patch(ME, json={"full_name": "Ada"}, headers=user.headers)
@@ -125,7 +125,7 @@ async def test_owners_close_their_account_and_the_log_of_it_stays(
     assert deleted.request_id == REQUEST_ID
 
 
-async def test_closing_an_account_needs_a_recent_login(
+async def test_deleting_the_own_account_requires_a_recent_login(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     before = await snapshot(session)
@@ -139,7 +139,7 @@ async def test_closing_an_account_needs_a_recent_login(
     assert await snapshot(session) == before
 
 
-async def test_a_login_of_nearly_five_minutes_is_recent(
+async def test_a_login_of_less_than_five_minutes_ago_is_recent(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     response = await client.delete(ME, headers=stale(user, age=290))
@@ -148,7 +148,7 @@ async def test_a_login_of_nearly_five_minutes_is_recent(
     assert await stored(session, user.user_id) is None
 
 
-async def test_the_last_administrator_cannot_close_their_account(
+async def test_the_last_administrator_cannot_delete_the_own_account(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     before = await snapshot(session)
@@ -159,7 +159,7 @@ async def test_the_last_administrator_cannot_close_their_account(
     assert await snapshot(session) == before
 
 
-async def test_an_administrator_besides_another_can_close_their_account(
+async def test_an_administrator_can_delete_the_own_account_if_another_is_active(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     await make_user(session, role="admin")
@@ -171,10 +171,10 @@ async def test_an_administrator_besides_another_can_close_their_account(
     assert await stored(session, admin.user_id) is None
 
 
-# Export.
+# Export
 
 
-async def test_the_export_holds_the_account_and_all_that_the_log_says_about_it(
+async def test_the_export_contains_the_account_and_its_events(
     client: AsyncClient, session: WriteSession, user: LoggedIn, admin: LoggedIn
 ) -> None:
     await client.patch(ME, json={"full_name": "Ada"}, headers=user.headers)
@@ -197,7 +197,7 @@ async def test_the_export_holds_the_account_and_all_that_the_log_says_about_it(
     assert len(await events(session)) == 3
 
 
-async def test_the_export_holds_no_secret(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
+async def test_the_export_contains_no_secret(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
     stored_hash = (await existing(session, user.user_id)).hashed_password
 
     response = await client.get(f"{ME}/export", headers=user.headers)
@@ -215,7 +215,7 @@ async def test_the_export_takes_no_parameters(client: AsyncClient, user: LoggedI
 
 
 @pytest.mark.parametrize(("method", "path"), [("PATCH", ME), ("DELETE", ME), ("GET", f"{ME}/export")])
-async def test_an_account_that_is_gone_has_no_say(
+async def test_a_token_of_a_deleted_account_is_rejected(
     client: AsyncClient, session: WriteSession, user: LoggedIn, method: str, path: str
 ) -> None:
     await session.execute(delete(User).where(User.id == UUID(user.user_id)))

@@ -1,8 +1,8 @@
-"""What PostgreSQL does for each filter and sort of the list, on 100,000 accounts.
+"""Query plans for each filter and sort order of the list, with 100,000 accounts.
 
-A page has 50 rows and one more. Where an index serves filter and sort together, that is all that is read. Where it does
-not, PostgreSQL chooses between walking the sort order past what the filter refuses, and sorting what the filter finds:
-the worse of the two meets the better one at the square root, which is what the bounds below are about.
+A statement reads a page of 50 rows and one more. If one index covers both filter and sort order, PostgreSQL reads only these rows.
+Otherwise it either walks the sort order and skips rows that do not match, or sorts the matching rows. The cost of the cheaper way
+is highest where both cost the same, at about the square root of the table's size. The limits below follow from that.
 """
 
 import itertools
@@ -19,9 +19,9 @@ from app.users.models import User
 from app.users.schemas import UserQuery
 from tests.volume import ROWS, USERS, Explainer, Plan, Plans, explaining, filled
 
-# A page of 50, the row after it, and as many that a filter of nearly all may pass over.
+# A page of 50 rows, the next row, and as many skipped rows for a filter that matches nearly all.
 NEARLY_PAGE = 2 * 51
-# A statement of the kind above may read a tenth of the table, and sort a thirtieth.
+# Without such an index, a statement may read a tenth of the table, and sort a thirtieth.
 MOST_FETCHED = ROWS / 10
 MOST_SORTED = ROWS / 30
 
@@ -45,7 +45,7 @@ FILTERS: dict[str, dict[str, str]] = {
     "one day": {AFTER: "2021-01-02T00:00:00Z", BEFORE: "2021-01-03T00:00:00Z"},
 }
 SORTS = ("created_at", "-created_at", "email", "-email")
-# Served by an index in this order: next to nothing is read that is not shown.
+# One index covers these filters and this order, so nearly every row that is read is on the page.
 EXACT = {"all", "an address", "administrators", "users", "active", "disabled"}
 EXACT_BY_AGE = EXACT | {"nearly all by age", "some by age", "none by age", "the first by age", "one day"}
 
@@ -72,14 +72,14 @@ def together(first: str, second: str) -> bool:
     return FILTERS[first].keys().isdisjoint(FILTERS[second])
 
 
-async def hold_admins(session: WriteSession) -> None:
-    """Lock what a write locks that may depose an administrator."""
+async def lock_admins(session: WriteSession) -> None:
+    """Take the locks of a write that may remove an administrator."""
     nobody = UUID(int=0)
     await access_crud.lock_standing(session, nobody, nobody, accounts=[nobody], with_admins=True)
 
 
 @pytest.mark.slow
-async def test_no_list_reads_or_sorts_the_table(template_url: str) -> None:
+async def test_no_list_scans_or_sorts_the_table(template_url: str) -> None:
     pairs = [pair for pair in itertools.combinations(list(FILTERS)[1:], 2) if together(*pair)]
     failures: list[str] = []
     used: set[str] = set()
@@ -94,14 +94,14 @@ async def test_no_list_reads_or_sorts_the_table(template_url: str) -> None:
                 failures.append(f"{name} by {sort}: {plans.custom}")
             if "q" not in query and not deep and plans.generic.rows_fetched > MOST_FETCHED:
                 kept[plans.statement] = plans.generic
-        # PostgreSQL may keep one plan for all values of a statement when it takes that for the cheaper. On the first page
-        # it never does. With a prefix, and behind a cursor, it may for somebody who asks nothing but the dearest of a kind.
+        # PostgreSQL may use one generic plan for all values of a statement if it estimates that plan as cheaper. On the first
+        # page it must not. With a prefix or a cursor, it may do so for a client that sends only the most expensive values.
         failures += [f"for any values: {plan}" for statement, plan in kept.items() if plan.cost < dearest[statement]]
         for (first, second), sort in itertools.product(pairs, SORTS[1:3]):
             plans = await explain(explainer, FILTERS[first] | FILTERS[second], sort, None)
             if fails(f"{first} and {second}", sort, plans):
                 failures.append(f"{first} and {second} by {sort}: {plans.custom}")
-        locking = await explainer(hold_admins)
+        locking = await explainer(lock_admins)
         used |= locking.custom.indexes
         if locking.custom.rows_fetched > ROWS / 50:
             failures.append(f"locking the administrators: {locking.custom}")

@@ -1,4 +1,4 @@
-"""The functions of accounts that commands and logins use."""
+"""Functions of the users service that commands and logins call."""
 
 import asyncio
 from uuid import uuid4
@@ -18,7 +18,7 @@ from tests.factories import PASSWORD, make_user
 
 
 async def stored(database: Database, email: str) -> User | None:
-    """Read an account through a session of its own, as somebody else would see it."""
+    """Read an account in a new session, as another transaction sees it."""
     async with database.sessions() as fresh:
         return await fresh.scalar(select(User).where(User.email_key == identity(email)))
 
@@ -65,7 +65,7 @@ async def test_an_address_belongs_to_one_account(
         pytest.param("Ada Lovelace 1815", "password_contextual", id="the name"),
     ],
 )
-async def test_an_administrator_needs_a_good_password_too(
+async def test_an_administrator_needs_a_strong_password(
     database: Database, session: WriteSession, hasher: PasswordHasher, password: str, code: str
 ) -> None:
     with pytest.raises(InvalidInputError) as refused:
@@ -82,7 +82,7 @@ async def test_an_administrator_needs_a_good_password_too(
     assert await count(database) == 0
 
 
-async def test_no_account_is_made_for_what_is_no_address(
+async def test_no_account_is_created_for_an_invalid_address(
     database: Database, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     with pytest.raises(InvalidEmailError):
@@ -91,7 +91,7 @@ async def test_no_account_is_made_for_what_is_no_address(
     assert await count(database) == 0
 
 
-async def test_the_first_administrator_is_made_on_an_empty_database_alone(
+async def test_the_first_administrator_is_created_only_in_an_empty_database(
     database: Database, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     first = await service.create_first_admin(session, hasher, email="first@example.com", password="p9 x")
@@ -104,7 +104,9 @@ async def test_the_first_administrator_is_made_on_an_empty_database_alone(
     assert await stored(database, "second@example.com") is None
 
 
-async def test_of_many_who_create_one_administrator_one_succeeds(clone_url: str, hasher: PasswordHasher) -> None:
+async def test_one_of_several_concurrent_creations_of_an_administrator_succeeds(
+    clone_url: str, hasher: PasswordHasher
+) -> None:
     database = Database(make_settings(clone_url).database)
 
     async def create(number: int) -> str:
@@ -124,7 +126,7 @@ async def test_of_many_who_create_one_administrator_one_succeeds(clone_url: str,
     assert rows == 1
 
 
-async def test_a_stronger_hash_replaces_the_one_it_was_made_from(database: Database, session: WriteSession) -> None:
+async def test_a_stronger_hash_replaces_the_verified_one(database: Database, session: WriteSession) -> None:
     user = await make_user(session, email="ada@example.com", hashed_password="old")
     await session.commit()
 
@@ -136,7 +138,7 @@ async def test_a_stronger_hash_replaces_the_one_it_was_made_from(database: Datab
     assert after.hashed_password == "new"
 
 
-async def test_a_stronger_hash_does_not_undo_a_change_of_password(database: Database, session: WriteSession) -> None:
+async def test_a_stronger_hash_does_not_overwrite_a_changed_password(database: Database, session: WriteSession) -> None:
     user = await make_user(session, email="ada@example.com", hashed_password="of another password")
     await session.commit()
 
@@ -148,11 +150,11 @@ async def test_a_stronger_hash_does_not_undo_a_change_of_password(database: Data
     assert after.hashed_password == "of another password"
 
 
-async def test_nobody_has_an_account_under_what_is_no_address(session: WriteSession) -> None:
+async def test_an_invalid_address_has_no_credentials(session: WriteSession) -> None:
     assert await service.find_credentials(session, "not an address\0") is None
 
 
-async def test_an_account_that_is_gone_is_none_or_an_error(session: WriteSession) -> None:
+async def test_a_missing_account_is_none_or_an_error(session: WriteSession) -> None:
     unknown = uuid4()
 
     assert await service.find_account(session, unknown) is None

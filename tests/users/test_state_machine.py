@@ -1,6 +1,6 @@
-"""Two clients at once against a model: whatever they do, some order of their requests explains every answer and row.
+"""Two concurrent clients against a model: some order of their requests must explain all responses and rows.
 
-A small run is part of every test run. The long one:
+Every test run includes a short run. The long one:
 
     STATE_MACHINE_RUNS=500 python -m pytest -n0 tests/users/test_state_machine.py
 """
@@ -32,7 +32,7 @@ from tests.factories import make_user
 RUNS = int(os.environ.get("STATE_MACHINE_RUNS", "12"))
 STEPS = 15
 USERS = "/api/v1/users"
-# Few addresses, in spellings that are the same to the application: collisions are the point.
+# Few addresses, some in two equivalent spellings, so that the requests often collide.
 EMAILS = (
     "ada@example.com",
     "ADA@Example.com",
@@ -48,7 +48,7 @@ type Answer = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Account:
-    """What the model knows of an account."""
+    """An account in the model."""
 
     email: str
     full_name: str | None
@@ -62,7 +62,7 @@ type State = dict[str, Account]
 
 @dataclass(frozen=True)
 class Request:
-    """One request as a client sends it."""
+    """One request of a client."""
 
     method: str
     user_id: str | None = None
@@ -77,7 +77,7 @@ class Request:
 
 
 def observed(response: Response) -> Answer:
-    """Take from an answer what the model predicts."""
+    """Return the parts of a response that the model predicts."""
     if response.is_error:
         return (response.status_code, response.json()["code"])
     if response.status_code == 204:
@@ -92,7 +92,7 @@ def observed(response: Response) -> Answer:
 
 
 def predict(state: State, request: Request, response: Response) -> tuple[Answer, State, int]:
-    """Say what a request must be answered, what it leaves, and how many events; a new id is the server's to choose."""
+    """Return the expected response, the state afterwards, and the number of new events. The server chooses the id of a new account."""
     match request:
         case Request("POST", body=body) if body is not None:
             return _predict_creation(state, body, response)
@@ -112,7 +112,7 @@ def _predict_creation(state: State, body: dict[str, Any], response: Response) ->
     if response.status_code != 201:
         return (201,), state, 1
     shown = response.json()
-    # The spelling that is stored, and the id, are the server's to choose.
+    # The server chooses the stored form of the address, and the id.
     same = identity(shown["email"]) == identity(body["email"])
     account = Account(shown["email"], body["full_name"], body["role"], is_active=True)
     return (201, account if same else None), state | {shown["id"]: account}, 1
@@ -125,9 +125,9 @@ def _predict_change(state: State, request: Request, user_id: str) -> tuple[Answe
     account = state[user_id]
     if request.version not in {None, account.version}:
         return (412, "precondition_failed"), state, 0
-    deposes = request.method == "DELETE" or body.get("role") == "user" or body.get("is_active") is False
+    removes_admin = request.method == "DELETE" or body.get("role") == "user" or body.get("is_active") is False
     admins = [key for key, other in state.items() if other.role == "admin" and other.is_active]
-    if deposes and admins == [user_id]:
+    if removes_admin and admins == [user_id]:
         return (409, "last_admin"), state, 0
     if request.method == "DELETE":
         return (204,), {key: other for key, other in state.items() if key != user_id}, 1
@@ -150,7 +150,7 @@ def _listed(state: State, query: dict[str, Any]) -> list[str]:
 
 @dataclass
 class World:
-    """Two applications on one database, as two processes would be, and a client of each."""
+    """Two applications with one database, like two processes, and a client of each."""
 
     loop: asyncio.AbstractEventLoop
     clients: tuple[AsyncClient, AsyncClient]
@@ -158,18 +158,18 @@ class World:
     tokens: tuple[Forge, Forge]
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Run on the loop from hypothesis' thread."""
+        """Run a coroutine on the event loop, from the thread of hypothesis."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=60)
 
     def headers(self) -> tuple[Headers, Headers]:
-        """Speak for ordinary accounts, to which `world` grants every scope: so all administrators are the model's."""
+        """Return the headers of two ordinary accounts, to which `world` grants every scope. So the model contains all administrators."""
         now = int(time.time())
         claims = {"scope": " ".join(sorted(SCOPES)), "iat": now, "auth_time": now, "exp": now + 600}
         first, second = ({"Authorization": f"Bearer {forge.with_claims(**claims)}"} for forge in self.tokens)
         return first, second
 
     async def rows(self) -> tuple[State, int]:
-        """Read what is really there."""
+        """Read the accounts and the number of events from the database."""
         async with self.database.engine.connect() as connection:
             users = await connection.exec_driver_sql("SELECT * FROM users WHERE email NOT LIKE 'actor%%'")
             count = await connection.exec_driver_sql("SELECT count(*) FROM audit_events WHERE event LIKE 'users.%%'")
@@ -179,7 +179,7 @@ class World:
             return state, int(count.scalar_one())
 
     async def clear(self) -> int:
-        """Begin anew; the log cannot, so say how long it is."""
+        """Delete all accounts of the model. Returns the number of events, which cannot be deleted."""
         async with self.database.engine.begin() as connection:
             await connection.exec_driver_sql("DELETE FROM users WHERE email NOT LIKE 'actor%%'")
         return (await self.rows())[1]
@@ -187,7 +187,7 @@ class World:
 
 @pytest.fixture
 async def world(clone_url: str, hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """The two applications, running."""
+    """The two running applications."""
     monkeypatch.setitem(GRANTS, Role.USER, GRANTS[Role.ADMIN])
     configuration = make_settings(clone_url)
     databases = Database(configuration.database), Database(configuration.database)
@@ -225,12 +225,12 @@ LISTS = st.builds(
     ),
 )
 CHANGES = st.fixed_dictionaries({}, optional={"full_name": NAMES, "role": ROLES, "is_active": st.booleans()})
-# Which account, by its place among all there ever were; and whether to say which version is meant.
+# The account, as an index into all accounts that ever existed, and whether the request has `If-Match`.
 TARGETS = st.tuples(st.integers(0, 7), st.sampled_from(["any", "current", "stale"]))
 
 
 class TwoClients(RuleBasedStateMachine):
-    """What two administrators might do."""
+    """The actions of two administrators."""
 
     world: World
 
@@ -249,7 +249,7 @@ class TwoClients(RuleBasedStateMachine):
         return Request(method, user_id, body, version)
 
     def perform(self, *requests: Request) -> None:
-        """Send them at the same moment, and find an order that explains what came of it."""
+        """Send the requests concurrently, and find an order that explains the responses and the rows."""
         seats = zip(requests, self.world.clients, self.headers, strict=False)
         exchanges = [request.send(client, headers) for request, client, headers in seats]
 
@@ -341,10 +341,10 @@ class TwoClients(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Nothing: the next run clears."""
+        """Do nothing: the next run deletes the accounts."""
 
 
-async def test_two_clients_and_the_model_never_disagree(world: World) -> None:
+async def test_the_responses_to_two_clients_always_match_the_model(world: World) -> None:
     machine = type("Machine", (TwoClients,), {"world": world})
     profile = settings(
         max_examples=RUNS,

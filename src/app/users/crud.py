@@ -19,7 +19,7 @@ from app.users.models import AccountLink, User
 
 
 class Account(NamedTuple):
-    """The columns of an account that clients see, and those that decide whether a token of it is still good."""
+    """The columns of an account that clients see, and those that decide whether its tokens are still valid."""
 
     id: UUID
     email: str
@@ -44,11 +44,11 @@ class Credentials(NamedTuple):
     authz_version: int
 
 
-# The highest character. Texts that begin with a prefix sort between the prefix and the prefix with this character.
+# The last Unicode character. Every text with a prefix sorts between the prefix and the prefix followed by this character.
 _LAST = "\U0010ffff"
 
-# Built once, because building a statement takes longer than running it. Of the table instead of the class: rows that are only
-# read need no ORM, whose share of an execution is as large as that of the driver.
+# Statements are built once, because building one costs more than running it. They select columns of the table, not of the class:
+# the ORM would double the time of each execution, and rows that are only shown do not need it.
 _TABLE = User.__table__.c
 _ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
@@ -70,14 +70,14 @@ async def get_account(reads: Reads, user_id: UUID) -> Account | None:
     return None if row is None else Account._make(row)
 
 
-async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
-    """Read an account, and lock it against changes until the transaction ends."""
-    row = (await session.execute(_LOCKED_ACCOUNT, {"id": user_id})).one_or_none()
+async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+    """Read an account, and lock its row until the transaction ends."""
+    row = (await session.execute(_HELD_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 
 async def get_credentials(session: ReadSession, email_key: str) -> Credentials | None:
-    """Read the credentials of the account with this address."""
+    """Read the columns that a login with this address checks."""
     row = (await session.execute(_CREDENTIALS, {"email_key": email_key})).one_or_none()
     return None if row is None else Credentials._make(row)
 
@@ -90,7 +90,7 @@ async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
 async def page(
     reads: Reads, filters: Mapping[str, Any], order: Order, position: Position | None, limit: int
 ) -> tuple[Sequence[Row[Any]], Position | None]:
-    """Read one page of accounts as columns: of all accounts, or of those that match every filter."""
+    """Read one page of the accounts that match every filter, as columns."""
     statement = _listing(frozenset(filters), order, is_first=position is None)
     values = {**filters, **order.values(position), "limit": limit + 1}
     return crud.cut((await reads.execute(statement, values)).all(), order, limit)
@@ -98,12 +98,12 @@ async def page(
 
 @cache
 def _listing(filters: frozenset[str], order: Order, *, is_first: bool) -> Select[*tuple[Any, ...]]:
-    """Build the statement for these filters. There are a few hundred combinations, and each is built once."""
+    """Build the statement for these filters. There are a few hundred combinations, so the cache stays small."""
     position, limit = None if is_first else order.placeholders(), bindparam("limit", type_=Integer)
     conditions = [_FILTERS[name] for name in sorted(filters & _FILTERS.keys())]
     statement = _LISTED.where(*conditions)
     if "prefix" in filters:
-        # The union of two limited queries: each uses the index of its column, but no index serves an OR of both.
+        # A union of two pages: each key has an index, but no index can serve "either key".
         matching = select(_TABLE.id).where(*conditions)
         pages = [
             after(
@@ -116,12 +116,12 @@ def _listing(filters: frozenset[str], order: Order, *, is_first: bool) -> Select
 
 
 async def lock(session: WriteSession, user_id: UUID) -> User | None:
-    """Read an account in order to change it, and lock it until the transaction ends."""
+    """Load an account for a change, and lock its row until the transaction ends."""
     return await session.scalar(locks.in_order(select(User).where(User.id == user_id)))
 
 
 async def create(session: WriteSession, values: Mapping[str, Any]) -> User | None:
-    """Insert an account, or return None if the address is taken."""
+    """Insert an account; None if another account has the address."""
     return await crud.insert_or_none(session, User, values, unique=[User.email_key])
 
 
@@ -131,7 +131,7 @@ async def change(session: WriteSession, user_id: UUID, values: Mapping[str, Any]
 
 
 async def change_unless_taken(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> bool:
-    """Change an account's address, or return False if it is taken. The transaction stays usable."""
+    """Change the address of an account; False if another account has it. The transaction stays usable in both cases."""
     try:
         async with session.begin_nested():
             return await crud.change(session, User, user_id, values) is not None
@@ -142,13 +142,13 @@ async def change_unless_taken(session: WriteSession, user_id: UUID, values: Mapp
 
 
 async def remove(session: WriteSession, user_id: UUID) -> bool:
-    """Delete an account, and by foreign keys the rows that belong to it."""
+    """Delete an account and, by cascade, all rows that belong to it."""
     return await crud.remove(session, User, user_id)
 
 
 async def replace_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
-    """Store a stronger hash of the same password, unless the password has changed meanwhile."""
-    # Nothing changes for clients, so `updated_at`, the version and the ETag stay the same.
+    """Store a new hash of the same password, unless the password has changed since `old` was read."""
+    # `updated_at` and the version, and so the ETag, stay the same, because clients see no change.
     values = {"hashed_password": new, "updated_at": User.updated_at}
     await session.execute(update(User).where(User.id == user_id, User.hashed_password == old).values(values))
 
@@ -159,12 +159,12 @@ async def any_exist(session: ReadSession) -> bool:
 
 
 async def delete_links(session: WriteSession, user_id: UUID, purposes: Sequence[str]) -> None:
-    """Delete an account's links of these purposes."""
+    """Delete the account's links with these purposes."""
     await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose.in_(purposes)))
 
 
 async def use_link(session: WriteSession, link_id: UUID) -> bool:
-    """Mark a live link as used, or return False if it is used or expired."""
+    """Mark a link as used; False if it was used before, or has expired."""
     statement = (
         update(AccountLink)
         .where(AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now())
@@ -176,7 +176,7 @@ async def use_link(session: WriteSession, link_id: UUID) -> bool:
 
 
 async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: timedelta) -> UUID:
-    """Insert a link that expires after `lifetime`, by the clock of the database."""
+    """Add a link that expires after `lifetime`, by the clock of the database."""
     link = AccountLink(**values, expires_at=func.now() + lifetime)
     session.add(link)
     await session.flush()
@@ -193,7 +193,7 @@ async def get_live_link(session: ReadSession, link_id: UUID) -> AccountLink | No
 
 
 async def purge_links(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next expired links; return the position to continue from, or None at the end."""
+    """Delete the next `batch` expired links. Returns the position of the next batch, or None at the end."""
     return await crud.remove_expired(
         session, AccountLink.id, AccountLink.expires_at, func.now(), after=after, limit=batch
     )

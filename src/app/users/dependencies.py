@@ -1,4 +1,4 @@
-"""Parameters about accounts that the endpoints of several features share."""
+"""Path parameters for accounts, which endpoints of several features use."""
 
 from typing import Annotated
 

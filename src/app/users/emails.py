@@ -1,4 +1,4 @@
-"""The normal form of email addresses and names, for all code that stores or compares them."""
+"""Normalization of email addresses and names. All code that stores or compares them uses it."""
 
 import unicodedata
 
@@ -11,13 +11,13 @@ _MAX_LOCAL_LENGTH = 64
 
 
 class InvalidEmailError(ValueError):
-    """The text is not an address that mail can be sent to."""
+    """The text is not a valid email address."""
 
 
 def normalize(address: str) -> str:
-    """Return the spelling to store and to send mail to: NFC, with the domain in lower-case ASCII (IDNA).
+    """Return the form that is stored and that receives mail: NFC, with the domain in lower-case ASCII (IDNA).
 
-    Nothing is trimmed, and rules of single providers (dots, plus tags) are not applied.
+    Nothing is trimmed. Rules of individual providers, such as ignored dots or plus tags, do not apply.
     """
     if len(address) > MAX_LENGTH or not address.isprintable() or not characters.has_only_visible(address):
         raise InvalidEmailError
@@ -26,20 +26,21 @@ def normalize(address: str) -> str:
     except EmailNotValidError as error:
         raise InvalidEmailError from error
     spelling = f"{parsed.local_part}@{parsed.ascii_domain.lower()}"
-    # RFC 5321, 4.5.3.1 limits the number of octets; mail servers refuse longer addresses. The library does not check the local part.
+    # RFC 5321, section 4.5.3.1 limits both lengths, in octets, and mail servers reject longer addresses. The library does not check
+    # the length of the local part.
     if len(parsed.local_part.encode()) > _MAX_LOCAL_LENGTH or len(spelling.encode()) > MAX_LENGTH:
         raise InvalidEmailError
     return spelling
 
 
 def identity(address: str) -> str:
-    """Return the key that is the same for all spellings of one address. Case does not distinguish accounts."""
+    """Return the unique key of an address. Addresses that differ only in case have the same key."""
     local_part, _, domain = normalize(address).rpartition("@")
-    # Case folding can undo the normal form, so it is applied again.
+    # Case folding can produce text that is not in NFC, hence the second pass.
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", local_part).casefold())
     return f"{folded}@{domain}"
 
 
 def name_key(name: str) -> str:
-    """Return the form in which names and search texts are compared, without case."""
+    """Return the form in which names and search terms are compared, without regard to case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

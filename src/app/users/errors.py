@@ -1,11 +1,11 @@
-"""Errors of accounts."""
+"""Errors of the users API."""
 
 from app.core.errors import ConflictError, NotFoundError
 
 
 class UserNotFoundError(NotFoundError):
     code = "user_not_found"
-    detail = "There is no such user."
+    detail = "This user does not exist."
 
 
 class EmailTakenError(ConflictError):

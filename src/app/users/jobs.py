@@ -1,4 +1,4 @@
-"""Jobs that mail the owners of accounts."""
+"""Jobs that send mail to account owners."""
 
 from typing import NamedTuple
 from uuid import UUID
@@ -8,14 +8,14 @@ from app.users import crud, links
 
 
 class _Page(NamedTuple):
-    """The page that a link opens, the template of its mail, and its lifetime as the mail states it."""
+    """The page that a link opens, and the mail with the link. `expires_in` is the text for the lifetime in that mail."""
 
     path: str
     template: str
     expires_in: str
 
 
-# The secret is in the fragment: browsers do not send it, so no log of a server contains it.
+# The secret is in the fragment of the URL. Browsers do not send fragments to servers, so no log contains it.
 _PAGES = {
     "verify_email": _Page("/account/verify-email", "verify_email", "24 hours"),
     "set_password": _Page("/account/set-password", "set_password", "3 days"),
@@ -25,17 +25,17 @@ _PAGES = {
 
 
 async def mail_link(work: Work, link_id: UUID) -> None:
-    """Mail a link to the owner of its account. The secret is derived here and not stored."""
+    """Mail a link to the account owner. The job derives the secret of the link, which is stored nowhere."""
     async with work.database.read_sessions() as session:
         link = await links.find_live(session, link_id)
         account = await crud.get_account(session, link.user_id) if link else None
     if link is None or account is None:
-        # The link has been used, replaced or deleted meanwhile.
+        # The link was used, replaced or deleted, or it has expired.
         return
     page = _PAGES[link.purpose]
     await work.mailer.send(
         page.template,
-        # To the stored address, never to one from a request. The link of a change of address goes to the new one, to verify it.
+        # To the stored address, never to one from a request. Only the confirmation of a new address goes to that address.
         to=link.email or account.email,
         message_id=str(link_id),
         name=account.full_name,
@@ -45,12 +45,12 @@ async def mail_link(work: Work, link_id: UUID) -> None:
 
 
 async def mail_notice(work: Work, notice: str, to: str, name: str | None) -> None:
-    """Mail the owner of an account what happened to it. `notice` is the name of a template."""
+    """Mail a notice about an account to an address. `notice` is the name of a template."""
     await work.mailer.send(notice, to=to, message_id=work.key, name=name)
 
 
 async def mail_user_notice(work: Work, notice: str, user_id: UUID) -> None:
-    """Mail the owner of an account what happened, to the address that the account has when the job runs."""
+    """Mail a notice about an account to the address that the account has when the job runs."""
     async with work.database.read_sessions() as session:
         account = await crud.get_account(session, user_id)
     if account is not None:

@@ -1,7 +1,7 @@
-"""Links sent by mail. A client that follows one proves that it reads the mail of the account.
+"""Links sent by mail. A client that opens a link proves access to the mailbox of the account.
 
-The secret is `lt1.` and base64url of link id (16 B), pepper id (1 B) and HMAC-SHA-256 (32 B). The HMAC, keyed by that pepper, is
-over purpose, id and the row's nonce. An attacker needs both a copy of the database and the pepper to make one.
+The secret is `lt1.` and base64url of link id (16 bytes), pepper id (1 byte) and HMAC-SHA-256 (32 bytes). The HMAC covers the
+prefix, the purpose, the id and the nonce of the row. No secret is stored: forging a link requires the database and the pepper.
 """
 
 import hmac
@@ -19,7 +19,7 @@ from app.users.models import AccountLink, Purpose
 
 
 class UnknownPepperError(TemporaryError):
-    """This process does not have the pepper of a link."""
+    """The key set of this process does not contain the pepper of a link."""
 
 
 LIFETIMES: dict[Purpose, timedelta] = {
@@ -43,9 +43,9 @@ async def create(
     email: str | None = None,
     session_id: UUID | None = None,
 ) -> UUID:
-    """Create a link, and delete older links of the account with the same purpose, also those of concurrent requests."""
-    # The account is locked before its links, here and where a link is used, so transactions cannot deadlock.
-    await crud.lock_account(session, user_id)
+    """Create a link, and delete older links with the same purpose, also those of concurrent transactions."""
+    # Lock the account before its links, as the use of a link does, so that two transactions cannot deadlock.
+    await crud.hold_account(session, user_id)
     await crud.delete_links(session, user_id, [purpose])
     values = {
         "user_id": user_id,
@@ -66,7 +66,7 @@ async def find_live(session: ReadSession, link_id: UUID) -> AccountLink | None:
 async def find_by_secret(
     session: ReadSession, keys: KeyRing, text: str, purposes: frozenset[Purpose]
 ) -> AccountLink | None:
-    """Read the live link with this secret and one of these purposes. Malformed text never reaches the database."""
+    """Read the usable link with one of these purposes that the secret belongs to. Malformed texts cause no query."""
     if _FORM.fullmatch(text) is None:
         return None
     try:
@@ -80,26 +80,26 @@ async def find_by_secret(
 
 
 async def use(session: WriteSession, link: AccountLink) -> bool:
-    """Mark a link as used, in one statement. Of concurrent callers, exactly one gets True."""
+    """Use a link. Of several concurrent calls, only one returns True."""
     return await crud.use_link(session, link.id)
 
 
 async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purpose]) -> None:
-    """Delete an account's links of these purposes."""
+    """Delete the account's links with these purposes."""
     await crud.delete_links(session, user_id, sorted(purposes))
 
 
 async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next expired links, with their addresses; return the position to continue from, or None at the end."""
+    """Delete the next `batch` expired links. Returns the position of the next batch, or None at the end."""
     return await crud.purge_links(session, after, batch=batch)
 
 
 def secret(keys: KeyRing, link: AccountLink) -> str:
-    """Derive the secret of a link, for its mail."""
+    """Derive the secret that the mail contains."""
     pepper = keys.pepper(link.pepper_id)
     if pepper is None:
-        # The link is live, so its pepper is in the newest key set, which this machine does not have yet.
-        raise UnknownPepperError("the pepper of this link is not in the key set here")
+        # The link is usable, so the newest key set has its pepper. This machine does not have that key set yet.
+        raise UnknownPepperError("the key set of this process does not contain the pepper of this link")
     message = b"\0".join([_PREFIX.encode(), link.purpose.encode(), link.id.bytes, link.nonce])
     mac = hmac.digest(pepper, message, "sha256")
     return f"{_PREFIX}.{base64url.encode(link.id.bytes + bytes([link.pepper_id]) + mac)}"

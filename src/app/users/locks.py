@@ -1,15 +1,15 @@
-"""The order in which a transaction locks rows. Transactions that lock in one order cannot deadlock.
+"""The order in which transactions lock rows. Transactions that use one order cannot deadlock.
 
-1. Accounts: the rows of all accounts that the transaction acts for or upon, in one statement, by ascending id.
-2. Login sessions. A transaction that locks several sessions of an account has locked the account. One that has not locked the
-   account locks one session at most, or skips locked ones.
+1. Accounts: the rows of all accounts that act or are changed, in one statement, by ascending id.
+2. Login sessions. A transaction that locks several sessions of an account has locked the account before. Any other transaction
+   locks at most one session, or skips locked ones.
 3. Everything that belongs to an account: links, revocations, the rows of other features. An insert that refers to an account
-   takes a share lock on its row, so this step also comes after step 1.
+   takes a share lock on its row, so it also comes after step 1.
 
-Counters of attempts (`core.security.rate_limits`) are locked by ascending key. Only the counters of logins are locked after
-step 1, and only the counters of mails before it.
+Counters of attempts (`core.security.rate_limits`) are locked by ascending key. Only the counters of logins are locked after step
+1, and only the counters of mails before it.
 
-`Principal.confirm` does steps 1 and 2 for a write by its caller. Purges do not wait for locks: they skip locked rows.
+`Principal.confirm` does steps 1 and 2 for a write by its caller. Purges lock no account, and skip locked rows.
 """
 
 from sqlalchemy import Select
@@ -21,6 +21,6 @@ def in_order[*Columns](statement: Select[*Columns]) -> Select[*Columns]:
     """Make a statement lock the accounts that it selects, by ascending id.
 
     The lock is exclusive: with shared locks, a steady stream of writes could starve a login or a demotion. Inserts that refer to
-    the account do not wait for it.
+    the account do not wait for the lock.
     """
     return statement.order_by(User.id).with_for_update(key_share=True, of=User)

@@ -1,4 +1,4 @@
-"""Accounts, and the links that are mailed to their owners."""
+"""Tables of accounts and of mailed links."""
 
 from datetime import datetime
 from typing import Literal, get_args
@@ -15,12 +15,12 @@ type Purpose = Literal["verify_email", "set_password", "reset_password", "confir
 
 
 class User(Base):
-    """One account. Mail goes to `email`; `email_key` is unique, the same for all spellings."""
+    """One account. `email` is the address for mail; `email_key` is its unique key."""
 
     __tablename__ = "users"
     __table_args__ = (
         one_of("role", Role),
-        # One index for each filter and order of the list. The order by email uses the unique index.
+        # One index per filter and sort order of the list. Sorting by address uses the unique index of `email_key`.
         Index(None, "created_at", "id"),
         Index(None, "role", "created_at", "id"),
         Index(None, "role", "email_key"),
@@ -34,12 +34,13 @@ class User(Base):
     email_key: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
     hashed_password: Mapped[str | None]
     full_name: Mapped[str | None]
-    # The name in the form that searches compare, without case.
+    # The name in the form for searches without regard to case.
     name_key: Mapped[str | None] = mapped_column(Text(collation="C"))
     role: Mapped[str] = mapped_column(server_default=Role.USER.value)
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     email_verified_at: Mapped[datetime | None]
-    # Increased when the password or the rights of the account change. Access tokens contain the version they were issued with.
+    # Incremented by every change of the password or the rights of the account. Access tokens contain the number, and those with an
+    # older one are invalid.
     authz_version: Mapped[int] = mapped_column(server_default=text("1"))
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[UpdatedAt]
@@ -60,7 +61,7 @@ class AccountLink(Base):
     id: Mapped[PrimaryKey]
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     purpose: Mapped[str]
-    # Only for confirm_email: the new address, and the login session that requested it.
+    # Only for `confirm_email`: the new address, and the login session that requested the change.
     email: Mapped[str | None]
     session_id: Mapped[UUID | None]
     nonce: Mapped[bytes]

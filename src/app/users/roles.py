@@ -1,4 +1,4 @@
-"""The roles, and the scopes that each role grants. To add a role, add it here and in a migration of the constraint."""
+"""Roles, scopes, and the scopes of each role. Add your own here."""
 
 from enum import StrEnum
 from typing import Final
@@ -7,7 +7,7 @@ from app import features
 
 
 class Role(StrEnum):
-    """The role of an account. Each account has exactly one."""
+    """Each account has exactly one role."""
 
     USER = "user"
     ADMIN = "admin"
@@ -33,5 +33,5 @@ GRANTS: Final[dict[Role, frozenset[str]]] = {
 
 
 def granted(role: str) -> frozenset[str]:
-    """Return the scopes that a role grants; none for a role that this release does not know."""
+    """Return the scopes of a role. A role that this release does not know has none."""
     return GRANTS[Role(role)] if role in Role else frozenset()

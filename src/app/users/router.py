@@ -1,4 +1,4 @@
-"""`/users`: for administrators all accounts, for owners their own."""
+"""Endpoints `/users`: any account for administrators, and their own account for owners."""
 
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -36,15 +36,15 @@ ROUTERS = (router,)
 
 @router.get("/me", response_model=UserRead)
 async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMatch = None) -> Account | Response:
-    """Show your account."""
-    return _shown(user, response, if_none_match)
+    """Read the account of the access token."""
+    return _response(user, response, if_none_match)
 
 
 @router.patch("/me", response_model=UserRead, responses=problem_responses(UserNotFoundError, PreconditionFailedError))
 async def update_me(
     principal: CurrentPrincipal, session: SessionDep, response: Response, payload: MeUpdate, if_match: IfMatch = None
 ) -> User:
-    """Change your account."""
+    """Change your own account."""
     versions = acceptable_versions(if_match)
     user = await service.update_me(session, principal.actor, principal.user_id, payload, versions=versions)
     response.headers["ETag"] = etag(user.version)
@@ -57,9 +57,9 @@ async def update_me(
     responses=problem_responses(StaleLoginError, UserNotFoundError, LastAdminError),
 )
 async def delete_me(principal: ConfirmedPrincipal, session: SessionDep) -> None:
-    """Delete your account permanently.
+    """Delete your own account permanently.
 
-    This needs a login of the last five minutes. The audit log keeps the events of the account.
+    This requires a login within the last five minutes. The audit log keeps its events about the account.
     """
     principal.require_recent_login()
     await service.delete(session, principal.actor, principal.user_id, confirm=principal.confirm)
@@ -85,8 +85,8 @@ async def create_user(
 ) -> User:
     """Create an account.
 
-    Its owner gets a mail with a link to set the password; nobody else chooses or knows it. Creating an administrator needs a login
-    of the last five minutes.
+    The owner receives a mail with a link to set the password, so no one else ever knows it. Creating an administrator requires a
+    login within the last five minutes.
     """
     if payload.role is not Role.USER:
         writer.require_recent_login()
@@ -105,8 +105,8 @@ async def read_user(
     user_id: UserId,
     if_none_match: IfNoneMatch = None,
 ) -> Account | Response:
-    """Show an account."""
-    return _shown(await service.get_account(reads, user_id), response, if_none_match)
+    """Read an account."""
+    return _response(await service.get_account(reads, user_id), response, if_none_match)
 
 
 @router.patch(
@@ -124,7 +124,7 @@ async def update_user(
 ) -> User:
     """Change an account.
 
-    A change of role needs a login of the last five minutes. It takes effect with the account's next request.
+    A change of the role requires a login within the last five minutes. It takes effect on the next request of the account.
     """
     if payload.role is not None:
         writer.require_recent_login()
@@ -140,12 +140,15 @@ async def update_user(
     responses=problem_responses(UserNotFoundError, LastAdminError, PreconditionFailedError),
 )
 async def delete_user(writer: UsersWriter, session: SessionDep, user_id: UserId, if_match: IfMatch = None) -> None:
-    """Delete an account permanently. The audit log keeps its events."""
+    """Delete an account permanently.
+
+    The audit log keeps its events about the account.
+    """
     versions = acceptable_versions(if_match)
     await service.delete(session, writer.actor, user_id, versions=versions, confirm=writer.confirm)
 
 
-def _shown(user: Account, response: Response, if_none_match: str | None) -> Account | Response:
+def _response(user: Account, response: Response, if_none_match: str | None) -> Account | Response:
     if is_current(if_none_match, user.version):
         return not_modified(user.version)
     response.headers["ETag"] = etag(user.version)

@@ -1,4 +1,4 @@
-"""Bodies and query of `/users`."""
+"""Users in the API."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ Email = Annotated[
     AfterValidator(_normalize_email),
     Field(json_schema_extra={"format": "email"}, examples=["ada@example.com"]),
 ]
-# JSON has no enumerations, so a role is a text.
+# Payloads are validated strictly, but JSON has no enumerations: a role is sent as text.
 RoleName = Annotated[Role, Strict(strict=False)]
 
 
@@ -35,7 +35,7 @@ class UserRead(Answer):
     """An account."""
 
     id: UUID
-    email: str = Field(description="The address that mail to this account goes to.")
+    email: str = Field(description="The address that receives mail for this account.")
     full_name: str | None
     role: Role
     is_active: bool
@@ -45,7 +45,7 @@ class UserRead(Answer):
 
 
 class UserCreate(Payload):
-    """A new account. Its owner gets a mail with a link to set the password."""
+    """A new account. Its owner receives a mail with a link to set the password."""
 
     email: Email
     full_name: ShortText | None = None
@@ -53,7 +53,7 @@ class UserCreate(Payload):
 
 
 class UserUpdate(Payload):
-    """The fields that an administrator may change. Omitted fields stay the same."""
+    """Changes by an administrator. Omitted members stay the same."""
 
     full_name: ShortText | None = None
     role: Omittable[RoleName] = None
@@ -61,24 +61,24 @@ class UserUpdate(Payload):
 
 
 class MeUpdate(Payload):
-    """The fields that the owner may change. Omitted fields stay the same."""
+    """Changes by the owner. Omitted members stay the same."""
 
     full_name: ShortText | None = None
 
 
 class UserQuery(PageQuery):
-    """Filters and order of the list of users."""
+    """Filters and order of the list."""
 
-    email: Email | None = Field(default=None, description="Accounts with exactly this address, in any spelling.")
+    email: Email | None = Field(default=None, description="Only the user with this address, in any spelling.")
     q: ShortText | None = Field(
-        default=None, description="Accounts whose address or name begins with this text, in any case."
+        default=None, description="Only users whose address or name begins with this text, in any case."
     )
-    role: Role | None = Field(default=None, description="Accounts with this role.")
-    is_active: QueryFlag | None = Field(
-        default=None, description="Only active (true) or only disabled (false) accounts."
+    role: Role | None = Field(default=None, description="Only users with this role.")
+    is_active: QueryFlag | None = Field(default=None, description="Only active users, or only disabled ones.")
+    created_after: QueryInstant | None = Field(default=None, description="Only users created later than this instant.")
+    created_before: QueryInstant | None = Field(
+        default=None, description="Only users created earlier than this instant."
     )
-    created_after: QueryInstant | None = Field(default=None, description="Accounts created later than this instant.")
-    created_before: QueryInstant | None = Field(default=None, description="Accounts created earlier than this instant.")
     sort: Literal["created_at", "-created_at", "email", "-email"] = Field(
-        default="created_at", description="The order. A minus sign reverses it."
+        default="created_at", description="Sort order; a minus sign reverses it."
     )

@@ -1,4 +1,4 @@
-"""Reading, creating, changing and deleting accounts."""
+"""Use cases of accounts: create, read, list, change and delete them."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ class Confirm(Protocol):
     """Checks again, in the transaction of a write, that the caller is still authorized; see `Principal.confirm`."""
 
     async def __call__(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
-        """Lock the caller's account and these, and return the active administrators among the locked accounts."""
+        """Lock the caller's account and these accounts. Returns the ids of the active administrators among the locked ones."""
 
 
 _BY_AGE = (User.created_at, User.id)
@@ -45,7 +45,7 @@ _ORDERS = {
 
 
 async def get_account(reads: Reads, user_id: UUID) -> Account:
-    """Read an account in one round trip; raise `UserNotFoundError` if it does not exist."""
+    """Read an account in one round trip."""
     account = await crud.get_account(reads, user_id)
     if account is None:
         raise UserNotFoundError
@@ -53,17 +53,17 @@ async def get_account(reads: Reads, user_id: UUID) -> Account:
 
 
 async def find_account(reads: Reads, user_id: UUID) -> Account | None:
-    """Read an account that may have been deleted."""
+    """Read an account; None if it does not exist."""
     return await crud.get_account(reads, user_id)
 
 
-async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
-    """Read an account that may have been deleted, and lock it against changes until the transaction ends."""
-    return await crud.lock_account(session, user_id)
+async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+    """Read an account, and lock its row until the transaction ends; None if it does not exist."""
+    return await crud.hold_account(session, user_id)
 
 
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
-    """Read the credentials of the account with this address; None also for an invalid address."""
+    """Read what a login with this address checks; None if the address is unknown or invalid."""
     try:
         email_key = identity(email)
     except InvalidEmailError:
@@ -72,12 +72,12 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
 
 
 async def find_hash(session: ReadSession, user_id: UUID) -> str | None:
-    """Read the password hash of an account; None if it has none, or has been deleted."""
+    """Read the password hash of an account; None if it has none, or does not exist."""
     return await crud.get_hash(session, user_id)
 
 
 def order_of(query: UserQuery) -> Order:
-    """Return the order that a query requests."""
+    """Return the sort order of a query."""
     return _ORDERS[query.sort]
 
 
@@ -89,8 +89,8 @@ async def list_page(
 
 
 def _filters(query: UserQuery) -> dict[str, Any]:
-    """Return the given filters, under the names of their parameters in the statements."""
-    given = {
+    """Return the filters of a query by the names of the statement's parameters."""
+    filters = {
         "email_key": None if query.email is None else identity(query.email),
         "prefix": None if query.q is None else name_key(query.q),
         "role": query.role,
@@ -98,7 +98,7 @@ def _filters(query: UserQuery) -> dict[str, Any]:
         "created_after": query.created_after,
         "created_before": query.created_before,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in filters.items() if value is not None}
 
 
 async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:
@@ -120,9 +120,9 @@ async def create_admin(
     min_length: int,
     full_name: str | None = None,
 ) -> User:
-    """Create an administrator. The address counts as verified, because the operator who runs the command knows it."""
+    """Create an administrator. The address counts as verified, because the operator who runs the command is trusted."""
     refuse_weak(password, min_length=min_length, about=[email, full_name or ""])
-    # Hash before the first statement, so that no connection waits for the CPU.
+    # Hash before the first statement, so that the session holds no connection during the slow hash.
     hashed_password = await hasher.hash(password)
     return await _insert(
         session,
@@ -138,7 +138,7 @@ async def create_admin(
 async def create_first_admin(
     session: WriteSession, hasher: PasswordHasher, *, email: str, password: str
 ) -> User | None:
-    """Create an administrator in an empty database, or return None if any account exists."""
+    """Create an administrator if the database has no account; otherwise return None."""
     if await crud.any_exist(session):
         return None
     return await create_admin(session, hasher, email=email, password=password, min_length=len(password))
@@ -167,7 +167,7 @@ async def _insert(
 async def create_unverified(
     session: WriteSession, actor: Actor, *, email: str, full_name: str | None, hashed_password: str
 ) -> User | None:
-    """Create an account with an unverified address, or return None if the address is taken."""
+    """Create an account with an unverified address; None if another account has the address."""
     try:
         return await _insert(
             session,
@@ -182,12 +182,12 @@ async def create_unverified(
 
 
 async def verify_email(session: WriteSession, user_id: UUID) -> None:
-    """Record that the address belongs to the owner."""
+    """Mark the address of an account as verified."""
     await crud.change(session, user_id, {"email_verified_at": func.now()})
 
 
 async def set_password(session: WriteSession, user_id: UUID, hashed_password: str) -> None:
-    """Set a password by a mailed link, which also verifies the address. Earlier access tokens stop working."""
+    """Set a password after the use of a mailed link, which also verifies the address. Earlier tokens become invalid."""
     values = {
         "hashed_password": hashed_password,
         "authz_version": User.authz_version + 1,
@@ -197,7 +197,7 @@ async def set_password(session: WriteSession, user_id: UUID, hashed_password: st
 
 
 async def replace_password(session: WriteSession, user_id: UUID, *, old: str, new: str, confirm: Confirm) -> bool:
-    """Replace a password hash, unless it has changed meanwhile. Earlier access tokens stop working."""
+    """Replace the password hash if it is still `old`; otherwise return False. Earlier tokens become invalid."""
     user = await crud.lock(session, user_id)
     if user is None or user.hashed_password != old:
         return False
@@ -207,7 +207,7 @@ async def replace_password(session: WriteSession, user_id: UUID, *, old: str, ne
 
 
 async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
-    """Move an account to an address that its owner has verified, or return False if another account has it."""
+    """Set a verified address for an account; False if another account has it."""
     values = {"email": email, "email_key": identity(email), "email_verified_at": func.now()}
     return await crud.change_unless_taken(session, user_id, values)
 
@@ -215,7 +215,7 @@ async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
 async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
 ) -> User:
-    """Change an account on behalf of its owner."""
+    """Change an account by its owner. Raises `PreconditionFailedError` if its version is not in `versions`."""
     return await _change(session, actor, await _lock(session, user_id, versions), payload)
 
 
@@ -228,7 +228,10 @@ async def update(
     versions: frozenset[int] | None,
     confirm: Confirm,
 ) -> User:
-    """Change an account that has one of `versions`. A change of rights revokes the access tokens issued before."""
+    """Change an account by an administrator. Earlier tokens become invalid if the role or `is_active` changes.
+
+    Raises `PreconditionFailedError` if the version of the account is not in `versions`.
+    """
     removes_admin = payload.role is Role.USER or payload.is_active is False
     admins = await confirm(session, user_id, with_admins=removes_admin)
     user = await _lock(session, user_id, versions)
@@ -249,7 +252,7 @@ async def _change(session: WriteSession, actor: Actor, user: User, payload: MeUp
     if changes.keys() & {"role", "is_active"}:
         values["authz_version"] = User.authz_version + 1
     await _record_changes(session, actor, user, changes)
-    # The row is locked, so it exists. `user` has the new values afterwards.
+    # The row is locked, so it still exists. The statement also updates `user`.
     await crud.change(session, user.id, values)
     return user
 
@@ -268,7 +271,10 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
 async def delete(
     session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None, confirm: Confirm
 ) -> None:
-    """Delete an account that has one of `versions`. The audit log keeps its events."""
+    """Delete an account. The audit log keeps its events.
+
+    Raises `PreconditionFailedError` if the version of the account is not in `versions`.
+    """
     admins = await confirm(session, user_id, with_admins=True)
     _refuse_last_admin(await _lock(session, user_id, versions), admins)
     await crud.remove(session, user_id)
@@ -276,7 +282,7 @@ async def delete(
 
 
 def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
-    # All active administrators are locked, so all of them stay administrators until this transaction ends.
+    # All administrators are locked, so each of them stays one until this transaction ends.
     if user.role == Role.ADMIN and user.is_active and set(admins) <= {user.id}:
         raise LastAdminError
 
@@ -291,5 +297,5 @@ async def _lock(session: WriteSession, user_id: UUID, versions: frozenset[int] |
 
 
 async def upgrade_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
-    """Store a stronger hash of a password that has just been verified."""
+    """Store a stronger hash of the same password after a successful login."""
     await crud.replace_hash(session, user_id, old=old, new=new)
