@@ -1,4 +1,4 @@
-"""An application on a database of its own, where every connection is a real one."""
+"""An application with a separate database and real connections."""
 
 from collections.abc import AsyncIterator
 
@@ -16,8 +16,8 @@ from tests.volume import plain
 
 @pytest.fixture
 async def site(clone_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]:
-    """The application, on ten connections for writing and ten for reading."""
-    # Everybody here has one address.
+    """The application with ten connections for writing and ten for reading."""
+    # All clients here have one address.
     settings = make_settings(clone_url, rate_limit={"enabled": False}, database=PATIENT)
     database = Database(settings.database)
     watcher = await asyncpg.connect(plain(clone_url))

@@ -1,4 +1,4 @@
-"""Accounts that many requests write to at once, and every request that writes."""
+"""Accounts for concurrent writes, and every operation that writes."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -37,7 +37,7 @@ _SAVED = ("users", "sessions", "account_links")
 
 @dataclass(frozen=True)
 class Party:
-    """An account with two login sessions, and the secret of a live link for each purpose."""
+    """An account with two login sessions, and the secret of a usable link for each purpose."""
 
     user_id: UUID
     email: str
@@ -47,9 +47,9 @@ class Party:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Give the header of the first login session.
+        """Return the header of the first login session.
 
-        The access token is signed again with the present time: a run of many rounds takes longer than a token lives.
+        The access token is signed again with the current time, because many rounds take longer than its lifetime.
         """
         forge = Forge(self.tokens["access_token"], signing_jwk(KEY_SET))
         age = int(time.time()) - forge.claims["iat"]
@@ -59,7 +59,7 @@ class Party:
 
 @dataclass
 class Crowd:
-    """The application and its accounts; `restore` puts their rows back, so that tokens and links work again."""
+    """The application and its accounts. `restore` restores their rows, so that tokens and links are valid again."""
 
     client: AsyncClient
     database: Database
@@ -69,7 +69,7 @@ class Crowd:
     deadlocked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Note each statement that PostgreSQL chooses as the victim of a deadlock."""
+        """Record each statement that PostgreSQL cancels because of a deadlock."""
 
         def note(context: Any) -> None:
             if context.sqlalchemy_exception is not None and sqlstate(context.sqlalchemy_exception) == _DEADLOCK:
@@ -79,12 +79,12 @@ class Crowd:
 
     @cached_property
     def post(self) -> Post:
-        """What runs the jobs that wait."""
+        """Runs waiting jobs."""
         return Post(self.database, self.settings)
 
     @cached_property
     def work(self) -> Work:
-        """What a job is called with."""
+        """The argument of jobs."""
         no_mailer: Any = None
         return Work(self.database, no_mailer, load_key_ring(self.settings.of(AuthSettings)), self.settings)
 
@@ -105,18 +105,18 @@ class Crowd:
         self.parties[name] = Party(user.id, user.email, pairs[0], rows[0]["id"], secrets)
 
     async def save(self) -> None:
-        """Keep a copy of the rows of all accounts."""
+        """Copy the rows of all accounts."""
         for table in _SAVED:
             await self.watcher.execute(f"CREATE TABLE saved_{table} AS TABLE {table}")
 
     async def restore(self) -> None:
-        """Put the rows of all accounts back."""
+        """Restore the rows of all accounts from the copy."""
         await self.watcher.execute("DELETE FROM users; DELETE FROM rate_limits; DELETE FROM session_cutoffs")
         for table in _SAVED:
             await self.watcher.execute(f"INSERT INTO {table} SELECT * FROM saved_{table}")  # noqa: S608  # Our own names.
 
     async def send(self, operation: str, actor: Party, target: Party, request: Mapping[str, Any]) -> Response:
-        """Send one request: by the actor where the path names the target, by the target itself elsewhere."""
+        """Send one request. The actor sends it if the path names the target; otherwise the target itself does."""
         method, _, path = operation.partition(" ")
         caller = actor if "{user_id}" in path or path == "/api/v1/users" else target
         headers = {} if ACCESS[operation].scopes is None else caller.headers
@@ -130,7 +130,7 @@ type Write = Callable[[Crowd, Party, Party], Awaitable[Response | None]]
 
 
 def _variants(operation: str) -> dict[str, Callable[[Party], Mapping[str, Any]]]:
-    """Give the requests of an operation by name, each made for its target."""
+    """Return the requests of an operation by name, as functions of the target."""
     named: dict[str, dict[str, Callable[[Party], Mapping[str, Any]]]] = {
         "POST /api/v1/auth/token": {
             "log in": lambda target: {"form": _password_form(target, PASSWORD)},
@@ -177,7 +177,7 @@ def _request(operation: str, variant: Callable[[Party], Mapping[str, Any]]) -> W
     async def write(crowd: Crowd, actor: Party, target: Party) -> Response:
         response = await crowd.send(operation, actor, target, variant(target))
         if operation.startswith("POST /api/v1/auth/"):
-            # What the request has left for the worker is part of it.
+            # The jobs of the request are part of the write.
             await crowd.post.collect()
         return response
 
@@ -196,7 +196,7 @@ async def _log_everybody_out(crowd: Crowd, _actor: Party, _target: Party) -> Non
 
 
 def writes() -> Iterator[tuple[str, Write]]:
-    """Give everything that writes: each operation that is no GET, each periodic job, and the operator's command."""
+    """Yield everything that writes: each operation except GET, each periodic job, and the command of the operator."""
     for operation in ACCESS:
         if not operation.startswith("GET "):
             yield from ((name, _request(operation, variant)) for name, variant in _variants(operation).items())

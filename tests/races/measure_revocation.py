@@ -1,12 +1,11 @@
-"""Measure how long a revoked access token is still accepted anywhere.
+"""Measures how long any process still accepts a revoked access token.
 
     python -m pytest -q -n0 -s tests/races/measure_revocation.py
     MEASURE_WORKERS=8 MEASURE_ROUNDS=200 MEASURE_PAUSE=0.004 MEASURE_CHECK=database …
 
-Every worker is asked without a break, each over a connection of its own, whether it accepts the token of a session; the
-session is logged out at one of them. What counts is the time from the answer to that logout until the last acceptance
-by any worker was *answered*: later than it was decided, so the figure is if anything too high. `make test` does not
-collect this file; it holds the processes to less, because others share its machine.
+A client per worker sends requests with the token of a session without a break. The session is logged out at one worker. The result
+is the time from the response to that logout until the last successful response of any worker. A worker decides before it responds,
+so the result is an upper bound. `make test` does not collect this file. Its tests have higher limits, because they share a machine.
 """
 
 import asyncio
@@ -20,13 +19,13 @@ from tests.races.workers import REVOKE, Fleet, Worker, fleet
 WORKERS = int(os.environ.get("MEASURE_WORKERS", "8"))
 ROUNDS = int(os.environ.get("MEASURE_ROUNDS", "200"))
 CHECK = {"APP_AUTH__ACCESS_CHECK": os.environ.get("MEASURE_CHECK", "memory")}
-# Between two requests to one worker: without it the machine's own load is what is measured.
+# Seconds between two requests to one worker. Without the pause, the load of the machine determines the result.
 PAUSE = float(os.environ.get("MEASURE_PAUSE", "0.002"))
 
 
 @dataclass
 class Acceptance:
-    """When a worker last said yes."""
+    """The time of the last successful response of a worker."""
 
     answered: float = 0.0
 
@@ -38,7 +37,7 @@ async def ask_until_refused(worker: Worker, access_token: str, last: Acceptance)
 
 
 async def measure(workers: Fleet, email: str) -> float:
-    """Log in, log out, and give the seconds until nobody accepted the token any more."""
+    """Log in and out, and return the seconds until no worker accepts the token."""
     pair = await workers.log_in(email)
     last = [Acceptance() for _ in workers.workers]
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
@@ -59,6 +58,6 @@ async def test_revocation_reaches_every_worker_in_time(clone_url: str) -> None:
         took = sorted([1000 * await measure(workers, email) for _ in range(ROUNDS)])
 
     median, p99 = statistics.median(took), took[max(0, int(len(took) * 0.99) - 1)]
-    print(f"\n{WORKERS} workers, {ROUNDS} logouts: p50 {median:.1f} ms, p99 {p99:.1f} ms, worst {took[-1]:.1f} ms")  # noqa: T201  # The point of it.
+    print(f"\n{WORKERS} workers, {ROUNDS} logouts: p50 {median:.1f} ms, p99 {p99:.1f} ms, worst {took[-1]:.1f} ms")  # noqa: T201  # The result.
     assert median <= 10
     assert p99 <= 50

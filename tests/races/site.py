@@ -1,4 +1,4 @@
-"""A running application, with eyes on its database from outside."""
+"""A running application, and a separate connection to its database."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() 
 
 @dataclass
 class Site:
-    """The application and its client; `watcher` is a connection that the application does not know of."""
+    """The application and its client. `watcher` is a connection outside the application."""
 
     client: AsyncClient
     database: Database
@@ -27,26 +27,26 @@ class Site:
     post: Post
 
     async def account(self, **values: Any) -> LoggedIn:
-        """Make an account, and log it in."""
+        """Create an account, and log it in."""
         async with self.database.begin() as session:
             user = await make_user(session, self.hasher, **values)
         return LoggedIn(str(user.id), user.email, await log_in(self.client, user.email))
 
     async def fetch(self, statement: str, *values: Any) -> list[Any]:
-        """Read rows as anybody outside sees them."""
+        """Read rows on the separate connection."""
         rows: list[Any] = await self.watcher.fetch(statement, *values)
         return rows
 
     async def until_waiting(self, task: asyncio.Task[Any], *, count: int = 1) -> None:
-        """Wait until `count` connections wait for a lock, or the task has ended without."""
+        """Wait until `count` connections wait for a lock, or the task has ended."""
         async with asyncio.timeout(60):
             while not (task.done() or len(await self.fetch(_WAITING)) >= count):
                 await asyncio.sleep(0.01)
-                # Within a transaction what others do is otherwise read once.
+                # Otherwise, a transaction keeps reading the statistics of its first query.
                 await self.fetch("SELECT pg_stat_clear_snapshot()")
 
     async def transactions_left_open(self) -> int:
-        """Count connections that idle inside a transaction."""
+        """Count connections that are idle in a transaction."""
         (row,) = await self.fetch(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
         )

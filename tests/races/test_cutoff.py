@@ -1,4 +1,4 @@
-"""Everybody is logged out while people log in, over several server processes in both ways of checking."""
+"""All accounts are logged out while clients log in, with several server processes and both kinds of access check."""
 
 import asyncio
 import os
@@ -14,19 +14,19 @@ from tests.races.test_sessions import BY_NOTIFICATION, dies
 from tests.races.workers import Fleet, fleet
 
 CLIENTS = 3
-# Between two logins of one client: the command takes seconds to start, and what was logged in meanwhile is looked at one by one.
+# Seconds between two logins of one client. The command takes seconds to start, and the test checks each login of that time.
 PAUSE = 0.1
 
 
 @pytest.fixture
 async def workers(template_url: str) -> AsyncIterator[Fleet]:
-    """Two processes that know revocations from memory, and one that asks."""
+    """Two processes that check revocations in memory, and one that queries the database."""
     async with cloned(template_url) as url, fleet(url, {}, {}, {"APP_AUTH__ACCESS_CHECK": "database"}) as fleet_:
         yield fleet_
 
 
 async def revoke_all(workers: Fleet) -> None:
-    """Run the command, as an operator would."""
+    """Run the command of the operator."""
     settings = {
         "APP_ENVIRONMENT": "test",
         "APP_AUTH__SIGNING_KEYS": KEY_SET,
@@ -38,7 +38,7 @@ async def revoke_all(workers: Fleet) -> None:
     assert await command.wait() == 0
 
 
-async def test_logging_everybody_out_spares_whoever_comes_after(workers: Fleet) -> None:
+async def test_logging_out_all_accounts_keeps_later_logins_valid(workers: Fleet) -> None:
     emails = await workers.accounts(CLIENTS + 1)
     before = [await workers.log_in(email) for email in emails]
     before += [(await workers.any.refresh(pair["refresh_token"])).body for pair in before[:2]]
@@ -54,7 +54,7 @@ async def test_logging_everybody_out_spares_whoever_comes_after(workers: Fleet) 
         for email in emails[:CLIENTS]:
             group.create_task(log_in_again_and_again(email))
         await revoke_all(workers)
-        # Right away, everywhere, while the others go on.
+        # New logins must work at once at every process, while the other clients continue.
         for worker in workers.workers:
             after = await worker.log_in(emails[-1])
             assert after.status == 200
@@ -65,11 +65,11 @@ async def test_logging_everybody_out_spares_whoever_comes_after(workers: Fleet) 
         for worker in workers.workers:
             await dies(worker, pair["access_token"], within=BY_NOTIFICATION)
         assert (await workers.any.refresh(pair["refresh_token"])).status == 400
-    # Whoever logged in at that moment is out or in, and not one here and the other there.
-    fates = set()
+    # A concurrent login is either revoked or valid, and all processes agree.
+    outcomes = set()
     for pair in meanwhile:
         alive = {await worker.accepts(pair["access_token"]) for worker in workers.workers}
         refreshed = await workers.any.refresh(pair["refresh_token"])
         assert alive == {refreshed.status == 200}
-        fates |= alive
-    assert fates == {True, False}
+        outcomes |= alive
+    assert outcomes == {True, False}

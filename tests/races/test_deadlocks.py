@@ -1,4 +1,4 @@
-"""Everything that writes, beside everything else that writes, on the same accounts: PostgreSQL finds no deadlock."""
+"""Runs every write concurrently with every other write on the same accounts. PostgreSQL must find no deadlock."""
 
 import asyncio
 import os
@@ -19,14 +19,14 @@ from tests.conftest import cloned, make_settings, running
 from tests.races.crowd import Crowd, writes
 from tests.volume import plain
 
-# The scenes take turns.
+# Each round runs every pair of writes once, with one of the scenes.
 ROUNDS = int(os.environ.get("RACE_ROUNDS", "1"))
-# Beside two requests of one kind, so many of other kinds run at once.
+# Number of concurrent requests of one kind, and of other kinds beside them.
 COPIES = 2
 AT_ONCE = 4
 WRITES = dict(writes())
 NAMES = list(WRITES)
-# Who writes to whom, as (actor, target) for either side. By id: first < admin < boss < last.
+# (actor, target) of the requests of one kind, and of the others. The ids ascend: first < admin < boss < last.
 SCENES = (
     (("admin", "first"), ("admin", "first")),
     (("admin", "boss"), ("boss", "admin")),
@@ -36,11 +36,11 @@ SCENES = (
 
 @pytest.fixture(scope="module")
 async def crowd(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Crowd]:
-    """Two administrators, an account below and one above them by id, and an administrator who is nobody's target."""
+    """Two administrators, an account with a lower and one with a higher id, and an administrator who is never a target."""
     async with cloned(template_url) as url:
         settings = make_settings(url, database={"pool_wait": "30s", "lock_timeout": "20s"})
         watcher = await asyncpg.connect(plain(url))
-        # PostgreSQL looks for a deadlock when a lock has been waited for so long: by default, one second.
+        # The time after which PostgreSQL checks a waiting transaction for a deadlock. The default is one second.
         await watcher.execute(f"ALTER DATABASE \"{make_url(url).database}\" SET deadlock_timeout = '40ms'")
         database = Database(settings.database)
         async with running(create_app(settings, database)) as client:
@@ -55,7 +55,7 @@ async def crowd(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Crow
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_writes_to_the_same_accounts_at_once_never_deadlock(crowd: Crowd, name: str) -> None:
+async def test_concurrent_writes_to_the_same_accounts_never_deadlock(crowd: Crowd, name: str) -> None:
     scenes = islice(cycle(SCENES), NAMES.index(name) % len(SCENES), None)
     deadlocked: dict[tuple[str, ...], list[str]] = {}
     failed: dict[tuple[str, ...], list[int]] = {}
@@ -78,17 +78,17 @@ async def test_writes_to_the_same_accounts_at_once_never_deadlock(crowd: Crowd, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_each_of_the_writes_is_one(crowd: Crowd, name: str) -> None:
+async def test_each_write_succeeds_alone(crowd: Crowd, name: str) -> None:
     await crowd.restore()
 
     response = await WRITES[name](crowd, crowd.parties["admin"], crowd.parties["boss"])
 
-    # An address that is verified already, and a wrong password: these write, too, and are refused.
+    # The address is already verified, or the password is wrong: these requests fail, but they write too.
     refused = name in {"verify", "fail to log in"}
     assert response is None or (response.status_code == HTTPStatus.BAD_REQUEST if refused else response.is_success)
 
 
-async def test_a_deadlock_would_be_noticed(crowd: Crowd) -> None:
+async def test_a_deadlock_is_detected(crowd: Crowd) -> None:
     ids = [crowd.parties[name].user_id for name in ("first", "last")]
 
     async def lock(first: UUID, second: UUID, is_locked: asyncio.Event, other_has_locked: asyncio.Event) -> None:
@@ -104,7 +104,7 @@ async def test_a_deadlock_would_be_noticed(crowd: Crowd) -> None:
         lock(ids[0], ids[1], one, other), lock(ids[1], ids[0], other, one), return_exceptions=True
     )
 
-    # The opposite order is noticed, so that the tests above can fail.
+    # The test detects locks in opposite order, so the tests above can fail.
     assert [type(result) for result in results if result is not None] == [DBAPIError]
     assert len(crowd.deadlocked) == 1
     crowd.deadlocked.clear()

@@ -1,4 +1,4 @@
-"""Keys rotated under load: two server processes that read the file at different moments, and clients that never stop."""
+"""Key rotation under load: two server processes that reload the file at different times, and clients without a pause."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ WORKERS = int(os.environ.get("RACE_WORKERS", "2"))
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> AuthSettings:
-    """Settings of a key set file."""
+    """Settings with a key set file."""
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     file.write_text(generate_key_set())
     return AuthSettings(signing_keys_file=file)
@@ -29,14 +29,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> AuthSettings:
 
 @pytest.fixture(scope="module")
 async def workers(template_url: str, settings: AuthSettings) -> AsyncIterator[Fleet]:
-    """Server processes that read their keys from that file."""
+    """Server processes that read this file."""
     environment = {"APP_AUTH__SIGNING_KEYS": "", "APP_AUTH__SIGNING_KEYS_FILE": str(settings.signing_keys_file)}
     async with cloned(template_url) as url, fleet(url, *[environment for _ in range(WORKERS)]) as fleet_:
         yield fleet_
 
 
 class Load:
-    """Clients that log in, read their account and refresh without a pause, each request somewhere else."""
+    """Clients that log in, read their account and refresh without a pause, each request at a random process."""
 
     def __init__(self, workers: Fleet) -> None:
         self._workers = workers
@@ -50,30 +50,30 @@ class Load:
             pair = await self._expect(await self._workers.any.log_in(email))
             for _ in range(3):
                 if pair:
-                    pair = await self._go_on(pair)
+                    pair = await self._use_and_refresh(pair)
             self.rounds += 1
 
     def stop(self) -> None:
         self._stop.set()
 
     async def next_rounds(self) -> None:
-        """Wait until every client has been through everything with the keys as they are."""
+        """Wait until every client has completed a round with the current keys."""
         until = self.rounds + 2 * CLIENTS
         async with asyncio.timeout(60):
-            while self.rounds < until and not self.failed:  # noqa: ASYNC110  # It is the clients that count.
+            while self.rounds < until and not self.failed:  # noqa: ASYNC110  # The clients count the rounds, without an event.
                 await asyncio.sleep(0.01)
 
     async def signed_by(self, kid: str) -> None:
-        """Wait until a token has come that was signed with this key."""
+        """Wait until a client has received a token signed with this key."""
         async with asyncio.timeout(60):
             while kid not in self.kids and not self.failed:  # noqa: ASYNC110  # As above.
                 await asyncio.sleep(0.01)
 
-    async def _go_on(self, pair: dict[str, Any]) -> dict[str, Any]:
+    async def _use_and_refresh(self, pair: dict[str, Any]) -> dict[str, Any]:
         self.kids.add(str(read_part(pair["access_token"], 0)["kid"]))
         await self._expect(await self._workers.any.request("GET", ME, token=pair["access_token"]))
         successor = await self._expect(await self._workers.any.refresh(pair["refresh_token"]))
-        # A second tab with the same token, at another process, gets the same successor.
+        # A second tab with the same token gets the same successor, also at another process.
         again = await self._expect(await self._workers.any.refresh(pair["refresh_token"]))
         if again.get("refresh_token") != successor.get("refresh_token"):
             self.failed.append(Answer(0, {"siblings": [again, successor]}))
@@ -99,7 +99,7 @@ async def test_keys_are_rotated_under_load_without_a_failed_request(workers: Fle
             group.create_task(load.run(email))
         await load.next_rounds()
         for old in active_keys(settings):
-            # At once, without the time to become known that the command asks for: the hardest case.
+            # The hardest case: without the waiting time that the command requires.
             with rotation.changing(settings) as keys:
                 rotation.add(keys, old.kind, "ES256")
                 rotation.retire(keys, old.kid, force=True)
@@ -111,9 +111,9 @@ async def test_keys_are_rotated_under_load_without_a_failed_request(workers: Fle
     assert load.failed == []
     assert load.kids == {before.active, ring.active}
 
-    # A session from before goes on for as long as its keys are kept, and moves on to the new ones.
+    # An earlier session stays valid while its keys exist, and changes to the new keys.
     assert all([await worker.accepts(idle["access_token"]) for worker in workers.workers])
-    # How often it is refreshed until then is a matter of when the processes look at the file.
+    # The number of refreshes until then depends on when the processes reload the file.
     pepper_id = 0
     async with asyncio.timeout(30):
         while pepper_id != ring.active_pepper:
@@ -125,19 +125,19 @@ async def test_keys_are_rotated_under_load_without_a_failed_request(workers: Fle
             pepper_id = row["pepper_id"]
 
 
-async def test_what_is_made_by_a_process_that_knows_is_good_at_one_that_does_not_yet(
+async def test_tokens_of_a_process_with_new_keys_are_valid_at_one_that_has_not_reloaded(
     workers: Fleet, settings: AuthSettings
 ) -> None:
     (email,) = await workers.accounts(1)
     first, second = workers.workers[:2]
-    # More than once: the clock of the second may come just in time.
+    # Several attempts, because the second process may reload the file just in time.
     for _ in range(3):
         known = await workers.log_in(email)
         for old in active_keys(settings):
             with rotation.changing(settings) as keys:
                 rotation.add(keys, old.kind, "ES256")
                 rotation.retire(keys, old.kid, force=True)
-        # A key that the first does not know makes it look.
+        # An unknown key id makes the first process reload the file.
         header = encode(read_part(known["access_token"], 0) | {"kid": "unknown"})
         assert not await first.accepts(f"{header}.{known['access_token'].partition('.')[2]}")
         pair = (await first.log_in(email)).body
@@ -148,10 +148,10 @@ async def test_what_is_made_by_a_process_that_knows_is_good_at_one_that_does_not
         assert (refreshed.status, shown) == (200, True)
 
 
-async def test_what_was_made_with_a_removed_key_is_worth_nothing(workers: Fleet, settings: AuthSettings) -> None:
+async def test_tokens_made_with_a_removed_key_are_invalid(workers: Fleet, settings: AuthSettings) -> None:
     (email,) = await workers.accounts(1)
     before = await workers.log_in(email)
-    # They have seen it, and remember that its signature was right.
+    # Every process has verified the token and cached the result.
     assert all([await worker.accepts(before["access_token"]) for worker in workers.workers])
 
     for old in active_keys(settings):
@@ -162,7 +162,7 @@ async def test_what_was_made_with_a_removed_key_is_worth_nothing(workers: Fleet,
 
     for worker in workers.workers:
         async with asyncio.timeout(10):
-            while await worker.accepts(before["access_token"]):  # noqa: ASYNC110  # It is another process that changes.
+            while await worker.accepts(before["access_token"]):  # noqa: ASYNC110  # Another process changes.
                 await asyncio.sleep(0.01)
         assert (await worker.refresh(before["refresh_token"])).status == 400
         assert (await worker.request("POST", REVOKE, form={"token": before["refresh_token"]})).status == 200

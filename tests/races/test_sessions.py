@@ -1,6 +1,6 @@
-"""Login sessions over several real server processes: many clients at once, a thief, accounts that end meanwhile.
+"""Login sessions with several server processes: many concurrent clients, a thief, and accounts that are disabled or deleted.
 
-`make test` runs a small measure of each. All of it, as it is promised:
+`make test` runs a small number of rounds. The full number:
 
     RACE_WORKERS=4 RACE_CLIENTS=10000 RACE_ROUNDS=500 python -m pytest -n0 tests/races/test_sessions.py
 """
@@ -33,7 +33,7 @@ AT_ONCE = 24
 KEYS = parse_key_ring(KEY_SET, source="the run")
 BY_RESET, BY_CHANGE = "seven grey geese at noon", "five quiet herons at dawn"
 REVOKED = "revoked_at = now(), revoke_reason = 'admin'"
-# By notification; the poll would take up to a second more.
+# Seconds. A notification is faster than this; polling takes up to a second longer.
 BY_NOTIFICATION = 0.9
 
 
@@ -46,7 +46,7 @@ async def race_url(template_url: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="module")
 async def proxy(race_url: str) -> AsyncIterator[Proxy]:
-    """What stands between the first worker's listener and the database."""
+    """A proxy between the revocation listener of the first worker and the database."""
     async with proxied(race_url) as proxy:
         yield proxy
 
@@ -60,7 +60,7 @@ async def workers(race_url: str, proxy: Proxy) -> AsyncIterator[Fleet]:
 
 
 async def all_of(count: int, act: Callable[[int], Awaitable[None]]) -> None:
-    """Do it that often, a bounded number at once."""
+    """Call `act` with each number below `count`, with a limited concurrency."""
     allowed = asyncio.Semaphore(AT_ONCE)
 
     async def bounded(number: int) -> None:
@@ -73,19 +73,19 @@ async def all_of(count: int, act: Callable[[int], Awaitable[None]]) -> None:
 
 
 async def some_time(most: float = 0.01) -> None:
-    await asyncio.sleep(random.uniform(0, most))  # noqa: S311  # An interleaving.
+    await asyncio.sleep(random.uniform(0, most))  # noqa: S311  # A random interleaving.
 
 
 async def dies(worker: Worker, access_token: str, *, within: float) -> float:
-    """Ask until a token is refused, and give the seconds that took."""
+    """Wait until the worker rejects a token, and return the seconds that it took."""
     started = time.monotonic()
     async with asyncio.timeout(within):
-        while await worker.accepts(access_token):  # noqa: ASYNC110  # It is another process that changes.
+        while await worker.accepts(access_token):  # noqa: ASYNC110  # Another process changes.
             await asyncio.sleep(0.001)
     return time.monotonic() - started
 
 
-async def test_a_hundred_refreshes_of_one_token_at_once_give_one_successor(workers: Fleet) -> None:
+async def test_a_hundred_concurrent_refreshes_of_one_token_give_one_successor(workers: Fleet) -> None:
     (email,) = await workers.accounts(1)
     first = await workers.log_in(email)
 
@@ -101,26 +101,26 @@ async def test_a_hundred_refreshes_of_one_token_at_once_give_one_successor(worke
 
 
 class Browser:
-    """Three tabs that share what they store, and a network that loses every fourth answer."""
+    """Three tabs with shared storage, and a network that loses every fourth response."""
 
     def __init__(self, workers: Fleet, pair: dict[str, Any]) -> None:
         self._workers = workers
         self.stored = pair
 
     async def tab(self) -> None:
-        """Refresh as a tab does: with what is stored when it notices; an answer that is lost is asked for again."""
+        """Refresh like a tab: with the token that is stored at the start, and again after a lost response."""
         token = self.stored["refresh_token"]
         await some_time()
         while True:
             answer = await self._workers.any.refresh(token)
             assert answer.status == 200, answer
-            if random.random() >= 0.25:  # noqa: S311  # A network.
+            if random.random() >= 0.25:  # noqa: S311  # A simulated network.
                 self.stored = answer.body
                 return
 
 
-async def test_three_tabs_and_lost_answers_log_nobody_out(workers: Fleet) -> None:
-    # Not more than 20 browsers an account: the 26th would end the first one's session.
+async def test_three_tabs_and_lost_responses_do_not_end_the_session(workers: Fleet) -> None:
+    # At most 20 browsers per account: the 26th login would end the session of the first.
     emails = await workers.accounts(-(-CLIENTS // 20))
     rounds = 1 if CLIENTS < 1000 else 2
 
@@ -137,7 +137,7 @@ async def test_three_tabs_and_lost_answers_log_nobody_out(workers: Fleet) -> Non
 
 @pytest.mark.parametrize("alternations", [1, 4])
 @pytest.mark.parametrize("thief_first", [True, False])
-async def test_a_thief_who_alternates_with_the_owner_is_found_out(
+async def test_a_thief_who_alternates_with_the_owner_is_detected(
     workers: Fleet, alternations: int, *, thief_first: bool
 ) -> None:
     (email,) = await workers.accounts(1)
@@ -149,14 +149,14 @@ async def test_a_thief_who_alternates_with_the_owner_is_found_out(
     answers: list[Answer] = []
 
     for _ in range(alternations):
-        # Within the window both get the same token; that is not yet a sign of anything.
+        # Within the grace period, both get the same token, which is not a sign of theft.
         for who in turns:
             answer = await workers.any.refresh(held[who])
             assert answer.status == 200
             held[who] = answer.body["refresh_token"]
             seen.append(answer.body["access_token"])
     for who in turns:
-        # As if the window had passed between one and the other.
+        # As if the grace period had passed between the two requests.
         await workers.change("rotated_at = rotated_at - interval '31 s'", stolen["access_token"])
         answers.append(await workers.any.refresh(held[who]))
 
@@ -170,7 +170,7 @@ async def test_a_thief_who_alternates_with_the_owner_is_found_out(
     assert (await workers.any.refresh(other["refresh_token"])).status == 200
 
 
-# Accounts and sessions that end while they are used
+# Accounts and sessions that end during their use
 
 
 async def disable(workers: Fleet, admin: str, pair: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ async def delete(workers: Fleet, admin: str, pair: dict[str, Any]) -> None:
 
 
 async def log_out(workers: Fleet, _admin: str, pair: dict[str, Any]) -> None:
-    token = random.choice([pair["refresh_token"], pair["access_token"]])  # noqa: S311  # Either must do.
+    token = random.choice([pair["refresh_token"], pair["access_token"]])  # noqa: S311  # Either token must work.
     answer = await workers.any.request("POST", REVOKE, form={"token": token})
     assert answer.status == 200, answer
 
@@ -207,7 +207,7 @@ async def log_in(workers: Fleet, email: str, _pair: dict[str, Any]) -> Answer:
         pytest.param(log_out, refresh, id="log out and refresh"),
     ],
 )
-async def test_nothing_is_alive_after_an_end_however_it_meets_a_use(
+async def test_no_token_is_valid_after_the_end_of_an_account_or_session_during_its_use(
     workers: Fleet, end: Callable[..., Awaitable[None]], use: Callable[..., Awaitable[Answer]]
 ) -> None:
     admin = (await workers.log_in((await workers.accounts(1, role="admin"))[0]))["access_token"]
@@ -221,7 +221,7 @@ async def test_nothing_is_alive_after_an_end_however_it_meets_a_use(
             await some_time(most)
             return await act(workers, who, pair)
 
-        # How long an end takes is the machine's business: the use comes early, together with it, or too late.
+        # The duration of the end depends on the machine. The use starts before it, at the same time, or after it.
         _, used = await asyncio.gather(later(end, admin), later(use, emails[number], most=0.01 * 2 ** (number % 6)))
         outcomes.add(used.status)
         pairs = [pair, used.body] if used.status == 200 else [pair]
@@ -231,15 +231,15 @@ async def test_nothing_is_alive_after_an_end_however_it_meets_a_use(
 
     await all_of(ROUNDS, meet)
 
-    # Without both the races would have shown nothing.
+    # Both outcomes must occur; otherwise there was no race.
     assert outcomes == {200, 400}
 
 
-# Links that are followed twice, or while the password changes
+# Links that are used twice, or while the password changes
 
 
 async def mailed(workers: Fleet, email: str, purpose: Purpose) -> str:
-    """Give the secret of a link to an account, as its mail would."""
+    """Return the secret of a new link, as in its mail."""
     async with workers.database.begin() as session:
         user_id = (await session.scalars(select(User.id).where(User.email == email))).one()
         link_id = await links.create(session, KEYS, user_id, purpose)
@@ -248,7 +248,7 @@ async def mailed(workers: Fleet, email: str, purpose: Purpose) -> str:
         return links.secret(KEYS, link)
 
 
-async def test_of_two_who_verify_with_one_link_exactly_one_does(workers: Fleet) -> None:
+async def test_one_of_two_concurrent_uses_of_a_verification_link_succeeds(workers: Fleet) -> None:
     emails = await workers.accounts(ROUNDS, email_verified_at=None)
 
     async def meet(number: int) -> None:
@@ -264,7 +264,7 @@ async def test_of_two_who_verify_with_one_link_exactly_one_does(workers: Fleet) 
     await all_of(ROUNDS, meet)
 
 
-async def test_a_reset_and_a_change_at_once_leave_one_password_and_no_token_of_before(workers: Fleet) -> None:
+async def test_a_concurrent_reset_and_change_leave_one_password_and_no_earlier_token(workers: Fleet) -> None:
     emails = await workers.accounts(ROUNDS)
     outcomes: set[tuple[int, int]] = set()
 
@@ -290,7 +290,7 @@ async def test_a_reset_and_a_change_at_once_leave_one_password_and_no_token_of_b
         logins = [(await workers.any.log_in(emails[number], word)).status for word in (PASSWORD, BY_RESET, BY_CHANGE)]
         assert sorted(logins) == [200, 400, 400]
         assert logins[0] == 400
-        # Whoever resets a password has perhaps lost the other one to somebody: nothing of before goes on.
+        # After a reset, earlier tokens must be invalid, because somebody else may know the old password.
         if ended == 204:
             await dies(workers.any, pair["access_token"], within=BY_NOTIFICATION)
             assert (await workers.any.refresh(pair["refresh_token"])).status == 400
@@ -300,7 +300,7 @@ async def test_a_reset_and_a_change_at_once_leave_one_password_and_no_token_of_b
     assert all(ended in {204, 400} and changed in {204, 401, 403} for ended, changed in outcomes)
 
 
-# What the promise of three seconds is for
+# Revocations reach every process within three seconds
 
 
 async def sever(workers: Fleet, _proxy: Proxy) -> None:
@@ -315,7 +315,7 @@ async def stall(_workers: Fleet, proxy: Proxy) -> None:
     proxy.stall()
 
 
-async def test_revocations_are_known_to_every_process_at_once(workers: Fleet) -> None:
+async def test_every_process_knows_a_revocation_at_once(workers: Fleet) -> None:
     (email,) = await workers.accounts(1)
     for _ in range(5):
         pair = await workers.log_in(email)
@@ -329,7 +329,7 @@ async def test_revocations_are_known_to_every_process_at_once(workers: Fleet) ->
 
 
 @pytest.mark.parametrize("failure", [sever, stall])
-async def test_revocations_are_known_within_the_fence_when_the_listener_fails(
+async def test_every_process_knows_a_revocation_within_the_fence_if_the_listener_fails(
     workers: Fleet, proxy: Proxy, failure: Callable[[Fleet, Proxy], Awaitable[None]]
 ) -> None:
     (email,) = await workers.accounts(1)
@@ -343,7 +343,7 @@ async def test_revocations_are_known_within_the_fence_when_the_listener_fails(
     proxy.resume()
 
 
-async def test_a_process_that_was_paused_accepts_nothing_revoked_meanwhile(workers: Fleet) -> None:
+async def test_a_paused_process_accepts_no_token_revoked_during_the_pause(workers: Fleet) -> None:
     (email,) = await workers.accounts(1)
     revoked, good = await workers.log_in(email), await workers.log_in(email)
     paused = workers.workers[-1]

@@ -1,4 +1,4 @@
-"""What many do to the same accounts at once, over real connections."""
+"""Concurrent requests for the same accounts, over real connections."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ def url(user: LoggedIn) -> str:
     return f"{USERS}/{user.user_id}"
 
 
-async def test_fifty_creations_of_one_address_make_one_account(site: Site) -> None:
+async def test_fifty_concurrent_creations_with_one_address_make_one_account(site: Site) -> None:
     admin = await site.account(role="admin")
 
     responses = await asyncio.gather(
@@ -55,7 +55,7 @@ async def test_fifty_creations_of_one_address_make_one_account(site: Site) -> No
     assert await site.transactions_left_open() == 0
 
 
-async def test_two_changes_of_one_version_are_one_change_and_one_refusal(site: Site) -> None:
+async def test_one_of_two_concurrent_changes_of_one_version_is_rejected(site: Site) -> None:
     admin = await site.account(role="admin")
     user = await site.account()
 
@@ -73,7 +73,7 @@ async def test_two_changes_of_one_version_are_one_change_and_one_refusal(site: S
     assert len(await site.fetch("SELECT id FROM audit_events WHERE event = 'users.renamed'")) == ROUNDS // 2 - 1
 
 
-async def test_unconditional_changes_at_once_are_all_made_one_after_the_other(site: Site) -> None:
+async def test_concurrent_unconditional_changes_are_all_made(site: Site) -> None:
     admin = await site.account(role="admin")
     user = await site.account()
 
@@ -88,7 +88,7 @@ async def test_unconditional_changes_at_once_are_all_made_one_after_the_other(si
     assert (row["full_name"], row["version"]) == (last.json()["full_name"], 21)
 
 
-async def depose(site: Site, actor: LoggedIn, victim: LoggedIn, way: str) -> Response:
+async def remove_admin(site: Site, actor: LoggedIn, victim: LoggedIn, way: str) -> Response:
     if way == "delete":
         return await site.client.delete(url(victim), headers=actor.headers)
     body = {"role": "user"} if way == "demote" else {"is_active": False}
@@ -96,7 +96,7 @@ async def depose(site: Site, actor: LoggedIn, victim: LoggedIn, way: str) -> Res
 
 
 @pytest.mark.parametrize("whom", ["each other", "themselves"])
-async def test_of_two_administrators_who_depose_each_other_one_stays(site: Site, whom: str) -> None:
+async def test_one_of_two_administrators_who_remove_each_other_stays(site: Site, whom: str) -> None:
     chance = random.Random(20261123)  # noqa: S311  # Reproducible rounds, no secret.
     ways = ["demote", "disable", "delete"]
     outcomes: Counter[tuple[int, ...]] = Counter()
@@ -106,22 +106,25 @@ async def test_of_two_administrators_who_depose_each_other_one_stays(site: Site,
         second = await site.account(role="admin")
         pairs = [(first, second), (second, first)] if whom == "each other" else [(first, first), (second, second)]
         chance.shuffle(pairs)
-        responses = await asyncio.gather(*(depose(site, actor, victim, chance.choice(ways)) for actor, victim in pairs))
+        responses = await asyncio.gather(
+            *(remove_admin(site, actor, victim, chance.choice(ways)) for actor, victim in pairs)
+        )
 
         remaining = await site.fetch("SELECT id, email FROM users WHERE role = 'admin' AND is_active")
         assert len(remaining) == 1
         outcomes[tuple(sorted(response.status_code for response in responses))] += 1
         assert not {response.status_code for response in responses} - {200, 204, 401, 409}
-        # Only the answers of those who were refused as the last say so; the others did what they say.
+        # A request whose response is a success has made its change.
         assert sum(response.status_code in {200, 204} for response in responses) == 1
         (email,) = [row["email"] for row in remaining]
         first = LoggedIn(str(remaining[0]["id"]), email, await log_in(site.client, email))
-    # The second of two who depose each other is no administrator any more; who deposes themselves is the last one.
+    # If both remove each other, the second one is no longer an administrator (401). If both remove themselves, the second one is
+    # the last administrator (409).
     assert any((401 if whom == "each other" else 409) in outcome for outcome in outcomes), outcomes
     assert await site.transactions_left_open() == 0
 
 
-async def test_an_account_that_is_deleted_and_changed_at_once_is_gone(site: Site) -> None:
+async def test_an_account_that_is_concurrently_deleted_and_changed_is_deleted(site: Site) -> None:
     admin = await site.account(role="admin")
     chance = random.Random(20261123)  # noqa: S311  # As above.
     outcomes: Counter[tuple[int, int]] = Counter()
@@ -149,23 +152,23 @@ async def test_an_account_that_is_deleted_and_changed_at_once_is_gone(site: Site
 
 
 @pytest.mark.parametrize("way", ["demote", "disable", "delete"])
-async def test_an_account_that_becomes_the_only_administrator_while_it_is_deposed_stays_one(
+async def test_an_account_that_becomes_the_only_administrator_during_its_removal_stays_one(
     site: Site, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin = await site.account(role="admin")
     user = await site.account()
     candidate = UUID(user.user_id)
-    # There is no administrator: the caller has a role that may write, and that is not theirs.
+    # There is no administrator: the caller may write because of another role.
     monkeypatch.setitem(GRANTS, Role.USER, GRANTS[Role.ADMIN])
     await site.watcher.execute("UPDATE users SET role = 'user' WHERE id = $1", UUID(admin.user_id))
     promotion = site.watcher.transaction()
     await promotion.start()
     await site.watcher.execute("UPDATE users SET role = 'admin' WHERE id = $1", candidate)
 
-    deposing = asyncio.create_task(depose(site, admin, user, way))
-    await site.until_waiting(deposing)
+    removing = asyncio.create_task(remove_admin(site, admin, user, way))
+    await site.until_waiting(removing)
     await promotion.commit()
-    response = await deposing
+    response = await removing
 
     assert response.status_code == 409
     assert response.json()["code"] == "last_admin"
@@ -173,7 +176,7 @@ async def test_an_account_that_becomes_the_only_administrator_while_it_is_depose
     assert (row["role"], row["is_active"]) == ("admin", True)
 
 
-async def test_an_account_is_deleted_once(site: Site) -> None:
+async def test_one_of_several_concurrent_deletions_succeeds(site: Site) -> None:
     admin = await site.account(role="admin")
     user = await site.account()
 
@@ -183,7 +186,7 @@ async def test_an_account_is_deleted_once(site: Site) -> None:
     assert len(await site.fetch("SELECT id FROM audit_events WHERE event = 'users.deleted'")) == 1
 
 
-async def test_owners_who_close_and_change_their_account_at_once_get_answers_that_are_declared(site: Site) -> None:
+async def test_concurrent_deletion_and_change_by_the_owner_give_declared_responses(site: Site) -> None:
     schema = {"PATCH": {200, 401, 404}, "DELETE": {204, 401, 404}}
     for number in range(ROUNDS // 5):
         user = await site.account(email=f"owner{number}@example.com")
@@ -198,14 +201,14 @@ async def test_owners_who_close_and_change_their_account_at_once_get_answers_tha
         assert await site.fetch("SELECT id FROM users WHERE id = $1", UUID(user.user_id)) == []
 
 
-async def test_an_account_that_vanishes_while_its_owner_changes_it_is_told_as_a_conflict(site: Site) -> None:
+async def test_a_change_by_the_owner_of_an_account_that_is_being_deleted_gives_a_conflict(site: Site) -> None:
     owner = await site.account()
     body = {"new_email": "new@example.com", "password": PASSWORD}
     deletion = site.watcher.transaction()
     await deletion.start()
     await site.watcher.execute("DELETE FROM users WHERE id = $1", UUID(owner.user_id))
 
-    # It finds the account, which is there for everybody else, and then waits for it.
+    # The request finds the account, because the deletion is not committed, and then waits for its lock.
     request = asyncio.create_task(site.client.post("/api/v1/users/me/email", json=body, headers=owner.headers))
     await site.until_waiting(request)
     await deletion.commit()
@@ -216,7 +219,7 @@ async def test_an_account_that_vanishes_while_its_owner_changes_it_is_told_as_a_
     assert await site.transactions_left_open() == 0
 
 
-async def test_a_password_reset_for_an_account_that_vanishes_finds_none(site: Site) -> None:
+async def test_a_password_reset_for_an_account_that_is_being_deleted_gives_a_404(site: Site) -> None:
     admin, target = await site.account(role="admin"), await site.account()
     deletion = site.watcher.transaction()
     await deletion.start()
@@ -226,7 +229,7 @@ async def test_a_password_reset_for_an_account_that_vanishes_finds_none(site: Si
     await site.until_waiting(request)
     await deletion.commit()
 
-    # It locks the account first: by then there is none.
+    # The request waits for the lock on the account, which then no longer exists.
     assert_problem(await request, 404, "user_not_found")
     assert await site.fetch("SELECT * FROM account_links") == []
     assert await site.transactions_left_open() == 0
@@ -235,7 +238,7 @@ async def test_a_password_reset_for_an_account_that_vanishes_finds_none(site: Si
 @pytest.mark.parametrize(
     ("path", "state"), [("password/forgot", {}), ("verify-email/resend", {"email_verified_at": None})]
 )
-async def test_a_link_asked_for_an_account_that_vanishes_is_not_made_and_no_error(
+async def test_no_link_is_created_for_an_account_that_is_being_deleted(
     site: Site, path: str, state: dict[str, Any]
 ) -> None:
     async with site.database.begin() as session:
@@ -245,7 +248,7 @@ async def test_a_link_asked_for_an_account_that_vanishes_is_not_made_and_no_erro
     await deletion.start()
     await site.watcher.execute("DELETE FROM users WHERE id = $1", user.id)
 
-    # The job finds the account, which is still there for it, and then waits for the deletion.
+    # The job finds the account, because the deletion is not committed, and then waits for its lock.
     job = asyncio.create_task(site.post.collect())
     await site.until_waiting(job)
     is_waiting = not job.done()
@@ -257,9 +260,9 @@ async def test_a_link_asked_for_an_account_that_vanishes_is_not_made_and_no_erro
     assert await site.fetch("SELECT * FROM audit_events") == []
 
 
-async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_one_account(site: Site) -> None:
+async def test_a_registration_and_a_creation_by_an_administrator_make_one_account(site: Site) -> None:
     admin = await site.account(role="admin")
-    chance = random.Random(20261126)  # noqa: S311  # Of pauses, no secret.
+    chance = random.Random(20261126)  # noqa: S311  # Reproducible pauses, no secret.
     outcomes: Counter[int] = Counter()
 
     async def register(email: str) -> None:
@@ -278,18 +281,18 @@ async def test_who_registers_and_who_is_created_by_an_administrator_at_once_is_o
 
         outcomes[created.status_code] += 1
         (account,) = await site.fetch("SELECT id, hashed_password FROM users WHERE email_key = $1", email)
-        # Whose account it is, is decided once: a password that came too late is nobody's.
+        # Only one of the two creates the account. If it is the administrator, the password of the registration is dropped.
         assert (account["hashed_password"] is None) == (created.status_code == 201)
         purposes = await site.fetch("SELECT purpose FROM account_links WHERE user_id = $1", account["id"])
         assert [row["purpose"] for row in purposes] == [
             "set_password" if created.status_code == 201 else "verify_email"
         ]
-    # Without both the race would have shown nothing.
+    # Both outcomes must occur; otherwise there was no race.
     assert set(outcomes) == {201, 409}, outcomes
     assert await site.fetch("SELECT job_id FROM job_errors") == []
 
 
-# What somebody else has locked, so that the write is under way and waits.
+# Statements that lock rows, so that the write starts and then waits.
 _ACCOUNT = "SELECT FROM users WHERE id = $1 FOR UPDATE"
 LOCKS = {
     "rename": _ACCOUNT,
@@ -317,7 +320,9 @@ async def write(site: Site, actor: LoggedIn, target: LoggedIn, what: str) -> Res
 
 
 @pytest.mark.parametrize("what", LOCKS)
-async def test_nothing_is_written_for_an_administrator_whose_demotion_was_answered(site: Site, what: str) -> None:
+async def test_nothing_is_written_for_an_administrator_after_the_response_to_the_demotion(
+    site: Site, what: str
+) -> None:
     boss, admin, target = await site.account(role="admin"), await site.account(role="admin"), await site.account()
     blocking = site.watcher.transaction()
     await blocking.start()
@@ -325,8 +330,8 @@ async def test_nothing_is_written_for_an_administrator_whose_demotion_was_answer
 
     writing = asyncio.create_task(write(site, admin, target, what))
     await site.until_waiting(writing)
-    demoting = asyncio.create_task(depose(site, boss, admin, "demote"))
-    # The demotion ends at once, or waits behind the write.
+    demoting = asyncio.create_task(remove_admin(site, boss, admin, "demote"))
+    # The demotion either ends at once, or waits for the write.
     await site.until_waiting(demoting, count=2)
     is_demoted_first = demoting.done()
     await blocking.rollback()
@@ -340,16 +345,16 @@ async def test_nothing_is_written_for_an_administrator_whose_demotion_was_answer
     assert len(events) == (0 if is_demoted_first else 1)
 
 
-async def test_whoever_is_demoted_does_not_make_themselves_an_administrator_again(site: Site) -> None:
+async def test_a_demoted_administrator_cannot_promote_the_own_account(site: Site) -> None:
     boss = await site.account(role="admin")
-    chance = random.Random(20261126)  # noqa: S311  # Of pauses, no secret.
+    chance = random.Random(20261126)  # noqa: S311  # Reproducible pauses, no secret.
 
     for _ in range(ROUNDS):
         admin = await site.account(role="admin")
 
         async def demote(admin: LoggedIn = admin) -> Response:
             await asyncio.sleep(chance.uniform(0, 0.01))
-            return await depose(site, boss, admin, "demote")
+            return await remove_admin(site, boss, admin, "demote")
 
         demoted, promoted = await asyncio.gather(demote(), write(site, admin, admin, "promote"))
 
@@ -359,7 +364,7 @@ async def test_whoever_is_demoted_does_not_make_themselves_an_administrator_agai
         assert row["role"] == "user"
 
 
-async def test_an_administrator_who_writes_without_a_break_can_log_in_and_be_demoted(site: Site) -> None:
+async def test_an_administrator_with_continuous_writes_can_log_in_and_be_changed(site: Site) -> None:
     boss, admin = await site.account(role="admin"), await site.account(role="admin")
     (kept,) = await site.fetch("SELECT id FROM sessions WHERE user_id = $1", UUID(admin.user_id))
     is_over = asyncio.Event()
@@ -371,7 +376,7 @@ async def test_an_administrator_who_writes_without_a_break_can_log_in_and_be_dem
                 await asyncio.sleep(0.03)
 
     async with asyncio.TaskGroup() as group:
-        # Never without one that holds the row: shared, it would be handed on past whoever waits.
+        # At any time, at least one transaction has locked the row. With shared locks, the others would wait forever.
         for _ in range(4):
             group.create_task(write_on())
             await asyncio.sleep(0.008)
@@ -384,7 +389,7 @@ async def test_an_administrator_who_writes_without_a_break_can_log_in_and_be_dem
     assert response.status_code == 200, response.text
 
 
-async def test_a_session_that_is_locked_when_everybody_is_logged_out_ends_once_it_is_free(site: Site) -> None:
+async def test_a_locked_session_is_ended_after_its_release_when_all_are_logged_out(site: Site) -> None:
     users = [await site.account() for _ in range(3)]
     locking = site.watcher.transaction()
     await locking.start()
@@ -395,7 +400,7 @@ async def test_a_session_that_is_locked_when_everybody_is_logged_out_ends_once_i
     ended = await site.fetch("SELECT user_id FROM sessions WHERE revoked_at IS NOT NULL")
     await locking.rollback()
 
-    # The others did not wait for it.
+    # The other sessions ended without waiting for the locked one.
     assert {str(row["user_id"]) for row in ended} == {user.user_id for user in users[1:]}
     assert await ending == len(users)
     assert await site.fetch("SELECT FROM sessions WHERE revoked_at IS NULL") == []

@@ -1,4 +1,4 @@
-"""Several real server processes on one database, and clients light enough not to be what is measured."""
+"""Several server processes with one database, and lightweight clients, so that the servers limit the rate of requests."""
 
 import asyncio
 import json
@@ -24,9 +24,9 @@ from tests.servers import Server, real_server
 TOKEN = "/api/v1/auth/token"
 REVOKE = "/api/v1/auth/revoke"
 ME = "/api/v1/users/me"
-# A busy machine is no error of ours; the limiter would count all of us as one address.
+# Long timeouts, because the machine may be busy. No rate limits, because all clients have one address.
 _PATIENT = {
-    # Each would name its own port.
+    # By default, the issuer of each process would contain its own port.
     "APP_AUTH__ISSUER": "https://api.example.com",
     "APP_RATE_LIMIT__ENABLED": "false",
     "APP_DATABASE__POOL_SIZE": "5",
@@ -40,7 +40,7 @@ _PATIENT = {
 
 @dataclass(frozen=True)
 class Answer:
-    """Status and body of an answer."""
+    """Status and body of a response."""
 
     status: int
     body: dict[str, Any]
@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass
 class Worker:
-    """One server process, and connections to it that are kept."""
+    """One server process, and open connections to it."""
 
     server: Server
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Worker:
     async def request(
         self, method: str, path: str, *, token: str | None = None, form: dict[str, str] | None = None, body: Any = None
     ) -> Answer:
-        """Send a request over a connection of its own, and read the answer."""
+        """Send a request on a free connection, and read the response."""
         content, kind = (b"", "")
         if form is not None:
             content, kind = urlencode(form).encode(), "application/x-www-form-urlencoded"
@@ -79,7 +79,7 @@ class Worker:
     async def _take(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._idle:
             reader, writer = self._idle.pop()
-            # The server closes what has been idle for long.
+            # The server closes idle connections.
             if not reader.at_eof():
                 return reader, writer
             writer.close()
@@ -87,12 +87,12 @@ class Worker:
         return await asyncio.open_connection(address.hostname, address.port)
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close the idle connections."""
         for _, writer in self._idle:
             writer.close()
 
     async def refresh(self, token: str) -> Answer:
-        """Present a refresh token."""
+        """Use a refresh token."""
         return await self.request("POST", TOKEN, form={"grant_type": "refresh_token", "refresh_token": token})
 
     async def log_in(self, email: str, password: str = PASSWORD) -> Answer:
@@ -101,7 +101,7 @@ class Worker:
         return await self.request("POST", TOKEN, form=form)
 
     async def accepts(self, access_token: str) -> bool:
-        """Say whether an access token is accepted here."""
+        """Return whether this process accepts an access token."""
         answer = await self.request("GET", ME, token=access_token)
         assert answer.status in {200, 401}, answer
         return answer.status == 200
@@ -109,7 +109,7 @@ class Worker:
 
 @dataclass
 class Fleet:
-    """All workers on one database, and the database itself."""
+    """All server processes with one database, and the database."""
 
     workers: list[Worker]
     database: Database
@@ -119,11 +119,11 @@ class Fleet:
 
     @property
     def any(self) -> Worker:
-        """One of them, as a load balancer would choose."""
+        """A random process, as behind a load balancer."""
         return random.choice(self.workers)  # noqa: S311  # Of workers.
 
     async def accounts(self, count: int, **values: Any) -> list[str]:
-        """Add accounts and give their addresses."""
+        """Add accounts, and return their addresses."""
         emails = [f"{uuid4().hex}@example.com" for _ in range(count)]
         hashed_password = await self.hasher.hash(PASSWORD)
         async with self.database.begin() as session:
@@ -132,18 +132,18 @@ class Fleet:
         return emails
 
     async def log_in(self, email: str) -> dict[str, Any]:
-        """Log in somewhere; it must work."""
+        """Log in at a random process, which must succeed."""
         answer = await self.any.log_in(email)
         assert answer.status == 200, answer
         return answer.body
 
     async def session_row(self, access_token: str) -> asyncpg.Record | None:
-        """Read the session that a token belongs to, past all workers."""
+        """Read the session of a token directly from the database."""
         async with self._watching:
             return await self.watcher.fetchrow("SELECT * FROM sessions WHERE id = $1", session_of(access_token))
 
     async def change(self, statement: str, access_token: str) -> None:
-        """Change the session that a token belongs to, past all workers."""
+        """Change the session of a token directly in the database."""
         async with self._watching:
             await self.watcher.execute(f"UPDATE sessions SET {statement} WHERE id = $1", session_of(access_token))  # noqa: S608  # Our own words.
 
@@ -158,7 +158,7 @@ def user_of(access_token: str) -> str:
 
 @asynccontextmanager
 async def fleet(url: str, *environments: dict[str, str]) -> AsyncIterator[Fleet]:
-    """Start one worker for each of these environments, all at once."""
+    """Start one server process for each of these environments, all concurrently."""
     plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     async with AsyncExitStack() as stack:
         servers = [real_server(url, **(_PATIENT | environment)) for environment in environments]
