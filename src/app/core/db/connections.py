@@ -138,14 +138,7 @@ def _create_engine(
         pool_timeout=settings.pool_wait.total_seconds(),
         pool_recycle=int(settings.pool_recycle.total_seconds()),
         hide_parameters=True,
-        connect_args={
-            "async_creator_fn": tls.connect,
-            "timeout": settings.connect_timeout.total_seconds(),
-            # The statement timeout of the server comes first and gives the reason. This one is for a server that does not respond.
-            "command_timeout": settings.statement_timeout.total_seconds() + 1,
-            **(_through_pooler(settings) if settings.transaction_pooler else _direct(settings, server_settings or {})),
-            **arguments,
-        },
+        connect_args={**_connect_arguments(settings, server_settings or {}), **arguments},
         **options,
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
@@ -154,6 +147,16 @@ def _create_engine(
     event.listen(engine.sync_engine, "handle_error", _as_database_unavailable)
     _add_timeout_causes(engine, settings.idle_in_transaction_timeout)
     return engine
+
+
+def _connect_arguments(settings: DatabaseSettings, server_settings: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "async_creator_fn": tls.connect,
+        "timeout": settings.connect_timeout.total_seconds(),
+        # The statement timeout of the server comes first and gives the reason. This one is for a server that does not respond.
+        "command_timeout": settings.statement_timeout.total_seconds() + 1,
+        **(_through_pooler(settings) if settings.transaction_pooler else _direct(settings, server_settings)),
+    }
 
 
 def _as_database_unavailable(context: ExceptionContext) -> Exception | None:

@@ -43,7 +43,7 @@ class Reads(Protocol):
 
 
 class SessionReads:
-    """Runs each statement in a session of its own."""
+    """Runs each statement in a separate session."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions

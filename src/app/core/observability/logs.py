@@ -36,6 +36,12 @@ _PLAIN = (bool, int, float)
 # Context of every request. These ids contain only letters, digits, - and _, so they need no redaction.
 _IDS = frozenset({"request_id", "trace_id"})
 _LEVELS = {logging.INFO: "info", logging.WARNING: "warning"}
+_CONTEXT: tuple[Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+)
 _to_json = json.JSONEncoder().encode
 
 type Renderer = Callable[[object, str, EventDict], str]
@@ -76,33 +82,33 @@ def configure(settings: LogSettings, *, readable: bool) -> None:
     """Write all log records of the process, also those of libraries, to standard output: redacted, one per line."""
     atexit.unregister(discard_unwritable_output)
     atexit.register(discard_unwritable_output)
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    level = settings.level.upper()
     as_text = settings.format == "console" or (settings.format is None and readable)
     structlog.configure(
-        processors=[*shared, *_rendering(as_text=as_text)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
+        processors=[*_CONTEXT, *_rendering(as_text=as_text)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=_Writer,
         cache_logger_on_first_use=False,
     )
     access_log.configure(settings.level, _renderer(as_text=as_text))
+    root = logging.getLogger()
+    root.handlers = [_handler(as_text=as_text)]
+    root.setLevel(level)
+    _configure_libraries()
+
+
+def _handler(*, as_text: bool) -> logging.Handler:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_rendering(as_text=as_text),
-            ],
+            foreign_pre_chain=[*_CONTEXT, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(as_text=as_text)],
         )
     )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(settings.level.upper())
+    return handler
+
+
+def _configure_libraries() -> None:
     # The loggers of these libraries use the root handler. uvicorn's access log is off, because it would repeat that of the application.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic"):
         logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""Hashes and verifies passwords in threads of its own, so that the event loop stays free."""
+"""Hashes and verifies passwords in separate threads, so that the event loop stays free."""
 
 import asyncio
 import os
@@ -95,7 +95,7 @@ class Verification:
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords in a few threads of its own, with a lower priority than requests.
+    """Hashes and verifies passwords in a few threads with a lower priority than requests.
 
     At most `hash_threads` passwords are hashed at once, and `hash_queue` wait. Further calls raise `HashingBusyError`.
     """

@@ -1,6 +1,6 @@
 """Rate limits with counters in PostgreSQL, which are exact for any number of worker processes.
 
-An attempt is counted before it is made, in a transaction of its own. So concurrent attempts cannot exceed the limit, and the
+An attempt is counted before it is made, in a separate transaction. So concurrent attempts cannot exceed the limit, and the
 rollback of a failed request does not undo the count. A refused attempt counts against none of its limits, so a client that
 reached one limit cannot exhaust the others. The windows are fixed: the first attempt starts one.
 """
