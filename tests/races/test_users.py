@@ -345,7 +345,7 @@ async def test_nothing_is_written_for_an_administrator_after_the_response_to_the
     assert len(events) == (0 if is_demoted_first else 1)
 
 
-async def test_a_demoted_administrator_cannot_promote_the_own_account(site: Site) -> None:
+async def test_a_demoted_administrator_cannot_promote_themselves(site: Site) -> None:
     boss = await site.account(role="admin")
     chance = random.Random(20261126)  # noqa: S311  # Reproducible pauses, no secret.
 

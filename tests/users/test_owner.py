@@ -45,7 +45,7 @@ async def test_owners_can_remove_their_name(client: AsyncClient, session: WriteS
 
 
 @pytest.mark.parametrize("body", [{}, {"full_name": None}])
-async def test_an_update_of_the_own_account_without_a_change_writes_nothing(
+async def test_an_update_by_the_owner_without_a_change_writes_nothing(
     client: AsyncClient, session: WriteSession, user: LoggedIn, body: dict[str, Any]
 ) -> None:
     before = await snapshot(session)
@@ -94,7 +94,7 @@ async def test_owners_cannot_change_anything_else(
 
 
 @pytest.mark.parametrize(("condition", "status"), [('"1"', 200), ("*", 200), ('"2"', 412), ('W/"1"', 412), ("x", 412)])
-async def test_a_change_of_the_own_account_respects_if_match(
+async def test_a_change_by_the_owner_respects_if_match(
     client: AsyncClient, session: WriteSession, user: LoggedIn, condition: str, status: int
 ) -> None:
     headers = user.headers | {"If-Match": condition}
@@ -125,7 +125,7 @@ async def test_owners_can_delete_their_account_and_its_audit_log_stays(
     assert deleted.request_id == REQUEST_ID
 
 
-async def test_deleting_the_own_account_requires_a_recent_login(
+async def test_deletion_by_the_owner_requires_a_recent_login(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     before = await snapshot(session)
@@ -148,7 +148,7 @@ async def test_a_login_of_less_than_five_minutes_ago_is_recent(
     assert await stored(session, user.user_id) is None
 
 
-async def test_the_last_administrator_cannot_delete_the_own_account(
+async def test_the_last_administrator_cannot_delete_their_own_account(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     before = await snapshot(session)
@@ -159,7 +159,7 @@ async def test_the_last_administrator_cannot_delete_the_own_account(
     assert await snapshot(session) == before
 
 
-async def test_an_administrator_can_delete_the_own_account_if_another_is_active(
+async def test_an_administrator_can_delete_their_own_account_if_another_is_active(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
     await make_user(session, role="admin")

@@ -3,7 +3,7 @@ from httpx2 import AsyncClient
 from tests.conftest import LoggedIn
 
 
-async def test_the_own_account_is_returned_without_secrets(client: AsyncClient, user: LoggedIn) -> None:
+async def test_your_own_account_is_returned_without_secrets(client: AsyncClient, user: LoggedIn) -> None:
     response = await client.get("/api/v1/users/me", headers=user.headers)
 
     assert response.status_code == 200
