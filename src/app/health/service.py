@@ -23,10 +23,10 @@ _running_checks: set[asyncio.Task[Any]] = set()
 
 
 class SchemaWatch:
-    """Checks the schema of the database. Ready are its own schema, and a newer one that a migration made while it was running.
+    """Checks whether this program can work with the schema of the database.
 
-    Each migration keeps the previous release working, so its processes stay ready during a deployment. A process that starts with
-    an unknown schema is not ready, because its release may be far too old.
+    It can work with its own schema, and with a newer one that a migration makes while it is running: each migration keeps the
+    previous release working. A process that starts with an unknown schema is not ready, because its release may be far too old.
     """
 
     def __init__(self, *, head: str, known: frozenset[str], accepts_newer: bool) -> None:

@@ -67,7 +67,7 @@ class DirectReads(SessionReads):
     """Runs statements on a pooled connection, without a session.
 
     Each statement must be a constant: `bindparam` stands for each value that varies. The types of its columns must be those that
-    the driver converts itself. If a statement fails, it runs again in a session, which raises the usual error.
+    the driver converts itself. A statement that fails, other than by a timeout, runs again in a session, which raises the usual error.
     """
 
     def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:

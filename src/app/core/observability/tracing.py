@@ -23,11 +23,11 @@ _PARENT = "traceparent"
 
 
 class Tracing:
-    """Traces of one process. FastAPI's instrumentation makes the spans of requests, this module those of statements and jobs."""
+    """Traces of one process. FastAPI itself makes the spans of requests; this module makes those of statements and jobs."""
 
     def __init__(self, provider: TracerProvider, shutdown: Callable[[], None]) -> None:
         self.provider = provider
-        # Exports the remaining spans. It blocks until the collector has received them.
+        # Exports the remaining spans, and waits for the collector.
         self.shutdown = shutdown
         self.tracer = provider.get_tracer("app")
 
