@@ -70,9 +70,9 @@ async def get_account(reads: Reads, user_id: UUID) -> Account | None:
     return None if row is None else Account._make(row)
 
 
-async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
     """Read an account, and lock its row until the transaction ends."""
-    row = (await session.execute(_HELD_ACCOUNT, {"id": user_id})).one_or_none()
+    row = (await session.execute(_LOCKED_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 

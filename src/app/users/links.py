@@ -45,7 +45,7 @@ async def create(
 ) -> UUID:
     """Create a link, and delete older links with the same purpose, also those of concurrent transactions."""
     # Lock the account before its links, as the use of a link does, so that two transactions cannot deadlock.
-    await crud.hold_account(session, user_id)
+    await crud.lock_account(session, user_id)
     await crud.delete_links(session, user_id, [purpose])
     values = {
         "user_id": user_id,

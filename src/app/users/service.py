@@ -57,9 +57,9 @@ async def find_account(reads: Reads, user_id: UUID) -> Account | None:
     return await crud.get_account(reads, user_id)
 
 
-async def hold_account(session: WriteSession, user_id: UUID) -> Account | None:
+async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
     """Read an account, and lock its row until the transaction ends; None if it does not exist."""
-    return await crud.hold_account(session, user_id)
+    return await crud.lock_account(session, user_id)
 
 
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
