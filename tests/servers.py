@@ -1,4 +1,4 @@
-"""Real server processes: what an operator starts, on a free port, for as long as a test needs it."""
+"""Real server processes on a free port, for the time of a test."""
 
 import asyncio
 import json
@@ -18,28 +18,28 @@ from app.dev.ports import free_port
 from tests.conftest import KEY_SET
 
 SERVE = (sys.executable, "-m", "app", "serve")
-_START_PATIENCE = 60.0
-_STOP_PATIENCE = 20.0
+_START_TIMEOUT = 60.0
+_STOP_TIMEOUT = 20.0
 _POLL = 0.02
-_OURS = ("APP_", "DATABASE_URL", "PORT")
-# uvicorn and granian, and gunicorn.
-_TAKEN = ("ddress already in use", "Connection in use")
+_APPLICATION_VARIABLES = ("APP_", "DATABASE_URL", "PORT")
+# Error texts of uvicorn and granian, and of gunicorn.
+_PORT_IN_USE = ("ddress already in use", "Connection in use")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. Its output goes to a file, so that it never waits for a reader."""
+    """A running server. Its output goes to a file, so that it never blocks on a full pipe."""
 
     base_url: str
     process: asyncio.subprocess.Process
     log_file: Path
 
     def lines(self) -> list[str]:
-        """Give what it has written so far."""
+        """Return the lines written so far."""
         return self.log_file.read_text(errors="replace").splitlines()
 
     def records(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Give the structured lines written so far, all or those of one event."""
+        """Return the structured lines written so far: all, or those of one event."""
         records = [json.loads(line) for line in self.lines() if line.startswith("{")]
         return [record for record in records if event in {None, record.get("event")}]
 
@@ -53,7 +53,7 @@ class Server:
                 await asyncio.sleep(_POLL)
 
     def processes(self) -> set[int]:
-        """Give the ids of the living processes that it started, and its own."""
+        """Return the ids of its running processes: its own, and those that it has started."""
         return {int(entry.name) for entry in Path("/proc").glob("[0-9]*") if self._has(entry)}
 
     def _has(self, entry: Path) -> bool:
@@ -63,8 +63,8 @@ class Server:
             return False
         return int(session) == self.process.pid and state != "Z"
 
-    async def stop(self, *, within: float = _STOP_PATIENCE) -> int:
-        """Ask it to end, kill it and its workers if it does not, and give the exit code."""
+    async def stop(self, *, within: float = _STOP_TIMEOUT) -> int:
+        """Stop the server, kill it and its workers after a timeout, and return the exit code."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
         with suppress(TimeoutError):
@@ -76,14 +76,14 @@ class Server:
 
 @asynccontextmanager
 async def real_server(database_url: str, *arguments: str, **environment: str) -> AsyncIterator[Server]:
-    """Run `app serve` with these arguments and settings until the block ends; it is ready when this returns."""
+    """Run `app serve` with these arguments and settings until the block ends. The block begins when the server is ready."""
     async with server_by((*SERVE, *arguments), database_url, environment) as server:
         yield server
 
 
 @asynccontextmanager
 async def server_by(command: tuple[str, ...], database_url: str, environment: dict[str, str]) -> AsyncIterator[Server]:
-    """Run this command, which becomes a server, until the block ends. `{port}` in it stands for the port."""
+    """Run the command of a server until the block ends. `{port}` in an argument stands for the port."""
     with TemporaryDirectory(prefix="server-") as directory:
         server = await _start(Path(directory), database_url, command, environment)
         try:
@@ -99,12 +99,12 @@ async def _start(directory: Path, database_url: str, command: tuple[str, ...], e
             await _wait_until_ready(server)
         except BaseException as error:
             await server.stop()
-            said = "\n".join(server.lines())
-            taken = (f"port {server.base_url.rpartition(':')[2]} is in use", *_TAKEN)
-            # Another process took the port after it was chosen here.
-            if "PORT" not in environment and any(text in said for text in taken):
+            output = "\n".join(server.lines())
+            port_in_use = (f"port {server.base_url.rpartition(':')[2]} is in use", *_PORT_IN_USE)
+            # Another process has opened the port in the meantime.
+            if "PORT" not in environment and any(text in output for text in port_in_use):
                 continue
-            error.add_note(said)
+            error.add_note(output)
             raise
         return server
 
@@ -119,7 +119,7 @@ async def _launch(directory: Path, database_url: str, command: tuple[str, ...], 
         "PORT": port,
         **environment,
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_APPLICATION_VARIABLES)}
     log_file = directory / f"{port}.log"
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -128,17 +128,17 @@ async def _launch(directory: Path, database_url: str, command: tuple[str, ...], 
             stdout=log,
             stderr=log,
             env=inherited | settings,
-            # A group of its own: its workers can be killed with it, and Ctrl-C reaches it only through us.
+            # In its own process group, it can be killed with its workers, and Ctrl-C does not reach it.
             start_new_session=True,
         )
     return Server(f"http://127.0.0.1:{port}", process, log_file)
 
 
 async def _wait_until_ready(server: Server) -> None:
-    async with asyncio.timeout(_START_PATIENCE), AsyncClient(base_url=server.base_url) as client:
+    async with asyncio.timeout(_START_TIMEOUT), AsyncClient(base_url=server.base_url) as client:
         while not await _is_ready(client):
             if server.process.returncode is not None:
-                message = f"the server ended with exit code {server.process.returncode} before it was ready"
+                message = f"the server exited with code {server.process.returncode} before it was ready"
                 raise RuntimeError(message)
             await asyncio.sleep(_POLL)
 

@@ -1,4 +1,4 @@
-"""`app.asgi:app` as a server imports it, and the sentence for those who look for the application in `app.main`."""
+"""`app.asgi:app` as a server imports it, and the error message for a server that looks for it in `app.main`."""
 
 import json
 import runpy
@@ -25,7 +25,7 @@ type Importing = Callable[..., FastAPI]
 
 @pytest.fixture
 def imported(monkeypatch: pytest.MonkeyPatch) -> Importing:
-    """Import `app.asgi` anew with these settings, and give its application."""
+    """Returns a function that imports `app.asgi` again with these settings, and returns its application."""
 
     def run(url: str = NOWHERE, **environment: str) -> FastAPI:
         given = {
@@ -39,7 +39,7 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> Importing:
             monkeypatch.setenv(name, value)
         monkeypatch.delitem(sys.modules, "app.asgi", raising=False)
         module = import_module("app.asgi")
-        # Made once, and kept.
+        # The module creates it once.
         assert module.app is module.app
         app: FastAPI = module.app
         return app
@@ -47,12 +47,12 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> Importing:
     return run
 
 
-async def test_the_application_is_made_from_the_settings(imported: Importing, clone_url: str) -> None:
+async def test_the_application_uses_the_settings(imported: Importing, clone_url: str) -> None:
     async with running(imported(clone_url)) as client:
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_the_log_is_written_as_under_the_own_server(
+async def test_the_log_is_the_same_as_with_app_serve(
     imported: Importing, clone_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with running(imported(clone_url)) as client:
@@ -64,7 +64,7 @@ async def test_the_log_is_written_as_under_the_own_server(
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "text"),
     [
         ({"APP_AUTH__BCRYPT_COST": "many"}, "APP_AUTH__BCRYPT_COST"),
         ({"APP_AUTH__SIGNING_KEYS": "{}"}, "APP_AUTH__SIGNING_KEYS"),
@@ -74,27 +74,27 @@ async def test_the_log_is_written_as_under_the_own_server(
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_settings_that_cannot_be_used_are_told_as_by_the_own_server(
+def test_invalid_settings_have_the_same_error_message_as_with_app_serve(
     imported: Importing,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     environment: dict[str, str],
-    said: str,
+    text: str,
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         imported(**environment)
-    under_any_server = capsys.readouterr().err
+    message_of_asgi = capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["app", "serve"])
     with pytest.raises(SystemExit):
         cli.main()
 
-    # uvicorn and gunicorn give up at this code, and would start the process again at others.
+    # uvicorn and gunicorn stop at this exit code. At other codes, they would start the process again.
     assert ended.value.code == 3
-    assert under_any_server == capsys.readouterr().err
-    assert said in under_any_server
+    assert message_of_asgi == capsys.readouterr().err
+    assert text in message_of_asgi
 
 
-async def test_only_one_process_exposes_metrics_on_a_port_and_the_other_says_so(
+async def test_a_second_process_logs_that_it_cannot_expose_metrics_on_the_port(
     imported: Importing, clone_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = str(free_port())
@@ -104,33 +104,33 @@ async def test_only_one_process_exposes_metrics_on_a_port_and_the_other_says_so(
         assert (await client.get("/readyz")).status_code == 200
         assert (await scrape(int(port))).values("database_pool_size", pool="read").keys() == {"0"}
 
-    said = capsys.readouterr().out
-    assert said.count("this process exposes no metrics") == 1
-    assert f"port {port} is in use" in said
+    output = capsys.readouterr().out
+    assert output.count("metrics not exposed") == 1
+    assert f"port {port} is in use" in output
 
 
-async def test_the_metrics_of_a_process_end_with_it(imported: Importing, clone_url: str) -> None:
+async def test_the_metrics_port_is_free_after_the_application_stops(imported: Importing, clone_url: str) -> None:
     port = str(free_port())
     for _ in range(2):
         async with running(imported(clone_url, APP_TELEMETRY__METRICS_PORT=port)):
             assert (await scrape(int(port))).text
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> None:
-    [sentence] = capsys.readouterr().err.splitlines()
-    assert "`app serve`" in sentence
-    assert "`uvicorn app.asgi:app`" in sentence
+def assert_message(capsys: pytest.CaptureFixture[str]) -> None:
+    [message] = capsys.readouterr().err.splitlines()
+    assert "`app serve`" in message
+    assert "`uvicorn app.asgi:app`" in message
 
 
-def test_whoever_looks_for_the_application_in_main_is_told_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_app_in_main_is_an_error_that_names_app_asgi(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         attrgetter("app")(main)
 
     assert ended.value.code == 3
-    told(capsys)
+    assert_message(capsys)
 
 
-def test_main_run_as_a_program_says_what_to_run(
+def test_running_main_is_an_error_that_names_the_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "app.main")
@@ -138,10 +138,10 @@ def test_main_run_as_a_program_says_what_to_run(
         runpy.run_module("app.main", run_name="__main__")
 
     assert ended.value.code == 3
-    told(capsys)
+    assert_message(capsys)
 
 
-def test_both_modules_lack_other_names_as_any_module_does() -> None:
+def test_both_modules_have_no_other_attributes() -> None:
     assert not hasattr(main, "application")
     assert not hasattr(asgi, "application")
 
@@ -153,7 +153,7 @@ def test_asgi_can_be_imported_without_settings() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_uvicorn_pointed_at_main_prints_the_sentence_alone() -> None:
+def test_uvicorn_with_app_main_prints_only_the_message() -> None:
     uvicorn = Path(sys.executable).with_name("uvicorn")
     done = subprocess.run([uvicorn, "app.main:app", "--port", "0"], capture_output=True, text=True, check=False)
 

@@ -23,7 +23,8 @@ from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.jobs.worker import JobWorker
 from app.main import API_PREFIX, create_app
-from app.server.clients import Connection, Connections
+from app.server.connections import Connections
+from app.server.requests import Connection
 from tests.conftest import ROOT, log_in, make_settings
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, eventually, make_work

@@ -1,4 +1,4 @@
-"""Servers that run the application: the tests' own use of `app serve`, and the other ones of docs/servers.md."""
+"""Servers that run the application: `app serve` as the tests use it, and the other servers of docs/servers.md."""
 
 import asyncio
 import shlex
@@ -20,17 +20,17 @@ from tests.listings import listings
 from tests.servers import Server, real_server, server_by
 from tests.test_workers import until
 
-# Arguments that a busy machine needs, and that leave nothing behind in the home directory.
-PATIENCE = {
+# Arguments for a busy machine. The last one of gunicorn prevents a file in the home directory.
+TEST_ARGUMENTS = {
     "uvicorn": ("--timeout-worker-healthcheck", "60"),
     "fastapi": (),
     "gunicorn": ("--timeout", "120", "--no-control-socket"),
     "granian": (),
 }
-SERVERS = tuple(PATIENCE)
+SERVERS = tuple(TEST_ARGUMENTS)
 
 
-async def test_a_server_is_ready_logs_its_requests_and_ends_when_told(clone_url: str) -> None:
+async def test_a_server_becomes_ready_logs_requests_and_stops(clone_url: str) -> None:
     async with real_server(clone_url) as server, AsyncClient(base_url=server.base_url) as client:
         response = await client.get("/livez")
 
@@ -42,7 +42,7 @@ async def test_a_server_is_ready_logs_its_requests_and_ends_when_told(clone_url:
     assert code in {0, -signal.SIGTERM}
 
 
-async def test_a_server_that_does_not_end_is_killed(clone_url: str) -> None:
+async def test_a_server_that_does_not_stop_is_killed(clone_url: str) -> None:
     async with real_server(clone_url) as server:
         server.process.send_signal(signal.SIGSTOP)
 
@@ -51,16 +51,16 @@ async def test_a_server_that_does_not_end_is_killed(clone_url: str) -> None:
     assert code == -signal.SIGKILL
 
 
-async def test_a_server_that_cannot_start_fails_with_what_it_said(clone_url: str) -> None:
-    with pytest.raises(RuntimeError, match="exit code 1") as failure:
+async def test_the_error_of_a_server_that_does_not_start_has_its_output(clone_url: str) -> None:
+    with pytest.raises(RuntimeError, match="exited with code 1") as failure:
         async with real_server(clone_url, APP_SERVER__PORT="many"):
-            pytest.fail("this cannot start")
+            pytest.fail("the server has started")
 
     assert "APP_SERVER__PORT" in str(failure.value.__notes__)
 
 
 def command_of(program: str) -> tuple[str, ...]:
-    """Give the command of a server as the documents show it, with the port of the test."""
+    """Return the command of a server from docs/servers.md, with the port of the test."""
     [line] = [
         listing.text
         for listing in listings(ROOT / "docs" / "servers.md")
@@ -68,12 +68,12 @@ def command_of(program: str) -> tuple[str, ...]:
     ]
     path = Path(sys.executable).with_name(program)
     arguments = shlex.split(line)[1:]
-    return str(path), *(argument.replace("8000", "{port}") for argument in arguments), *PATIENCE[program]
+    return str(path), *(argument.replace("8000", "{port}") for argument in arguments), *TEST_ARGUMENTS[program]
 
 
 @asynccontextmanager
 async def blocked(client: AsyncClient, path: str, headers: dict[str, str], database: Database) -> AsyncIterator[None]:
-    """Hold a request back in the database while the block runs, and see that it is answered after it."""
+    """Block a request in the database while the block runs, and check that it gets its response afterwards."""
     blocked_statements = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
@@ -88,13 +88,13 @@ async def blocked(client: AsyncClient, path: str, headers: dict[str, str], datab
     assert response.status_code == 200
 
 
-async def until_none_is_left(server: Server) -> None:
+async def wait_until_no_process_is_left(server: Server) -> None:
     await until(lambda: not server.processes())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", SERVERS)
-async def test_any_server_runs_the_application_and_answers_a_request_before_it_ends(
+async def test_each_server_runs_the_application_and_responds_to_a_request_before_it_stops(
     hasher: PasswordHasher, clone_url: str, program: str
 ) -> None:
     database = Database(make_settings(clone_url, database={"lock_timeout": "60s", "statement_timeout": "60s"}).database)
@@ -123,7 +123,7 @@ async def test_any_server_runs_the_application_and_answers_a_request_before_it_e
             (422, "application/problem+json"),
         ]
         assert all(response.json()["request_id"] == response.headers["X-Request-ID"] for response in refusals)
-        # The server has not replaced the address of the client by one that the client chose.
+        # The server has not replaced the address of the client by the one in the header.
         await server.wait_for_line("forwarded headers from 127.0.0.1 are ignored")
         await server.wait_for_line(me.headers["X-Request-ID"])
 
@@ -134,7 +134,7 @@ async def test_any_server_runs_the_application_and_answers_a_request_before_it_e
         await client.aclose()
 
         assert await asyncio.wait_for(server.process.wait(), 60) == 0
-        await until_none_is_left(server)
+        await wait_until_no_process_is_left(server)
     await database.dispose()
 
 
@@ -142,15 +142,15 @@ async def test_any_server_runs_the_application_and_answers_a_request_before_it_e
 @pytest.mark.parametrize(
     ("program", "exit_code"), [("uvicorn", 3), ("fastapi", 3), ("gunicorn", 3), ("granian", 1)], ids=SERVERS
 )
-async def test_any_server_ends_with_the_sentence_about_bad_settings(program: str, exit_code: int) -> None:
+async def test_each_server_prints_the_message_about_invalid_settings(program: str, exit_code: int) -> None:
     command = [argument if argument != "2" else "1" for argument in command_of(program)]
 
-    with pytest.raises(RuntimeError, match=f"exit code {exit_code} ") as failure:
+    with pytest.raises(RuntimeError, match=f"exited with code {exit_code} ") as failure:
         async with server_by(
             tuple(command), "postgresql://nobody@127.0.0.1:1/nothing", {"APP_AUTH__BCRYPT_COST": "many"}
         ):
-            pytest.fail("this cannot start")
+            pytest.fail("the server has started")
 
-    [said] = failure.value.__notes__
-    assert "app: The settings cannot be used:\n  - APP_AUTH__BCRYPT_COST: " in said
-    assert "Traceback" not in said
+    [output] = failure.value.__notes__
+    assert "app: The settings cannot be used:\n  - APP_AUTH__BCRYPT_COST: " in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""Signals that must not end `app serve` or `app worker`: SIGHUP above all, from the first moment on."""
+"""Signals that must not end `app serve` or `app worker`, above all SIGHUP, also while they start."""
 
 import asyncio
 import fcntl
@@ -17,21 +17,21 @@ import pytest
 from httpx2 import AsyncClient, HTTPError
 
 from app import __main__ as program
-from app.core.signals import noting_hangups
+from app.core.signals import logging_hangups
 from app.dev.ports import free_port
-from app.server import serve as server
+from app.server import serve
 from tests.conftest import KEY_SET, make_settings
 from tests.servers import SERVE, real_server
 from tests.test_workers import until, workers_of
 
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
-NOTHING_TO_RENEW = "SIGHUP: a single process has nothing to renew; key files are followed anyway"
+HANGUP_LOGGED = "SIGHUP ignored: a single process has no workers to renew; changed key files are read anyway"
 INFO = {"APP_LOG__LEVEL": "info"}
 MODES = pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["one process", "two workers"])
 
 
 def settings_of(url: str) -> dict[str, str]:
-    """Settings for a process of the application that speaks to nobody outside."""
+    """Environment for a process that sends no mail."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "DATABASE_URL"))}
     return {
         **inherited,
@@ -44,7 +44,7 @@ def settings_of(url: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def app_worker(url: str, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `app worker`; it has started when this returns."""
+    """Run `app worker` until the block ends. The block begins when the worker has started."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app", "worker"), stdout=output, stderr=output, env=settings_of(url)
@@ -59,27 +59,27 @@ async def app_worker(url: str, log: Path) -> AsyncIterator[asyncio.subprocess.Pr
 
 
 @MODES
-@pytest.mark.parametrize("told", HARMLESS)
-async def test_a_server_goes_on(clone_url: str, told: signal.Signals, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("sent", HARMLESS)
+async def test_a_server_ignores_the_signal(clone_url: str, sent: signal.Signals, arguments: tuple[str, ...]) -> None:
     async with real_server(clone_url, *arguments, **INFO) as running, AsyncClient(base_url=running.base_url) as client:
         for pid in {running.process.pid, *workers_of(running)}:
-            os.kill(pid, told)
+            os.kill(pid, sent)
         await asyncio.sleep(0.5)
 
         assert (await client.get("/livez")).status_code == 200
-        assert running.records("worker ended unasked") == []
-        if told == signal.SIGHUP:
-            await running.wait_for_line("renewing the workers" if arguments else NOTHING_TO_RENEW)
+        assert running.records("worker exited unexpectedly") == []
+        if sent == signal.SIGHUP:
+            await running.wait_for_line("workers renewing" if arguments else HANGUP_LOGGED)
         assert await running.stop() == 0
 
 
-@pytest.mark.parametrize("told", HARMLESS)
-async def test_a_worker_for_jobs_goes_on(clone_url: str, tmp_path: Path, told: signal.Signals) -> None:
+@pytest.mark.parametrize("sent", HARMLESS)
+async def test_a_job_worker_ignores_the_signal(clone_url: str, tmp_path: Path, sent: signal.Signals) -> None:
     log = tmp_path / "log"
     async with app_worker(clone_url, log) as process:
-        process.send_signal(told)
-        if told == signal.SIGHUP:
-            await until(lambda: NOTHING_TO_RENEW in log.read_text())
+        process.send_signal(sent)
+        if sent == signal.SIGHUP:
+            await until(lambda: HANGUP_LOGGED in log.read_text())
         await asyncio.sleep(0.5)
 
         assert process.returncode is None
@@ -88,33 +88,33 @@ async def test_a_worker_for_jobs_goes_on(clone_url: str, tmp_path: Path, told: s
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-def test_a_hangup_while_the_application_is_loaded_does_not_end_it(command: str) -> None:
-    # The first module of the application proper is about to be looked for.
+def test_a_signal_during_the_imports_does_not_end_the_command(command: str) -> None:
+    # The finder runs just before the first module of the application is imported.
     program = f"""
 import os, signal, sys
 class Finder:
     def find_spec(self, name, path, target=None):
         if name == "app.cli":
-            for told in {[int(told) for told in HARMLESS]}:
-                os.kill(os.getpid(), told)
-            print("told")
+            for sent in {[int(sent) for sent in HARMLESS]}:
+                os.kill(os.getpid(), sent)
+            print("sent")
 from app.__main__ import main
 sys.meta_path.insert(0, Finder())
 sys.argv = ["app", "{command}"]
 main()
 """
-    environment = settings_of("mysql://this.stops.the.start/once/it/is/loaded")
+    environment = settings_of("mysql://invalid.example/ends/the/command/after/the/imports")
 
     finished = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
 
-    assert finished.stdout == "told\n"
+    assert finished.stdout == "sent\n"
     assert finished.returncode == 1
     assert "The settings cannot be used" in finished.stderr
 
 
-def test_a_hangup_ends_a_command_that_is_no_service() -> None:
+def test_a_hangup_ends_a_command_that_is_not_a_service() -> None:
     program = """
 import os, signal, sys
 from app.__main__ import main
@@ -131,9 +131,9 @@ main()
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
-def test_a_service_ignores_what_has_no_meaning_to_it(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_service_ignores_signals_without_a_meaning(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr("sys.argv", ["app", command])
-    monkeypatch.setenv("DATABASE_URL", "mysql://this.stops/the/start")
+    monkeypatch.setenv("DATABASE_URL", "mysql://invalid.example/ends/the/start")
     ignored = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     before = {one: signal.getsignal(one) for one in ignored}
     try:
@@ -146,7 +146,7 @@ def test_a_service_ignores_what_has_no_meaning_to_it(monkeypatch: pytest.MonkeyP
 
 
 @MODES
-async def test_hangups_from_the_first_moment_on_do_not_end_a_server_that_starts(
+async def test_hangups_during_the_start_do_not_end_a_server(
     clone_url: str, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     environment = settings_of(clone_url) | {"PORT": str(free_port()), **INFO}
@@ -157,7 +157,7 @@ async def test_hangups_from_the_first_moment_on_do_not_end_a_server_that_starts(
         )
     try:
         async with AsyncClient(base_url=f"http://127.0.0.1:{environment['PORT']}") as client, asyncio.timeout(60):
-            while not takes_hangups(process.pid):  # noqa: ASYNC110  # Another process changes.
+            while not ignores_or_handles_hangups(process.pid):  # noqa: ASYNC110  # The state of another process changes.
                 await asyncio.sleep(0)
             while not await is_alive(client):
                 process.send_signal(signal.SIGHUP)
@@ -171,8 +171,8 @@ async def test_hangups_from_the_first_moment_on_do_not_end_a_server_that_starts(
         await process.wait()
 
 
-def takes_hangups(pid: int) -> bool:
-    """Say whether SIGHUP is ignored or handled by this process."""
+def ignores_or_handles_hangups(pid: int) -> bool:
+    """Return whether this process ignores or handles SIGHUP."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     taken = int(status["SigIgn"], 16) | int(status["SigCgt"], 16)
     return bool(taken & 1 << signal.SIGHUP - 1)
@@ -185,10 +185,8 @@ async def is_alive(client: AsyncClient) -> bool:
 
 
 @MODES
-async def test_a_server_outlives_the_terminal_that_it_was_started_in(
-    clone_url: str, arguments: tuple[str, ...]
-) -> None:
-    # With PYTHONUNBUFFERED nothing would be left to write when the process exits.
+async def test_a_server_continues_when_its_terminal_closes(clone_url: str, arguments: tuple[str, ...]) -> None:
+    # Without buffering, the process would have no output left to write at exit.
     environment = settings_of(clone_url) | {"PORT": str(free_port()), "PYTHONUNBUFFERED": ""}
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
@@ -199,16 +197,16 @@ async def test_a_server_outlives_the_terminal_that_it_was_started_in(
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        # Makes the terminal the controlling one, whose end is told by SIGHUP.
+        # Makes this the controlling terminal. The kernel sends SIGHUP when it closes.
         preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
     try:
         async with AsyncClient(base_url=f"http://127.0.0.1:{environment['PORT']}") as client, asyncio.timeout(60):
-            while not await is_alive(client):  # noqa: ASYNC110  # Another process changes.
+            while not await is_alive(client):  # noqa: ASYNC110  # The state of another process changes.
                 await asyncio.sleep(0.05)
             os.close(ours)
-            # Each answer has a line in the log, which nobody can read any more.
+            # Each response has a line in the log, which is the closed terminal.
             statuses = [(await client.get("/nowhere", headers={"Connection": "close"})).status_code for _ in range(20)]
         process.send_signal(signal.SIGTERM)
 
@@ -221,28 +219,26 @@ async def test_a_server_outlives_the_terminal_that_it_was_started_in(
 
 
 @pytest.mark.usefixtures("restored_logging")
-def test_a_hangup_is_logged_by_a_single_process_that_ignored_it_so_far(
-    clone_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def announced() -> None:
-        for told in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
-            os.kill(os.getpid(), told)
+def test_a_single_process_logs_a_hangup(clone_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def on_ready() -> None:
+        for sent in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), sent)
             time.sleep(0.2)
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        server.serve(make_settings(clone_url, server={"port": 0}), announce=announced)
+        serve.serve(make_settings(clone_url, server={"port": 0}), announce=on_ready)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
-    assert capsys.readouterr().out.count(NOTHING_TO_RENEW) == 2
+    assert capsys.readouterr().out.count(HANGUP_LOGGED) == 2
 
 
-def test_a_hangup_that_is_not_ignored_stays_with_the_caller() -> None:
+def test_the_handler_of_a_hangup_that_is_not_ignored_stays() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with noting_hangups():
+        with logging_hangups():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)

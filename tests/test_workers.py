@@ -106,7 +106,7 @@ async def test_a_killed_worker_is_replaced_while_the_other_answers(server: Serve
     async with AsyncClient(base_url=server.base_url) as client:
         statuses = {(await client.get("/livez")).status_code for _ in range(20)}
     assert statuses == {200}
-    assert [line["exit_code"] for line in server.records("worker ended unasked")] == [-9]
+    assert [line["exit_code"] for line in server.records("worker exited unexpectedly")] == [-9]
 
 
 async def test_renewing_the_workers_under_load_fails_no_request(server: Server) -> None:
@@ -131,7 +131,7 @@ async def test_a_worker_that_is_told_to_end_while_it_is_born_ends_alone(server: 
         os.kill(victim, signal.SIGTERM)
         await until(lambda: not is_running(victim), within=5)  # noqa: B023  # Called here.
 
-    await until(lambda: len(server.records("worker cannot be renewed; the older ones go on")) == BIRTHS)
+    await until(lambda: len(server.records("worker not renewed; the old workers continue")) == BIRTHS)
     assert workers_of(server) == before
     assert server.records("draining") == []
     assert await server.stop() == 0

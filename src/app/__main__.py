@@ -1,4 +1,4 @@
-"""`app`, and `python -m app`: loads the commands, and runs the one that is asked for."""
+"""`app` and `python -m app`: imports the commands and runs one."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`app.asgi:app`, the application for any ASGI server. docs/servers.md compares them with `app serve`."""
+"""`app.asgi:app`, the application for any ASGI server. docs/servers.md compares these servers with `app serve`."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from app.startup import prepare, refuse_to_start
 log = logging.getLogger(__name__)
 
 
-def _make() -> FastAPI:
+def _create() -> FastAPI:
     try:
         settings = load_settings()
         prepare(settings)
@@ -31,25 +31,25 @@ def _make() -> FastAPI:
 
 @contextmanager
 def _own_exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
-    """Expose the metrics of this process alone. The worker processes of a foreign server cannot share the port."""
+    """Expose the metrics of this process. The worker processes of another ASGI server cannot share the port."""
     with ExitStack() as stack:
         try:
             exposed = stack.enter_context(exposition(settings))
         except PortInUseError as error:
-            log.warning("this process exposes no metrics: %s", error)
+            log.warning("metrics not exposed: %s", error)
             exposed = None
         yield exposed
 
 
 app: FastAPI
 
-# Hidden from type checkers, which would take every name for an attribute of this module.
-if not TYPE_CHECKING:  # pragma: no branch  # Always true when it runs.
+# With `__getattr__`, a type checker would accept any name as an attribute of this module.
+if not TYPE_CHECKING:  # pragma: no branch  # Always true at run time.
 
     def __getattr__(name: str) -> FastAPI:
-        """Make `app` when a server asks for it. Tools that import every module may have no settings."""
+        """Create `app` when a server reads it. Tools that import every module may have no settings."""
         if name != "app":
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message)
-        made = globals()["app"] = _make()
-        return made
+        application = globals()["app"] = _create()
+        return application

@@ -15,7 +15,7 @@ _STARTUP_FAILURE = 3
 
 
 def prepare(settings: Settings) -> None:
-    """Configure the log, and check the files that the settings name: later, a bad file would end in a traceback."""
+    """Configure the log, and check the files that the settings name. Later, a bad file would cause a traceback."""
     configure(settings.log, readable=settings.environment == "local")
     load_key_ring(settings.of(KeySettings))
     revisions.head()
@@ -25,7 +25,7 @@ def prepare(settings: Settings) -> None:
 
 
 def refuse_to_start(sentence: str) -> NoReturn:
-    """End the process of a foreign ASGI server. Servers print tracebacks of exceptions, but not of SystemExit."""
+    """End the process with an error message. ASGI servers print tracebacks of exceptions, but not of SystemExit."""
     sys.stderr.write(f"app: {sentence}\n")
     sys.stderr.flush()
     sys.exit(_STARTUP_FAILURE)

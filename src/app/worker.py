@@ -15,7 +15,7 @@ from app.core.observability.logs import configure
 from app.core.observability.tracing import UNTRACED, Tracing, tracing_from_environment
 from app.core.resources import Foundation, Resources, opened
 from app.core.security.keys import KeyRing, load_key_ring, reloading
-from app.core.signals import noting_hangups
+from app.core.signals import logging_hangups
 from app.jobs.exposing import exposing
 from app.jobs.queue import AnyJob, Periodic, Work
 from app.jobs.worker import JobWorker
@@ -64,7 +64,7 @@ async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, t
         async with _opened(Foundation(settings, database, keys), tracing) as (worker, resources):
             for ending in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
-            with noting_hangups():
+            with logging_hangups():
                 async with reloading(keys), exposing(exposed, database, resources.instruments):
                     await worker.run()
     finally:

@@ -34,7 +34,7 @@ SHELL = {
 # A client of the application, a server process, and a worker, which uses another driver.
 TESTS = (
     "tests/health/test_router.py",
-    "tests/server/test_serve.py::test_the_server_does_not_say_what_it_is",
+    "tests/server/test_process.py::test_no_response_names_the_server",
     "tests/jobs/test_worker.py",
     "-k",
     "ready or not_say or runs",

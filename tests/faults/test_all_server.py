@@ -61,9 +61,9 @@ async def test_no_acknowledged_write_is_lost_when_workers_are_killed_repeatedly(
 
 async def _kill_one(server: Server) -> float:
     """Kill a worker process. Return the seconds until its replacement serves."""
-    before, began = len(server.records("worker serves")), perf_counter()
+    before, began = len(server.records("worker ready")), perf_counter()
     os.kill(random.choice(sorted(workers_of(server))), signal.SIGKILL)  # noqa: S311  # Not a secret.
-    await until(lambda: len(server.records("worker serves")) > before)
+    await until(lambda: len(server.records("worker ready")) > before)
     return perf_counter() - began
 
 

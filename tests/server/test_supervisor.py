@@ -1,4 +1,4 @@
-"""The supervisor, with workers that do nothing but obey: real processes, real signals."""
+"""The supervisor, with small worker processes and real signals."""
 
 import logging
 import os
@@ -14,33 +14,33 @@ import pytest
 
 from app.server.supervisor import Supervisor, WorkerError
 
-OBEDIENT = "s.sendall(b'ready\\n'); s.recv(99)"
-DEAF = "s.sendall(b'ready\\n'); time.sleep(60)"
+NORMAL = "s.sendall(b'ready\\n'); s.recv(99)"
+NEVER_STOPPING = "s.sendall(b'ready\\n'); time.sleep(60)"
 NEVER_READY = "time.sleep(60)"
-BROKEN = "sys.exit(3)"
+FAILING = "sys.exit(3)"
 CRASHING = "s.sendall(b'ready\\n'); time.sleep(0.05)"
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
-class Crew:
-    """Starts a process for each worker that is asked for, by the script that is due, and remembers their ids."""
+class Workers:
+    """Starts the worker processes, each with the next script, and keeps their ids. The last script repeats."""
 
     def __init__(self, *scripts: str) -> None:
         self._scripts = scripts
         self.pids: list[int] = []
-        self.troubles: list[OSError] = []
+        self.errors: list[OSError] = []
 
     def spawn(self, control: socket.socket, _others: Sequence[socket.socket]) -> int:
-        if self.troubles:
-            raise self.troubles.pop()
+        if self.errors:
+            raise self.errors.pop()
         script = self._scripts[min(len(self.pids), len(self._scripts) - 1)]
-        os.set_inheritable(control.fileno(), True)  # noqa: FBT003  # The one argument it has.
+        os.set_inheritable(control.fileno(), True)  # noqa: FBT003  # It has only this argument.
         program = f"import socket, sys, time; s = socket.socket(fileno={control.fileno()}); {script}"
         self.pids.append(os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", program], {}))
         return self.pids[-1]
 
     def alive(self) -> list[int]:
-        """Give the workers that have not ended."""
+        """Return the workers that have not exited."""
         return [pid for pid in self.pids if _is_alive(pid)]
 
 
@@ -52,26 +52,31 @@ def _is_alive(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
-def _no_signal_is_lost() -> Iterator[None]:
-    """Whatever a test gets wrong, a signal to this process must not end the run."""
-    told = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {one: signal.signal(one, signal.SIG_IGN) for one in told}
+def _ignored_signals() -> Iterator[None]:
+    """Ignore the signals outside of the supervisor, so that a failing test does not end the test run."""
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in signals}
     yield
     for one, handler in before.items():
         signal.signal(one, handler)
 
 
 def supervise(
-    crew: Crew, count: int, act: Callable[[], None] = lambda: None, *, start: float = PATIENCE, stop: float = PATIENCE
+    workers: Workers,
+    count: int,
+    act: Callable[[], None] = lambda: None,
+    *,
+    start: float = TIMEOUT,
+    stop: float = TIMEOUT,
 ) -> list[str]:
-    """Run until it ends; once all are ready `act` runs beside it. Give what went wrong there."""
+    """Run a supervisor until it stops, and `act` in a thread once all workers are ready. Returns the failed assertions of `act`."""
     errors: list[str] = []
     ready: list[None] = []
 
@@ -88,136 +93,136 @@ def supervise(
 
     thread = threading.Thread(target=run_act)
     try:
-        Supervisor(crew.spawn, count, start_patience=start, stop_patience=stop).run(on_ready)
+        Supervisor(workers.spawn, count, start_timeout=start, stop_timeout=stop).run(on_ready)
     finally:
         if ready:
             thread.join()
-        assert crew.alive() == []
+        assert workers.alive() == []
     assert len(ready) == 1
     return errors
 
 
-def tell(*signals: signal.Signals) -> None:
+def send(*signals: signal.Signals) -> None:
     for one in signals:
         os.kill(os.getpid(), one)
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_all_start_and_all_end_when_told(told: signal.Signals) -> None:
-    crew = Crew(OBEDIENT)
+@pytest.mark.parametrize("received", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_workers(received: signal.Signals) -> None:
+    workers = Workers(NORMAL)
 
-    errors = supervise(crew, 3, lambda: tell(told))
+    errors = supervise(workers, 3, lambda: send(received))
 
     assert errors == []
-    assert len(crew.pids) == 3
+    assert len(workers.pids) == 3
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    crew = Crew(OBEDIENT)
+def test_a_killed_worker_is_replaced_and_the_others_continue(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers(NORMAL)
 
     def act() -> None:
-        first, second = crew.pids
+        first, second = workers.pids
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: len(crew.pids) == 3)
-        assert second in crew.alive()
-        tell(signal.SIGTERM)
+        wait_until(lambda: len(workers.pids) == 3)
+        assert second in workers.alive()
+        send(signal.SIGTERM)
 
-    assert supervise(crew, 2, act) == []
-    assert [record.exit_code for record in caplog.records if record.message == "worker ended unasked"] == [-9]  # type: ignore[attr-defined]  # Extra.
+    assert supervise(workers, 2, act) == []
+    assert [record.exit_code for record in caplog.records if record.message == "worker exited unexpectedly"] == [-9]  # type: ignore[attr-defined]  # Extra.
 
 
-def test_a_worker_that_crashes_again_and_again_is_started_ever_more_rarely() -> None:
-    crew = Crew(OBEDIENT, CRASHING)
+def test_the_pause_before_a_restart_grows_with_each_crash() -> None:
+    workers = Workers(NORMAL, CRASHING)
 
     def act() -> None:
-        wait_until(lambda: len(crew.pids) >= 5)
-        tell(signal.SIGTERM)
+        wait_until(lambda: len(workers.pids) >= 5)
+        send(signal.SIGTERM)
 
     began = time.monotonic()
-    assert supervise(crew, 2, act) == []
+    assert supervise(workers, 2, act) == []
     # Pauses of 0.1, 0.2 and 0.4 seconds before the third, fourth and fifth.
     assert time.monotonic() - began > 0.7
 
 
-def test_renewing_replaces_one_after_the_other() -> None:
-    crew = Crew(OBEDIENT)
+def test_renewal_replaces_one_worker_after_the_other() -> None:
+    workers = Workers(NORMAL)
     least: list[int] = []
 
     def act() -> None:
-        old = list(crew.pids)
-        tell(signal.SIGHUP)
+        old = list(workers.pids)
+        send(signal.SIGHUP)
 
         def is_renewed() -> bool:
-            least.append(len(crew.alive()))
-            return len(crew.pids) == 4 and not set(old) & set(crew.alive())
+            least.append(len(workers.alive()))
+            return len(workers.pids) == 4 and not set(old) & set(workers.alive())
 
         wait_until(is_renewed)
-        tell(signal.SIGTERM)
+        send(signal.SIGTERM)
 
-    assert supervise(crew, 2, act) == []
+    assert supervise(workers, 2, act) == []
     assert min(least) >= 2
 
 
-def test_renewing_by_workers_that_do_not_start_leaves_the_old_ones(caplog: pytest.LogCaptureFixture) -> None:
-    crew = Crew(OBEDIENT, OBEDIENT, BROKEN)
+def test_renewal_keeps_the_old_workers_if_a_new_one_does_not_start(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers(NORMAL, NORMAL, FAILING)
 
     def act() -> None:
-        old = list(crew.pids)
-        tell(signal.SIGHUP)
-        wait_until(lambda: "worker cannot be renewed; the older ones go on" in caplog.text)
-        assert crew.alive() == old
-        tell(signal.SIGTERM)
+        old = list(workers.pids)
+        send(signal.SIGHUP)
+        wait_until(lambda: "worker not renewed; the old workers continue" in caplog.text)
+        assert workers.alive() == old
+        send(signal.SIGTERM)
 
-    assert supervise(crew, 2, act) == []
-    assert len(crew.pids) == 3
-
-
-def test_a_worker_that_cannot_start_is_told_with_its_exit_code() -> None:
-    with pytest.raises(WorkerError, match="ended with exit code 3 before it served"):
-        supervise(Crew(BROKEN), 2)
+    assert supervise(workers, 2, act) == []
+    assert len(workers.pids) == 3
 
 
-def test_a_worker_that_is_never_ready_is_given_up() -> None:
-    with pytest.raises(WorkerError, match="ended with exit code -9"):
-        supervise(Crew(NEVER_READY), 1, start=0.2)
+def test_the_error_names_the_exit_code_of_a_worker_that_does_not_start() -> None:
+    with pytest.raises(WorkerError, match="exited with code 3 before it was ready"):
+        supervise(Workers(FAILING), 2)
 
 
-def test_a_worker_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    crew = Crew(DEAF)
-
-    assert supervise(crew, 1, lambda: tell(signal.SIGTERM), stop=0.2) == []
-    assert "worker takes too long and is killed" in caplog.text
+def test_a_worker_that_does_not_become_ready_is_killed() -> None:
+    with pytest.raises(WorkerError, match="exited with code -9"):
+        supervise(Workers(NEVER_READY), 1, start=0.2)
 
 
-def test_ctrl_c_twice_waits_for_nobody() -> None:
+def test_a_worker_that_does_not_stop_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers(NEVER_STOPPING)
+
+    assert supervise(workers, 1, lambda: send(signal.SIGTERM), stop=0.2) == []
+    assert "worker killed after a timeout" in caplog.text
+
+
+def test_a_second_ctrl_c_kills_the_workers() -> None:
     began = time.monotonic()
 
-    assert supervise(Crew(DEAF), 1, lambda: tell(signal.SIGINT, signal.SIGINT), stop=60) == []
-    assert time.monotonic() - began < PATIENCE
+    assert supervise(Workers(NEVER_STOPPING), 1, lambda: send(signal.SIGINT, signal.SIGINT), stop=60) == []
+    assert time.monotonic() - began < TIMEOUT
 
 
-def test_without_a_process_to_be_had_it_ends_or_goes_on_with_those_it_has(caplog: pytest.LogCaptureFixture) -> None:
-    hopeless = Crew(OBEDIENT)
-    hopeless.troubles.append(BlockingIOError("no process to be had"))
+def test_a_fork_that_fails_ends_the_supervisor_only_if_no_worker_is_ready(caplog: pytest.LogCaptureFixture) -> None:
+    failing = Workers(NORMAL)
+    failing.errors.append(BlockingIOError("no free process"))
     with pytest.raises(BlockingIOError):
-        supervise(hopeless, 1)
+        supervise(failing, 1)
 
-    crew = Crew(OBEDIENT)
+    workers = Workers(NORMAL)
 
     def act() -> None:
-        crew.troubles.append(BlockingIOError("no process to be had"))
-        os.kill(crew.pids[0], signal.SIGKILL)
-        wait_until(lambda: len(crew.pids) == 3)
-        tell(signal.SIGTERM)
+        workers.errors.append(BlockingIOError("no free process"))
+        os.kill(workers.pids[0], signal.SIGKILL)
+        wait_until(lambda: len(workers.pids) == 3)
+        send(signal.SIGTERM)
 
     with caplog.at_level(logging.ERROR):
-        assert supervise(crew, 2, act) == []
-    assert "worker cannot be started" in caplog.text
+        assert supervise(workers, 2, act) == []
+    assert "worker not started" in caplog.text
 
 
-def test_a_worker_that_had_served_for_a_while_is_replaced_without_a_pause() -> None:
-    supervisor = Supervisor(Crew(OBEDIENT).spawn, 1, start_patience=1, stop_patience=1)
+def test_a_stable_worker_is_replaced_without_a_pause() -> None:
+    supervisor = Supervisor(Workers(NORMAL).spawn, 1, start_timeout=1, stop_timeout=1)
     now = time.monotonic()
 
     pauses = [supervisor._pause(0, ready_at) for ready_at in (now, now, now - 2, now)]

@@ -1,4 +1,4 @@
-"""Facts that the process reads from its surroundings: usable cores, and variables that are no settings."""
+"""The environment of the process: usable CPU cores, and environment variables that are not settings."""
 
 import math
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 
 _ROOT = Path("/")
 _KUBERNETES_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://(?:[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
-# What Kubernetes writes after the name of a service, and the values that it writes there.
+# Suffixes that Kubernetes adds to the name of a service, and the values of these variables.
 _KUBERNETES_FORMS = (
     (re.compile(r"_SERVICE_PORT(?:_[A-Z0-9_]+)?|_PORT_[0-9]+_(?:TCP|UDP|SCTP)_PORT"), re.compile(r"[0-9]{1,5}")),
     (re.compile(r"_PORT(?:_[0-9]+_(?:TCP|UDP|SCTP))?"), _KUBERNETES_ADDRESS),
     (re.compile(r"_PORT_[0-9]+_(?:TCP|UDP|SCTP)_PROTO"), re.compile(r"tcp|udp|sctp")),
     (re.compile(r"_SERVICE_HOST|_PORT_[0-9]+_(?:TCP|UDP|SCTP)_ADDR"), re.compile(r"[0-9A-Fa-f:.]+")),
 )
-# Everything that libpq reads. The drivers would add these to the URL of the database, or let them win over it.
+# All variables that libpq reads. The drivers would add their values to the database URL, or prefer them to it.
 # fmt: off
 LIBPQ_VARIABLES = frozenset(
     {
@@ -33,16 +33,16 @@ LIBPQ_VARIABLES = frozenset(
 
 
 def forget_libpq(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Take libpq's variables out of the environment: only the settings say which database is used, and how.
+    """Remove the variables of libpq, so that only the settings decide how the database is reached.
 
-    Arguments of the drivers cannot do this. libpq fails when `PGSERVICE` names a service that it does not find.
+    Arguments of the drivers cannot override all of them: libpq fails if `PGSERVICE` names an unknown service.
     """
     for name in LIBPQ_VARIABLES:
         environment.pop(name, None)
 
 
 def kubernetes_variables(environment: Mapping[str, str]) -> set[str]:
-    """Name the variables that Kubernetes sets in every pod for the services of the namespace."""
+    """Return the variables that Kubernetes sets in every pod for the services of the namespace."""
     services = [name.removesuffix("_SERVICE_HOST") for name in environment if name.endswith("_SERVICE_HOST")]
     return {
         name
@@ -54,7 +54,7 @@ def kubernetes_variables(environment: Mapping[str, str]) -> set[str]:
 
 
 def _is_service(name: str, environment: Mapping[str, str]) -> bool:
-    """A service has always these three, so a misspelt setting alone never looks like one."""
+    """Return whether all three variables of a service are set. A misspelt setting never looks like that."""
     try:
         ip_address(environment[f"{name}_SERVICE_HOST"])
     except ValueError:
@@ -68,19 +68,19 @@ def _is_of_service(ending: str, value: str) -> bool:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Count the cores that this process may use: affinity, `PYTHON_CPU_COUNT` and the CPU quota of its cgroup limit them."""
+    """Return the number of cores that CPU affinity, `PYTHON_CPU_COUNT` and the CPU quota of the cgroup allow; at least one."""
     return max(1, min([_visible_cores(), *map(math.ceil, _quotas(root))]))
 
 
 def _visible_cores() -> int:
-    # Python 3.13 has a function for it, which also reads PYTHON_CPU_COUNT. macOS has no affinity.
+    # `process_cpu_count` exists since Python 3.13 and reads PYTHON_CPU_COUNT. macOS has no `sched_getaffinity`.
     count = getattr(os, "process_cpu_count", None) or os.cpu_count
     cores = count() or 1
     return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the limit of each cgroup that the process is in, in cores."""
+    """Yield the CPU quota, in cores, of each cgroup of the process."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -90,7 +90,7 @@ def _quotas(root: Path) -> Iterator[float]:
         if not controllers or "cpu" in controllers.split(","):
             mount = root / "sys/fs/cgroup" / controllers
             group = mount / path.lstrip("/")
-            # In a container the path is often the host's, which does not exist here: the mount itself is then the group.
+            # In a container, this is often a path of the host that does not exist here. Then the mount is the cgroup.
             for directory in (group, *group.parents):
                 if directory.is_relative_to(mount):
                     yield from _quota(directory)

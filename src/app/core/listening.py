@@ -1,4 +1,4 @@
-"""The listening socket, and who has the port if it is taken."""
+"""Opens the listening socket. If the port is in use, the error names the process that uses it."""
 
 import errno
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 class PortInUseError(Exception):
-    """The address cannot be listened on; the text says why, and names the process that has the port if it can."""
+    """The server cannot listen on the address. The text gives the reason, and the process that uses the port if it is known."""
 
 
 def listen(host: str, port: int, *, setting: str = "PORT") -> socket.socket:
-    """Open the listening socket, or say who has it, and by which setting it can be another one."""
+    """Open a listening socket. The error text names `setting` as the one to change."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "this is no name of a host"
+        reason = getattr(error, "strerror", None) or "invalid host name"
         message = f"cannot listen on {host}:{port}: {reason}"
         raise PortInUseError(message) from None
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -33,16 +33,17 @@ def listen(host: str, port: int, *, setting: str = "PORT") -> socket.socket:
 def _in_use(host: str, port: int, error: OSError, setting: str) -> str:
     if error.errno != errno.EADDRINUSE:
         return f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
-    holder = _holder(port)
-    return f"port {port} is in use{f' by {holder}' if holder else ''}; set {setting} to another one, for example {setting}={port + 1}"
+    process = _process_on(port)
+    by_process = f" by {process}" if process else ""
+    return f"port {port} is in use{by_process}; set {setting} to another port, for example {setting}={port + 1}"
 
 
-def _holder(port: int) -> str | None:
-    """Name the process that listens on a port, where `/proc` tells."""
+def _process_on(port: int) -> str | None:
+    """Return the name and id of the process that listens on a port, if `/proc` shows it."""
     inodes = _listening_inodes(port)
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         process = link.parent.parent
-        # Processes of others cannot be looked into, and any may end while we look.
+        # The process may belong to another user, or may exit during the search.
         with suppress(OSError):
             if str(link.readlink()) in inodes:
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"

@@ -1,4 +1,4 @@
-"""Signals that must not end a service: SIGHUP, which renews workers, and those that have no meaning here."""
+"""Signals that must not end a service: SIGHUP, which renews workers, and signals without a meaning here."""
 
 import asyncio
 import logging
@@ -10,31 +10,31 @@ log = logging.getLogger(__name__)
 
 
 def ignore_harmless_signals() -> None:
-    """Ignore what would end the process by default; forked workers inherit it.
+    """Ignore signals that end the process by default. Forked workers inherit this.
 
-    Called before the application is loaded. A supervisor, or `noting_hangups`, handles SIGHUP later.
+    Call this before the application is imported. A supervisor, or `logging_hangups`, handles SIGHUP later.
     """
-    for one in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(one, signal.SIG_IGN)
+    for harmless in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(harmless, signal.SIG_IGN)
 
 
 @contextmanager
-def noting_hangups() -> Iterator[None]:
-    """Log each SIGHUP meanwhile: a single process has nothing to renew. To be entered where the event loop runs.
+def logging_hangups() -> Iterator[None]:
+    """Log each SIGHUP inside the block, because a single process has nothing to renew. Needs a running event loop.
 
-    Where SIGHUP is not ignored it belongs to the caller. `make run` ends with its terminal.
+    If SIGHUP is not ignored, this changes nothing: `make run` has to end with its terminal.
     """
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         yield
         return
     loop = asyncio.get_running_loop()
-    # A handler may interrupt a log line, and must not write another one into it.
-    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(_note))
+    # A signal handler may interrupt the writing of a log line, so the event loop writes this one.
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(_log_hangup))
     try:
         yield
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _note() -> None:
-    log.info("SIGHUP: a single process has nothing to renew; key files are followed anyway")
+def _log_hangup() -> None:
+    log.info("SIGHUP ignored: a single process has no workers to renew; changed key files are read anyway")

@@ -1,1 +1,1 @@
-"""The HTTP server: processes, connections and the drain at the end. Only the command line imports it."""
+"""The HTTP server: processes, connections and shutdown. Only the command line imports it."""

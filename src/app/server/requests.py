@@ -1,0 +1,281 @@
+"""How the requests of a connection are read: strictly, and with limits.
+
+uvicorn expects a proxy in front that limits and checks what clients send. This class does it without one. A refused request
+still goes to the application, with the error as `refusal` in its state. So the client gets a problem document with a request
+id, and the request is logged.
+"""
+
+import asyncio
+import re
+from collections import deque
+from typing import Any, override
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from app.core.errors import (
+    AppError,
+    ExpectationFailedError,
+    HeadersTooLargeError,
+    MalformedRequestError,
+    UriTooLongError,
+)
+from app.core.http.forms import unescape
+from app.server.connections import Connections, TimedConnection
+from app.server.responses import LingeringTransport, ResponseCycle
+
+# Sizes in bytes.
+_MAX_TARGET = 16_000
+_MAX_HEAD = 65_536
+_MAX_HEADERS = 128
+# A body with its chunk framing may have eight bytes for each byte of content, and some more for extensions and trailers.
+_FRAMING_PER_BYTE = 8
+_MAX_EXTRAS = 65_536
+# Limit of the chunks of a body, because each costs about 1 µs, however small. A large body may have one more for each KiB.
+_MAX_CHUNKS = 5_000
+_CONTENT_PER_CHUNK = 1024
+_HOST = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+class Connection(TimedConnection):
+    """A connection: it reads requests, hands each one to the application, and refuses those that are not valid."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: Connections,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # Bytes received of the current head, or of the current body with its framing; and bytes and chunks of the body alone.
+        self._received_size = 0
+        self._body_size = 0
+        self._chunks = 0
+        # The header that gives the length of the body, if there is a body.
+        self._framing: bytes | None = None
+        # Requests that arrived before the response to an earlier one was complete.
+        self._pipelined: deque[RequestResponseCycle] = deque()
+
+    # Input from the transport
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self._last_read_at = self.loop.time()
+        # The limits are checked after each part.
+        for start in range(0, len(data), _MAX_HEAD):
+            if self._discards_input:
+                return
+            self._read(data[start : start + _MAX_HEAD])
+
+    def _read(self, data: bytes) -> None:
+        self._received_size += len(data)
+        try:
+            self._parse(data)
+            self._check_size()
+        except AppError as error:
+            self.refuse(error)
+        except httptools.HttpParserError as error:
+            # The parser wraps an exception of a callback in its own error.
+            self.refuse(error.__context__ if isinstance(error.__context__, AppError) else MalformedRequestError())
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # A client that asks for another protocol gets its response in HTTP/1.1 (RFC 9110, 7.8).
+                data = data[upgrade.args[0] :]
+                if self._framing:
+                    self._read_body_after_upgrade(self._framing)
+            else:
+                return
+
+    def _read_body_after_upgrade(self, framing: bytes) -> None:
+        # This parser takes the body for data of the other protocol. A second parser, without the Upgrade header, reads it.
+        self.parser = httptools.HttpRequestParser(_BodyCallbacks(self))
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+        # The second parser has no callbacks for another request.
+        self.cycle.keep_alive = False
+
+    def _check_size(self) -> None:
+        if self._body_since is None:
+            if self._received_size > _MAX_HEAD:
+                raise HeadersTooLargeError
+        elif self._received_size > _MAX_EXTRAS + _FRAMING_PER_BYTE * self._body_size:
+            raise MalformedRequestError
+
+    # Callbacks of the parser
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.idle_since = None
+        self._head_since = self.loop.time()
+
+    @override
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > _MAX_TARGET:
+            raise UriTooLongError
+
+    @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        # Counted here and not at the end of the head: short headers cost most.
+        if len(self.headers) > _MAX_HEADERS:
+            raise HeadersTooLargeError if self._body_since is None else MalformedRequestError
+
+    @override
+    def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        self._framing = self._check_head(version)
+        self._fill_scope(version)
+        is_next = not self._has_had_request or self.cycle.response_complete
+        self.cycle = self._new_cycle(
+            self._lingering_transport() if self._framing else self.transport,
+            expects_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+        )
+        if is_next:
+            self._start(self.cycle)
+        else:
+            self.flow.pause_reading()
+            self._pipelined.append(self.cycle)
+        self._has_had_request = self._is_responding = True
+        self._head_since = None
+        self._received_size = self._body_size = self._chunks = 0
+        # The parser adds trailers to this list. They must not appear among the headers of the request.
+        self.headers = []
+        if self._framing:
+            self._body_since = self.loop.time()
+
+    def _check_head(self, version: str) -> bytes | None:
+        """Refuse a head that servers interpret in different ways. Returns the header that gives the length of the body."""
+        names = [name for name, _ in self.headers]
+        headers = dict(self.headers)
+        if self._received_size > _MAX_HEAD and self._head_size() > _MAX_HEAD:
+            raise HeadersTooLargeError
+        # Only HTTP/1.0 allows a request without a host.
+        has_host = names.count(b"host") == 1 and _HOST.fullmatch(headers[b"host"])
+        is_host_valid = has_host or (version == "1.0" and b"host" not in headers)
+        # Other forms of the target are for proxies, and a client must not send a fragment.
+        is_target_valid = self.url.startswith(b"/") and b"#" not in self.url and self.parser.get_method() != b"CONNECT"
+        if version not in {"1.0", "1.1"} or not is_host_valid or not is_target_valid:
+            raise MalformedRequestError
+        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            raise ExpectationFailedError
+        if (coding := headers.get(b"transfer-encoding")) is not None:
+            if coding.lower() != b"chunked" or names.count(b"transfer-encoding") > 1 or version == "1.0":
+                raise MalformedRequestError
+            return b"transfer-encoding: chunked"
+        length = headers.get(b"content-length")
+        return None if length is None else b"content-length: " + length
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _fill_scope(self, version: str) -> None:
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = unescape(target.path).decode("utf-8", "replace") if "%" in path else path
+        self.scope["raw_path"] = target.path
+        self.scope["query_string"] = target.query or b""
+
+    def _new_cycle(self, transport: Any, *, expects_continue: bool = False, keep_alive: bool = False) -> ResponseCycle:
+        return ResponseCycle(
+            scope=self.scope,
+            transport=transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expects_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+
+    def _start(self, cycle: RequestResponseCycle) -> None:
+        task = self.loop.create_task(cycle.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _lingering_transport(self) -> LingeringTransport:
+        return LingeringTransport(
+            write=self.transport.write, is_closing=self.transport.is_closing, close=self.close_lingering
+        )
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        self._chunks += 1
+        if self._chunks > _MAX_CHUNKS + self._body_size // _CONTENT_PER_CHUNK:
+            raise MalformedRequestError
+        super().on_body(body)
+
+    @override
+    def on_message_complete(self) -> None:
+        if self._framing and self.parser.should_upgrade():
+            # The parser ends a request with an Upgrade header after the head. The body follows.
+            return
+        super().on_message_complete()
+        self._framing = self._body_since = None
+        self._received_size = 0
+        self._update_idle()
+
+    # Callback of the response
+
+    @override
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._is_responding = bool(self._pipelined) and not self.transport.is_closing()
+        if self._is_responding:
+            self._start(self._pipelined.popleft())
+        if not self._discards_input and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._update_idle()
+
+    # Refusals
+
+    @override
+    def refuse(self, error: AppError) -> None:
+        self._discards_input = True
+        if not self._is_responding and self._body_since is None:
+            self._respond_with(error)
+        elif not self._is_responding:
+            # The request has had its response. Only the rest of its body is refused.
+            self.close_lingering()
+        elif self.cycle.more_body and self.cycle.response_started:
+            self.transport.close()
+        else:
+            # The response in progress, to this request or to an earlier one, is the last of the connection.
+            self.cycle.keep_alive = False
+            if self.cycle.more_body:
+                self.cycle.scope["state"]["refusal"] = error
+                self.cycle.message_event.set()
+
+    def _respond_with(self, error: AppError) -> None:
+        if self._head_since is None:
+            super().on_message_begin()
+        self.idle_since = self._head_since = None
+        # The head is incomplete. The parser knows the method once it has read a part of the target.
+        self.scope["method"] = self.parser.get_method().decode() if self.url else "(none)"
+        self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = "/", b"/", b""
+        self.scope["state"]["refusal"] = error
+        self.cycle = self._new_cycle(self._lingering_transport())
+        self.cycle.more_body = False
+        self._is_responding = True
+        self._start(self.cycle)
+
+
+class _BodyCallbacks:
+    """Passes the body of a request, and its end, to the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
