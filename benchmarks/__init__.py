@@ -1,1 +1,1 @@
-"""Measurements: compared in one interleaved run, told as medians and ratios."""
+"""Benchmarks. The contenders of a case take turns, and the results are medians and ratios."""

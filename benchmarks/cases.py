@@ -1,4 +1,4 @@
-"""What is measured, and what it should come to."""
+"""The cases, and the goals of their results."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ type Contender = Callable[[float], Sample]
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure of the last contender has to come to: as a ratio to the first, or by itself."""
+    """The bound of a figure of the last contender: as a ratio to the first contender, or as a value."""
 
     figure: str
     bound: float
@@ -45,7 +45,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Case:
-    """Contenders that take turns; each is called with the seconds its turn lasts. The first is what the others are compared with."""
+    """Contenders that take turns. Each is called with the length of its turn in seconds. The first one is the reference."""
 
     name: str
     title: str
@@ -54,9 +54,9 @@ class Case:
 
 
 def sample(load: Load, cpu_seconds: float) -> Sample:
-    """Put the figures of one turn together."""
+    """Return the figures of one turn."""
     if load.failed:
-        print(f"wrong answer: {load.example or 'none came'}", file=sys.stderr)
+        print(f"wrong response: {load.example or 'no response'}", file=sys.stderr)
     return {
         RATE: load.requests / load.seconds,
         P50: load.p50_ms,
@@ -67,29 +67,29 @@ def sample(load: Load, cpu_seconds: float) -> Sample:
 
 
 def send(server: Server, plan: Plan, *, connections: int, seconds: float, threads: int = 1) -> Sample:
-    """Load a server, and note what it used."""
+    """Send requests to a server, and measure the CPU time it uses."""
     before = server.cpu_seconds()
     load = Sending(server.port, plan, connections=connections, seconds=seconds, threads=threads).result()
     return sample(load, server.cpu_seconds() - before)
 
 
 def bearer(path: str, fragment: str, tokens: list[str]) -> Plan:
-    """Read something as each of these callers in turn."""
+    """Read a path with each of these access tokens in turn."""
     return Plan(path, fragment, headers={"Authorization": "Bearer {value}"}, values=tokens)
 
 
 def access_tokens(site: Site, numbers: range) -> list[str]:
-    """Log accounts in for a turn: access tokens do not live long."""
+    """Log accounts in for one turn, because access tokens expire soon."""
     return [caller.access_token for caller in site.callers(numbers)]
 
 
 def tokens_for(lab: Lab, kind: str, numbers: range) -> list[str]:
-    """Give what a server of this kind takes for access tokens."""
+    """Return access tokens for a server of this kind."""
     return lab.limit_tokens(numbers) if kind == "limit" else access_tokens(lab.site, numbers)
 
 
 def livez(_lab: Lab, _kind: str) -> Plan:
-    """The cheapest request there is."""
+    """Read `/livez`, the cheapest request."""
     return Plan("/livez", '"ok"')
 
 
@@ -105,14 +105,14 @@ def first_page(lab: Lab, kind: str) -> Plan:
 
 
 def login(_lab: Lab, _kind: str) -> Plan:
-    """Log in, each connection its own account."""
+    """Log in, with one account for each connection."""
     form = urlencode({"grant_type": "password", "password": seed.PASSWORD, "username": ""})
     addresses = [seed.email(number) for number in range(1, 5)]
     return Plan(TOKEN, '"access_token":', method="POST", headers=_FORM, body=f"{form}{{value}}", values=addresses)
 
 
 def refresh(lab: Lab, _kind: str) -> Plan:
-    """Trade refresh tokens, each connection along a chain of its own."""
+    """Use refresh tokens. Each connection has its own chain of tokens."""
     form = urlencode({"grant_type": "refresh_token", "refresh_token": ""})
     chains = [caller.refresh_token for caller in lab.site.callers(range(1, 17))]
     return Plan(
@@ -127,7 +127,7 @@ def refresh(lab: Lab, _kind: str) -> Plan:
 
 
 def create(lab: Lab, _kind: str) -> Plan:
-    """Make accounts, each with a mail to its owner enqueued."""
+    """Create accounts. Each one enqueues a mail to its owner."""
     (token,) = access_tokens(lab.site, ADMINISTRATOR)
     body = f'{{"email":"new-{time.time_ns()}-{{number}}@example.com"}}'
     headers = {"Authorization": f"Bearer {token}", **_JSON}
@@ -135,7 +135,7 @@ def create(lab: Lab, _kind: str) -> Plan:
 
 
 def change(lab: Lab, _kind: str) -> Plan:
-    """Change accounts, each a row of its own."""
+    """Change one account."""
     (token,) = access_tokens(lab.site, ADMINISTRATOR)
     target = f"{USERS}/{UUID(int=lab.users - 1)}"
     headers = {"Authorization": f"Bearer {token}", **_JSON}
@@ -145,7 +145,7 @@ def change(lab: Lab, _kind: str) -> Plan:
 def compared(
     plan: Callable[[Lab, str], Plan], connections: int, *, threads: int = 1, has_limit: bool = True
 ) -> Callable[[Lab], dict[str, Contender]]:
-    """Let the application take turns with the limit; or with itself as it was before, when that is what is asked."""
+    """Compare the application with the limit, or with another checkout if `--against` is given."""
 
     def contenders(lab: Lab) -> dict[str, Contender]:
         def contender(kind: str) -> Contender:
@@ -161,17 +161,17 @@ def compared(
 
 
 def kinds(lab: Lab, *, has_limit: bool = True) -> list[str]:
-    """Name the servers that are compared."""
+    """Return the kinds of servers that are compared."""
     reference = ["before"] if lab.against else ["limit"] if has_limit else []
     return [*reference, "application"]
 
 
 def pages(lab: Lab) -> dict[str, Contender]:
-    """Read the first page of the large table, and one from deep within it."""
+    """Read the first page of the large table, and a page far from its start."""
     site = lab.large_site
     deep = min(DEEP_PAGE, site.rows // PAGE - 1)
     last = deep * PAGE - 1
-    # Bound to path and sort order, as the application binds it; a mistake here would be answered 400.
+    # The cursor is bound to the path and the sort order. With another binding, the response would be 400.
     cursor = CursorSigner(site.keys.derive("cursor")).encode(
         (seed.instant(last), UUID(int=last)), binding=binding_of(USERS, [("sort", "created_at")])
     )
@@ -189,7 +189,7 @@ def pages(lab: Lab) -> dict[str, Contender]:
 
 
 def livez_during_logins(lab: Lab) -> dict[str, Contender]:
-    """Ask for the cheapest there is while four others log in over and over."""
+    """Read `/livez` while four connections log in repeatedly."""
 
     def contender(kind: str) -> Contender:
         def turn(seconds: float) -> Sample:
@@ -197,9 +197,9 @@ def livez_during_logins(lab: Lab) -> dict[str, Contender]:
             before = server.cpu_seconds()
             logins = Sending(server.port, login(lab, kind), connections=4, threads=4, seconds=seconds)
             load = Sending(server.port, livez(lab, kind), connections=1, seconds=seconds).result()
-            beside = logins.result()
+            login_load = logins.result()
             figures = sample(load, server.cpu_seconds() - before)
-            return figures | {LOGINS: beside.requests / beside.seconds, FAILED: load.failed + beside.failed}
+            return figures | {LOGINS: login_load.requests / login_load.seconds, FAILED: load.failed + login_load.failed}
 
         return turn
 
@@ -207,7 +207,7 @@ def livez_during_logins(lab: Lab) -> dict[str, Contender]:
 
 
 def logins_against_bcrypt(lab: Lab) -> dict[str, Contender]:
-    """Log in as fast as the server's core allows, and compare with bcrypt alone on the same core."""
+    """Compare logins with bcrypt alone, on the same core."""
 
     def bcrypt(seconds: float) -> Sample:
         core = ",".join(map(str, lab.cores.server))
@@ -222,7 +222,7 @@ def logins_against_bcrypt(lab: Lab) -> dict[str, Contender]:
 
 
 def crowds(lab: Lab) -> dict[str, Contender]:
-    """Let ever more callers come at once; none may be turned away."""
+    """Send requests over more and more connections. None may fail."""
 
     def crowd(connections: int) -> Contender:
         def turn(seconds: float) -> Sample:
@@ -234,7 +234,7 @@ def crowds(lab: Lab) -> dict[str, Contender]:
 
 
 def workers(plan: Callable[[Lab, str], Plan]) -> Callable[[Lab], dict[str, Contender]]:
-    """Let one worker on its core take turns with two on all cores, which they share with the load and the database."""
+    """Compare one worker on its own core with two workers on all cores, shared with the load and the database."""
 
     def contenders(lab: Lab) -> dict[str, Contender]:
         def contender(kind: str) -> Contender:
@@ -249,12 +249,12 @@ def workers(plan: Callable[[Lab, str], Plan]) -> Callable[[Lab], dict[str, Conte
 
 
 def cold_start(lab: Lab) -> dict[str, Contender]:
-    """Start a process, and wait for its first answer."""
+    """Start a process, and wait for its first response."""
 
     def contender(kind: str) -> Contender:
         def turn(_seconds: float) -> Sample:
             with lab.start(kind) as server:
-                return {START: server.seconds_to_first_answer * 1000, START_CPU: server.cpu_seconds() * 1000}
+                return {START: server.seconds_to_first_response * 1000, START_CPU: server.cpu_seconds() * 1000}
 
         return turn
 
@@ -262,7 +262,7 @@ def cold_start(lab: Lab) -> dict[str, Contender]:
 
 
 def import_time(lab: Lab) -> dict[str, Contender]:
-    """Load the modules, and do nothing."""
+    """Import the modules, and do nothing else."""
 
     def contender(module: str, path: str) -> Contender:
         command = ["taskset", "--cpu-list", ",".join(map(str, lab.cores.server)), sys.executable, "-c"]
@@ -282,7 +282,7 @@ def import_time(lab: Lab) -> dict[str, Contender]:
 
 
 def memory(lab: Lab) -> dict[str, Contender]:
-    """Weigh a worker that has just started, and again when it has worked."""
+    """Measure the memory of a worker after its start, and again after a load."""
 
     def contender(kind: str) -> Contender:
         def turn(seconds: float) -> Sample:
@@ -298,21 +298,21 @@ def memory(lab: Lab) -> dict[str, Contender]:
 
 
 def growth(requests: int) -> Callable[[Lab], dict[str, Contender]]:
-    """Weigh a worker again and again until it has answered so many requests."""
+    """Measure the growth of the memory of a worker over this number of requests."""
 
     def contenders(lab: Lab) -> dict[str, Contender]:
         def turn(seconds: float) -> Sample:
-            # The same callers all the time: each new access token is remembered, up to a number.
+            # Always the same tokens, because the server caches each new one, up to a limit.
             plan = me(lab, "application")
             with lab.start("application") as server:
-                # What the first requests fill (pools, caches, arenas) is no growth.
-                answered = [send(server, plan, connections=16, seconds=seconds)[RATE] * seconds]
-                weights = [server.memory_mb()]
-                while answered[-1] < requests + answered[0]:
+                # The first requests fill pools, caches and arenas. That does not count as growth.
+                sent = [send(server, plan, connections=16, seconds=seconds)[RATE] * seconds]
+                memory_mb = [server.memory_mb()]
+                while sent[-1] < requests + sent[0]:
                     figures = send(server, plan, connections=16, seconds=seconds)
-                    answered.append(answered[-1] + figures[RATE] * seconds)
-                    weights.append(server.memory_mb())
-            return {GROWTH: linear_regression(answered, weights).slope * 1e3 * 1e4, LOADED: weights[-1]}
+                    sent.append(sent[-1] + figures[RATE] * seconds)
+                    memory_mb.append(server.memory_mb())
+            return {GROWTH: linear_regression(sent, memory_mb).slope * 1e3 * 1e4, LOADED: memory_mb[-1]}
 
         return {"application": turn}
 
@@ -320,7 +320,7 @@ def growth(requests: int) -> Callable[[Lab], dict[str, Contender]]:
 
 
 def cases(requests: int) -> list[Case]:
-    """List every case, with the goals it is held to."""
+    """Return all cases with their goals."""
     return [
         Case("livez", "`/livez`, 16 connections", compared(livez, 16), (Goal(RATE, 0.65, 0.75),)),
         Case("me-1", "`/users/me`, 1 connection", compared(me, 1)),
@@ -350,7 +350,7 @@ def cases(requests: int) -> list[Case]:
             livez_during_logins,
             (Goal(P99, 0.7, 0.35, at_most=True),),
         ),
-        Case("pages", "a page of 50 from deep within, 1 connection", pages, (Goal(P50, 1.2, at_most=True),)),
+        Case("pages", "a page of 50 far from the start, 1 connection", pages, (Goal(P50, 1.2, at_most=True),)),
         Case(
             "refresh",
             "refresh token rotation, 16 connections",
@@ -359,11 +359,11 @@ def cases(requests: int) -> list[Case]:
         ),
         Case("create", "create an account, 16 connections", compared(create, 16, has_limit=False)),
         Case("change", "rename one account, 1 connection", compared(change, 1, has_limit=False)),
-        Case("crowds", "`/users/me`, ever more connections", crowds),
+        Case("crowds", "`/users/me`, 64 to 500 connections", crowds),
         Case("workers", "`/livez`, 32 connections, two workers against one", workers(livez), (Goal(RATE, 1.8),)),
         Case("workers-me", "`/users/me`, 32 connections, two workers against one", workers(me)),
-        Case("start", "start to first answer", cold_start, (Goal(START, 1.8, 1.5, at_most=True),)),
-        Case("import", "loading the modules", import_time),
+        Case("start", "start to first response", cold_start, (Goal(START, 1.8, 1.5, at_most=True),)),
+        Case("import", "import of the modules", import_time),
         Case("memory", "memory of a worker", memory, (Goal(LOADED, 110, at_most=True, is_ratio=False),)),
         Case("growth", f"memory over {requests:,} requests", growth(requests)),
     ]

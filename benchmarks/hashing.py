@@ -1,4 +1,4 @@
-"""What bcrypt allows: `python -m benchmarks.hashing SECONDS THREADS` prints how many checks a second these threads make."""
+"""`python -m benchmarks.hashing SECONDS THREADS`: print the number of bcrypt checks a second with these threads."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from benchmarks.seed import BCRYPT_COST
 
 
 def run(seconds: float, threads: int) -> float:
-    """Check passwords until the time is over, and give the rate at which whole checks were made."""
+    """Check passwords for this time. Returns the rate of completed checks a second."""
     hashed = bcrypt.hashpw(b"password", bcrypt.gensalt(BCRYPT_COST))
     started = time.perf_counter()
 

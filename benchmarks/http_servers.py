@@ -1,7 +1,7 @@
 """`python -m benchmarks.http_servers`: the same application behind `app serve`, plain uvicorn and granian.
 
-Rate, latency and processor time are measured in turns with one process each; then two processes of each get SIGTERM, and
-one of two is killed, under load.
+First the servers take turns with one process each, for rate, latency and CPU time. Then each server runs two processes under
+load: all get SIGTERM, or one is killed.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from pathlib import Path
 from app.dev.postgres.cluster import server_for_tests
 from benchmarks.cases import CALLERS, CPU, FAILED, ME, P50, P99, RATE, Sample, bearer, send
 from benchmarks.lab import Lab, Site
-from benchmarks.load import Plan, refuse_to_start_without_tools
+from benchmarks.load import Plan, check_tools
 from benchmarks.servers import ROOT, Command, Cores, Server, split_cores
 
-_PATIENCE = 20.0
+_TIMEOUT = 20.0
 _APPLICATION = "app.asgi:app"
 _UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
 _GRANIAN = ("--interface", "asgi", "--loop", "uvloop", "--no-ws", "--log-level", "warning")
@@ -47,7 +47,7 @@ def _start(name: str, site: Site, cores: Sequence[int], directory: Path, *, work
 def _turns(
     site: Site, cores: Cores, directory: Path, *, rounds: int, seconds: float
 ) -> dict[str, dict[str, list[Sample]]]:
-    """Load one process of each, in turns."""
+    """Measure one process of each server, in turns."""
     tokens = [caller.access_token for caller in site.callers(CALLERS)]
     plans = {
         "`/livez`, 16 connections": (Plan("/livez", "ok"), 16),
@@ -68,21 +68,21 @@ def _turns(
 
 @dataclass
 class Clients:
-    """Clients that keep their connections, and count what they sent and got no answer to."""
+    """Clients with persistent connections. They count the requests that got no response."""
 
     port: int
     answered: int = 0
     unanswered: int = 0
-    # Refused connections are no lost requests: nothing was sent.
+    # A refused connection is not a lost request, because no request was sent on it.
     refused: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def begin(self, count: int) -> None:
-        """Send, until stopped, over so many connections."""
+    def start(self, count: int) -> None:
+        """Send requests over this number of connections, until stopped."""
         self.tasks = [asyncio.create_task(self._send()) for _ in range(count)]
 
     async def stop(self) -> None:
-        """Stop sending."""
+        """Stop sending requests."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -96,10 +96,10 @@ class Clients:
                 await asyncio.sleep(0.01)
                 continue
             with suppress(OSError):
-                await self._converse(reader, writer)
+                await self._send_requests(reader, writer)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _send_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             try:
@@ -113,10 +113,10 @@ class Clients:
                 return
 
 
-async def _end_under_load(server: Server) -> tuple[float, Clients]:
-    """Tell a server to end while clients send; give how long it took."""
+async def _stop_under_load(server: Server) -> tuple[float, Clients]:
+    """Stop a server under load. Returns the seconds until it has exited."""
     clients = Clients(server.port)
-    clients.begin(16)
+    clients.start(16)
     await asyncio.sleep(1)
     began = time.perf_counter()
     await asyncio.to_thread(server.stop)
@@ -126,15 +126,15 @@ async def _end_under_load(server: Server) -> tuple[float, Clients]:
 
 
 async def _kill_under_load(server: Server) -> tuple[float, Clients]:
-    """Kill one of two workers while clients send; give how long it took until there were two again."""
+    """Kill one of two workers under load. Returns the seconds until there are two again."""
     clients = Clients(server.port)
-    clients.begin(16)
+    clients.start(16)
     await asyncio.sleep(1)
     workers = _workers(server.pid)
     began = time.perf_counter()
     os.kill(workers[0], signal.SIGKILL)
-    async with asyncio.timeout(_PATIENCE):
-        while len(set(_workers(server.pid)) - {workers[0]}) < len(workers):  # noqa: ASYNC110  # Another process's.
+    async with asyncio.timeout(_TIMEOUT):
+        while len(set(_workers(server.pid)) - {workers[0]}) < len(workers):  # noqa: ASYNC110  # The state of another process changes.
             await asyncio.sleep(0.01)
     took = time.perf_counter() - began
     await asyncio.sleep(2)
@@ -143,7 +143,7 @@ async def _kill_under_load(server: Server) -> tuple[float, Clients]:
 
 
 def _workers(pid: int) -> list[int]:
-    """Give the processes below this one that answer: those of a server and nothing that helps it."""
+    """Return the worker processes of a server, without the resource tracker of Python."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -165,24 +165,24 @@ def _rows(measured: dict[str, dict[str, list[Sample]]]) -> Iterator[str]:
 
 
 def _faults(site: Site, cores: Cores, directory: Path) -> Iterator[str]:
-    yield "| server | what | seconds | answered | sent without an answer |"
+    yield "| server | event | seconds | responses | requests without a response |"
     yield "|---|---|--:|--:|--:|"
     for name in COMMANDS:
-        for title, act in (("SIGTERM", _end_under_load), ("one of two killed", _kill_under_load)):
+        for title, act in (("SIGTERM", _stop_under_load), ("one of two killed", _kill_under_load)):
             with _start(name, site, cores.all, directory, workers=2) as server:
-                # The others must be up as well.
+                # The first response may come before all workers are ready.
                 time.sleep(3)
                 took, clients = asyncio.run(act(server))
             yield f"| {name} | {title} | {took:.2f} | {clients.answered:,} | {clients.unanswered} |"
 
 
 def main() -> None:
-    """Measure, and print two tables."""
+    """Run the command, which prints two tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http_servers", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn")
-    parser.add_argument("--seconds", type=float, default=8.0, help="how long a turn lasts")
+    parser.add_argument("--rounds", type=int, default=5, help="number of turns of each server")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn in seconds")
     options = parser.parse_args()
-    refuse_to_start_without_tools()
+    check_tools()
     cores = split_cores()
     with (
         server_for_tests(ROOT) as url,

@@ -1,4 +1,4 @@
-"""The databases and servers of one run, each made when the first case asks for it."""
+"""The databases and servers of one run. Each is created when a case first needs it."""
 
 import asyncio
 import secrets
@@ -28,7 +28,7 @@ PUBLIC_URL = "https://benchmark.example.com"
 
 @dataclass(frozen=True)
 class Site:
-    """A filled database, and the settings an application on it has."""
+    """A database with accounts, and the settings of an application that uses it."""
 
     settings: Settings
     keys: KeyRing
@@ -37,28 +37,28 @@ class Site:
 
     @property
     def url(self) -> str:
-        """Where the database is."""
+        """The URL of the database."""
         return self.settings.database.url.get_secret_value()
 
     def callers(self, numbers: range) -> list[Caller]:
-        """Log these accounts in."""
+        """Create a login session for each of these accounts."""
         return seed.log_in(self.settings, self.keys, numbers)
 
     def environment(self) -> dict[str, str]:
-        """Give the settings as variables: those of production, as far as one machine can have them."""
+        """Return the settings as environment variables: those of production, as far as possible on one machine."""
         return {
             "DATABASE_URL": self.url,
             "APP_DATABASE__REQUIRE_TLS": "false",
             "APP_SERVER__PUBLIC_URL": PUBLIC_URL,
             "APP_AUTH__SIGNING_KEYS": self.key_set,
             "APP_MAIL__ALLOW_UNDELIVERED": "true",
-            # Left out, the line would be left out of the measurement.
+            # Sampling would skip log lines, and so the cost of writing them.
             "APP_LOG__SAMPLE_EVERY": "1",
         }
 
 
 class Lab:
-    """Everything a case may use; what was made ends with it."""
+    """The databases and servers of the cases. They are removed at the end of the block."""
 
     def __init__(self, server_url: str, cores: Cores, *, users: int, rows: int, against: Path | None) -> None:
         self.cores = cores
@@ -83,12 +83,12 @@ class Lab:
 
     @property
     def site(self) -> Site:
-        """The database that most cases run on."""
+        """The database of most cases."""
         return self._site(self.users)
 
     @property
     def large_site(self) -> Site:
-        """The database on which a bad plan would show."""
+        """A database that is large enough to show a bad query plan."""
         return self._site(self._rows)
 
     def _site(self, rows: int) -> Site:
@@ -97,13 +97,13 @@ class Lab:
         return self._sites[rows]
 
     def server(self, kind: str) -> Server:
-        """Give the running server of a kind."""
+        """Return the running server of a kind."""
         if kind not in self._servers:
             self._servers[kind] = self._stack.enter_context(self.start(kind))
         return self._servers[kind]
 
     def start(self, kind: str) -> Server:
-        """Start another server of a kind: `limit`, `application`, `before`, `two workers`, or `large` for the large database."""
+        """Start another server: `limit`, `application`, `before`, `two workers`, or `large` for the large database."""
         log = self._directory / f"{kind.replace(' ', '-')}-{next(self._numbers)}.log"
         return Server(self._command(kind), self.cores.all if kind == "two workers" else self.cores.server, log)
 
@@ -115,13 +115,13 @@ class Lab:
         site = self.large_site if kind == "large" else self.site
         environment = site.environment()
         if kind == "before":
-            # Found before the installed package: another checkout's code, with the same dependencies.
+            # Python finds this path before the installed package: other code with the same dependencies.
             environment["PYTHONPATH"] = f"{self.against}/src"
         count = ("--workers", "2") if kind == "two workers" else ()
         return Command(("-m", "app", "serve", *count), environment)
 
     def limit_tokens(self, numbers: range) -> list[str]:
-        """Give these accounts what the limit takes for an access token."""
+        """Return an access token of the limit for each of these accounts."""
         return [limit.token_for(UUID(int=number), self._secret) for number in numbers]
 
 

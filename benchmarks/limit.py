@@ -1,7 +1,7 @@
-"""The limit: the same answers with as little as one can write, for the application to be compared with.
+"""The limit: a minimal application with the same responses, as the reference of the benchmarks.
 
-FastAPI, a raw asyncpg pool, an HS256 token and JSON written from the row. No middleware, no sessions, no revocation, no log,
-no metrics, no limits, no problem documents: nobody should run this. It is what the framework and the driver cost by themselves.
+It uses FastAPI, an asyncpg pool, HS256 tokens and JSON written from the row. It has no middleware, sessions, revocation, log,
+metrics, limits or problem documents, so it must not be used in production. It shows the cost of framework and driver alone.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 
 _COLUMNS = "id, email, full_name, role, is_active, email_verified_at, created_at, updated_at"
-_ONE = f"SELECT {_COLUMNS} FROM users WHERE id = $1"  # noqa: S608  # Columns of ours.
+_ONE = f"SELECT {_COLUMNS} FROM users WHERE id = $1"  # noqa: S608  # The column names are constants.
 _LIST = f"SELECT {_COLUMNS} FROM users ORDER BY created_at, id LIMIT $1"  # noqa: S608  # As above.
 _LOGIN = "SELECT id, hashed_password FROM users WHERE email_key = $1"
 _SECRET = os.environ.get("LIMIT_SECRET", "")
@@ -31,35 +31,35 @@ _LIFETIME = 3600
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # `reset` that does nothing: giving a connection back would cost a second round trip.
+    # The default `reset` costs a second round trip when a connection returns to the pool.
     async with asyncpg.create_pool(
-        os.environ["DATABASE_URL"], min_size=_POOL_SIZE, max_size=_POOL_SIZE, reset=_keep_as_it_is
+        os.environ["DATABASE_URL"], min_size=_POOL_SIZE, max_size=_POOL_SIZE, reset=_do_not_reset
     ) as pool:
         app.state.pool = pool
         yield
 
 
-async def _keep_as_it_is(_connection: object) -> None:
-    """Leave the connection alone: single statements leave nothing behind."""
+async def _do_not_reset(_connection: object) -> None:
+    """Do nothing: single statements leave no session state."""
 
 
 app = FastAPI(openapi_url=None, lifespan=_lifespan)
 
 
 def token_for(user_id: UUID, secret: str) -> str:
-    """Sign a token for an account."""
+    """Sign an access token for an account."""
     return jwt.encode({"sub": str(user_id), "exp": int(time.time()) + _LIFETIME}, secret, "HS256")
 
 
 @app.get("/livez")
 async def read_liveness() -> Response:
-    """Say that the process runs."""
+    """Report that the process runs."""
     return _json({"status": "ok"})
 
 
 @app.get("/api/v1/users/me")
 async def read_me(request: Request) -> Response:
-    """Show the caller's account."""
+    """Return the account of the caller."""
     row = await request.app.state.pool.fetchrow(_ONE, _caller(request))
     return _json(dict(row)) if row else Response(status_code=401)
 

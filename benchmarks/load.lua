@@ -1,4 +1,4 @@
--- Sends what the plan says, and counts every answer that is not the one it expects.
+-- Sends the requests of a plan, and counts the responses that differ from the expected one.
 local plan = dofile(os.getenv("PLAN"))
 local threads = {}
 local ready = {}
@@ -24,7 +24,7 @@ end
 
 function init()
   wrong, example = 0, ""
-  -- A connection that follows a chain of answers has a thread, and a value to begin with, of its own.
+  -- With a chain of responses, each connection has its own thread, which has its own first value.
   value = plan.values[1 + (id - 1) % #plan.values]
   if not plan.changes then
     for _, each in ipairs(plan.values) do

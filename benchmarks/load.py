@@ -1,4 +1,4 @@
-"""Load: `wrk` sends a plan, checks every answer, and says how fast they came."""
+"""The load generator: `wrk` sends requests, checks every response, and measures rate and latency."""
 
 import json
 import os
@@ -15,16 +15,15 @@ _MARK = "RESULT "
 
 
 class LoadError(Exception):
-    """Nothing can be measured; the text says why."""
+    """The benchmark cannot run. The text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One kind of request, and how its answer is known to be right.
+    """One kind of request, and the expected response.
 
-    `{value}` in a header or the body stands for one of `values`, `{number}` for one that is never used twice. With
-    `follow`, a Lua pattern, each thread goes on with what it captures in the answer before, as a client with a chain of
-    tokens does.
+    `{value}` in a header or in the body stands for one of `values`, and `{number}` for a number that is used once. With `follow`, a
+    Lua pattern, each thread takes its next value from the last response. A client with a chain of tokens does that.
     """
 
     path: str
@@ -38,13 +37,13 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        """Whether each request is written anew."""
+        """Whether each request is different."""
         return self.follow is not None or "{number}" in (self.body or "")
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run of a plan gave; `failed` counts what got no answer or another than expected."""
+    """The result of one run. `failed` counts the requests without the expected response."""
 
     requests: int
     seconds: float
@@ -55,7 +54,7 @@ class Load:
 
 
 class Sending:
-    """A running load."""
+    """A running load generator."""
 
     def __init__(self, port: int, plan: Plan, *, connections: int, seconds: float, threads: int = 1) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="load-")
@@ -74,7 +73,7 @@ class Sending:
         )
 
     def result(self) -> Load:
-        """Wait for the end."""
+        """Wait until the run ends, and return its result."""
         output, _ = self._process.communicate()
         self._directory.cleanup()
         line = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
@@ -88,21 +87,21 @@ class Sending:
 def _wrk() -> str:
     path = shutil.which("wrk")
     if path is None:
-        message = "wrk, which makes the load, is not installed: `apt-get install wrk`"
+        message = "wrk, the load generator, is not installed; run `apt-get install wrk`"
         raise LoadError(message)
     return path
 
 
-def refuse_to_start_without_tools() -> None:
-    """Say before anything slow what is missing."""
+def check_tools() -> None:
+    """Raise an error if a program is missing."""
     if not sys.platform.startswith("linux") or shutil.which("taskset") is None:
-        message = "measuring needs Linux: taskset keeps server and load apart, /proc tells what they cost"
+        message = "the benchmarks need Linux, with taskset to separate server and load, and /proc to measure them"
         raise LoadError(message)
     _wrk()
 
 
 def _lua(value: Any) -> str:
-    """Write plain data as Lua does; the texts are ASCII, where JSON and Lua agree."""
+    """Return data as a Lua literal. The texts are ASCII, and JSON and Lua quote ASCII in the same way."""
     if value is None:
         return "nil"
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.observability`: what it costs a request to be seen, by switching each part of that off.
+"""`python -m benchmarks.observability`: the cost of logs, metrics and traces for a request, with each part switched off in turn.
 
-One process, no socket, no database: what is measured is the CPU of this process, in turns. The lines go to a file.
+It measures the CPU time of one process, without a socket or a database. The log lines go to a file.
 """
 
 import argparse
@@ -52,7 +52,7 @@ type Switch = Callable[[], AbstractContextManager[object]]
 
 
 class Thing(Answer):
-    """What the one operation answers."""
+    """The response of the operation."""
 
     id: str
 
@@ -86,7 +86,7 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
 
 
 def _nothing(*_: object) -> None:
-    """Do nothing, in place of what is switched off."""
+    """Do nothing, instead of the part that is switched off."""
 
 
 def _without_all() -> AbstractContextManager[object]:
@@ -101,13 +101,13 @@ _SWITCHES: Mapping[str, Switch] = {
     "headers": lambda: _replaced(middleware, "_HEADERS", {}),
     "access line": lambda: _replaced(middleware._AccessLines, "write", _nothing),  # noqa: SLF001  # To switch it off.
     "metrics": lambda: _replaced(Histogram, "observe", _nothing),
-    "tracing (which is off)": lambda: _replaced(FastAPI, "__call__", Starlette.__call__),
+    "tracing (not configured)": lambda: _replaced(FastAPI, "__call__", Starlette.__call__),
     "these four together": _without_all,
 }
 
 
 async def _turn(app: ASGIApp, requests: int) -> float:
-    """Give the CPU of one request, in microseconds."""
+    """Return the CPU time of one request, in microseconds."""
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -133,7 +133,7 @@ async def _measure(rounds: int, requests: int) -> dict[str, list[float]]:
     }
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
-        # In turn: a machine that drifts drifts for all of them. The first round only warms up.
+        # All take turns, so that a change of the machine's speed affects all of them. The first round is a warm-up.
         for name, (turn, switch) in contenders.items():
             with switch():
                 used = await turn()
@@ -143,10 +143,10 @@ async def _measure(rounds: int, requests: int) -> dict[str, list[float]]:
 
 
 def _table(measured: Mapping[str, list[float]]) -> str:
-    """Show the median turn, and the quickest: whatever else the machine does only adds to a turn."""
+    """Format the median and the fastest turn. Other processes only ever make a turn slower."""
     everything = measured["everything on"]
     lines = [
-        "| | median, µs of CPU a request | what is switched off | quickest, µs | what is switched off |",
+        "| | median, µs of CPU a request | difference | fastest, µs | difference |",
         "|---|--:|--:|--:|--:|",
     ]
     for name, turns in measured.items():
@@ -157,9 +157,9 @@ def _table(measured: Mapping[str, list[float]]) -> str:
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Run the command, which prints a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.observability", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="how often each takes its turn")
+    parser.add_argument("--rounds", type=int, default=25, help="number of turns of each part")
     parser.add_argument("--requests", type=int, default=500, help="requests in a turn")
     options = parser.parse_args()
     with tempfile.TemporaryFile("w") as log, _replaced(sys, "stdout", log):

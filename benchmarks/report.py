@@ -1,4 +1,4 @@
-"""Tables of what was measured: medians over the rounds, ratios taken within each round."""
+"""Tables of the results: medians over the rounds, and ratios within each round."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -8,20 +8,20 @@ from benchmarks.cases import CPU, FAILED, IMPORT, LOADED, P50, P99, RATE, START,
 
 type Rounds = list[dict[str, Sample]]
 
-# What a ratio is taken of; the rest is shown as it is.
+# Figures that are also shown as a ratio.
 _COMPARED = (RATE, P50, P99, CPU, START, IMPORT, LOADED)
-_WHOLE = 100  # From here on, decimals are noise.
+_WHOLE = 100  # Larger values are shown without decimals.
 
 
 class Result(TypedDict):
-    """A case as it was measured: for each round, the figures of each contender."""
+    """The results of a case: for each round, the figures of each contender."""
 
     title: str
     rounds: Rounds
 
 
 def table(results: dict[str, Result], cases: list[Case]) -> str:
-    """Write all results in Markdown."""
+    """Return all results as Markdown."""
     known = {case.name: case for case in cases}
     return "\n".join(line for name, result in results.items() for line in [*_case(result, known[name].goals), ""])
 
@@ -55,7 +55,7 @@ def _number(value: float) -> str:
 
 
 def ratios(rounds: Rounds, contender: str, reference: str, figure: str) -> list[float]:
-    """Compare two contenders round by round, so that a machine that drifts drifts for both."""
+    """Compare two contenders within each round, so that a change of the machine's speed affects both."""
     pairs = [(one[contender].get(figure), one[reference].get(figure)) for one in rounds]
     return [mine / theirs for mine, theirs in pairs if mine is not None and theirs]
 
@@ -85,7 +85,7 @@ def _verdict(rounds: Rounds, goal: Goal) -> Iterator[str]:
 
 
 def failures(results: dict[str, Result]) -> float:
-    """Count the answers that were missing or wrong."""
+    """Count the responses that were missing or wrong."""
     return sum(
         sample.get(FAILED, 0) for result in results.values() for one in result["rounds"] for sample in one.values()
     )

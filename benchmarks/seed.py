@@ -1,4 +1,4 @@
-"""Databases to measure on: accounts through COPY, and login sessions with their tokens."""
+"""The content of the databases: accounts, inserted with COPY, and login sessions with their tokens."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ _SESSION = """
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody logged in."""
+    """An account with a login session."""
 
     user_id: UUID
     access_token: str
@@ -44,22 +44,22 @@ class Caller:
 
 
 def plain(url: str) -> str:
-    """Write a URL for the driver alone."""
+    """Return a URL without the name of the driver."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def email(number: int) -> str:
-    """Give the address of an account; number 0 is the administrator's."""
+    """Return the email address of an account. Number 0 is the administrator."""
     return f"user{number:07}@example.com"
 
 
 def instant(number: int) -> datetime:
-    """Give the time at which an account was made: a second apart."""
+    """Return the creation time of an account. Accounts are a second apart."""
     return EPOCH + timedelta(seconds=number)
 
 
 async def make_database(settings: Settings, rows: int) -> None:
-    """Bring the schema to its newest and fill it with accounts, which all have the same password."""
+    """Migrate the database, and insert accounts, which all have the same password."""
     await runner.upgrade(settings.database)
     hashed = BcryptSha256Hasher(BCRYPT_COST).hash(PASSWORD)
     connection = await asyncpg.connect(plain(settings.database.url.get_secret_value()))
@@ -78,7 +78,7 @@ def _record(number: int, hashed: str) -> tuple[object, ...]:
 
 
 def log_in(settings: Settings, keys: KeyRing, numbers: range) -> list[Caller]:
-    """Give each of these accounts a login session, as a login would; hashing that often would take minutes."""
+    """Create a login session for each account without checking its password, which would take minutes."""
     return asyncio.run(_log_in(settings, keys, numbers))
 
 

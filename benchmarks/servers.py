@@ -1,4 +1,4 @@
-"""What is measured: real server processes, pinned to cores of their own, and what `/proc` tells of them."""
+"""Server processes that are pinned to their own cores, with CPU time and memory from `/proc`."""
 
 import os
 import signal
@@ -19,29 +19,29 @@ from app.dev.ports import free_port
 from benchmarks.load import LoadError
 
 ROOT = Path(__file__).parent.parent
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 _POLL = 0.002
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# What a server must not inherit: settings of somebody else's, and what makes every start compile every module again.
-_FOREIGN = ("APP_", "DATABASE_URL", "PORT", "PYTHON")
+# Prefixes of variables that a server must not inherit: settings, and PYTHONDONTWRITEBYTECODE, which slows every start.
+_NOT_INHERITED = ("APP_", "DATABASE_URL", "PORT", "PYTHON")
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores the servers have, and which the load, the database and the measuring itself."""
+    """The cores of the servers, and those of the load generator, the database and this process."""
 
     server: tuple[int, ...]
     load: tuple[int, ...]
 
     @property
     def all(self) -> tuple[int, ...]:
-        """Every core there is."""
+        """All cores."""
         return tuple(sorted({*self.server, *self.load}))
 
 
 def split_cores() -> Cores:
-    """Keep one core for the server, and move this process with all that it starts to the others."""
+    """Reserve one core for the server. Move this process, and so its children, to the others."""
     *rest, last = sorted(os.sched_getaffinity(0))
     cores = Cores(server=(last,), load=tuple(rest) or (last,))
     os.sched_setaffinity(0, cores.load)
@@ -50,19 +50,19 @@ def split_cores() -> Cores:
 
 @dataclass(frozen=True)
 class Command:
-    """How a server is started; its port is added as `PORT`, and in place of `{port}`."""
+    """How a server is started. It gets its port as `PORT`, and in arguments in place of `{port}`."""
 
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(repr=False)
 
 
 class Server:
-    """A running server; what it says goes to a file, as it does in production."""
+    """A running server. Its output goes to a file."""
 
     def __init__(self, command: Command, cores: Sequence[int], log: Path) -> None:
         self.port = free_port()
         self._log = log
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
         self.started = time.perf_counter()
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -75,13 +75,13 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # A group of its own: its workers are found, and ended, by it.
+                # The process group identifies its workers, and is killed as a whole.
                 start_new_session=True,
             )
 
     def __enter__(self) -> Self:
         try:
-            self.seconds_to_first_answer = self._wait()
+            self.seconds_to_first_response = self._wait()
         except BaseException:
             self.stop()
             raise
@@ -94,7 +94,7 @@ class Server:
 
     def _wait(self) -> float:
         while not self._is_live():
-            if self._process.poll() is not None or time.perf_counter() - self.started > _PATIENCE:
+            if self._process.poll() is not None or time.perf_counter() - self.started > _TIMEOUT:
                 message = f"the server did not start:\n{self._log.read_text(errors='replace')[-2000:]}"
                 raise LoadError(message)
             time.sleep(_POLL)
@@ -114,7 +114,7 @@ class Server:
             connection.close()
 
     def stop(self) -> None:
-        """End it, and whatever of its group does not end by itself."""
+        """Stop the server, and kill the processes of its group that remain."""
         self._process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(20)
@@ -124,22 +124,22 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process that was started; its workers are its children."""
+        """The id of the process that was started. Its workers are its children."""
         return self._process.pid
 
     def cpu_seconds(self) -> float:
-        """Give the processor time that all its processes have used."""
+        """Return the CPU time of all its processes."""
         return sum(int(fields[11]) + int(fields[12]) for fields in self._stats()) / _TICKS
 
     def memory_mb(self) -> float:
-        """Give the resident memory of its largest process, which is the worker, not its supervisor."""
+        """Return the resident memory of its largest process, which is a worker and not the supervisor."""
         return max(int(fields[21]) * _PAGE for fields in self._stats()) / 1e6
 
     def _stats(self) -> list[list[str]]:
-        """Read `/proc/PID/stat` of every process of the group, from the state on: field 3 of proc(5) is the first."""
+        """Read `/proc/PID/stat` of each process of the group. The first field is the state, field 3 in proc(5)."""
         found = []
         for file in Path("/proc").glob("[0-9]*/stat"):
-            # Any process may end while we look.
+            # A process may exit during the search.
             with suppress(OSError):
                 fields = file.read_text().rpartition(") ")[2].split()
                 if int(fields[2]) == self._process.pid:

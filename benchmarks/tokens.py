@@ -1,6 +1,6 @@
-"""`python -m benchmarks.tokens`: what it costs to read an access token the first time, and again while it is remembered.
+"""`python -m benchmarks.tokens`: the cost of reading a new access token, and of reading one again while it is cached.
 
-One process, without socket and database; tokens that are new take turns with one that has been read before.
+It measures the CPU time of one process, without a socket or a database. New tokens and a cached token take turns.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def _issued(reader: AccessTokens) -> str:
 
 
 def _turn(reader: AccessTokens, tokens: Sequence[str]) -> float:
-    """Give the CPU of reading one of these, in microseconds."""
+    """Return the CPU time of reading one of these tokens, in microseconds."""
     began = time.process_time()
     for token in tokens:
         reader.read(token)
@@ -37,7 +37,7 @@ def _turn(reader: AccessTokens, tokens: Sequence[str]) -> float:
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """Give the median of both ways, in microseconds of CPU."""
+    """Return the median of both, in microseconds of CPU time."""
     reader = _reader()
     known = _issued(reader)
     reader.read(known)
@@ -49,9 +49,9 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print both."""
+    """Run the command, which prints both."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="how often each takes its turn")
+    parser.add_argument("--rounds", type=int, default=25, help="number of turns")
     for name, used in measure(parser.parse_args().rounds).items():
         print(f"an access token read {name}: {used:.1f} µs of CPU")
 

@@ -1,4 +1,4 @@
-"""The measuring itself: that it starts what it measures, checks what it counts, and keeps what it finds."""
+"""The benchmarks: they start the servers, check every response, and store the results."""
 
 import asyncio
 import json
@@ -11,15 +11,15 @@ import pytest
 
 from benchmarks import observability, tokens
 from benchmarks.cases import CPU, FAILED, RATE, Case, Goal
-from benchmarks.load import LoadError, Plan, Sending, refuse_to_start_without_tools
+from benchmarks.load import LoadError, Plan, Sending, check_tools
 from benchmarks.report import failures, table
 from tests.conftest import ROOT
 
-needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, which makes the load, is not installed")
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk, the load generator, is not installed")
 
 
 async def measure(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run the driver, and give its exit code, what it printed and what it complained of."""
+    """Run the command. Returns its exit code, its output and its error output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks", *arguments),
         cwd=ROOT,
@@ -27,21 +27,21 @@ async def measure(*arguments: str, **environment: str) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, complaints = await process.communicate()
-    return process.returncode or 0, output.decode(), complaints.decode()
+    output, errors = await process.communicate()
+    return process.returncode or 0, output.decode(), errors.decode()
 
 
 @needs_wrk
 @pytest.mark.slow
-async def test_a_short_run_measures_both_contenders_and_keeps_the_figures(template_url: str, tmp_path: Path) -> None:
-    file = tmp_path / "kept.json"
+async def test_a_short_run_measures_both_contenders_and_stores_the_figures(template_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "stored.json"
     short = ("--rounds", "1", "--seconds", "1", "--warm-up", "0", "--users", "100", "--json", str(file))
 
-    code, output, complaints = await measure(*short, "--only", "me-16", "refresh", DATABASE_URL=template_url)
+    code, output, errors = await measure(*short, "--only", "me-16", "refresh", DATABASE_URL=template_url)
 
-    assert code == 0, complaints
-    kept = json.loads(file.read_text())
-    (me,), (refresh,) = kept["me-16"]["rounds"], kept["refresh"]["rounds"]
+    assert code == 0, errors
+    stored = json.loads(file.read_text())
+    (me,), (refresh,) = stored["me-16"]["rounds"], stored["refresh"]["rounds"]
     assert me.keys() == {"limit", "application"}
     assert all(figures[RATE] > 0 and figures[CPU] > 0 and figures[FAILED] == 0 for figures in me.values())
     assert refresh["application"][RATE] > 0
@@ -53,12 +53,12 @@ async def test_a_short_run_measures_both_contenders_and_keeps_the_figures(templa
     ("status", "body", "is_right"),
     [(200, "yes, as planned", True), (200, "something else", False), (503, "yes, as planned", False)],
 )
-async def test_every_answer_is_checked(status: int, body: str, is_right: bool) -> None:  # Parametrized.
-    answer = f"HTTP/1.1 {status} Status\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+async def test_every_response_is_checked(status: int, body: str, is_right: bool) -> None:  # Parametrized.
+    response = f"HTTP/1.1 {status} Status\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65536):
-            writer.write(answer)
+            writer.write(response)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
@@ -70,16 +70,16 @@ async def test_every_answer_is_checked(status: int, body: str, is_right: bool) -
     assert load.failed == (0 if is_right else pytest.approx(load.requests, abs=2))
 
 
-def test_without_wrk_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # As on a machine that has all the rest.
+def test_without_wrk_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # The other programs are installed.
     (tmp_path / "taskset").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(LoadError, match="apt-get install wrk"):
-        refuse_to_start_without_tools()
+        check_tools()
 
 
-def test_ratios_are_taken_within_a_round_and_goals_are_judged_by_their_median() -> None:
+def test_ratios_are_taken_within_a_round_and_goals_use_their_median() -> None:
     case = Case("one", "One", lambda _lab: {}, (Goal(RATE, 0.6, 0.9), Goal(RATE, 70, is_ratio=False)))
     drifting = [(100.0, 80.0), (200.0, 160.0), (50.0, 40.0)]
     rounds = [{"limit": {RATE: limit}, "application": {RATE: ours}} for limit, ours in drifting]
@@ -91,24 +91,24 @@ def test_ratios_are_taken_within_a_round_and_goals_are_judged_by_their_median() 
     assert "80.00; at least 70: reached" in text
 
 
-def test_a_wrong_answer_in_any_round_is_counted() -> None:
+def test_a_wrong_response_in_any_round_is_counted() -> None:
     rounds = [{"limit": {FAILED: 0.0}, "application": {FAILED: 2.0}}, {"limit": {FAILED: 1.0}, "application": {}}]
 
     assert failures({"one": {"title": "One", "rounds": rounds}}) == 3
 
 
-async def test_each_part_of_being_seen_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_each_part_of_observability_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
     measured = await observability._measure(rounds=1, requests=2)
 
     table = observability._table(measured)
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in measured]
     assert all(turn > 0 for turns in measured.values() for turn in turns)
-    # Two lines for each of the two turns of the five that have a line.
+    # Five of the contenders write a log line for each request: two requests in each of two turns.
     assert capsys.readouterr().out.count("/things/{thing_id}") == 2 * 2 * 5
 
 
-def test_a_token_that_is_remembered_costs_less_than_a_new_one() -> None:
+def test_a_cached_token_costs_less_than_a_new_one() -> None:
     measured = tokens.measure(rounds=1)
 
-    # A signature is checked or not: that is no matter of how busy the machine is.
+    # Only a new token has its signature checked. A busy machine does not change that.
     assert 0 < 5 * measured["again"] < measured["the first time"]
