@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, override
 
 import procrastinate
 import psycopg
 from procrastinate import exceptions
-from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
+from procrastinate.manager import JobManager
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from procrastinate.worker import Worker
 from psycopg.conninfo import make_conninfo
@@ -24,6 +25,8 @@ from app.jobs.settings import JobsSettings
 
 REPORTS_PER_STALL = 4
 _NEVER = 86400.0
+# The task of every job whose name this program does not know.
+_UNKNOWN = "unknown"
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +54,16 @@ def make_library(
         app.task(name=name, queue=QUEUE, pass_context=True, retry=retry)(run)
     for cron, name in crons:
         app.periodic(cron=cron, lock=name, queueing_lock=name)(app.tasks[name])
-    unknown = app.task(name="unknown", queue=QUEUE, pass_context=True, retry=retry)(run)
-    app.tasks = _Tasks(app.tasks, unknown)
+    app.task(name=_UNKNOWN, queue=QUEUE, pass_context=True, retry=retry)(run)
     return app
 
 
-def make_worker(app: procrastinate.App, settings: JobsSettings) -> "QueueWorker":
+def make_worker(app: procrastinate.App, settings: JobsSettings) -> Worker:
     """Make a worker for one run."""
     for name in ("procrastinate.manager", "procrastinate.utils", "procrastinate.worker"):
         logging.getLogger(name).addFilter(_is_not_logged_elsewhere)
     stalled_after = settings.stalled_after.total_seconds()
-    return QueueWorker(
+    worker = Worker(
         app=app,
         name=None,
         concurrency=settings.concurrency,
@@ -73,39 +75,48 @@ def make_worker(app: procrastinate.App, settings: JobsSettings) -> "QueueWorker"
         update_heartbeat_interval=stalled_after / REPORTS_PER_STALL,
         stalled_worker_timeout=stalled_after,
     )
+    app.job_manager = _JobManager(app, on_lost_job=worker.stop)
+    return worker
 
 
-class QueueWorker(Worker):
-    """procrastinate's worker. It stops if it cannot store the outcome of a job, so that the job is released."""
+class _JobManager(JobManager):
+    """Gives every job a task, so that an unknown job is retried, and stops the worker if an outcome cannot be stored."""
+
+    def __init__(self, app: procrastinate.App, *, on_lost_job: Callable[[], object]) -> None:
+        super().__init__(app.connector)
+        self._app = app
+        self._on_lost_job = on_lost_job
 
     @override
-    async def _process_job(self, context: JobContext) -> None:
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> StoredJob | None:
+        job = await super().fetch_job(queues, worker_id)
+        # Without a task, the worker would fail the job for good. A newer version of this program may know the job.
+        if job and job.task_name not in self._app.tasks:
+            self._app.add_task_alias(self._app.tasks[_UNKNOWN], job.task_name)
+        return job
+
+    @override
+    async def finish_job(self, job: StoredJob, *arguments: Any, **options: Any) -> None:
+        with self._stopping_if_lost(job):
+            await super().finish_job(job, *arguments, **options)
+
+    @override
+    async def retry_job(self, job: StoredJob, *arguments: Any, **options: Any) -> None:
+        with self._stopping_if_lost(job):
+            await super().retry_job(job, *arguments, **options)
+
+    @contextmanager
+    def _stopping_if_lost(self, job: StoredJob) -> Iterator[None]:
+        """Stop the worker if the outcome of a job cannot be stored.
+
+        While this worker runs, no other worker releases the job. After a restart the worker has a new id, and the job is an
+        orphan, which is released.
+        """
         try:
-            await super()._process_job(context)
+            yield
         except Exception:  # noqa: BLE001  # Whatever the error is, the stored status is still `doing`.
-            # While this worker runs, no other worker releases the job. After a restart the worker has a new id, and the job
-            # is an orphan, which is released.
-            log.warning(
-                "outcome of a job could not be stored; the job will run again", extra={"job_id": context.job.id}
-            )
-            self.stop()
-
-    @override
-    def stop(self) -> None:
-        """Take no more jobs, and end when the running jobs have ended."""
-        super().stop()  # type: ignore[no-untyped-call]  # It declares no return type.
-
-
-class _Tasks(dict[str, Any]):
-    """Returns a task for every name, so that an unknown job fails in the same way as any other."""
-
-    def __init__(self, tasks: Mapping[str, Any], unknown: object) -> None:
-        super().__init__(tasks)
-        self._unknown = unknown
-
-    @override
-    def get(self, key: str, default: object = None) -> Any:
-        return super().get(key, self._unknown)
+            log.warning("outcome of a job could not be stored; the job will run again", extra={"job_id": job.id})
+            self._on_lost_job()
 
 
 class _Retry(BaseRetryStrategy):

@@ -12,11 +12,12 @@ from functools import partial
 
 import procrastinate
 from opentelemetry.trace import Tracer
+from procrastinate.worker import Worker
 from sqlalchemy import text
 
 from app.core.observability.tracing import UNTRACED
 from app.jobs import housekeeping, service
-from app.jobs.library import REPORTS_PER_STALL, QueueWorker, is_outage, make_library, make_worker
+from app.jobs.library import REPORTS_PER_STALL, is_outage, make_library, make_worker
 from app.jobs.queue import AnyJob, Periodic, Work, name_of
 from app.jobs.runner import JobRunner
 from app.jobs.settings import JobsSettings
@@ -40,13 +41,13 @@ class JobWorker:
         self._periodic = tuple(periodic)
         self._runner = JobRunner(work, [*jobs, *(each.job for each in self._periodic)], tracer=tracer)
         self._stopping = asyncio.Event()
-        self._worker: QueueWorker | None = None
+        self._worker: Worker | None = None
 
     def stop(self) -> None:
         """Take no new jobs. Running jobs have `jobs.shutdown_grace` to finish."""
         self._stopping.set()
         if self._worker:
-            self._worker.stop()
+            self._worker.stop()  # type: ignore[no-untyped-call]  # It declares no return type.
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
