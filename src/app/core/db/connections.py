@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util.concurrency import in_greenlet
 
 from app.core.config import DatabaseSettings
@@ -85,11 +85,11 @@ class Pool(AsyncAdaptedQueuePool):
             self.waiting -= 1
 
     @override
-    def _do_get(self) -> ConnectionPoolEntry:
+    def connect(self) -> PoolProxiedConnection:
         if self.checkedin():
-            return super()._do_get()
+            return super().connect()
         with self.counted_as_waiting():
-            return super()._do_get()
+            return super().connect()
 
 
 def pool_of(engine: AsyncEngine | Engine) -> Pool:
