@@ -81,6 +81,7 @@ class _Request(Request):
     """A request whose body is read strictly, once."""
 
     _parsed: Any = None
+    _fields: FormData | None = None
 
     @override
     async def json(self) -> Any:
@@ -88,11 +89,12 @@ class _Request(Request):
             self._parsed = parse_json(await self.body())
         return self._parsed
 
-    async def read_form(self) -> FormData:
-        """Read the form, and keep it where the framework looks for it."""
-        fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
-        self._form = FormData(fields)
-        return self._form
+    @override
+    async def form(self, **_limits: float) -> FormData:  # type: ignore[override]  # Only awaited, never used in `async with`.
+        if self._fields is None:
+            fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
+            self._fields = FormData(fields)
+        return self._fields
 
 
 class Route(APIRoute):
@@ -141,7 +143,7 @@ class Route(APIRoute):
             if media_type == JSON:
                 await request.json()
             else:
-                _refuse_repeated([name for name, _ in (await request.read_form()).multi_items()])
+                _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
             return await work(request)
 
         return strict
