@@ -71,8 +71,8 @@ class Clients:
     """Clients with persistent connections. They count the requests that got no response."""
 
     port: int
-    answered: int = 0
-    unanswered: int = 0
+    responses: int = 0
+    without_response: int = 0
     # A refused connection is not a lost request, because no request was sent on it.
     refused: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -106,9 +106,9 @@ class Clients:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
             except (asyncio.IncompleteReadError, OSError):
-                self.unanswered += 1
+                self.without_response += 1
                 return
-            self.answered += 1
+            self.responses += 1
             if b"\r\nconnection: close" in head:
                 return
 
@@ -173,7 +173,7 @@ def _faults(site: Site, cores: Cores, directory: Path) -> Iterator[str]:
                 # The first response may come before all workers are ready.
                 time.sleep(3)
                 took, clients = asyncio.run(act(server))
-            yield f"| {name} | {title} | {took:.2f} | {clients.answered:,} | {clients.unanswered} |"
+            yield f"| {name} | {title} | {took:.2f} | {clients.responses:,} | {clients.without_response} |"
 
 
 def main() -> None:
