@@ -20,7 +20,6 @@ import app as package
 from app.core.errors import AppError
 from app.core.http import routing
 from app.core.http.access import undeclared_operations
-from app.core.http.pages import PageQuery
 from app.core.schemas.fields import (
     FormPayload,
     OpaqueSecret,
@@ -30,6 +29,7 @@ from app.core.schemas.fields import (
     PrintableLines,
     PrintableSecret,
 )
+from app.core.schemas.pages import PageQuery
 from app.main import create_app
 from app.settings import variables
 from tests.conftest import ROOT, make_settings

@@ -10,9 +10,9 @@ from app.auth.dependencies import Principal, access_token
 from app.core.db.keyset import InvalidCursorError
 from app.core.http import routing
 from app.core.http.dependencies import ReadSessionDep
-from app.core.http.pages import Page
 from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
+from app.core.schemas.pages import Page
 
 router = routing.router(prefix="/audit-events", tags=["audit"])
 ROUTERS = (router,)

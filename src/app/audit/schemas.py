@@ -7,8 +7,8 @@ from uuid import UUID
 
 from pydantic import Field, StringConstraints
 
-from app.core.http.pages import PageQuery
 from app.core.schemas.fields import Answer, QueryIdentifier, QueryInstant
+from app.core.schemas.pages import PageQuery
 
 EventName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z_]+\.[a-z_]+$")]
 

@@ -41,10 +41,10 @@ from app.core.errors import AppError, InvalidInputError, RateLimitedError
 from app.core.http import routing
 from app.core.http.access import public
 from app.core.http.dependencies import ReadSessionDep, SessionDep
-from app.core.http.pages import Page, PageQuery
 from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
 from app.core.schemas.fields import PathIdentifier
+from app.core.schemas.pages import Page, PageQuery
 from app.core.security.hashing import HashingBusyError
 from app.users.dependencies import UserId
 from app.users.errors import UserNotFoundError

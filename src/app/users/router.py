@@ -19,9 +19,9 @@ from app.core.errors import PreconditionFailedError
 from app.core.http import routing
 from app.core.http.dependencies import ReadsDep, SessionDep
 from app.core.http.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
-from app.core.http.pages import Page
 from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
+from app.core.schemas.pages import Page
 from app.users import service
 from app.users.dependencies import UserId
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError

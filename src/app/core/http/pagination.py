@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Depends, Request, Response
 
 from app.core.db.keyset import CursorSigner, Order, Position, binding_of
-from app.core.http.pages import Page, PageQuery
+from app.core.schemas.pages import Page, PageQuery
 
 __all__ = ["Page", "PageQuery", "Pager", "PagerDep"]
 
