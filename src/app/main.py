@@ -18,9 +18,10 @@ from app.core.http import routing
 from app.core.http.access import refuse_undeclared
 from app.core.http.addresses import ClientAddresses
 from app.core.http.dependencies import CoreState
+from app.core.http.error_handlers import add_error_handlers
 from app.core.http.middleware import RequestMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
-from app.core.http.problems import add_error_handlers, problem_pages
+from app.core.http.problems import problem_pages
 from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
 from app.core.resources import Foundation, ReadinessCheck, opened

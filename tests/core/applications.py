@@ -12,9 +12,10 @@ from app.core.config import LogSettings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
 from app.core.http import routing
+from app.core.http.error_handlers import add_error_handlers
 from app.core.http.middleware import RequestMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
-from app.core.http.problems import add_error_handlers, problem_pages
+from app.core.http.problems import problem_pages
 from tests.conftest import make_settings
 
 CURSOR_KEY = b"a key for cursors of these tests"

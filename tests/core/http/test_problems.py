@@ -779,7 +779,7 @@ async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Re
         problem(response, 503, "database_unavailable")
         assert response.headers["retry-after"] == "1"
         assert "CANARY" not in response.text
-    noted = [line for line in lines() if line["logger"] == "app.core.http.problems"]
+    noted = [line for line in lines() if line["logger"] == "app.core.http.error_handlers"]
     assert [line["event"] for line in noted] == [
         "the database cannot answer: OSError('no route to host')",
         "the database cannot answer: TimeoutError('pool of CANARY')",
@@ -819,7 +819,7 @@ async def test_without_a_free_file_descriptor_the_answer_is_503_and_the_log_says
     problem(response, 503, "service_unavailable")
     assert response.headers["retry-after"] == "1"
     assert "CANARY" not in response.text
-    (line,) = [line for line in lines() if line["logger"] == "app.core.http.problems"]
+    (line,) = [line for line in lines() if line["logger"] == "app.core.http.error_handlers"]
     assert line["event"] == f"no file descriptor is free: [Errno {number}] {os.strerror(number)}: 'CANARY'"
     assert line["request_id"] == response.headers["x-request-id"]
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from app.core.errors import AppError, ConflictError, InvalidInputError, MalformedRequestError, NotFoundError
 from app.core.http import routing
 from app.core.http.access import public
+from app.core.http.json_bodies import MAX_DEPTH, MAX_VALUES, parse_json
 from app.core.http.problems import problem_responses
-from app.core.http.routing import MAX_DEPTH, MAX_VALUES, parse_json
 from app.core.schemas.fields import Payload, ShortText
 from tests.aftermath import assert_problem
 from tests.core.applications import application, serving
