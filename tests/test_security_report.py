@@ -192,7 +192,7 @@ def test_no_pattern_is_built_from_input() -> None:
     }
 
     # Called while modules are loaded, with the constants that stand there.
-    assert built == {"core/schemas/fields.py _plain"}
+    assert built == {"core/schemas/fields.py _matching"}
 
 
 def test_secrets_come_from_the_operating_system() -> None:

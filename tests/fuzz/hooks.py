@@ -105,7 +105,7 @@ def _printable(members: dict[str, Any]) -> dict[str, Any]:
 
 def _clean(text: str) -> str:
     kept = "".join(one if characters.is_printable(one) and characters.has_only_visible(one) else "x" for one in text)
-    return "x" * len(kept) if characters.is_blank(kept) or characters.is_flooded(kept) else kept
+    return "x" * len(kept) if characters.is_blank(kept) or characters.has_too_many_marks(kept) else kept
 
 
 def _addressed(members: dict[str, Any]) -> dict[str, Any]:

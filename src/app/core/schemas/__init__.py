@@ -1,1 +1,1 @@
-"""Types of fields that several features use."""
+"""Field types and base schemas for all features."""

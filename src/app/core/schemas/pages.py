@@ -1,4 +1,4 @@
-"""The schemas of lists: the parameters every one takes, the envelope every one answers with."""
+"""Schemas of lists: the query parameters that all lists share, and the envelope of one page."""
 
 from typing import Any, override
 
@@ -10,7 +10,7 @@ MAX_LIMIT = 100
 
 
 class PageQuery(BaseModel):
-    """The parameters of every list; a feature's own query model adds its filters and its `sort`."""
+    """Query parameters of every list. The query model of a feature adds its filters and its `sort`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,6 +27,6 @@ class Page[T](BaseModel):
     @classmethod
     @override
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        # What generated clients call it: `UserPage`, not `Page_UserRead_`.
+        # Generated clients use this name: `UserPage` instead of `Page_UserRead_`.
         name: str = params[0].__name__
         return f"{name.removesuffix('Read')}Page"
