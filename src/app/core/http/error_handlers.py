@@ -1,4 +1,4 @@
-"""Exceptions as responses."""
+"""Exception handlers: every exception becomes a problem document."""
 
 import json
 import logging
@@ -48,18 +48,19 @@ from app.core.validation_messages import detail_of
 
 log = logging.getLogger(__name__)
 
-_NOTE_PAUSE = 1.0
+# Minimum number of seconds between two log lines about the same kind of failure.
+_LOG_INTERVAL = 1.0
 _OVERLOAD = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-_DESCRIBE_CONTENT = frozenset({"content-type", "content-length"})
+_CONTENT_HEADERS = frozenset({"content-type", "content-length"})
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every failure with a problem document, the framework's own included."""
-    note = _Note("the database cannot answer")
+    """Register the handlers, also for the exceptions of the framework and of the database driver."""
+    outages = _OutageLog("the database cannot answer")
 
     async def on_app_error(request: Request, error: AppError) -> Response:
         if isinstance(error, DatabaseUnavailableError):
-            note.write(error.__cause__ or error)
+            outages.write(error.__cause__ or error)
         return problem_response(request.scope, error)
 
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -70,12 +71,12 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, _from_validation(request.scope, error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, DBAPIError) and _is_declared_as_gone(request, error):
-            log.warning("a row refers to one that is gone: %s", constraint_name(error))
+        if isinstance(error, DBAPIError) and _is_declared_conflict(request, error):
+            log.warning("a referenced row no longer exists: %s", constraint_name(error))
             return problem_response(request.scope, GoneMeanwhileError())
         if not is_transient(error):
             raise error
-        note.write(error)
+        outages.write(error)
         return problem_response(request.scope, DatabaseUnavailableError())
 
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
@@ -83,24 +84,24 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
     for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
-    _answer_without_files(app)
+    _add_out_of_files_handler(app)
 
 
-def _answer_without_files(app: FastAPI) -> None:
-    """Answer 503 when no file descriptor is free. Libraries import modules at their first use, and an import opens files."""
-    note = _Note("no file descriptor is free")
+def _add_out_of_files_handler(app: FastAPI) -> None:
+    """Return 503 when no file descriptor is free. Even imports need one: libraries import some modules at their first use."""
+    outages = _OutageLog("no file descriptor is free")
 
     async def on_os_error(request: Request, error: Exception) -> Response:
         if not is_out_of_files(error):
             raise error
-        note.write(error)
+        outages.write(error)
         return problem_response(request.scope, UnavailableError())
 
     app.add_exception_handler(OSError, on_os_error)
 
 
-def _is_declared_as_gone(request: Request, error: DBAPIError) -> bool:
-    """Say whether a violated foreign key is an answer that the operation declares; anywhere else it is a bug."""
+def _is_declared_conflict(request: Request, error: DBAPIError) -> bool:
+    """Return whether a foreign key is violated and the operation declares `GoneMeanwhileError`. Without it, it is a bug."""
     if sqlstate(error) != FOREIGN_KEY_VIOLATION:
         return False
     declared = getattr(request.scope.get("route"), "responses", {}).get(int(GoneMeanwhileError.status), {})
@@ -108,8 +109,8 @@ def _is_declared_as_gone(request: Request, error: DBAPIError) -> bool:
     return GoneMeanwhileError.code in examples
 
 
-class _Note:
-    """Logs why requests are answered 503. In an outage every request would, so lines of one kind are a second apart."""
+class _OutageLog:
+    """Logs why requests get 503. It writes one line per second and kind, because an outage fails every request."""
 
     def __init__(self, event: str) -> None:
         self._event = event
@@ -117,11 +118,10 @@ class _Note:
         self._withheld: Counter[type] = Counter()
 
     def write(self, error: BaseException) -> None:
-        """Write a line, unless one about the like was written a moment ago."""
-        # The client learns that it may retry. The reason is for the operator.
+        """Write a line, or count it as withheld if the last one of this kind is less than a second old."""
         reason = getattr(error, "orig", None) or error
         kind, now = type(reason), monotonic()
-        if now - self._written.get(kind, float("-inf")) < _NOTE_PAUSE:
+        if now - self._written.get(kind, float("-inf")) < _LOG_INTERVAL:
             self._withheld[kind] += 1
             return
         self._written[kind] = now
@@ -130,14 +130,14 @@ class _Note:
 
 
 def _http_problem(app: FastAPI, scope: Any, error: HTTPException) -> Response:
-    """Render an `HTTPException` of the framework, a library or an endpoint: its status, detail and headers are kept."""
+    """Render an `HTTPException` of the framework, a library or an endpoint. It keeps its status, detail and headers."""
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("HTTP error %d: %s", error.status_code, error.detail, exc_info=error)
     kind = kind_of_status(error.status_code)
     detail, more = _detail_of(error, kind)
     if kind is InvalidInputError:
         more["errors"] = []
-    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() not in _DESCRIBE_CONTENT}
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() not in _CONTENT_HEADERS}
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers |= _allow(app, scope)
     if error.status_code in _OVERLOAD and not any(name.lower() == "retry-after" for name in headers):
@@ -146,25 +146,25 @@ def _http_problem(app: FastAPI, scope: Any, error: HTTPException) -> Response:
 
 
 def _detail_of(error: HTTPException, kind: type[AppError] | UnnamedKind) -> tuple[str, dict[str, Any]]:
-    """Give the text for people, and the member that keeps a detail that is no text: the framework allows any JSON there."""
+    """Return the text of the detail. A detail that is not text becomes the member `details`: FastAPI allows any JSON there."""
     detail: Any = error.detail
     if not isinstance(detail, str):
         return kind.detail, {"details": json.loads(to_json(detail, fallback=repr, inf_nan_mode="strings"))}
-    # Raised without a detail, the framework puts the phrase of the status there.
+    # Without a detail, Starlette uses the phrase of the status.
     return (kind.detail if detail == _phrase(error.status_code) else detail), {}
 
 
 def _allow(app: FastAPI, scope: Any) -> dict[str, str]:
-    # An endpoint that refuses its own method names the others itself.
-    methods = allowed_methods(app, scope["path"])
+    # An endpoint that raises 405 for its own method sets `Allow` itself.
+    methods = _allowed_methods(app, scope["path"])
     return {} if scope["method"] in methods else {"Allow": ", ".join(methods)}
 
 
-def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """List the methods an address answers to, over all the routes that match it."""
+def _allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """Return the methods of all routes that match the path."""
     methods: set[str] = set()
     for route in routes_at(app, path):
-        # A mount of files has no methods of its own.
+        # A mount of static files declares no methods.
         methods |= {"GET"} if isinstance(getattr(route, "app", None), StaticFiles) else set(route.methods or ())
     if "GET" in methods:
         methods.add("HEAD")
@@ -173,15 +173,15 @@ def allowed_methods(app: FastAPI, path: str) -> list[str]:
 
 def _from_validation(scope: Any, errors: Sequence[Any]) -> AppError:
     others = [error for error in errors if error["loc"][0] != "path"]
-    # The operation refuses these before it looks an id up.
+    # Like every operation: invalid input is reported before an unknown id.
     if others:
         return InvalidInputError(*_field_errors(others))
-    # An id that cannot exist is answered like one that does not.
+    # A malformed id gets the same response as an unknown one.
     return _not_found(scope["route"], errors[0]["loc"][1])()
 
 
 def _not_found(route: Any, parameter: str) -> type[AppError]:
-    """Give the error with which the operation answers an unknown id in this parameter of its path."""
+    """Return the error that the operation declares for an unknown id in this path parameter."""
     examples = route.responses.get(404, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
     kinds = [kind for kind in error_kinds() if kind.code in examples and kind.status == HTTPStatus.NOT_FOUND]
     named = [kind for kind in kinds if kind.code == f"{parameter.removesuffix('_id')}_not_found"]

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: the only place that knows their wire format."""
+"""Problem documents (RFC 9457): the format of every error response, its declaration in OpenAPI and its HTML pages."""
 
 import json
 import re
@@ -27,7 +27,6 @@ from app.core.errors import (
 )
 from app.core.http.access import public
 from app.core.schemas.fields import Omittable
-from app.core.validation_messages import detail_of
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
@@ -35,55 +34,55 @@ _MAX_NAME = 64
 
 _STATUSES = frozenset(int(status) for status in HTTPStatus)
 _SERVER_ERRORS = 500
-# Stand for all the numbers that have no name.
+# These represent all statuses without a name.
 _UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR = 499, 599
-# Python 3.13 has renamed it; a code must not depend on that.
+# Python 3.13 renames this status. The code must be the same in every Python version.
 _RENAMED = {"REQUESTED_RANGE_NOT_SATISFIABLE": "RANGE_NOT_SATISFIABLE"}
 
 
 @dataclass(frozen=True, slots=True)
 class UnnamedKind:
-    """The kind of an error that only its status names: no class of the application stands for it."""
+    """The kind of an HTTP status for which the application has no error class."""
 
     status: int
     code: str
 
     @property
     def problem(self) -> str:
-        """The name of its page."""
+        """Name of the page that explains this kind."""
         return self.code.replace("_", "-")
 
     @property
     def detail(self) -> str:
-        """What to say where the error says nothing."""
+        """Text for an error without a detail of its own."""
         return f"{_title(self.problem)}."
 
     @property
     def oauth_error(self) -> str:
-        """What OAuth clients read."""
+        """Error code for OAuth clients."""
         return "server_error" if self.status >= _SERVER_ERRORS else "invalid_request"
 
 
 class FieldProblem(BaseModel):
     """One refused value."""
 
-    pointer: str = Field(description="Where it was: `#/email` in the body, `#/query/limit` in the query.")
+    pointer: str = Field(description="Where the value was: `#/email` in the body, `#/query/limit` in the query.")
     code: str = Field(description="Stable name of what is wrong.")
     detail: str = Field(description="What is wrong, for people.")
 
 
 class Problem(BaseModel):
-    """What every error looks like (RFC 9457)."""
+    """An error response (RFC 9457)."""
 
     type: str = Field(description="The kind of error, and the page that explains it.", examples=["/problems/not-found"])
     title: str = Field(description="The kind of error, for people.")
     status: int = Field(description="The HTTP status.", ge=400, le=599)
-    detail: str = Field(description="What went wrong this time, for people.")
-    instance: str = Field(description="The path that was asked for.")
-    request_id: str = Field(description="The same as `X-Request-ID`; quote it to support.")
-    code: str = Field(description="Stable name of this very error, for programs.", examples=["not_found"])
-    trace_id: Omittable[str] = Field(default=None, description="Where requests are traced: the trace of this one.")
-    details: Omittable[Any] = Field(default=None, description="More about this error, where an operation gives more.")
+    detail: str = Field(description="What went wrong in this request, for people.")
+    instance: str = Field(description="The path of the request.")
+    request_id: str = Field(description="The same as `X-Request-ID`. Give it to support.")
+    code: str = Field(description="Stable name of the error, for programs.", examples=["not_found"])
+    trace_id: Omittable[str] = Field(default=None, description="The trace of this request, if tracing is on.")
+    details: Omittable[Any] = Field(default=None, description="More about the error, from some operations.")
     errors: Omittable[list[FieldProblem]] = Field(default=None, description="The refused values, with 422 only.")
     error: Omittable[str] = Field(default=None, description="RFC 6749 error code, at the token endpoints only.")
     error_description: Omittable[str] = Field(
@@ -92,7 +91,7 @@ class Problem(BaseModel):
 
 
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """Declare the errors of an operation, for `responses=`; each becomes an example in OpenAPI."""
+    """Declare errors of an operation, for `responses=`. Each one becomes an example in OpenAPI."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in sorted(set(errors), key=lambda one: (one.status, one.code)):
         response = responses.setdefault(
@@ -109,7 +108,7 @@ def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]
 def merged_responses(
     common: dict[int | str, dict[str, Any]], declared: dict[int | str, dict[str, Any]]
 ) -> dict[int | str, dict[str, Any]]:
-    """Add the errors any operation can have to those that one declares; both may share a status."""
+    """Merge the errors that every operation can return with those that one operation declares. Both may share a status."""
     merged = dict(common)
     for status, response in declared.items():
         if status in merged and MEDIA_TYPE in response.get("content", {}):
@@ -137,7 +136,7 @@ def _title(problem: str) -> str:
 
 
 def problem_response(scope: Any, error: AppError) -> Response:
-    """Render an error; this cannot fail, whatever the request contained."""
+    """Render an error. This never raises, whatever the request contains."""
     more: dict[str, Any] = {}
     if isinstance(error, InvalidInputError):
         more["errors"] = [
@@ -170,18 +169,19 @@ def render_problem(
     if _speaks_oauth(scope):
         document |= {"error": kind.oauth_error or "invalid_request", "error_description": detail}
         sent["Pragma"] = "no-cache"
-    # ASCII only: a lone surrogate has an escape, but no UTF-8.
+    # ASCII only: JSON can escape a lone surrogate, but UTF-8 cannot encode it.
     content = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
     return Response(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
 
 
 def _speaks_oauth(scope: Any) -> bool:
-    # What is refused before the routes are asked (a body too large, say) is still an error of that operation.
+    # Some requests are refused before routing, for example because the body is too large. Then the route must be found here.
     routes = [scope["route"]] if "route" in scope else routes_at(scope.get("app"), scope["path"])
     return any(getattr(getattr(route, "original_route", route), "speaks_oauth", False) for route in routes)
 
 
 def routes_at(app: FastAPI | None, path: str) -> Iterator[Any]:
+    """Yield the routes that match a path, for any method."""
     for route in iter_route_contexts(app.routes if app else ()):
         pattern: re.Pattern[str] | None = getattr(route, "path_regex", None)
         if pattern is not None and pattern.match(path):
@@ -189,20 +189,21 @@ def routes_at(app: FastAPI | None, path: str) -> Iterator[Any]:
 
 
 def pointer(*names: str | int) -> str:
-    """Write a JSON pointer as a URI fragment (RFC 6901), with names cut to a length that is safe to show."""
+    """Return a JSON pointer as a URI fragment (RFC 6901). Each name is cut to 64 characters."""
     return "#/" + "/".join(
         quote(str(name)[:_MAX_NAME].replace("~", "~0").replace("/", "~1"), errors="replace") for name in names
     )
 
 
 def error_kinds(root: type[AppError] = AppError) -> Iterator[type[AppError]]:
+    """Yield every error class below `root`."""
     for kind in root.__subclasses__():
         yield kind
         yield from error_kinds(kind)
 
 
 def kind_of_status(status: int) -> type[AppError] | UnnamedKind:
-    """Give the kind of error that stands for a status: one of the application's, or one made of the status' name."""
+    """Return the kind of error for a status: a class of the application, or a kind named after the status."""
     for kind in AppError.__subclasses__():
         if kind.status == status:
             return kind
@@ -223,7 +224,7 @@ def _unnamed_kinds() -> Iterator[UnnamedKind]:
 
 
 def problem_pages() -> APIRouter:
-    """Build the pages behind `type`: one for each kind of error, listing its codes."""
+    """Make the router of the pages to which `type` points. Each page lists the codes of one kind of error."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/problems/{name}", openapi_extra=public)

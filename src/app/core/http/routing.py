@@ -1,4 +1,4 @@
-"""The one way in: every operation reads its query and its body through `Route`, and gets the same strictness."""
+"""Routers and routes with strict request validation. Every operation of every feature uses them."""
 
 import inspect
 import re
@@ -29,20 +29,20 @@ from app.core.http.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses,
 
 _MAX_PARAMETERS = 100
 _MAX_RANGES = 100
-# Room for a token of 10 KB. What a form costs to read grows with its size, and anybody may send one.
+# Maximum size of a form in bytes, enough for a token of 10 KB. Parsing time grows with the size, and anonymous clients send forms.
 MAX_FORM_SIZE = 16_384
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 _ANYTHING = frozenset({"*/*", JSON})
 _JSON_RANGES = (JSON, "application/problem+json", "application/*", "*/*")
-_NOTHING_OF_IT = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
+_QUALITY_ZERO = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
 REPEATABLE_KEY = "x-repeatable"
 
 type _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class _Request(Request):
-    """A request whose body is read strictly, once."""
+    """A request that parses its body strictly, and only once."""
 
     _parsed: Any = None
     _fields: FormData | None = None
@@ -53,32 +53,31 @@ class _Request(Request):
             self._parsed = parse_json(await self.body())
         return self._parsed
 
-    @override
-    async def form(self, **_limits: float) -> FormData:  # type: ignore[override]  # Only awaited, never used in `async with`.
-        if self._fields is None:
-            fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
-            self._fields = FormData(fields)
-        return self._fields
+    async def read_form(self) -> FormData:
+        """Parse the form, and store it in the attribute from which Starlette reads it."""
+        fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
+        self._form = FormData(fields)
+        return self._form
 
 
 class Route(APIRoute):
-    """An operation that refuses unknown and repeated parameters, foreign media types and sloppy JSON."""
+    """An operation that refuses unknown and repeated parameters, other media types and invalid JSON."""
 
     speaks_oauth = False
 
     @override
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._declared = dict(options)
-        # The first sentence of the docstring says what the operation does: better than its name in title case.
+        # By default FastAPI would use the function's name. The first sentence of the docstring says more.
         summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
         options["summary"] = options.get("summary") or " ".join(summary.split()).rstrip(".")
         super().__init__(path, endpoint, **options)
-        # `include_router` fills an empty description with the docstring, and cuts one at a form feed.
+        # `include_router` replaces an empty description by the whole docstring. It removes everything from a form feed on.
         self.description = description or "\f"
         self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
 
-    def moved(self, app: FastAPI, prefix: str) -> Self:
-        """Make the same operation again, as one of `app` itself below `prefix`."""
+    def copy_to(self, app: FastAPI, prefix: str) -> Self:
+        """Return a copy of the operation for `app`, with `prefix` in front of its path."""
         options = self._declared | {"endpoint": self.endpoint, "dependency_overrides_provider": app}
         route = type(self)(prefix + self.path, **options)
         route.description = route.description.strip()
@@ -86,11 +85,11 @@ class Route(APIRoute):
 
     @override
     def get_route_handler(self) -> _Handler:
-        handle = self._answer_alone if self._takes_nothing() else super().get_route_handler()
+        handle = self._call_endpoint if self._needs_no_request() else super().get_route_handler()
         work = _repeating(handle) if self._is_repeatable() else handle
         allowed = frozenset(_query_names(self.dependant))
         media_type = self._media_type()
-        # Pages for people and probes answer as they please.
+        # Pages for people and health checks choose their media type themselves.
         is_api = self.include_in_schema
 
         async def strict(request: Request) -> Response:
@@ -112,8 +111,8 @@ class Route(APIRoute):
 
         return strict
 
-    def _takes_nothing(self) -> bool:
-        """Tell whether the operation needs nothing of its request, and makes the response itself, as a probe does."""
+    def _needs_no_request(self) -> bool:
+        """Return whether the endpoint takes no arguments and returns a `Response`, like a health check."""
         signature = inspect.signature(self.endpoint)
         answer = signature.return_annotation
         return (
@@ -124,14 +123,14 @@ class Route(APIRoute):
             and issubclass(answer, Response)
         )
 
-    async def _answer_alone(self, _request: Request) -> Response:
-        # The framework's solver would look for parameters, and is half of the work of such a request.
+    async def _call_endpoint(self, _request: Request) -> Response:
+        # FastAPI would look for parameters, which takes half of the time of such a request.
         response: Response = await self.endpoint()
         return response
 
     def _is_repeatable(self) -> bool:
-        # Without dependencies there is no session, and nothing to repeat. What lasts until the response is sent, each attempt
-        # would open once more.
+        # Without dependencies there is no session, so there is nothing to retry. A dependency that stays open until the response
+        # is sent would be opened again by each attempt.
         may_repeat: bool = (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
         return may_repeat and bool(self.dependant.dependencies) and not _has_request_scope(self.dependant)
 
@@ -141,11 +140,11 @@ class Route(APIRoute):
         return FORM if isinstance(self.body_field.field_info, params.Form) else JSON
 
     def _errors(self) -> Iterable[type[AppError]]:
-        """Name the errors that any operation of this shape can answer with."""
+        """Yield the errors that every operation with the same kind of input can return."""
         yield from COMMON_ERRORS
         yield NotAcceptableError
         yield MalformedRequestError  # Credentials in the query string are refused everywhere.
-        yield InvalidInputError  # So are unknown parameters.
+        yield InvalidInputError  # Unknown parameters are refused everywhere.
         if self.body_field is not None:
             yield from BODY_ERRORS
             yield from () if self._media_type() == FORM else (DuplicateMemberError, TooDeepError)
@@ -156,8 +155,8 @@ class Route(APIRoute):
 def _repeating(handle: _Handler) -> _Handler:
     async def work(request: Request) -> Response:
         async def attempt() -> Response:
-            # Its commit included: the framework would commit only after all attempts. Here it closes what dependencies of scope
-            # `function` have opened.
+            # The attempt includes the commit. FastAPI would commit after all attempts: it closes dependencies of scope `function`
+            # in this stack.
             stack: AsyncExitStack
             async with AsyncExitStack() as stack:
                 request.scope["fastapi_function_astack"] = stack
@@ -169,7 +168,7 @@ def _repeating(handle: _Handler) -> _Handler:
 
 
 def _has_request_scope(dependant: Dependant) -> bool:
-    """Say whether an operation depends on a function with `yield` that goes on when the response has been sent."""
+    """Return whether a dependency with `yield` stays open until the response is sent."""
     return any(
         (dependency.scope != "function" and _has_yield(dependency.call)) or _has_request_scope(dependency)
         for dependency in dependant.dependencies
@@ -177,40 +176,40 @@ def _has_request_scope(dependant: Dependant) -> bool:
 
 
 def _has_yield(call: Callable[..., Any] | None) -> bool:
-    functions = (call, getattr(call, "__call__", None))  # noqa: B004  # An object may be one, too.
+    functions = (call, getattr(call, "__call__", None))  # noqa: B004  # A callable object may be a generator function, too.
     return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in functions)
 
 
 def options(*, repeatable: bool = True) -> dict[str, Any]:
-    """Declare what is special about an operation, as its `openapi_extra`; `public` is joined to it by `|`.
+    """Return the options of an operation, for `openapi_extra=`. Combine them with `public` by `|`.
 
-    With `repeatable=False` it runs once, whatever fails: for effects outside of the database that must not happen twice.
+    With `repeatable=False` the operation is never retried. Use it for side effects outside the database that must not happen twice.
     """
     if not isinstance(repeatable, bool):
-        message = "the option repeatable is True or False"
+        message = "the option repeatable must be True or False"
         raise TypeError(message)
     return {REPEATABLE_KEY: repeatable}
 
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
-    """Make the router of a feature; this and no other, so that every operation is strict."""
+    """Return a router for a feature. Use only this function, so that every operation validates its requests strictly."""
     return APIRouter(
         prefix=prefix,
         tags=list(tags or []),
         route_class=route_class,
-        # The name of the function: it does not change with the path, and a generated client names its method so.
+        # The name of the function: it stays the same when the path changes, and generated clients use it for their method.
         generate_unique_id_function=lambda route: route.name,
     )
 
 
 def include(app: FastAPI, router: APIRouter, *, prefix: str = "") -> None:
-    """Add the operations of a router to the list of the application itself.
+    """Add the operations of a router to the application as one flat list.
 
-    `FastAPI.include_router` keeps the routers nested, and each request searches them all. A list saves a sixth of the work of
-    a small request. What is no operation of ours, such as a mount or a WebSocket, is included in the framework's way.
+    `FastAPI.include_router` keeps routers nested, and each request searches all of them. A flat list saves a sixth of the time
+    of a small request. A router with other routes, such as a mount or a WebSocket, is included by `FastAPI.include_router`.
     """
     if all(isinstance(route, Route) for route in router.routes):
-        app.router.routes += [route.moved(app, prefix) for route in router.routes if isinstance(route, Route)]
+        app.router.routes += [route.copy_to(app, prefix) for route in router.routes if isinstance(route, Route)]
     else:
         app.include_router(router, prefix=prefix)
 
@@ -227,28 +226,28 @@ def _query_names(dependant: Dependant) -> Iterable[str]:
 
 
 def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
-    # The first ones are enough to say what is wrong.
-    first, *rest = _some_parameters(request.scope["query_string"])
+    # Only the first parameters are checked. The errors in them are enough.
+    first, *rest = _split_parameters(request.scope["query_string"])
     given = [name for name, _ in (QueryParams(first) if rest else request.query_params).multi_items()]
     errors = [
-        _parameter_error(name, "unknown_parameter", "There is no such parameter.")
+        _parameter_error(name, "unknown_parameter", "This operation has no such parameter.")
         for name in given
         if name not in allowed
     ]
     errors += [
-        _parameter_error(name, "duplicate_parameter", "This may be given once.")
+        _parameter_error(name, "duplicate_parameter", "This may be given only once.")
         for name, count in Counter(given).items()
         if count > 1 and name in allowed
     ]
     if rest:
-        detail = f"There may be at most {_MAX_PARAMETERS} parameters."
+        detail = f"A query may have at most {_MAX_PARAMETERS} parameters."
         errors.append(FieldError("#/query", "too_many_parameters", detail))
     if errors:
         raise InvalidInputError(*errors)
 
 
-def _some_parameters(query: bytes) -> list[bytes]:
-    """Return the query, or its first parameters and the rest."""
+def _split_parameters(query: bytes) -> list[bytes]:
+    """Return the query, or two parts if it has too many parameters: the first ones, and the rest."""
     if query.count(b"&") < _MAX_PARAMETERS:
         return [query]
     *first, rest = query.split(b"&", _MAX_PARAMETERS)
@@ -261,7 +260,7 @@ def _parameter_error(name: str, code: str, detail: str) -> FieldError:
 
 def _refuse_repeated(names: list[str]) -> None:
     errors = [
-        FieldError(pointer=pointer(name), code="duplicate_parameter", detail="This may be given once.")
+        FieldError(pointer=pointer(name), code="duplicate_parameter", detail="This may be given only once.")
         for name, count in Counter(names).items()
         if count > 1
     ]
@@ -270,11 +269,11 @@ def _refuse_repeated(names: list[str]) -> None:
 
 
 def _refuse_accept(accept: str) -> None:
-    """Refuse a client that takes no JSON (RFC 9110, 12.5.1): what is most specific decides, and nonsense decides nothing."""
+    """Refuse a client that does not accept JSON (RFC 9110, 12.5.1). The most specific range decides; invalid ranges are ignored."""
     ranges: dict[str, bool] = {}
     for part in accept.split(",", _MAX_RANGES)[:_MAX_RANGES]:
         media_range, _, parameters = part.partition(";")
-        ranges[media_range.strip().lower()] = _NOTHING_OF_IT.search(parameters) is None
+        ranges[media_range.strip().lower()] = _QUALITY_ZERO.search(parameters) is None
     if not any("/" in media_range for media_range in ranges):
         return
     if not next((ranges[media_range] for media_range in _JSON_RANGES if media_range in ranges), False):
