@@ -38,7 +38,7 @@ def test_an_operation_that_declares_nothing_stops_the_application() -> None:
     @router.put("/{thing_id}")
     async def replace(thing_id: str) -> None: ...
 
-    with pytest.raises(RuntimeError, match=r"must declare who may call them .*: PUT /api/things/\{thing_id\}"):
+    with pytest.raises(RuntimeError, match=r"must declare who may call them: PUT /api/things/\{thing_id\}"):
         refuse_undeclared(application(router))
 
 

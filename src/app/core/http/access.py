@@ -1,7 +1,7 @@
-"""Who may call an operation: declared at each one, checked when the application starts.
+"""Access to operations: each one declares who may call it, and the application checks that at startup.
 
-An operation is `public`, or depends on whatever marks itself as a guard (auth's principal does). One that declares
-neither must not start.
+An operation is `public`, or it depends on a `Guard` (the principal in `auth` is one). The application refuses to start if an
+operation declares neither, or both.
 """
 
 from abc import ABC, abstractmethod
@@ -16,19 +16,19 @@ from app.core.errors import AppError
 
 PUBLIC_KEY = "x-public"
 public: dict[str, Any] = {PUBLIC_KEY: True}
-"""`openapi_extra=public` on an operation: anybody may call it."""
+"""Write `openapi_extra=public` at an operation that anybody may call."""
 
 
 class Guard(ABC):
-    """Base of the dependencies that establish who is calling."""
+    """Base class of dependencies that authenticate the caller."""
 
     @abstractmethod
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
-        """Name what a caller without the right credentials, or without these scopes, is answered."""
+        """Return the errors for a caller without valid credentials, or without these scopes."""
 
 
 def guards(dependant: Dependant) -> Iterator[tuple[Guard, list[str]]]:
-    """Yield the guards of an operation, each with the scopes it asks for."""
+    """Yield the guards of an operation, each with the scopes that it requires."""
     if isinstance(dependant.call, Guard):
         yield dependant.call, [*(dependant.parent_oauth_scopes or ()), *(dependant.own_oauth_scopes or ())]
     for dependency in dependant.dependencies:
@@ -36,7 +36,7 @@ def guards(dependant: Dependant) -> Iterator[tuple[Guard, list[str]]]:
 
 
 def undeclared_operations(app: FastAPI) -> Iterator[str]:
-    """Name every operation that declares nothing, or contradicts itself."""
+    """Yield every operation that is neither public nor guarded, or that is both."""
     for route in iter_route_contexts(app.routes):
         if not isinstance(route.original_route, APIRoute):
             continue
@@ -47,8 +47,8 @@ def undeclared_operations(app: FastAPI) -> Iterator[str]:
 
 
 def refuse_undeclared(app: FastAPI) -> None:
-    """Stop an application in which an operation does not say who may call it."""
+    """Raise an error if an operation does not declare who may call it."""
     undeclared = list(undeclared_operations(app))
     if undeclared:
-        message = f"these operations must declare who may call them (openapi_extra=public, or a principal): {', '.join(undeclared)}"
+        message = f"these operations must declare who may call them: {', '.join(undeclared)}. Add openapi_extra=public, or a principal."
         raise RuntimeError(message)

@@ -1,4 +1,4 @@
-"""What any endpoint may ask for."""
+"""Dependencies for endpoints of every feature: the database and its sessions."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypedDict
@@ -15,7 +15,7 @@ from app.core.security.keys import KeyRing
 
 
 class CoreState(TypedDict):
-    """What the lifespan makes and every request may use."""
+    """Objects that the lifespan creates; every request can read them from `request.state`."""
 
     settings: Settings
     database: Database
@@ -23,23 +23,23 @@ class CoreState(TypedDict):
     cursors: CursorSigner
     addresses: ClientAddresses
     readiness: Sequence[ReadinessCheck]
-    # Says why this program cannot work on the schema of a database, or None.
+    # Returns why this release cannot use the schema of a database, or None.
     schema: Callable[[Database], Coroutine[Any, Any, str | None]]
 
 
 class CoreRequest(Request[CoreState]):
-    """A request whose `state` is typed; FastAPI passes a plain one."""
+    """A request with a typed `state`. The type exists for mypy only: FastAPI passes a plain request."""
 
 
 async def get_database(request: CoreRequest) -> Database:
-    """Give the database, to those that open sessions themselves."""
+    """Return the database, for endpoints that open sessions themselves."""
     return request.state["database"]
 
 
 async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
-    """Open the request's unit of work and commit it before the response leaves.
+    """Open the session of the request, and commit it before the response is sent.
 
-    An exception skips the commit, and closing the session rolls back.
+    If the endpoint raises an exception, the session is rolled back.
     """
     async with request.state["database"].sessions() as session:
         yield session
@@ -47,26 +47,26 @@ async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
 
 
 async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
-    """Open a session for reading; a connection is taken when the first statement runs."""
+    """Open a read-only session. It takes a connection from the pool when its first statement runs."""
     async with request.state["database"].read_sessions() as session:
         yield session
 
 
 async def get_stream_session(request: CoreRequest) -> AsyncIterator[StreamSession]:
-    """Open a session for reading that ends when the response has been sent, or its client has gone."""
+    """Open a read-only session that stays open until the response is sent or the client disconnects."""
     async with request.state["database"].stream_sessions() as session:
         yield session
 
 
 async def get_reads(request: CoreRequest) -> Reads:
-    """Give what runs single statements."""
+    """Return the runner of single SELECT statements."""
     return request.state["database"].reads
 
 
 type DatabaseDep = Annotated[Database, Depends(get_database)]
-# scope="function": the default would commit after the client had its answer.
+# scope="function": by default FastAPI would commit after the response is sent.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
 type ReadsDep = Annotated[Reads, Depends(get_reads)]
-# scope="request": the response is still read from it when the endpoint has returned.
+# scope="request": the response body is still read from the session after the endpoint has returned.
 type StreamSessionDep = Annotated[StreamSession, Depends(get_stream_session, scope="request")]
 type ReadSessionDep = Annotated[ReadSession, Depends(get_read_session, scope="function")]

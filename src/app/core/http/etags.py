@@ -1,4 +1,4 @@
-"""Optimistic concurrency over HTTP: strong entity tags made of a row's version (RFC 9110, 8.8 and 13.1)."""
+"""Conditional requests with strong entity tags, made from the version of a row (RFC 9110, 8.8 and 13.1)."""
 
 import re
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it with assets of its own: nothing is loaded from anywhere else."""
+"""The OpenAPI document, and the `/docs` page. All assets of the page come from this server, none from a CDN."""
 
 import importlib.resources
 import json
@@ -22,7 +22,7 @@ _ASSETS = {
     "favicon.png": "image/png",
 }
 _CACHE = {"Cache-Control": "public, max-age=86400"}
-# Swagger UI sets style attributes and draws its icons from data URLs; scripts come from here alone.
+# Swagger UI sets style attributes and loads its icons from data URLs. Scripts are allowed from this server only.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -50,8 +50,7 @@ window.ui = SwaggerUIBundle({
   deepLinking: true,
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
   layout: "BaseLayout",
-  // Swagger UI names itself to the token endpoint as a client without a name, and that is refused: there are no
-  // clients with credentials of their own.
+  // Swagger UI sends an empty client id to the token endpoint, which refuses all client credentials.
   requestInterceptor: (request) => {
     if (request.headers.Authorization?.startsWith("Basic ")) delete request.headers.Authorization;
     return request;
@@ -61,7 +60,7 @@ window.ui = SwaggerUIBundle({
 
 
 class DocumentedAPI(FastAPI):
-    """FastAPI whose OpenAPI document has problem documents as its errors."""
+    """A FastAPI application whose OpenAPI document describes errors as problem documents."""
 
     @override
     def openapi(self) -> dict[str, Any]:
@@ -78,23 +77,23 @@ class DocumentedAPI(FastAPI):
             schemas |= _component(Problem)
             for operations in schema["paths"].values():
                 for operation in operations.values():
-                    _mend(operation)
+                    _correct(operation)
                     for form in _forms(operation, schemas):
                         form["properties"] = {name: _not_null(member) for name, member in form["properties"].items()}
             self.openapi_schema = schema
         return self.openapi_schema
 
 
-def _mend(operation: dict[str, Any]) -> None:
+def _correct(operation: dict[str, Any]) -> None:
     operation.pop(PUBLIC_KEY, None)
     for parameter in operation.get("parameters", ()):
-        parameter["schema"] = _with_names(_not_null(parameter["schema"]))
+        parameter["schema"] = _with_member_names(_not_null(parameter["schema"]))
         if parameter["name"] == "If-None-Match":
             operation["responses"]["304"] = {"description": "The client's copy is current."}
 
 
 def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the schemas of the forms that an operation reads."""
+    """Yield the schemas of the forms that an operation accepts."""
     body = operation.get("requestBody", {}).get("content", {}).get(FORM, {}).get("schema", {})
     for schema in (body, *body.get("oneOf", ())):
         if "$ref" in schema:
@@ -102,7 +101,7 @@ def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Take null out of a parameter's schema: it is given or left out, and no text in an address or a form is null."""
+    """Remove null from a schema: parameters and form fields are text, so they can be missing but not null."""
     choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     if not choices:
         return schema
@@ -110,8 +109,8 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
     return others | (choices[0] if len(choices) == 1 else {"anyOf": choices})
 
 
-def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
-    """Name the members of a sort order for generated clients, which can make no name of a minus sign."""
+def _with_member_names(schema: dict[str, Any]) -> dict[str, Any]:
+    """Add names for the members of a sort order. Generated clients cannot derive a name from a minus sign."""
     members = schema.get("enum", ())
     if not any(isinstance(member, str) and member.startswith("-") for member in members):
         return schema
@@ -149,5 +148,5 @@ def add_documentation(app: DocumentedAPI) -> None:
 
 @cache
 def _asset(name: str) -> bytes:
-    # The package is wanted for the files it ships; its code is not imported.
+    # Only the static files of the package are used. Its code is never imported.
     return (importlib.resources.files("fastapi_offline") / "static" / name).read_bytes()
