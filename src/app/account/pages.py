@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from fastapi import Response
 
-from app.auth.dependencies import AuthRequest
 from app.auth.settings import AuthSettings
 from app.core.errors import NotFoundError
 from app.core.http import routing
 from app.core.http.access import public
+from app.core.http.dependencies import SettingsDep
 
 router = routing.router(prefix="/account")
 
@@ -46,13 +46,13 @@ _FORMS = {
 
 
 @router.get("/{name}", include_in_schema=False, openapi_extra=public)
-async def read_page(request: AuthRequest, name: str) -> Response:
+async def read_page(settings: SettingsDep, name: str) -> Response:
     """Show the page a mailed link leads to."""
     if name in _ASSETS:
         return Response(_file(name), media_type=_ASSETS[name])
     if name not in _FORMS:
         raise NotFoundError
-    content = _page(_FORMS[name], min_length=request.state["settings"].of(AuthSettings).password_min_length)
+    content = _page(_FORMS[name], min_length=settings.of(AuthSettings).password_min_length)
     return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
 
 

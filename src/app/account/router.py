@@ -15,7 +15,7 @@ from app.account.schemas import (
     PasswordChange,
     Registration,
 )
-from app.auth.dependencies import AuthRequest, ConfirmedPrincipal, ConfirmedUser, CurrentUser, UsersWriter, Visitor
+from app.auth.dependencies import ConfirmedPrincipal, ConfirmedUser, CurrentUser, ToolkitDep, UsersWriter, Visitor
 from app.auth.errors import WrongPasswordError
 from app.core.errors import GoneMeanwhileError, RateLimitedError
 from app.core.http import routing
@@ -42,12 +42,12 @@ ROOT_ROUTERS = (pages.router,)
     openapi_extra=public,
     responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
 )
-async def register(request: AuthRequest, visitor: Visitor, payload: Registration) -> Accepted:
+async def register(toolkit: ToolkitDep, visitor: Visitor, payload: Registration) -> Accepted:
     """Create an account.
 
     The response is the same whether or not the address has an account. The result is mailed to the address.
     """
-    await service.register(request.state["auth"], visitor, payload)
+    await service.register(toolkit, visitor, payload)
     return Accepted()
 
 
@@ -57,9 +57,9 @@ async def register(request: AuthRequest, visitor: Visitor, payload: Registration
     openapi_extra=public,
     responses=problem_responses(InvalidLinkError, RateLimitedError),
 )
-async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
+async def verify_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProof) -> None:
     """Verify an address with the secret that was mailed to it. The secret works once, for a day."""
-    await service.verify_email(request.state["auth"], visitor, payload.token.get_secret_value())
+    await service.verify_email(toolkit, visitor, payload.token.get_secret_value())
 
 
 @router.post(
@@ -69,9 +69,9 @@ async def verify_email(request: AuthRequest, visitor: Visitor, payload: LinkProo
     openapi_extra=public,
     responses=problem_responses(RateLimitedError),
 )
-async def resend_verification(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
+async def resend_verification(toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest) -> Accepted:
     """Mail another verification link, if the address needs one."""
-    await service.resend_verification(request.state["auth"], visitor, payload.email)
+    await service.resend_verification(toolkit, visitor, payload.email)
     return Accepted()
 
 
@@ -82,9 +82,9 @@ async def resend_verification(request: AuthRequest, visitor: Visitor, payload: E
     openapi_extra=public,
     responses=problem_responses(RateLimitedError),
 )
-async def forgot_password(request: AuthRequest, visitor: Visitor, payload: EmailRequest) -> Accepted:
+async def forgot_password(toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest) -> Accepted:
     """Mail a link to set a new password, if the account exists."""
-    await service.forgot_password(request.state["auth"], visitor, payload.email)
+    await service.forgot_password(toolkit, visitor, payload.email)
     return Accepted()
 
 
@@ -94,9 +94,9 @@ async def forgot_password(request: AuthRequest, visitor: Visitor, payload: Email
     openapi_extra=public,
     responses=problem_responses(InvalidLinkError, RateLimitedError, HashingBusyError),
 )
-async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPassword) -> None:
+async def reset_password(toolkit: ToolkitDep, visitor: Visitor, payload: NewPassword) -> None:
     """Set a password with the secret of a mailed link. This ends every login session of the account."""
-    await service.reset_password(request.state["auth"], visitor, payload)
+    await service.reset_password(toolkit, visitor, payload)
 
 
 @router.post(
@@ -105,9 +105,9 @@ async def reset_password(request: AuthRequest, visitor: Visitor, payload: NewPas
     openapi_extra=public,
     responses=problem_responses(InvalidLinkError, RateLimitedError),
 )
-async def confirm_email(request: AuthRequest, visitor: Visitor, payload: LinkProof) -> None:
+async def confirm_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProof) -> None:
     """Complete a change of address with the secret that was mailed to the new address. The old address gets a notice."""
-    await service.confirm_email(request.state["auth"], visitor, payload.token.get_secret_value())
+    await service.confirm_email(toolkit, visitor, payload.token.get_secret_value())
 
 
 @own_data.get("/export", response_model=AccountExport)
@@ -125,10 +125,10 @@ async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any
     responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
 )
 async def change_my_password(
-    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
+    toolkit: ToolkitDep, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: PasswordChange
 ) -> None:
     """Change your password. The other login sessions end; this one continues with its refresh token."""
-    await service.change_password(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
+    await service.change_password(toolkit, principal.actor, user, payload, confirm=principal.confirm)
 
 
 @me.post(
@@ -138,10 +138,10 @@ async def change_my_password(
     responses=problem_responses(GoneMeanwhileError, WrongPasswordError, RateLimitedError, HashingBusyError),
 )
 async def change_my_email(
-    request: AuthRequest, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
+    toolkit: ToolkitDep, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
 ) -> Accepted:
     """Request a change of your address. The new address gets a link to confirm it, the old one a notice."""
-    await service.change_email(request.state["auth"], principal.actor, user, payload, confirm=principal.confirm)
+    await service.change_email(toolkit, principal.actor, user, payload, confirm=principal.confirm)
     return Accepted()
 
 
@@ -152,9 +152,9 @@ async def change_my_email(
     responses=problem_responses(GoneMeanwhileError, UserNotFoundError),
 )
 async def send_password_reset(
-    request: AuthRequest, writer: UsersWriter, session: SessionDep, user_id: UserId
+    toolkit: ToolkitDep, writer: UsersWriter, session: SessionDep, user_id: UserId
 ) -> Accepted:
     """Mail the owner of an account a link to set a new password. Nobody else sees the link."""
     await writer.confirm(session, user_id)
-    await service.send_password_reset(session, request.state["auth"], writer.actor, user_id)
+    await service.send_password_reset(session, toolkit, writer.actor, user_id)
     return Accepted()

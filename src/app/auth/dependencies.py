@@ -134,6 +134,14 @@ class AccountGuard(_TokenGuard):
         return await _current_account(request.state["database"].reads, principal)
 
 
+async def get_toolkit(request: AuthRequest) -> Toolkit:
+    """Return the objects that the use cases of auth work with."""
+    return request.state["auth"]
+
+
+type ToolkitDep = Annotated[Toolkit, Depends(get_toolkit)]
+
+
 async def get_visitor(request: AuthRequest) -> Actor:
     """Return the address, user agent and request id of the client, for limits and the audit log."""
     return _visitor(request)

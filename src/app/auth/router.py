@@ -9,9 +9,9 @@ from fastapi.exceptions import RequestValidationError
 
 from app.auth import service
 from app.auth.dependencies import (
-    AuthRequest,
     ConfirmedPrincipal,
     CurrentPrincipal,
+    ToolkitDep,
     UsersWriter,
     Visitor,
 )
@@ -40,7 +40,7 @@ from app.core.db.keyset import InvalidCursorError
 from app.core.errors import AppError, InvalidInputError, RateLimitedError
 from app.core.http import routing
 from app.core.http.access import public
-from app.core.http.dependencies import ReadSessionDep, SessionDep
+from app.core.http.dependencies import KeyRingDep, ReadSessionDep, SessionDep
 from app.core.http.pagination import PagerDep
 from app.core.http.problems import problem_responses
 from app.core.schemas.fields import PathIdentifier
@@ -123,7 +123,7 @@ type SessionId = Annotated[PathIdentifier, Path(description="The login session's
     ),
 )
 async def create_token(
-    request: AuthRequest,
+    toolkit: ToolkitDep,
     visitor: Visitor,
     payload: Annotated[PasswordGrant | RefreshGrant, Form(discriminator="grant_type")],
 ) -> TokenPair:
@@ -132,12 +132,12 @@ async def create_token(
     `grant_type=password` exchanges an email address and a password for a pair of tokens. `grant_type=refresh_token` exchanges a
     refresh token, which works once, for the next pair.
     """
-    return await service.grant(request.state["auth"], visitor, payload)
+    return await service.grant(toolkit, visitor, payload)
 
 
 @tokens.post("/revoke", openapi_extra=public, responses=problem_responses(InvalidRequestError, InvalidClientError))
 async def revoke_token(
-    request: AuthRequest,
+    toolkit: ToolkitDep,
     response: Response,
     visitor: Visitor,
     session: SessionDep,
@@ -147,7 +147,7 @@ async def revoke_token(
 
     An unknown token is not an error.
     """
-    if await service.revoke(session, request.state["auth"], visitor, payload.token.get_secret_value()):
+    if await service.revoke(session, toolkit, visitor, payload.token.get_secret_value()):
         # Only if a session ended: a form on a foreign site can send any other token, and must not clear the storage of this origin.
         # Without "cache": no response may be cached, and clearing the cache blocks Chromium for seconds.
         response.headers["Clear-Site-Data"] = '"storage"'
@@ -158,9 +158,9 @@ async def revoke_token(
     response_model=TokenPair,
     responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
 )
-async def reauthenticate(request: AuthRequest, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
+async def reauthenticate(toolkit: ToolkitDep, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
     """Give your password again, for an operation that needs a recent login. The login session stays the same."""
-    return await service.reauthenticate(request.state["auth"], principal.actor, principal.user_id, payload)
+    return await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload)
 
 
 @me.get("/sessions", response_model=Page[SessionRead], responses=problem_responses(InvalidCursorError))
@@ -196,7 +196,7 @@ async def end_user_sessions(writer: UsersWriter, session: SessionDep, user_id: U
 
 
 @well_known.get("/.well-known/jwks.json", response_model=JsonWebKeySet, openapi_extra=public)
-async def read_key_set(request: AuthRequest, response: Response) -> dict[str, Any]:
+async def read_key_set(keys: KeyRingDep, response: Response) -> dict[str, Any]:
     """Show the public keys that verify access tokens (RFC 7517)."""
     response.headers["Cache-Control"] = f"public, max-age={KEY_SET_MAX_AGE}"
-    return request.state["keys"].public_set()
+    return keys.public_set()

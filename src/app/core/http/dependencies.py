@@ -1,4 +1,4 @@
-"""Dependencies for endpoints of every feature: the database and its sessions."""
+"""Dependencies for endpoints of every feature: the settings, the keys, the database and its sessions."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypedDict
@@ -29,6 +29,16 @@ class CoreState(TypedDict):
 
 class CoreRequest(Request[CoreState]):
     """A request with a typed `state`. The type exists for mypy only: FastAPI passes a plain request."""
+
+
+async def get_settings(request: CoreRequest) -> Settings:
+    """Return the settings."""
+    return request.state["settings"]
+
+
+async def get_keys(request: CoreRequest) -> KeyRing:
+    """Return the keys that sign and verify tokens."""
+    return request.state["keys"]
 
 
 async def get_database(request: CoreRequest) -> Database:
@@ -63,6 +73,8 @@ async def get_reads(request: CoreRequest) -> Reads:
     return request.state["database"].reads
 
 
+type SettingsDep = Annotated[Settings, Depends(get_settings)]
+type KeyRingDep = Annotated[KeyRing, Depends(get_keys)]
 type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": by default FastAPI would commit after the response is sent.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
