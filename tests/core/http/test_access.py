@@ -42,7 +42,7 @@ def test_an_operation_that_declares_nothing_stops_the_application() -> None:
         refuse_undeclared(application(router))
 
 
-def test_every_undeclared_operation_is_named() -> None:
+def test_the_error_names_every_undeclared_operation() -> None:
     router = routing.router()
 
     @router.get("/a")
@@ -55,7 +55,7 @@ def test_every_undeclared_operation_is_named() -> None:
         refuse_undeclared(application(router))
 
 
-def test_a_public_operation_with_a_guard_contradicts_itself() -> None:
+def test_an_operation_that_is_public_and_guarded_stops_the_application() -> None:
     router = routing.router()
 
     @router.get("/both", openapi_extra=public, dependencies=[Security(doorman)])
@@ -65,7 +65,7 @@ def test_a_public_operation_with_a_guard_contradicts_itself() -> None:
         refuse_undeclared(application(router))
 
 
-def test_public_and_guarded_operations_start() -> None:
+def test_an_application_with_public_and_guarded_operations_starts() -> None:
     router = routing.router()
 
     @router.get("/public", openapi_extra=public)
@@ -99,7 +99,7 @@ def test_a_guard_on_the_whole_router_guards_each_operation() -> None:
     refuse_undeclared(application(router))
 
 
-def test_what_is_no_operation_needs_no_declaration() -> None:
+def test_a_plain_route_needs_no_declaration() -> None:
     app = application(routing.router())
     app.add_route("/page", lambda _request: None)  # type: ignore[arg-type,return-value]  # Never called.
 
@@ -107,7 +107,7 @@ def test_what_is_no_operation_needs_no_declaration() -> None:
 
 
 @pytest.mark.parametrize(("scopes", "statuses"), [([], {401}), (["things:write"], {401, 403})])
-def test_an_operation_declares_what_its_guard_answers(scopes: list[str], statuses: set[int]) -> None:
+def test_an_operation_declares_the_errors_of_its_guard(scopes: list[str], statuses: set[int]) -> None:
     router = routing.router()
 
     @router.get("/x", dependencies=[Security(doorman, scopes=scopes)])

@@ -13,11 +13,11 @@ PROXIES = [ip_network("10.0.0.0/8"), ip_network("2001:db8:aaaa::/48")]
 
 @pytest.mark.parametrize("header", ["", "1.2.3.4", "127.0.0.1", "10.0.0.1", "1.2.3.4, 10.0.0.2", "garbage", "::1"])
 @pytest.mark.parametrize("peer", ["192.0.2.7", "11.0.0.1", "2001:db8:bbbb::1"])
-def test_a_header_from_anybody_is_not_read(peer: str, header: str) -> None:
+def test_a_header_from_an_untrusted_peer_is_ignored(peer: str, header: str) -> None:
     assert client_address(peer, header, PROXIES) == peer
 
 
-def test_without_proxies_no_header_is_read() -> None:
+def test_without_trusted_proxies_the_header_is_ignored() -> None:
     assert client_address("10.0.0.1", "1.2.3.4", []) == "10.0.0.1"
 
 
@@ -49,20 +49,20 @@ def test_without_proxies_no_header_is_read() -> None:
         pytest.param("\u0661\u0669\u0662.\u0660.\u0662.\u0667", "10.0.0.1", id="other digits"),
     ],
 )
-def test_behind_proxies_the_client_is_the_last_that_is_none_of_them(header: str, address: str) -> None:
+def test_behind_proxies_the_client_is_the_last_untrusted_address(header: str, address: str) -> None:
     assert client_address("10.0.0.1", header, PROXIES) == address
 
 
-def test_a_proxy_on_a_socket_for_both_protocols_is_recognised() -> None:
+def test_an_ipv4_proxy_on_a_dual_stack_socket_is_trusted() -> None:
     assert client_address("::ffff:10.0.0.1", "192.0.2.7", PROXIES) == "192.0.2.7"
 
 
 @pytest.mark.parametrize("peer", [None, "", "testclient", "unix:"])
-def test_who_has_no_address_has_none_whatever_the_header_says(peer: str | None) -> None:
+def test_a_peer_without_an_address_stays_without_one(peer: str | None) -> None:
     assert client_address(peer, "192.0.2.7", PROXIES) is None
 
 
-def test_a_header_of_thousands_is_read_from_its_end() -> None:
+def test_a_header_with_thousands_of_entries_is_read_from_its_end() -> None:
     header = ",".join(["garbage"] * 5000 + ["192.0.2.7"])
 
     assert client_address("10.0.0.1", header, PROXIES) == "192.0.2.7"
@@ -77,12 +77,12 @@ def test_a_header_of_thousands_is_read_from_its_end() -> None:
         ("fe80::1%eth0", "fe80::/48"),
     ],
 )
-def test_what_is_kept_is_a_network_and_no_address(address: str, prefix: str) -> None:
+def test_only_the_network_of_an_address_is_stored(address: str, prefix: str) -> None:
     assert ip_prefix(address) == ip_network(prefix)
 
 
 @pytest.mark.parametrize("address", [None, "", "testclient"])
-def test_of_no_address_nothing_is_kept(address: str | None) -> None:
+def test_without_an_address_nothing_is_stored(address: str | None) -> None:
     assert ip_prefix(address) is None
 
 
@@ -111,7 +111,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     [{"x_forwarded_for": "192.0.2.7", "forwarded": None}, {"x_forwarded_for": "", "forwarded": "for=192.0.2.7"}],
 )
 @pytest.mark.parametrize("trusted", [[], PROXIES])
-def test_a_proxy_that_is_not_trusted_is_warned_about_once_an_hour(
+def test_an_untrusted_proxy_is_logged_once_an_hour(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, trusted: list[Network], headers: dict[str, Any]
 ) -> None:
     now = 1000.0
@@ -131,13 +131,13 @@ def test_a_proxy_that_is_not_trusted_is_warned_about_once_an_hour(
     assert "172.17.0.3" in warnings(caplog)[1]
 
 
-def test_a_peer_without_an_address_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_forwarding_peer_without_an_address_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert ClientAddresses([]).find(None, x_forwarded_for="192.0.2.7", forwarded=None) is None
 
     assert "an unknown address" in caplog.text
 
 
-def test_neither_a_trusted_proxy_nor_a_client_without_one_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trusted_proxy_and_a_direct_client_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     found = ClientAddresses(PROXIES)
 
     assert found.find("10.0.0.1", x_forwarded_for="192.0.2.7", forwarded="for=192.0.2.7") == "192.0.2.7"
@@ -145,7 +145,7 @@ def test_neither_a_trusted_proxy_nor_a_client_without_one_is_warned_about(caplog
     assert warnings(caplog) == []
 
 
-def test_more_proxies_than_any_request_passes_are_not_looked_through() -> None:
+def test_at_most_32_proxies_are_skipped() -> None:
     trusted = [ip_network("10.0.0.0/8")]
     proxies = [f"10.0.{number}.1" for number in range(40)]
 

@@ -8,7 +8,7 @@ def test_a_tag_is_strong_and_quoted() -> None:
 
 
 @pytest.mark.parametrize("header", [None, "*", " * "])
-def test_without_a_condition_any_version_will_do(header: str | None) -> None:
+def test_without_a_condition_any_version_is_acceptable(header: str | None) -> None:
     assert acceptable_versions(header) is None
 
 
@@ -28,7 +28,7 @@ def test_without_a_condition_any_version_will_do(header: str | None) -> None:
         ("", set()),
     ],
 )
-def test_a_condition_names_versions_and_what_is_no_tag_of_ours_matches_nothing(header: str, versions: set[int]) -> None:
+def test_a_condition_lists_versions_and_ignores_foreign_tags(header: str, versions: set[int]) -> None:
     assert acceptable_versions(header) == frozenset(versions)
 
 
@@ -46,7 +46,7 @@ def test_a_condition_names_versions_and_what_is_no_tag_of_ours_matches_nothing(h
         ("", False),
     ],
 )
-def test_a_copy_is_current_when_one_of_its_tags_is_the_row_s(header: str | None, *, expected: bool) -> None:
+def test_a_copy_is_current_if_one_of_its_tags_matches_the_row(header: str | None, *, expected: bool) -> None:
     assert is_current(header, 7) == expected
 
 

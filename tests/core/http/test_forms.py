@@ -26,22 +26,22 @@ from app.core.http.forms import field_names, parse_form
         (b"a=%00\x00", [("a", "\0\0")]),
     ],
 )
-def test_a_form_is_read_as_html_writes_it(body: bytes, fields: list[tuple[str, str]]) -> None:
+def test_a_form_is_parsed_as_browsers_encode_it(body: bytes, fields: list[tuple[str, str]]) -> None:
     assert parse_form(body) == fields
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"a=%FF", b"%ED%A0%80=1", b"a=%C0%AF", b"a=\xc3", b"&".join([b"a"] * 1001)])
-def test_a_sloppy_form_is_malformed(body: bytes) -> None:
+def test_a_form_with_invalid_utf8_or_too_many_fields_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedRequestError):
         parse_form(body)
 
 
 @given(st.lists(st.tuples(st.text(), st.text())))
-def test_whatever_a_form_can_say_is_read_back(fields: list[tuple[str, str]]) -> None:
+def test_every_encoded_form_is_parsed_back(fields: list[tuple[str, str]]) -> None:
     assert parse_form(urlencode(fields).encode()) == fields
 
 
-def test_names_are_found_whatever_their_encoding() -> None:
+def test_field_names_are_found_in_any_encoding() -> None:
     query = b"a=1&%74oken=2&b+c&=x&%FF=1&password"
 
     assert field_names(query) == {b"a", b"token", b"b c", b"", b"\xff", b"password"}

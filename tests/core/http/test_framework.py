@@ -82,7 +82,7 @@ def everything() -> APIRouter:
         ("GET", "/v1/plain/one", {"route": "read_plain"}),
     ],
 )
-async def test_what_was_declared_first_is_found(method: str, path: str, answered: dict[str, str]) -> None:
+async def test_the_first_matching_operation_is_called(method: str, path: str, answered: dict[str, str]) -> None:
     async with serving(everything()) as client:
         response = await client.request(method, path)
 
@@ -99,14 +99,14 @@ async def test_what_was_declared_first_is_found(method: str, path: str, answered
         ("DELETE", "/v1/others/12", 405, "method_not_allowed"),
     ],
 )
-async def test_what_is_not_there_is_refused(method: str, path: str, status: int, code: str) -> None:
+async def test_an_unknown_path_or_method_is_refused(method: str, path: str, status: int, code: str) -> None:
     async with serving(everything()) as client:
         response = await client.request(method, path)
 
     assert_problem(response, status, code)
 
 
-async def test_an_operation_knows_its_application() -> None:
+async def test_an_operation_can_build_urls_of_its_application() -> None:
     router = routing.router()
 
     @router.get("/elsewhere", openapi_extra=public)
@@ -171,7 +171,7 @@ async def test_a_handler_registered_by_number_or_by_class_is_called(key: Any, er
     assert "x-request-id" in response.headers
 
 
-async def test_the_nearest_class_and_then_the_number_decide_which_handler_is_called() -> None:
+async def test_a_handler_by_number_comes_before_a_handler_by_class() -> None:
     app = application(failing(HTTPException(409)))
     app.add_exception_handler(HTTPException, saying("by class"))
     app.add_exception_handler(409, saying("by number"))
@@ -180,7 +180,7 @@ async def test_the_nearest_class_and_then_the_number_decide_which_handler_is_cal
         assert (await client.get("/fails")).text == "by number"
 
 
-async def test_a_handler_of_all_exceptions_may_be_a_plain_function_and_may_fail() -> None:
+async def test_a_handler_of_all_exceptions_may_be_a_plain_function_or_fail() -> None:
     def plain(_request: Request, error: Exception) -> Response:
         return PlainTextResponse(str(error.args[0]), status_code=500)
 
@@ -196,7 +196,7 @@ async def test_a_handler_of_all_exceptions_may_be_a_plain_function_and_may_fail(
         assert text in response.text
 
 
-async def test_a_handler_of_all_exceptions_cannot_answer_twice() -> None:
+async def test_a_handler_of_all_exceptions_cannot_send_a_second_response() -> None:
     router, seen = routing.router(), list[str]()
 
     @router.get("/late", openapi_extra=public)
@@ -219,7 +219,7 @@ async def test_a_handler_of_all_exceptions_cannot_answer_twice() -> None:
     assert (response.status_code, response.json(), seen) == (200, "sent", ["OwnError"])
 
 
-async def test_what_a_handler_raises_finds_the_handler_of_its_own_class() -> None:
+async def test_an_exception_from_a_handler_gets_the_handler_of_its_own_class() -> None:
     async def translate(_request: Request, _error: Exception) -> Response:
         raise ConflictError
 
@@ -230,7 +230,7 @@ async def test_what_a_handler_raises_finds_the_handler_of_its_own_class() -> Non
         assert_problem(await client.get("/fails"), 409, "conflict")
 
 
-async def test_middleware_of_every_kind_sees_requests_and_their_route() -> None:
+async def test_every_kind_of_middleware_sees_the_request_and_its_route() -> None:
     class Marking:
         def __init__(self, app: ASGIApp) -> None:
             self.app = app
@@ -273,7 +273,7 @@ async def test_middleware_of_every_kind_sees_requests_and_their_route() -> None:
 
 
 @pytest.mark.parametrize("takes_over", ["mount", "route", "host", "class"])
-async def test_what_was_declared_before_an_operation_serves_its_address(takes_over: str) -> None:
+async def test_a_route_declared_before_an_operation_takes_precedence(takes_over: str) -> None:
     async def other(_request: Request) -> Response:
         return PlainTextResponse("other")
 
@@ -332,7 +332,7 @@ async def test_a_mounted_application_is_routed_below_its_prefix(tmp_path: Any) -
     assert refused.headers["allow"] == "GET, HEAD"
 
 
-async def test_an_application_below_a_root_path_answers_with_and_without_it() -> None:
+async def test_a_root_path_is_optional_in_the_request() -> None:
     app = FastAPI()
 
     @app.get("/here")
@@ -346,7 +346,7 @@ async def test_an_application_below_a_root_path_answers_with_and_without_it() ->
     assert answers == ["http://test/prefix/here"] * 2
 
 
-async def test_a_websocket_at_the_same_address_takes_no_request() -> None:
+async def test_a_websocket_at_the_same_path_does_not_get_the_request() -> None:
     router = APIRouter()
 
     @router.websocket("/live")
@@ -363,7 +363,7 @@ async def test_a_websocket_at_the_same_address_takes_no_request() -> None:
     assert (response.status_code, response.json()) == (200, "an answer")
 
 
-async def test_dependencies_overrides_and_background_tasks_are_the_framework_s() -> None:
+async def test_dependencies_overrides_and_background_tasks_work_as_in_fastapi() -> None:
     steps: list[str] = []
 
     async def outer() -> AsyncIterator[str]:

@@ -124,7 +124,7 @@ def access_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("given", ["abcd1234", "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5", "A_b-" * 16])
-async def test_a_good_request_id_is_kept(app: AsyncClient, recording: Recording, given: str) -> None:
+async def test_a_valid_request_id_is_kept(app: AsyncClient, recording: Recording, given: str) -> None:
     lines = recording()
 
     response = await app.get("/things/1", headers={"X-Request-ID": given})
@@ -149,7 +149,7 @@ async def test_any_other_request_id_is_replaced(app: AsyncClient, recording: Rec
     assert [line["request_id"] for line in lines()] == [made]
 
 
-async def test_each_request_gets_an_id_of_its_own(app: AsyncClient) -> None:
+async def test_each_request_gets_its_own_id(app: AsyncClient) -> None:
     ids = {(await app.get("/things/1")).headers["x-request-id"] for _ in range(5)}
 
     assert len(ids) == 5
@@ -167,14 +167,14 @@ async def test_every_response_has_the_security_headers(app: AsyncClient, method:
     assert len(response.headers["x-request-id"]) == 32
 
 
-async def test_what_says_so_itself_may_be_kept(app: AsyncClient) -> None:
+async def test_a_response_can_make_itself_cacheable(app: AsyncClient) -> None:
     response = await app.get("/cacheable")
 
     assert response.headers.get_list("cache-control") == ["public, max-age=60"]
 
 
 @pytest.mark.parametrize("path", ["/emptied", "/emptied/204", "/emptied/205", "/emptied/304"])
-async def test_an_answer_without_content_does_not_describe_any(app: AsyncClient, path: str) -> None:
+async def test_a_response_without_content_has_no_content_headers(app: AsyncClient, path: str) -> None:
     response = await app.delete(path)
 
     assert response.content == b""
@@ -192,7 +192,7 @@ async def test_an_answer_without_content_does_not_describe_any(app: AsyncClient,
         ([("If-Match", "1" * 8192), ("If-None-Match", "1" * 8193)], ["1" * 8192, ""]),
     ],
 )
-async def test_a_condition_may_be_long_and_stand_on_several_lines(
+async def test_a_condition_may_be_long_and_repeated(
     app: AsyncClient, lines: list[tuple[str, str]], read: list[str | None]
 ) -> None:
     response = await app.get("/conditions", headers=lines)
@@ -207,20 +207,20 @@ async def test_a_condition_may_be_long_and_stand_on_several_lines(
         *("/things/a%0a", "/conditions%0A"),
     ],
 )
-async def test_an_encoded_slash_newline_or_nul_leads_nowhere(app: AsyncClient, path: str) -> None:
+async def test_a_path_with_an_encoded_slash_newline_or_nul_is_not_found(app: AsyncClient, path: str) -> None:
     response = await app.get(path)
 
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/things/a%5cb", "/things/a%252fb", "/things/a;b=c"])
-async def test_what_only_resembles_an_encoded_slash_is_part_of_its_segment(app: AsyncClient, path: str) -> None:
+async def test_similar_escapes_are_part_of_their_segment(app: AsyncClient, path: str) -> None:
     response = await app.get(path)
 
     assert response.json() == {"id": unquote(path.rpartition("/")[2])}
 
 
-async def test_a_server_that_does_not_tell_the_raw_path_is_served() -> None:
+async def test_a_server_need_not_send_the_raw_path() -> None:
     scope = scope_of("GET", "/things/1")
     del scope["raw_path"]
 
@@ -229,7 +229,7 @@ async def test_a_server_that_does_not_tell_the_raw_path_is_served() -> None:
     assert sent[0]["status"] == 200
 
 
-async def test_local_responses_do_not_pin_https() -> None:
+async def test_without_hsts_responses_do_not_require_https() -> None:
     async with serving(router, hsts=False) as client:
         response = await client.get("/things/1")
 
@@ -241,7 +241,7 @@ async def test_local_responses_do_not_pin_https() -> None:
 
 
 @pytest.mark.parametrize("path", ["/things/1", "/missing", "/nothing", "/bug", "/problems/not-found", "/docs"])
-async def test_head_answers_like_get_without_a_body(app: AsyncClient, path: str) -> None:
+async def test_head_has_the_response_of_get_without_its_body(app: AsyncClient, path: str) -> None:
     got = await app.get(path, headers={"X-Request-ID": "the-same-id"})
     head = await app.head(path, headers={"X-Request-ID": "the-same-id"})
 
@@ -259,13 +259,13 @@ async def test_head_is_logged_as_head(app: AsyncClient, recording: Recording) ->
     assert [line["method"] for line in access_lines(lines())] == ["HEAD"]
 
 
-async def test_no_body_of_a_head_request_is_sent_to_the_server() -> None:
+async def test_the_response_to_head_has_an_empty_body() -> None:
     sent = await call("HEAD", "/things/1")
 
     assert [message.get("body") for message in sent[1:]] == [b""]
 
 
-async def test_the_server_s_own_view_of_the_request_is_left_alone() -> None:
+async def test_the_scope_of_the_server_is_not_changed() -> None:
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
@@ -285,7 +285,7 @@ async def test_the_server_s_own_view_of_the_request_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "query", ["token=CANARY", "a=1&access_token=CANARY", "password=CANARY", "%74oken=CANARY", "token"]
 )
-async def test_a_secret_in_the_address_is_refused_everywhere_and_never_logged(
+async def test_a_secret_in_the_url_is_refused_everywhere_and_never_logged(
     app: AsyncClient, recording: Recording, path: str, query: str
 ) -> None:
     lines = recording()
@@ -301,7 +301,7 @@ async def test_a_secret_in_the_address_is_refused_everywhere_and_never_logged(
 
 
 @pytest.mark.parametrize("query", ["tokens=1", "x=token", "x=1%26token=2"])
-async def test_what_only_resembles_a_secret_is_an_unknown_parameter(app: AsyncClient, query: str) -> None:
+async def test_a_name_similar_to_a_secret_is_an_unknown_parameter(app: AsyncClient, query: str) -> None:
     response = await app.get(f"/things/1?{query}")
 
     assert response.json()["code"] == "validation_error"
@@ -310,9 +310,7 @@ async def test_what_only_resembles_a_secret_is_an_unknown_parameter(app: AsyncCl
 # The access line
 
 
-async def test_a_request_is_one_line_with_the_template_and_never_the_path(
-    app: AsyncClient, recording: Recording
-) -> None:
+async def test_a_request_is_logged_with_its_route_and_never_its_path(app: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
     await app.get("/things/CANARY", headers={"X-Request-ID": "abcd1234", "User-Agent": "CANARY"})
@@ -342,7 +340,7 @@ async def test_a_request_is_one_line_with_the_template_and_never_the_path(
     assert (line["statements"], line["database_ms"]) == (0, 0)
 
 
-async def test_the_access_line_names_who_was_recognised(app: AsyncClient, recording: Recording) -> None:
+async def test_the_access_line_has_the_ids_of_the_user_and_the_session(app: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
     await app.get("/things/mine")
@@ -354,7 +352,7 @@ async def test_the_access_line_names_who_was_recognised(app: AsyncClient, record
     assert not {"user_id", "session_id"} & unknown.keys()
 
 
-async def test_a_slow_request_is_a_warning_that_says_so(recording: Recording) -> None:
+async def test_a_slow_request_is_logged_as_a_warning(recording: Recording) -> None:
     lines = recording()
     for limit in ("1h", "50ms"):
         async with serving(router, log_settings=LogSettings.model_validate({"slow_request": limit})) as client:
@@ -369,7 +367,7 @@ async def test_a_slow_request_is_a_warning_that_says_so(recording: Recording) ->
 SAMPLED = {"sampled_routes": ["/things/{thing_id}", "/missing", "/slow"], "sample_every": 3, "slow_request": "1h"}
 
 
-async def test_of_what_is_asked_all_the_time_one_line_in_so_many_is_written(recording: Recording) -> None:
+async def test_of_a_sampled_route_one_request_in_n_is_logged(recording: Recording) -> None:
     lines = recording()
     async with serving(router, log_settings=LogSettings.model_validate(SAMPLED)) as client:
         for number in range(1, 8):
@@ -381,7 +379,7 @@ async def test_of_what_is_asked_all_the_time_one_line_in_so_many_is_written(reco
 
 
 @pytest.mark.parametrize("path", ["/missing", "/slow"])
-async def test_what_fails_or_is_slow_is_always_written(recording: Recording, path: str) -> None:
+async def test_a_failed_or_slow_request_to_a_sampled_route_is_always_logged(recording: Recording, path: str) -> None:
     lines = recording()
     settings = LogSettings.model_validate({**SAMPLED, "slow_request": "50ms"})
     async with serving(router, log_settings=settings) as client:
@@ -391,7 +389,7 @@ async def test_what_fails_or_is_slow_is_always_written(recording: Recording, pat
     assert len(lines()) == 4
 
 
-async def test_every_line_can_be_asked_for(recording: Recording) -> None:
+async def test_sampling_can_be_switched_off(recording: Recording) -> None:
     lines = recording()
     settings = LogSettings.model_validate({**SAMPLED, "sample_every": 1})
     async with serving(router, log_settings=settings) as client:
@@ -411,7 +409,7 @@ async def test_every_line_can_be_asked_for(recording: Recording) -> None:
         ("/problems/x", "/problems/{name}"),
     ],
 )
-async def test_the_route_is_known_whatever_the_outcome(
+async def test_the_access_line_has_the_route_also_after_an_error(
     app: AsyncClient, recording: Recording, path: str, route: str
 ) -> None:
     lines = recording()
@@ -432,7 +430,7 @@ async def test_every_request_is_one_access_line(
     assert [(line["method"], line["status"]) for line in access_lines(lines())] == [(method, status)]
 
 
-async def test_what_one_request_bound_to_the_log_is_gone_in_the_next(app: AsyncClient, recording: Recording) -> None:
+async def test_log_context_does_not_leak_into_the_next_request(app: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
     await app.get("/noting", headers={"X-Request-ID": "first-one"})
@@ -444,7 +442,7 @@ async def test_what_one_request_bound_to_the_log_is_gone_in_the_next(app: AsyncC
     assert "order" not in second
 
 
-async def test_a_secret_that_was_bound_is_not_in_the_access_line(app: AsyncClient, recording: Recording) -> None:
+async def test_a_secret_in_the_log_context_is_redacted(app: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
     await app.get("/noting-a-secret")
@@ -453,7 +451,7 @@ async def test_a_secret_that_was_bound_is_not_in_the_access_line(app: AsyncClien
     assert (line["password"], line["header"]) == (REDACTED, f"Bearer {REDACTED}")
 
 
-async def test_a_secret_in_place_of_the_method_is_not_in_the_access_line(recording: Recording) -> None:
+async def test_a_secret_in_place_of_the_method_is_redacted(recording: Recording) -> None:
     lines = recording()
 
     await call("rt1.0123456789abcdefghijABCDEFGHIJ", "/things/1")
@@ -521,7 +519,7 @@ async def call(
 
 
 @pytest.mark.parametrize("messages", [[], [{"type": "http.request", "body": b'{"na', "more_body": True}]])
-async def test_a_client_that_leaves_is_a_499_and_no_traceback(
+async def test_a_client_disconnect_is_logged_as_499_without_a_traceback(
     recording: Recording, messages: list[dict[str, Any]]
 ) -> None:
     lines = recording()
@@ -535,7 +533,7 @@ async def test_a_client_that_leaves_is_a_499_and_no_traceback(
     assert "exception" not in line
 
 
-async def test_what_is_no_request_passes_through() -> None:
+async def test_other_asgi_messages_pass_through() -> None:
     seen: list[str] = []
 
     async def inner(scope: Any, _receive: Any, _send: Any) -> None:
@@ -550,7 +548,7 @@ async def test_what_is_no_request_passes_through() -> None:
     assert seen == ["lifespan"]
 
 
-async def test_a_request_that_the_server_gives_up_is_told() -> None:
+async def test_a_request_cancelled_by_the_server_gets_503() -> None:
     async def given_up(*_call: object) -> None:
         raise asyncio.CancelledError
 
@@ -562,7 +560,7 @@ async def test_a_request_that_the_server_gives_up_is_told() -> None:
 
 
 @pytest.mark.parametrize("path", ["/things/a\n", "/things/a\0"])
-async def test_a_server_that_sends_only_the_decoded_path_bypasses_nothing(path: str) -> None:
+async def test_the_decoded_path_is_checked_if_the_server_sends_no_raw_path(path: str) -> None:
     async def without_raw_path(scope: Scope, receive: Receive, send: Send) -> None:
         await inner({name: value for name, value in scope.items() if name != "raw_path"}, receive, send)
 

@@ -44,14 +44,14 @@ def operations(document: Any) -> list[tuple[str, Any]]:
 # The document
 
 
-def test_every_operation_has_an_id_of_its_own_that_is_a_name(document: Any) -> None:
+def test_every_operation_id_is_unique_and_a_valid_name(document: Any) -> None:
     ids = [operation["operationId"] for _, operation in operations(document)]
 
     assert len(ids) == len(set(ids)) > 3
     assert [one for one in ids if not re.fullmatch(r"[a-z]+(_[a-z]+)*", one)] == []
 
 
-def test_every_operation_says_in_a_sentence_what_it_does(document: Any) -> None:
+def test_every_operation_has_a_sentence_as_summary_and_a_tag(document: Any) -> None:
     poor = [
         name
         for name, operation in operations(document)
@@ -72,21 +72,21 @@ def test_every_error_of_every_operation_is_a_problem_with_examples(document: Any
             assert response["content"][PROBLEM]["examples"], name
 
 
-def test_every_operation_with_a_body_declares_the_errors_of_bodies(document: Any) -> None:
+def test_every_operation_with_a_body_declares_the_errors_of_body_parsing(document: Any) -> None:
     with_body = [(name, operation) for name, operation in operations(document) if "requestBody" in operation]
 
     assert with_body
     assert [name for name, operation in with_body if not {"413", "415"} <= set(operation["responses"])] == []
 
 
-def test_every_operation_that_wants_a_login_declares_what_it_answers_without(document: Any) -> None:
+def test_every_operation_that_needs_a_login_declares_401(document: Any) -> None:
     guarded = [(name, operation) for name, operation in operations(document) if operation.get("security")]
 
     assert guarded
     assert [name for name, operation in guarded if "401" not in operation["responses"]] == []
 
 
-def test_examples_of_errors_have_the_shape_they_exemplify(document: Any) -> None:
+def test_examples_of_errors_are_valid_problem_documents(document: Any) -> None:
     required = set(document["components"]["schemas"]["Problem"]["required"])
     for name, operation in operations(document):
         for status, response in operation["responses"].items():
@@ -95,7 +95,7 @@ def test_examples_of_errors_have_the_shape_they_exemplify(document: Any) -> None
                 assert (example["value"]["code"], str(example["value"]["status"])) == (code, status), name
 
 
-def test_every_reference_leads_somewhere(document: Any) -> None:
+def test_every_reference_resolves(document: Any) -> None:
     schemas = document["components"]["schemas"]
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
 
@@ -103,11 +103,11 @@ def test_every_reference_leads_somewhere(document: Any) -> None:
     assert {"Problem", "FieldProblem"} <= references
 
 
-def test_what_marks_an_operation_public_stays_inside(document: Any) -> None:
+def test_the_mark_of_public_operations_is_not_published(document: Any) -> None:
     assert "x-public" not in json.dumps(document)
 
 
-def test_the_document_is_the_same_each_time() -> None:
+def test_the_document_is_deterministic() -> None:
     first, second = (create_app(make_settings("postgresql://nobody@127.0.0.1:1/none")) for _ in range(2))
 
     assert json.dumps(first.openapi()) == json.dumps(first.openapi()) == json.dumps(second.openapi())
@@ -123,7 +123,7 @@ async def test_the_document_is_served(client: AsyncClient, document: Any) -> Non
     assert set(response.json()["paths"]) == set(document["paths"])
 
 
-async def test_the_page_allows_nothing_from_elsewhere(client: AsyncClient) -> None:
+async def test_the_page_loads_nothing_from_other_origins(client: AsyncClient) -> None:
     response = await client.get("/docs")
 
     assert response.headers["content-type"] == "text/html; charset=utf-8"
@@ -145,7 +145,7 @@ async def test_the_page_allows_nothing_from_elsewhere(client: AsyncClient) -> No
         ("start.js", "text/javascript; charset=utf-8"),
     ],
 )
-async def test_the_assets_are_served_and_may_be_kept(client: AsyncClient, name: str, media_type: str) -> None:
+async def test_the_assets_are_served_and_cacheable(client: AsyncClient, name: str, media_type: str) -> None:
     response = await client.get(f"/docs/{name}")
 
     assert response.status_code == 200
@@ -163,7 +163,7 @@ async def test_no_other_file_is_served(client: AsyncClient, name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/docs/swagger-ui.css", "/docs/start.js", "/redoc"])
-async def test_nothing_of_it_exists_where_it_is_switched_off(database: Database, path: str) -> None:
+async def test_the_documentation_can_be_switched_off(database: Database, path: str) -> None:
     settings = make_settings("postgresql://nobody@127.0.0.1:1/none", server={"docs": False})
     async with running(create_app(settings, database)) as client:
         response = await client.get(path)
@@ -232,7 +232,7 @@ TYPES: list[Any] = [
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=range(len(TYPES)))
-async def test_a_member_that_may_be_left_out_has_any_type_and_is_never_null(kind: Any) -> None:
+async def test_an_omittable_member_of_any_type_is_never_null(kind: Any) -> None:
     router = routing.router()
     payload = create_model("Changed", __base__=Payload, member=(Omittable[kind], None))  # type: ignore[misc]  # mypy takes the alias for a class.
 
@@ -251,7 +251,7 @@ async def test_a_member_that_may_be_left_out_has_any_type_and_is_never_null(kind
 
 
 @pytest.mark.parametrize("kind", [Decimal, int | str, Literal[-1, 1], Literal["-a", "a"], Colour, date], ids=str)
-async def test_a_parameter_that_may_be_left_out_has_any_type_and_is_never_null(kind: Any) -> None:
+async def test_an_optional_parameter_of_any_type_is_never_null(kind: Any) -> None:
     router = routing.router()
 
     async def read(member: Any = None) -> None: ...

@@ -62,7 +62,7 @@ def emails(body: Any) -> str:
     return "".join(item["email"][0] for item in body["items"])
 
 
-async def test_a_list_is_given_in_pages_that_end_in_null(things: AsyncClient) -> None:
+async def test_the_last_page_has_no_cursor(things: AsyncClient) -> None:
     first = (await things.get("/shelves/1/things?limit=3")).json()
     second = (await things.get("/shelves/1/things", params={"limit": 3, "cursor": first["next_cursor"]})).json()
     third = (await things.get("/shelves/1/things", params={"limit": 3, "cursor": second["next_cursor"]})).json()
@@ -71,7 +71,7 @@ async def test_a_list_is_given_in_pages_that_end_in_null(things: AsyncClient) ->
     assert third["next_cursor"] is None
 
 
-async def test_the_link_leads_to_the_next_page_of_the_same_list(things: AsyncClient) -> None:
+async def test_the_link_points_to_the_next_page_of_the_same_list(things: AsyncClient) -> None:
     walked = ""
     url: str | None = "/shelves/1/things?limit=2&sort=-email&role=user"
     while url:
@@ -92,7 +92,7 @@ async def test_the_last_page_has_no_link(things: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("shelf", ["ü€", "a b", "x>; rel=evil, <y", "a\r\nX-Evil: 1", "100%", "a?b#c"])
-async def test_a_link_survives_any_path(things: AsyncClient, shelf: str) -> None:
+async def test_a_link_is_ascii_for_any_path(things: AsyncClient, shelf: str) -> None:
     response = await things.get(f"/shelves/{quote(shelf, safe='')}/things?limit=2")
 
     assert response.status_code == 200
@@ -101,7 +101,7 @@ async def test_a_link_survives_any_path(things: AsyncClient, shelf: str) -> None
     assert emails((await things.get(target)).json()) == "cd"
 
 
-async def test_fifty_is_the_page_nobody_asked_to_be_otherwise(things: AsyncClient, session: WriteSession) -> None:
+async def test_the_default_limit_is_fifty(things: AsyncClient, session: WriteSession) -> None:
     for number in range(60):
         await make_user(session, email=f"z{number}@x.co")
     await session.commit()
@@ -185,7 +185,7 @@ async def test_the_page_size_may_change_between_pages(things: AsyncClient) -> No
         ("/shelves/1/things", {"role": "user"}),
     ],
 )
-async def test_a_cursor_is_of_one_path_sort_and_filter(
+async def test_a_cursor_is_bound_to_its_path_sort_and_filters(
     things: AsyncClient, path: str, parameters: dict[str, str]
 ) -> None:
     cursor = (await things.get("/shelves/1/things?limit=2")).json()["next_cursor"]
@@ -197,7 +197,7 @@ async def test_a_cursor_is_of_one_path_sort_and_filter(
     assert response.json()["code"] == "invalid_cursor"
 
 
-async def test_naming_the_default_sort_is_the_same_list(things: AsyncClient) -> None:
+async def test_a_cursor_is_valid_if_the_default_sort_is_given_explicitly(things: AsyncClient) -> None:
     cursor = (await things.get("/shelves/1/things?limit=2")).json()["next_cursor"]
 
     response = await things.get("/shelves/1/things", params={"sort": "email", "cursor": cursor})
@@ -206,14 +206,14 @@ async def test_naming_the_default_sort_is_the_same_list(things: AsyncClient) -> 
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "%00", "%ED%A0%80", "%FF", "AAAA", "bnVsbA", "A" * 1024, "A" * 10_240])
-async def test_a_cursor_that_is_none_is_refused(things: AsyncClient, cursor: str) -> None:
+async def test_an_invalid_cursor_is_refused(things: AsyncClient, cursor: str) -> None:
     response = await things.get(f"/shelves/1/things?cursor={cursor}")
 
     assert response.status_code == 400
     assert response.json()["code"] == "invalid_cursor"
 
 
-async def test_the_cursor_of_a_deleted_row_goes_on_after_it(things: AsyncClient, session: WriteSession) -> None:
+async def test_the_cursor_of_a_deleted_row_continues_after_it(things: AsyncClient, session: WriteSession) -> None:
     cursor = (await things.get("/shelves/1/things?limit=2")).json()["next_cursor"]
     user = (await session.scalars(select(User).where(User.email == "b@x.co"))).one()
     await crud.remove(session, User, user.id)

@@ -276,7 +276,7 @@ async def test_every_kind_of_error_has_one_shape(app: AsyncClient, number: int) 
 
 
 @pytest.mark.parametrize(("kind", "seconds"), [(RateLimitedError, "7"), (UnavailableError, "1")])
-async def test_whoever_has_to_wait_is_told_how_long(app: AsyncClient, kind: type[AppError], seconds: str) -> None:
+async def test_a_temporary_error_has_retry_after(app: AsyncClient, kind: type[AppError], seconds: str) -> None:
     response = await app.get(f"/kinds/{KINDS.index(kind)}")
 
     assert response.headers["retry-after"] == seconds
@@ -293,7 +293,7 @@ async def test_every_kind_has_a_page_that_lists_its_codes(app: AsyncClient, numb
     assert f"<code>{kind.code}</code> ({int(kind.status)})" in response.text
 
 
-async def test_a_page_escapes_what_it_shows(app: AsyncClient) -> None:
+async def test_an_error_page_escapes_its_content(app: AsyncClient) -> None:
     tags: list[str] = []
 
     class Tags(HTMLParser):
@@ -309,7 +309,7 @@ async def test_a_page_escapes_what_it_shows(app: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "Not-Found", "not-found%00", "%3Cscript%3E", "%ED%A0%80"])
-async def test_a_kind_that_is_none_has_no_page(app: AsyncClient, name: str) -> None:
+async def test_an_unknown_kind_has_no_page(app: AsyncClient, name: str) -> None:
     problem(await app.get(f"/problems/{name}"), 404, "not_found")
 
 
@@ -327,26 +327,26 @@ async def test_an_unknown_path_is_a_problem(app: AsyncClient, path: str) -> None
     "thing",
     ["abc", "0", "-1", "1.0", "null", "%00", "%27%20or%201=1--", "0192F0C1-A2B3-7C4D-8E5F-60718293A4B5", "x" * 10_000],
 )
-async def test_an_id_that_cannot_exist_is_not_found(app: AsyncClient, thing: str) -> None:
+async def test_a_malformed_id_is_not_found(app: AsyncClient, thing: str) -> None:
     problem(await app.get(f"/things/{thing}"), 404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "POST", "OPTIONS", "TRACE", "FOO"])
-async def test_another_method_is_answered_with_those_of_every_route_of_the_path(app: AsyncClient, method: str) -> None:
+async def test_another_method_gets_405_with_the_methods_of_all_matching_routes(app: AsyncClient, method: str) -> None:
     response = await app.request(method, "/things/0192f0c1-a2b3-7c4d-8e5f-60718293a4b5")
 
     problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "DELETE, GET, HEAD"
 
 
-async def test_head_is_not_offered_where_get_is_not(app: AsyncClient) -> None:
+async def test_without_get_head_is_not_allowed(app: AsyncClient) -> None:
     response = await app.get("/secrets")
 
     problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST, PUT"
 
 
-async def test_head_of_what_has_no_get_is_refused(app: AsyncClient) -> None:
+async def test_head_without_get_is_refused(app: AsyncClient) -> None:
     response = await app.head("/secrets")
 
     assert response.status_code == 405
@@ -354,7 +354,7 @@ async def test_head_of_what_has_no_get_is_refused(app: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_body_that_announces_too_much_is_refused_unread(method: str) -> None:
+async def test_a_body_with_a_too_large_content_length_is_refused_unread(method: str) -> None:
     async def receive() -> Any:
         pytest.fail("the body was read")
 
@@ -364,7 +364,7 @@ async def test_a_body_that_announces_too_much_is_refused_unread(method: str) -> 
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
-async def test_a_body_that_turns_out_too_large_is_refused_where_it_does(app: AsyncClient) -> None:
+async def test_a_body_of_unknown_length_is_refused_at_the_limit(app: AsyncClient) -> None:
     pulled = 0
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -380,7 +380,7 @@ async def test_a_body_that_turns_out_too_large_is_refused_where_it_does(app: Asy
     assert pulled < 10
 
 
-async def test_a_body_of_the_largest_size_is_read(app: AsyncClient) -> None:
+async def test_a_body_of_the_maximum_size_is_read(app: AsyncClient) -> None:
     body = b'{"password": "x", "count": 1}'.ljust(4096)
 
     response = await app.post("/secrets", content=body, headers={"Content-Type": "application/json"})
@@ -389,7 +389,7 @@ async def test_a_body_of_the_largest_size_is_read(app: AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "5, 5", "", "٣", "1e9"])
-async def test_a_length_that_is_none_is_left_to_the_server(length: str) -> None:
+async def test_an_invalid_content_length_is_left_to_the_server(length: str) -> None:
     async def receive() -> Any:
         return {"type": "http.request", "body": b"{}", "more_body": False}
 
@@ -469,7 +469,7 @@ async def test_a_server_error_is_logged_with_its_detail_and_traceback(
         ({"at": UUID(int=7)}, {"at": str(UUID(int=7))}),
     ],
 )
-async def test_a_detail_that_is_no_text_is_a_member_of_its_own(detail: Any, kept: Any) -> None:
+async def test_a_detail_that_is_not_text_becomes_the_member_details(detail: Any, kept: Any) -> None:
     async with serving(raising_router(HTTPException(409, detail))) as client:
         response = await client.get("/raise")
 
@@ -484,7 +484,7 @@ async def test_a_detail_that_is_no_text_is_a_member_of_its_own(detail: Any, kept
         (HTTPException(302, headers={"Location": "/elsewhere"}), 302, b'{"detail":"Found"}'),
     ],
 )
-async def test_an_http_exception_that_is_no_error_is_answered_as_by_the_framework(
+async def test_an_http_exception_below_400_is_handled_by_fastapi(
     error: HTTPException, status: int, body: bytes
 ) -> None:
     async with serving(raising_router(error)) as client:
@@ -495,7 +495,7 @@ async def test_an_http_exception_that_is_no_error_is_answered_as_by_the_framewor
 
 
 @pytest.mark.parametrize("status", [404, 502])
-async def test_an_http_exception_without_a_detail_says_what_its_kind_says(status: int) -> None:
+async def test_an_http_exception_without_a_detail_gets_that_of_its_kind(status: int) -> None:
     async with serving(raising_router(HTTPException(status))) as client:
         response = await client.get("/raise")
 
@@ -503,14 +503,14 @@ async def test_an_http_exception_without_a_detail_says_what_its_kind_says(status
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_an_overload_without_a_time_to_wait_gets_one(status: int) -> None:
+async def test_429_and_503_get_retry_after_if_it_is_missing(status: int) -> None:
     async with serving(raising_router(HTTPException(status))) as client:
         response = await client.get("/raise")
 
     assert response.headers["retry-after"] == "1"
 
 
-async def test_the_content_of_a_problem_is_described_as_what_it_is() -> None:
+async def test_content_headers_of_an_http_exception_are_ignored() -> None:
     headers = {"content-type": "text/html", "Content-Length": "1", "X-Reason": "kept"}
     async with serving(raising_router(HTTPException(403, headers=headers))) as client:
         response = await client.get("/raise")
@@ -519,7 +519,7 @@ async def test_the_content_of_a_problem_is_described_as_what_it_is() -> None:
     assert response.headers["x-reason"] == "kept"
 
 
-async def test_an_endpoint_that_refuses_its_own_method_names_the_allowed_ones() -> None:
+async def test_an_endpoint_that_raises_405_sets_allow_itself() -> None:
     async with serving(raising_router(HTTPException(405, headers={"Allow": "PUT"}))) as client:
         response = await client.get("/raise")
 
@@ -527,7 +527,7 @@ async def test_an_endpoint_that_refuses_its_own_method_names_the_allowed_ones() 
     assert response.headers["allow"] == "PUT"
 
 
-async def test_the_security_schemes_of_the_framework_keep_their_challenge() -> None:
+async def test_security_schemes_of_fastapi_keep_their_challenge() -> None:
     guarded = routing.router()
 
     @guarded.get("/raise", openapi_extra=public, dependencies=[Depends(HTTPBearer())])
@@ -545,7 +545,7 @@ async def test_the_security_schemes_of_the_framework_keep_their_challenge() -> N
     [RecursionError(), ExceptionGroup("two", [ValueError(), HTTPException(409)]), "\xff".encode("latin-1")],
     ids=["recursion", "group", "unicode"],
 )
-async def test_any_other_exception_is_a_defect(error: Any) -> None:
+async def test_any_other_exception_is_an_internal_error(error: Any) -> None:
     async with serving(raising_router(error)) as client:
         response = await client.get("/raise")
 
@@ -635,7 +635,7 @@ def raising_router(error: Any) -> APIRouter:
 # Refused values
 
 
-async def test_refused_values_are_named_and_never_shown(app: AsyncClient) -> None:
+async def test_validation_errors_name_members_and_never_show_values(app: AsyncClient) -> None:
     response = await app.post("/secrets", json={"password": "CANARYCANARY", "count": "CANARY", "extra": "CANARY"})
 
     document = problem(response, 422, "validation_error")
@@ -651,7 +651,7 @@ async def test_refused_values_are_named_and_never_shown(app: AsyncClient) -> Non
 @pytest.mark.parametrize(
     "body", [{"count": 1, "secret": "CANARY"}, {"password": ["CANARY"], "count": 1}, "CANARY", ["CANARY"], {"count": 9}]
 )
-async def test_no_refusal_echoes_what_was_sent(app: AsyncClient, body: Any) -> None:
+async def test_a_validation_error_never_contains_the_input(app: AsyncClient, body: Any) -> None:
     response = await app.post("/secrets", json=body)
 
     problem(response, 422, "validation_error")
@@ -659,7 +659,7 @@ async def test_no_refusal_echoes_what_was_sent(app: AsyncClient, body: Any) -> N
     assert "pydantic" not in response.text
 
 
-async def test_limits_are_told_from_the_declaration(app: AsyncClient) -> None:
+async def test_validation_errors_show_the_declared_limits(app: AsyncClient) -> None:
     low = (await app.post("/secrets", json={"password": "x", "count": 0})).json()
     high = (await app.post("/secrets", json={"password": "", "count": 4})).json()
 
@@ -670,19 +670,19 @@ async def test_limits_are_told_from_the_declaration(app: AsyncClient) -> None:
     ]
 
 
-async def test_places_inside_lists_are_numbered(app: AsyncClient) -> None:
+async def test_a_pointer_into_a_list_has_an_index(app: AsyncClient) -> None:
     response = await app.put("/secrets", json=[{"password": "x", "count": 1}, {"password": "x"}])
 
     assert [error["pointer"] for error in response.json()["errors"]] == ["#/1/count"]
 
 
-async def test_after_twenty_errors_the_rest_is_left_out(app: AsyncClient) -> None:
+async def test_at_most_twenty_errors_of_a_body_are_shown(app: AsyncClient) -> None:
     response = await app.put("/secrets", json=[{}] * 50)
 
     assert len(problem(response, 422, "validation_error")["errors"]) == 20
 
 
-async def test_errors_of_the_query_are_cut_too(app: AsyncClient) -> None:
+async def test_at_most_twenty_errors_of_a_query_are_shown(app: AsyncClient) -> None:
     query = "&".join(f"p{number}=1" for number in range(50))
 
     response = await app.get(f"/things/x?{query}")
@@ -690,7 +690,7 @@ async def test_errors_of_the_query_are_cut_too(app: AsyncClient) -> None:
     assert len(problem(response, 422, "validation_error")["errors"]) == 20
 
 
-async def test_a_member_with_a_long_name_is_shown_in_part(app: AsyncClient) -> None:
+async def test_a_long_member_name_is_cut(app: AsyncClient) -> None:
     response = await app.post("/secrets", json={"password": "x", "count": 1, "n" * 1000: 1})
 
     assert problem(response, 422, "validation_error")["errors"][0]["pointer"] == "#/" + "n" * 64
@@ -748,7 +748,7 @@ async def call(method: str, path: str, receive: Any, headers: list[tuple[bytes, 
 @pytest.mark.parametrize(
     "path", ["/\udc80", "//things/x", "/\x00", "/ü€🦊", '/"\\', "/a\r\nX-Evil: 1", "/%0d%0a", "/?"]
 )
-async def test_any_path_survives_into_the_problem(path: str) -> None:
+async def test_every_path_can_be_shown_in_a_problem(path: str) -> None:
     start, body = await call("GET", path, without_body(), [])
 
     assert start["status"] == 404
@@ -757,7 +757,7 @@ async def test_any_path_survives_into_the_problem(path: str) -> None:
     assert b"X-Evil: 1" not in body["body"]
 
 
-def test_a_problem_is_ascii_whatever_its_words_are() -> None:
+def test_a_problem_is_ascii_for_any_detail() -> None:
     class OddError(ConflictError):
         detail = "\ud800 ü"
 
@@ -770,7 +770,7 @@ def test_a_problem_is_ascii_whatever_its_words_are() -> None:
 # The database
 
 
-async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Recording) -> None:
+async def test_an_unavailable_database_is_503_and_the_log_has_the_reason(recording: Recording) -> None:
     lines = recording()
     async with serving(router) as client:
         responses = [await client.get(path) for path in ("/unreachable", "/exhausted")]
@@ -787,7 +787,7 @@ async def test_a_database_that_is_away_is_503_and_the_log_says_why(recording: Re
     assert [line["request_id"] for line in noted] == [response.headers["x-request-id"] for response in responses]
 
 
-async def test_a_reference_to_a_missing_row_is_a_conflict_where_the_operation_declares_it() -> None:
+async def test_a_violated_foreign_key_is_a_conflict_if_the_operation_declares_it() -> None:
     async with serving(router) as client:
         response = await client.get("/vanished")
 
@@ -796,7 +796,7 @@ async def test_a_reference_to_a_missing_row_is_a_conflict_where_the_operation_de
 
 
 @pytest.mark.parametrize("number", range(len(VIOLATIONS)))
-async def test_other_violated_constraints_are_defects_whatever_is_declared(recording: Recording, number: int) -> None:
+async def test_other_violated_constraints_are_internal_errors(recording: Recording, number: int) -> None:
     lines = recording()
     async with serving(router) as client:
         response = await client.get(f"/violations/{number}")
@@ -809,7 +809,7 @@ async def test_other_violated_constraints_are_defects_whatever_is_declared(recor
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-async def test_without_a_free_file_descriptor_the_answer_is_503_and_the_log_says_why(
+async def test_without_a_free_file_descriptor_the_response_is_503_and_the_log_has_the_reason(
     recording: Recording, number: int
 ) -> None:
     lines = recording()
@@ -824,7 +824,7 @@ async def test_without_a_free_file_descriptor_the_answer_is_503_and_the_log_says
     assert line["request_id"] == response.headers["x-request-id"]
 
 
-async def test_any_other_failure_of_a_file_is_a_defect(recording: Recording) -> None:
+async def test_any_other_os_error_is_an_internal_error(recording: Recording) -> None:
     lines = recording()
     async with serving(raising_router(FileNotFoundError(errno.ENOENT, "CANARY"))) as client:
         response = await client.get("/raise")
@@ -843,7 +843,9 @@ async def test_any_other_failure_of_a_file_is_a_defect(recording: Recording) -> 
         *("unspeakable", "surrogate"),
     ],
 )
-async def test_a_defect_is_a_bare_500_and_one_line_with_the_traceback(recording: Recording, place: str) -> None:
+async def test_an_unexpected_exception_is_a_bare_500_and_one_log_line_with_the_traceback(
+    recording: Recording, place: str
+) -> None:
     lines = recording()
     async with serving(router) as client:
         response = await client.get(f"/bug/{place}")
@@ -866,7 +868,7 @@ def raising(error: Exception) -> Any:
     return lambda app: broken  # noqa: ARG005  # It never gets as far as the application.
 
 
-async def test_a_defect_in_a_middleware_is_a_bare_500_too(recording: Recording) -> None:
+async def test_an_unexpected_exception_in_a_middleware_is_a_bare_500(recording: Recording) -> None:
     lines = recording()
     async with serving(router, layers=[raising(ZeroDivisionError())]) as client:
         response = await client.get("/bug/endpoint")
@@ -875,7 +877,7 @@ async def test_a_defect_in_a_middleware_is_a_bare_500_too(recording: Recording) 
     assert len([line for line in lines() if "exception" in line]) == 1
 
 
-async def test_a_defect_in_the_handler_of_a_failure_is_a_bare_500_too(recording: Recording) -> None:
+async def test_an_unexpected_exception_in_an_exception_handler_is_a_bare_500(recording: Recording) -> None:
     async def broken(_request: object, _error: Exception) -> Response:
         raise ZeroDivisionError("CANARY")
 
@@ -890,7 +892,7 @@ async def test_a_defect_in_the_handler_of_a_failure_is_a_bare_500_too(recording:
     assert len([line for line in lines() if "exception" in line]) == 1
 
 
-async def test_a_failure_raised_by_a_middleware_is_answered_as_what_it_is() -> None:
+async def test_an_error_raised_by_a_middleware_gets_its_own_response() -> None:
     async with serving(router, layers=[raising(RateLimitedError(retry_after=3))]) as client:
         response = await client.get("/bug/endpoint")
 
@@ -902,7 +904,7 @@ async def test_a_failure_raised_by_a_middleware_is_answered_as_what_it_is() -> N
     ("path", "body", "is_complete"),
     [("/bug/late", b'"sent"', True), ("/bug/background", b'"sent"', True), ("/bug/stream", b"first", False)],
 )
-async def test_a_defect_after_the_answer_has_begun_changes_nothing_of_it(
+async def test_an_exception_after_the_response_has_started_does_not_change_it(
     recording: Recording, path: str, body: bytes, is_complete: bool
 ) -> None:
     lines = recording()
@@ -929,7 +931,7 @@ async def test_a_defect_after_the_answer_has_begun_changes_nothing_of_it(
         ({"password": "x"}, 422, "invalid_request"),
     ],
 )
-async def test_errors_at_token_endpoints_speak_oauth_too(
+async def test_errors_at_token_endpoints_have_the_oauth_members(
     app: AsyncClient, body: dict[str, Any], status: int, error: str
 ) -> None:
     response = await app.post("/oauth", json=body)
@@ -942,14 +944,14 @@ async def test_errors_at_token_endpoints_speak_oauth_too(
     assert response.headers["cache-control"] == "no-store"
 
 
-async def test_an_http_exception_of_a_token_endpoint_speaks_oauth(app: AsyncClient) -> None:
+async def test_an_http_exception_at_a_token_endpoint_has_the_oauth_members(app: AsyncClient) -> None:
     response = await app.post("/oauth", json={"password": "x", "count": 3})
 
     assert (response.status_code, response.json()["error"]) == (402, "invalid_request")
     assert response.json()["error_description"] == "Pay first."
 
 
-async def test_what_is_refused_before_the_routes_speaks_oauth_at_token_endpoints(app: AsyncClient) -> None:
+async def test_a_request_refused_before_routing_has_the_oauth_members_at_token_endpoints(app: AsyncClient) -> None:
     large = await app.post("/oauth", json={"password": "x" * 5000})
     other = await app.post("/secrets", json={"password": "x" * 5000})
 

@@ -110,7 +110,7 @@ async def send(client: AsyncClient, body: bytes, path: str = "/things/anything",
         (b'["' + b"[{,x" * 100_000 + b'"]', ["[{,x" * 100_000]),
     ],
 )
-def test_good_json_is_read(text: bytes, value: Any) -> None:
+def test_valid_json_is_parsed(text: bytes, value: Any) -> None:
     read = parse_json(text)
 
     assert value is None or read == value
@@ -160,7 +160,7 @@ def test_good_json_is_read(text: bytes, value: Any) -> None:
         b"True",
     ],
 )
-def test_sloppy_json_is_malformed(text: bytes) -> None:
+def test_invalid_json_is_malformed(text: bytes) -> None:
     with pytest.raises(MalformedRequestError) as refused:
         parse_json(text)
 
@@ -175,7 +175,7 @@ def test_sloppy_json_is_malformed(text: bytes) -> None:
         b'{"a": 1, "\\u0061": 2}',
     ],
 )
-def test_a_member_that_occurs_twice_is_refused(text: bytes) -> None:
+def test_a_duplicate_member_is_refused(text: bytes) -> None:
     with pytest.raises(MalformedRequestError) as refused:
         parse_json(text)
 
@@ -193,7 +193,7 @@ def test_a_member_that_occurs_twice_is_refused(text: bytes) -> None:
         b"[" * 33 + b'"unended',
     ],
 )
-def test_json_deeper_than_any_request_needs_is_refused(text: bytes) -> None:
+def test_json_with_too_many_levels_is_refused(text: bytes) -> None:
     with pytest.raises(MalformedRequestError) as refused:
         parse_json(text)
 
@@ -211,7 +211,7 @@ def test_json_deeper_than_any_request_needs_is_refused(text: bytes) -> None:
         b"[]" * 500_000,
     ],
 )
-def test_no_megabyte_takes_long_to_refuse(text: bytes) -> None:
+def test_refusing_a_megabyte_takes_linear_time(text: bytes) -> None:
     started = process_time()
 
     with pytest.raises(MalformedRequestError):
@@ -231,7 +231,7 @@ def test_no_megabyte_takes_long_to_refuse(text: bytes) -> None:
         b"[" + b"," * 40 + b'""' * 3 * MAX_VALUES,
     ],
 )
-def test_json_of_more_values_than_any_request_needs_is_refused(text: bytes) -> None:
+def test_json_with_too_many_values_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidInputError) as refused:
         parse_json(text)
 
@@ -239,7 +239,7 @@ def test_json_of_more_values_than_any_request_needs_is_refused(text: bytes) -> N
 
 
 @pytest.mark.parametrize("text", [b"[" + b"9" * 4000 + b",0" * 32 + b"]", b"[" + b"0.1,2e3," * 32 + b"1]"])
-def test_numbers_are_read_among_many_values(text: bytes) -> None:
+def test_numbers_are_parsed_in_a_body_with_many_values(text: bytes) -> None:
     assert parse_json(text) == json.loads(text)
 
 
@@ -255,7 +255,7 @@ def test_several_documents_are_malformed(text: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     try:
         parse_json(body)
     except AppError as error:
@@ -268,14 +268,14 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
     )
 )
-def test_whatever_json_can_say_is_read_back(value: Any) -> None:
+def test_every_json_document_is_parsed_back(value: Any) -> None:
     assert parse_json(json.dumps(value).encode()) == value
 
 
 # Bodies over HTTP
 
 
-async def test_a_strict_parser_reads_the_body_of_every_operation(things: AsyncClient) -> None:
+async def test_every_operation_uses_the_strict_parser(things: AsyncClient) -> None:
     assert (await send(things, b'{"a": NaN}')).status_code == 400
     assert (await send(things, b'{"a": 1, "a": 2}')).json()["code"] == "duplicate_member"
     assert (await send(things, b"[" * 40)).json()["code"] == "too_deep"
@@ -284,7 +284,7 @@ async def test_a_strict_parser_reads_the_body_of_every_operation(things: AsyncCl
 
 
 @pytest.mark.parametrize("body", [b"null", b"true", b"1", b'"x"', b"[]", b"[{}]"])
-async def test_json_that_is_no_object_is_invalid_where_one_is_wanted(things: AsyncClient, body: bytes) -> None:
+async def test_json_that_is_not_an_object_is_invalid_for_a_model(things: AsyncClient, body: bytes) -> None:
     response = await send(things, body, "/things")
 
     assert response.status_code == 422
@@ -311,7 +311,7 @@ async def test_json_that_is_no_object_is_invalid_where_one_is_wanted(things: Asy
         (b'{"name": "x", "\\ud800": 1}', "#/", "string_unicode"),
     ],
 )
-async def test_values_are_not_coerced_and_members_not_ignored(
+async def test_values_are_not_converted_and_unknown_members_not_ignored(
     things: AsyncClient, body: bytes, pointer: str, code: str
 ) -> None:
     response = await send(things, body, "/things")
@@ -324,7 +324,7 @@ async def test_values_are_not_coerced_and_members_not_ignored(
     "content_type",
     ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"', "application/json;"],
 )
-async def test_json_is_read_under_its_media_type(things: AsyncClient, content_type: str) -> None:
+async def test_json_is_accepted_with_its_media_type(things: AsyncClient, content_type: str) -> None:
     response = await things.post("/things", content=b'{"name": "x"}', headers={"Content-Type": content_type})
 
     assert response.status_code == 200
@@ -359,7 +359,7 @@ async def test_other_media_types_and_encodings_are_refused(things: AsyncClient, 
     assert response.json()["code"] == "unsupported_media_type"
 
 
-async def test_an_identity_encoding_is_none(things: AsyncClient) -> None:
+async def test_the_identity_encoding_is_accepted(things: AsyncClient) -> None:
     response = await send(things, b'{"name": "x"}', "/things", **{"Content-Encoding": "Identity"})
 
     assert response.status_code == 200
@@ -375,14 +375,14 @@ async def test_an_identity_encoding_is_none(things: AsyncClient) -> None:
         (b"&street=x&", "x"),
     ],
 )
-async def test_a_form_is_read(things: AsyncClient, body: bytes, street: str) -> None:
+async def test_a_form_is_accepted(things: AsyncClient, body: bytes, street: str) -> None:
     response = await things.post("/things/form", content=body, headers=FORM)
 
     assert response.json() == {"street": street, "city": "Bern"}
 
 
 @pytest.mark.parametrize("body", [b"street=%FF", b"street=\xff", b"street=%ED%A0%80", b"\xc3=1&street=x"])
-async def test_a_form_that_is_no_utf8_is_malformed(things: AsyncClient, body: bytes) -> None:
+async def test_a_form_that_is_not_utf8_is_malformed(things: AsyncClient, body: bytes) -> None:
     response = await things.post("/things/form", content=body, headers=FORM)
 
     assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
@@ -409,7 +409,7 @@ async def test_repeated_unknown_and_missing_fields_of_a_form_are_refused(
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
-async def test_a_form_is_not_read_from_other_media_types(things: AsyncClient, content_type: str) -> None:
+async def test_a_form_with_another_media_type_is_refused(things: AsyncClient, content_type: str) -> None:
     response = await things.post("/things/form", content=b"street=x", headers={"Content-Type": content_type})
 
     assert response.status_code == 415
@@ -425,14 +425,14 @@ async def test_declared_parameters_are_read_under_their_alias(things: AsyncClien
 
 
 @pytest.mark.parametrize("query", ["number=5", "x_colour=red", "X-Colour=red", "N=5", "=", "x", "%00=1"])
-async def test_what_is_no_query_parameter_is_refused(things: AsyncClient, query: str) -> None:
+async def test_an_undeclared_query_parameter_is_refused(things: AsyncClient, query: str) -> None:
     response = await things.get(f"/things?{query}")
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["code"] == "unknown_parameter"
 
 
-async def test_an_operation_with_a_body_takes_no_parameters_either(things: AsyncClient) -> None:
+async def test_an_operation_with_a_body_refuses_query_parameters(things: AsyncClient) -> None:
     response = await send(things, b'{"name": "x"}', "/things?name=y")
 
     assert response.status_code == 422
@@ -455,7 +455,7 @@ async def test_an_operation_with_a_body_takes_no_parameters_either(things: Async
         ";;q=0",
     ],
 )
-async def test_whoever_takes_json_gets_it(things: AsyncClient, accept: str) -> None:
+async def test_a_client_that_accepts_json_gets_it(things: AsyncClient, accept: str) -> None:
     response = await things.get("/things", headers={"Accept": accept})
 
     assert response.status_code == 200
@@ -466,7 +466,7 @@ async def test_whoever_takes_json_gets_it(things: AsyncClient, accept: str) -> N
     "accept",
     ["text/html", "application/xml;q=1", "application/json;q=0, */*", "*/*;q=0.000", "x/" + "y" * 10_000, "a/b;q=NaN"],
 )
-async def test_whoever_takes_no_json_is_told(things: AsyncClient, accept: str) -> None:
+async def test_a_client_that_does_not_accept_json_gets_406(things: AsyncClient, accept: str) -> None:
     response = await things.get("/things", headers={"Accept": accept})
 
     assert_problem(response, 406, "not_acceptable")
@@ -484,22 +484,22 @@ def test_the_first_sentence_of_the_docstring_is_the_summary_and_the_rest_the_des
     assert operation["description"] == "It has a name, and\nnothing else."
 
 
-def test_a_docstring_of_one_sentence_is_no_description(document: Any) -> None:
+def test_a_docstring_of_one_sentence_gives_no_description(document: Any) -> None:
     operation = document["paths"]["/things/anything"]["post"]
 
     assert operation["summary"] == "Take anything at all"
     assert "description" not in operation
 
 
-def test_a_summary_that_was_given_stays(document: Any) -> None:
+def test_an_explicit_summary_is_kept(document: Any) -> None:
     assert document["paths"]["/things"]["get"]["summary"] == "Search things"
 
 
-def test_an_operation_without_a_body_declares_the_errors_that_any_can_have(document: Any) -> None:
+def test_an_operation_without_a_body_declares_the_common_errors(document: Any) -> None:
     assert set(document["paths"]["/things"]["get"]["responses"]) == {"200", "400", "404", "406", "422", "500", "503"}
 
 
-def test_an_operation_with_a_body_declares_the_errors_of_bodies_too(document: Any) -> None:
+def test_an_operation_with_a_body_also_declares_the_errors_of_body_parsing(document: Any) -> None:
     responses = document["paths"]["/things"]["post"]["responses"]
 
     assert set(responses) == {"200", "400", "406", "413", "415", "422", "500", "503"}
@@ -514,13 +514,13 @@ def test_errors_that_share_a_status_are_merged(document: Any) -> None:
     assert set(responses["409"]["content"]["application/problem+json"]["examples"]) == {"conflict"}
 
 
-def test_merging_leaves_other_operations_alone(document: Any) -> None:
+def test_merging_does_not_change_other_operations(document: Any) -> None:
     examples = document["paths"]["/things"]["post"]["responses"]["400"]["content"]["application/problem+json"]
 
     assert set(examples["examples"]) == {"malformed_request", "duplicate_member", "too_deep"}
 
 
-def test_a_response_that_is_no_problem_document_is_declared_as_it_is() -> None:
+def test_a_declared_response_that_is_not_a_problem_is_kept() -> None:
     other = routing.router()
 
     @other.get("/x", openapi_extra=public, responses={503: {"description": "Closed on Sundays"}})
@@ -531,7 +531,7 @@ def test_a_response_that_is_no_problem_document_is_declared_as_it_is() -> None:
     assert responses["503"] == {"description": "Closed on Sundays"}
 
 
-async def test_more_parameters_than_any_operation_has_are_refused(things: AsyncClient) -> None:
+async def test_too_many_query_parameters_are_refused(things: AsyncClient) -> None:
     response = await things.get(f"/things?n=1{'&' * 100}")
 
     assert response.status_code == 422
@@ -582,7 +582,7 @@ async def probe_told(word: str = "nothing") -> Response:
         ("/alone/told?word=some", 200, "some"),
     ],
 )
-async def test_an_operation_that_makes_its_response_itself_is_as_strict(path: str, status: int, text: str) -> None:
+async def test_an_operation_that_returns_a_response_is_as_strict(path: str, status: int, text: str) -> None:
     async with serving(alone) as client:
         response = await client.get(path)
 

@@ -76,7 +76,7 @@ def codes(kind: Any, value: object) -> list[str]:
         "a\u0301\u0302\u0303\u0304a\u0301\u0302\u0303\u0304",
     ],
 )
-def test_a_line_for_people_is_taken_literally(text: str) -> None:
+def test_a_valid_short_text_is_not_changed(text: str) -> None:
     assert TypeAdapter(ShortText).validate_python(text) == text
 
 
@@ -116,40 +116,40 @@ def test_a_line_for_people_is_taken_literally(text: str) -> None:
         ("\u2800", "blank"),
     ],
 )
-def test_a_line_for_people_is_short_visible_and_printable(text: str, code: str) -> None:
+def test_an_invalid_short_text_is_refused(text: str, code: str) -> None:
     assert codes(ShortText, text) == [code]
 
 
 @pytest.mark.parametrize("text", ["\u202e", "\u200b", "\U0001fae9", "\u0378", "a" + "\u0301" * 9, "\u3164"])
-def test_a_secret_may_hold_what_nobody_sees(text: str) -> None:
+def test_a_secret_may_contain_invisible_characters(text: str) -> None:
     assert codes(SECRET, text) == []
 
 
 @pytest.mark.parametrize("text", ["\0", "\x85", "\ue000", "\uf8ff", "\ufdd0", "\uffff", "\U0005fffe", "\ufffd"])
-def test_a_secret_holds_what_a_person_can_type(text: str) -> None:
+def test_a_secret_must_not_contain_characters_that_nobody_can_type(text: str) -> None:
     assert codes(SECRET, text) == ["unprintable"]
 
 
 @pytest.mark.parametrize("value", [1, 0, "true", "false", "yes", 1.0, [], {}])
-def test_a_flag_is_true_or_false_and_nothing_like_it(value: object) -> None:
+def test_a_flag_is_not_converted_from_other_values(value: object) -> None:
     assert codes(Flag, value) == ["bool_type"]
     assert codes(Flag, value=True) == codes(Flag, value=False) == []
 
 
-def test_a_member_left_out_is_not_set() -> None:
+def test_an_omitted_member_is_not_set() -> None:
     assert Change().model_fields_set == set()
     assert Change(name="x").model_dump(exclude_unset=True) == {"name": "x"}
 
 
 @pytest.mark.parametrize("name", ["name", "is_open"])
-def test_a_member_that_may_be_left_out_may_not_be_null(name: str) -> None:
+def test_an_omittable_member_refuses_null(name: str) -> None:
     with pytest.raises(ValidationError) as refused:
         Change.model_validate({name: None})
 
     assert [(one["type"], one["loc"]) for one in refused.value.errors()] == [("null", (name,))]
 
 
-def test_what_is_wrong_with_such_a_member_is_said_of_the_member() -> None:
+def test_an_error_of_an_omittable_member_points_to_the_member() -> None:
     with pytest.raises(ValidationError) as refused:
         Change.model_validate({"name": 1, "is_open": "yes"})
 
@@ -159,7 +159,7 @@ def test_what_is_wrong_with_such_a_member_is_said_of_the_member() -> None:
     ]
 
 
-def test_such_a_member_is_documented_without_null_and_without_default() -> None:
+def test_the_schema_of_an_omittable_member_has_no_null_and_no_default() -> None:
     schema = Change.model_json_schema()
 
     assert "required" not in schema
@@ -168,27 +168,27 @@ def test_such_a_member_is_documented_without_null_and_without_default() -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("-1", -1), ("007", 7), ("9" * 18, 10**18 - 1)])
-def test_an_integer_in_the_query_is_decimal_digits(text: str, value: int) -> None:
+def test_a_query_integer_consists_of_decimal_digits(text: str, value: int) -> None:
     assert TypeAdapter(QueryInteger).validate_python(text) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", " 1", "1 ", "+1", "1.0", "1e2", "1_0", "\u0661", "1" * 19, "--1", "0x1", "1\n", "\x00"]
 )
-def test_no_other_spelling_of_an_integer_is_read(text: str) -> None:
+def test_other_spellings_of_an_integer_are_refused(text: str) -> None:
     assert codes(QueryInteger, text) == ["malformed"]
 
 
-def test_a_default_that_is_a_number_already_passes() -> None:
+def test_a_numeric_default_is_accepted() -> None:
     assert TypeAdapter(QueryInteger).validate_python(50) == 50
 
 
 @pytest.mark.parametrize(("text", "refused"), [("true", []), ("false", []), ("True", 1), ("1", 1), ("yes", 1), ("", 1)])
-def test_a_flag_in_the_query_has_two_spellings(text: str, refused: object) -> None:
+def test_a_query_flag_has_two_spellings(text: str, refused: object) -> None:
     assert codes(QueryFlag, text) == (["malformed"] if refused else [])
 
 
-def test_an_id_is_in_its_canonical_spelling() -> None:
+def test_an_id_in_canonical_spelling_is_accepted() -> None:
     assert TypeAdapter(QueryIdentifier).validate_python(KEY) == UUID(KEY)
 
 
@@ -196,21 +196,21 @@ def test_an_id_is_in_its_canonical_spelling() -> None:
     "text",
     [KEY.upper(), KEY.replace("-", ""), f"{{{KEY}}}", f"urn:uuid:{KEY}", f" {KEY}", f"{KEY}\n", KEY[:-1], "", "1"],
 )
-def test_no_other_spelling_of_an_id_is_read(text: str) -> None:
+def test_other_spellings_of_an_id_are_refused(text: str) -> None:
     assert codes(QueryIdentifier, text) == ["malformed"]
 
 
 @pytest.mark.parametrize(
     "text", ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.000000Z", "2026-01-31T13:00:00+01:00", "2026-01-31T12:00:00.0+00:00"]
 )  # fmt: skip
-def test_an_instant_is_rfc_3339(text: str) -> None:
+def test_an_rfc_3339_instant_is_accepted(text: str) -> None:
     assert TypeAdapter(QueryInstant).validate_python(text) == datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
     "text", ["2026-01-31", "2026-01-31T12:00:00", "2026-01-31 12:00:00Z", "1767225600", "2026-01-31T12:00Z", "now", ""]
 )
-def test_no_other_spelling_of_an_instant_is_read(text: str) -> None:
+def test_other_spellings_of_an_instant_are_refused(text: str) -> None:
     assert codes(QueryInstant, text) == ["malformed"]
 
 
@@ -220,18 +220,18 @@ def test_an_instant_that_does_not_exist_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-01:00"])
-def test_an_instant_beyond_what_can_be_counted_in_utc_is_refused(text: str) -> None:
+def test_an_instant_outside_the_range_of_datetime_is_refused(text: str) -> None:
     assert codes(QueryInstant, text) == ["malformed"]
 
 
-def test_a_body_is_frozen_and_refuses_what_it_does_not_know() -> None:
+def test_a_payload_is_frozen_and_refuses_unknown_members() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Change().name = "x"
     with pytest.raises(ValidationError, match="extra_forbidden"):
         Change.model_validate({"nmae": "x"})
 
 
-def test_an_answer_is_built_from_a_row() -> None:
+def test_a_response_body_is_built_from_a_row() -> None:
     class Row:
         name = "x"
         hashed_password = "never shown"
@@ -242,7 +242,7 @@ def test_an_answer_is_built_from_a_row() -> None:
     assert Shown.model_validate(Row()).model_dump() == {"name": "x"}
 
 
-def test_a_text_of_many_lines_keeps_their_ends_and_nothing_else_that_is_unprintable() -> None:
+def test_a_multiline_text_may_contain_newlines_and_tabs_only() -> None:
     assert refuse_unprintable_lines("two\n\tbottles") == "two\n\tbottles"
     with pytest.raises(PydanticCustomError, match="control"):
         refuse_unprintable_lines("two\nbott\0les")
