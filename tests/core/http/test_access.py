@@ -10,20 +10,20 @@ from app.core.http import routing
 from app.core.http.access import Guard, public, refuse_undeclared
 
 
-class Doorman(Guard):
+class OpenGuard(Guard):
     async def __call__(self, needed: SecurityScopes) -> None:
-        """Let everybody in."""
+        """Accept every caller."""
 
     @override
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
         return (UnauthenticatedError, ForbiddenError) if scopes else (UnauthenticatedError,)
 
 
-doorman = Doorman()
+open_guard = OpenGuard()
 
 
-async def through_another(_guarded: Annotated[None, Security(doorman)]) -> None:
-    """Depend on the guard one level down."""
+async def indirectly_guarded(_guarded: Annotated[None, Security(open_guard)]) -> None:
+    """Depend on the guard."""
 
 
 def application(router: APIRouter) -> FastAPI:
@@ -58,7 +58,7 @@ def test_the_error_names_every_undeclared_operation() -> None:
 def test_an_operation_that_is_public_and_guarded_stops_the_application() -> None:
     router = routing.router()
 
-    @router.get("/both", openapi_extra=public, dependencies=[Security(doorman)])
+    @router.get("/both", openapi_extra=public, dependencies=[Security(open_guard)])
     async def both() -> None: ...
 
     with pytest.raises(RuntimeError, match="GET /api/both"):
@@ -72,9 +72,9 @@ def test_an_application_with_public_and_guarded_operations_starts() -> None:
     async def anybody() -> None: ...
 
     @router.get("/guarded")
-    async def guarded(_caller: Annotated[None, Security(doorman)]) -> None: ...
+    async def guarded(_caller: Annotated[None, Security(open_guard)]) -> None: ...
 
-    @router.get("/deeper", dependencies=[Depends(through_another)])
+    @router.get("/deeper", dependencies=[Depends(indirectly_guarded)])
     async def deeper() -> None: ...
 
     refuse_undeclared(application(router))
@@ -91,7 +91,7 @@ def test_other_openapi_extras_do_not_declare_an_operation_public() -> None:
 
 
 def test_a_guard_on_the_whole_router_guards_each_operation() -> None:
-    router = APIRouter(route_class=routing.Route, dependencies=[Security(doorman)])
+    router = APIRouter(route_class=routing.Route, dependencies=[Security(open_guard)])
 
     @router.get("/a")
     async def a() -> None: ...
@@ -110,7 +110,7 @@ def test_a_plain_route_needs_no_declaration() -> None:
 def test_an_operation_declares_the_errors_of_its_guard(scopes: list[str], statuses: set[int]) -> None:
     router = routing.router()
 
-    @router.get("/x", dependencies=[Security(doorman, scopes=scopes)])
+    @router.get("/x", dependencies=[Security(open_guard, scopes=scopes)])
     async def x() -> None: ...
 
     (route,) = router.routes

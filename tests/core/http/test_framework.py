@@ -1,4 +1,4 @@
-"""Which operation a request finds, and the rest of what the framework documents: our routes and layers change none of it."""
+"""Documented behaviour of FastAPI and Starlette, which our routes and middleware must not change."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, override
@@ -24,18 +24,18 @@ others = routing.router(prefix="/others")
 plain = APIRouter(prefix="/plain")
 
 
-def answer(request: Request) -> dict[str, str]:
+def describe(request: Request) -> dict[str, str]:
     return {"route": request.scope["route"].name, **request.path_params}
 
 
 @things.get("/first", openapi_extra=public)
 async def read_first(request: Request) -> dict[str, str]:
-    return answer(request)
+    return describe(request)
 
 
 @things.get("/{thing_id}", openapi_extra=public)
 async def read_one(request: Request) -> dict[str, str]:
-    return answer(request)
+    return describe(request)
 
 
 @things.get("/hidden", openapi_extra=public)
@@ -45,7 +45,7 @@ async def read_hidden() -> dict[str, str]:
 
 @things.put("/hidden", openapi_extra=public)
 async def replace_hidden(request: Request) -> dict[str, str]:
-    return answer(request)
+    return describe(request)
 
 
 @others.get("/{number:int}", openapi_extra=public)
@@ -55,12 +55,12 @@ async def read_number(request: Request) -> dict[str, object]:
 
 @others.get("/{path:path}", openapi_extra=public)
 async def read_path(request: Request) -> dict[str, str]:
-    return answer(request)
+    return describe(request)
 
 
 @plain.get("/one", openapi_extra=public)
 async def read_plain(request: Request) -> dict[str, str]:
-    return answer(request)
+    return describe(request)
 
 
 def everything() -> APIRouter:
@@ -71,7 +71,7 @@ def everything() -> APIRouter:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "answered"),
+    ("method", "path", "result"),
     [
         ("GET", "/v1/things/first", {"route": "read_first"}),
         ("GET", "/v1/things/second", {"route": "read_one", "thing_id": "second"}),
@@ -82,11 +82,11 @@ def everything() -> APIRouter:
         ("GET", "/v1/plain/one", {"route": "read_plain"}),
     ],
 )
-async def test_the_first_matching_operation_is_called(method: str, path: str, answered: dict[str, str]) -> None:
+async def test_the_first_matching_operation_is_called(method: str, path: str, result: dict[str, str]) -> None:
     async with serving(everything()) as client:
         response = await client.request(method, path)
 
-    assert response.json() == answered
+    assert response.json() == result
 
 
 @pytest.mark.parametrize(
@@ -119,15 +119,15 @@ async def test_an_operation_can_build_urls_of_its_application() -> None:
     assert response.json() == "http://test/elsewhere"
 
 
-# What the framework documents
+# Exception handlers, middleware and mounts
 
 
 class OwnError(Exception):
-    """An exception of an adopter."""
+    """An exception of an application."""
 
 
 class NarrowError(OwnError):
-    """One of its subclasses."""
+    """A subclass of it."""
 
 
 def failing(error: Exception) -> APIRouter:
@@ -140,7 +140,7 @@ def failing(error: Exception) -> APIRouter:
     return router
 
 
-def saying(text: str, status: int = 418) -> Any:
+def handler_returning(text: str, status: int = 418) -> Any:
     async def handle(_request: Request, _error: Exception) -> Response:
         return PlainTextResponse(text, status_code=status)
 
@@ -162,7 +162,7 @@ def saying(text: str, status: int = 418) -> Any:
 )
 async def test_a_handler_registered_by_number_or_by_class_is_called(key: Any, error: Exception | None) -> None:
     app = application(failing(error or OwnError()))
-    app.add_exception_handler(key, saying("handled"))
+    app.add_exception_handler(key, handler_returning("handled"))
 
     async with serving(app) as client:
         response = await client.get("/fails" if error else "/nowhere")
@@ -173,8 +173,8 @@ async def test_a_handler_registered_by_number_or_by_class_is_called(key: Any, er
 
 async def test_a_handler_by_number_comes_before_a_handler_by_class() -> None:
     app = application(failing(HTTPException(409)))
-    app.add_exception_handler(HTTPException, saying("by class"))
-    app.add_exception_handler(409, saying("by number"))
+    app.add_exception_handler(HTTPException, handler_returning("by class"))
+    app.add_exception_handler(409, handler_returning("by number"))
 
     async with serving(app) as client:
         assert (await client.get("/fails")).text == "by number"
@@ -272,8 +272,8 @@ async def test_every_kind_of_middleware_sees_the_request_and_its_route() -> None
     assert [response.headers[name] for name in ("x-pure", "x-based", "x-decorated")] == ["read_state", "1", "GET"]
 
 
-@pytest.mark.parametrize("takes_over", ["mount", "route", "host", "class"])
-async def test_a_route_declared_before_an_operation_takes_precedence(takes_over: str) -> None:
+@pytest.mark.parametrize("kind", ["mount", "route", "host", "class"])
+async def test_a_route_declared_before_an_operation_takes_precedence(kind: str) -> None:
     async def other(_request: Request) -> Response:
         return PlainTextResponse("other")
 
@@ -287,13 +287,13 @@ async def test_a_route_declared_before_an_operation_takes_precedence(takes_over:
             await PlainTextResponse("other")(scope, receive, send)
 
     app = application(routing.router())
-    if takes_over == "mount":
+    if kind == "mount":
         app.mount("/taken", Router([PlainRoute("/first", other)]))
-    elif takes_over == "route":
+    elif kind == "route":
         app.add_route("/taken/{name}", other)
     else:
         inner = Router([PlainRoute("/taken/first", other)])
-        app.router.routes.append(Host("test", app=inner) if takes_over == "host" else Anything())
+        app.router.routes.append(Host("test", app=inner) if kind == "host" else Anything())
 
     @app.get("/taken/first", openapi_extra=public)
     async def read() -> None: ...
@@ -314,7 +314,7 @@ async def test_a_mounted_application_is_routed_below_its_prefix(tmp_path: Any) -
     async def fail() -> None:
         raise HTTPException(402)
 
-    inner.add_exception_handler(402, saying("inner", 402))
+    inner.add_exception_handler(402, handler_returning("inner", 402))
     app = application(routing.router())
     app.mount("/sub/{tenant}", inner)
     app.mount("/static", StaticFiles(directory=tmp_path))
@@ -341,9 +341,9 @@ async def test_a_root_path_is_optional_in_the_request() -> None:
 
     below = ASGITransport(app, root_path="/prefix")
     async with AsyncClient(transport=below, base_url="http://test") as client:
-        answers = [(await client.get(path)).json() for path in ("/here", "/prefix/here")]
+        bodies = [(await client.get(path)).json() for path in ("/here", "/prefix/here")]
 
-    assert answers == ["http://test/prefix/here"] * 2
+    assert bodies == ["http://test/prefix/here"] * 2
 
 
 async def test_a_websocket_at_the_same_path_does_not_get_the_request() -> None:
@@ -355,12 +355,12 @@ async def test_a_websocket_at_the_same_path_does_not_get_the_request() -> None:
 
     @router.get("/live", openapi_extra=public)
     async def read_live() -> str:
-        return "an answer"
+        return "a response"
 
     async with serving(application(router)) as client:
         response = await client.get("/live")
 
-    assert (response.status_code, response.json()) == (200, "an answer")
+    assert (response.status_code, response.json()) == (200, "a response")
 
 
 async def test_dependencies_overrides_and_background_tasks_work_as_in_fastapi() -> None:
@@ -411,7 +411,7 @@ async def test_a_router_is_included_below_a_prefix_with_and_without_a_websocket(
     routing.include(app, mixed, prefix="/v2")
     async with serving(app) as client:
         paths = ("/v1/things/first", "/v2/mixed/one")
-        answers = [(await client.get(path)).json() for path in paths]
+        bodies = [(await client.get(path)).json() for path in paths]
 
-    assert answers == [{"route": "read_first"}, "one"]
+    assert bodies == [{"route": "read_first"}, "one"]
     assert app.openapi()["paths"].keys() >= {"/v1/things/{thing_id}", "/v2/mixed/{name}"}

@@ -30,7 +30,7 @@ HEADERS = {
     "cache-control": "no-store",
     "strict-transport-security": "max-age=31536000; includeSubDomains",
 }
-# One request for each way in which a response comes about.
+# One request for each kind of response.
 REQUESTS = [
     ("GET", "/things/1", 200),
     ("HEAD", "/things/1", 200),
@@ -66,7 +66,7 @@ async def create_thing(payload: Thing) -> Thing:
 
 
 @router.get("/missing", openapi_extra=public)
-async def miss() -> None:
+async def raise_not_found() -> None:
     raise NotFoundError
 
 
@@ -76,17 +76,17 @@ async def bug() -> None:
 
 
 @router.get("/slow", openapi_extra=public)
-async def be_slow() -> None:
+async def sleep() -> None:
     await asyncio.sleep(0.06)
 
 
-@router.get("/noting", openapi_extra=public)
-async def note() -> None:
+@router.get("/log-context", openapi_extra=public)
+async def bind_log_context() -> None:
     structlog.contextvars.bind_contextvars(order="CANARY")
 
 
-@router.get("/noting-a-secret", openapi_extra=public)
-async def note_a_secret() -> None:
+@router.get("/secret-in-log-context", openapi_extra=public)
+async def bind_a_secret() -> None:
     structlog.contextvars.bind_contextvars(password="CANARY", header="Bearer CANARY")
 
 
@@ -101,13 +101,13 @@ async def read_conditions(if_match: IfMatch = None, if_none_match: IfNoneMatch =
     return [if_match, if_none_match]
 
 
-@router.delete("/emptied/{status}", openapi_extra=public)
-async def answer_nothing(status: int, response: Response) -> None:
+@router.delete("/empty/{status}", openapi_extra=public)
+async def respond_without_content(status: int, response: Response) -> None:
     response.status_code = status
 
 
-@router.delete("/emptied", openapi_extra=public, status_code=204)
-async def answer_nothing_as_declared() -> None: ...
+@router.delete("/empty", openapi_extra=public, status_code=204)
+async def respond_without_content_as_declared() -> None: ...
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ async def test_a_response_can_make_itself_cacheable(app: AsyncClient) -> None:
     assert response.headers.get_list("cache-control") == ["public, max-age=60"]
 
 
-@pytest.mark.parametrize("path", ["/emptied", "/emptied/204", "/emptied/205", "/emptied/304"])
+@pytest.mark.parametrize("path", ["/empty", "/empty/204", "/empty/205", "/empty/304"])
 async def test_a_response_without_content_has_no_content_headers(app: AsyncClient, path: str) -> None:
     response = await app.delete(path)
 
@@ -278,7 +278,7 @@ async def test_the_scope_of_the_server_is_not_changed() -> None:
     assert scope["method"] == "HEAD"
 
 
-# Secrets in the address
+# Secrets in the URL
 
 
 @pytest.mark.parametrize("path", ["/things/1", "/things", "/nothing", "/docs", "/problems/x", "/openapi.json"])
@@ -307,7 +307,7 @@ async def test_a_name_similar_to_a_secret_is_an_unknown_parameter(app: AsyncClie
     assert response.json()["code"] == "validation_error"
 
 
-# The access line
+# Access log
 
 
 async def test_a_request_is_logged_with_its_route_and_never_its_path(app: AsyncClient, recording: Recording) -> None:
@@ -433,7 +433,7 @@ async def test_every_request_is_one_access_line(
 async def test_log_context_does_not_leak_into_the_next_request(app: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
-    await app.get("/noting", headers={"X-Request-ID": "first-one"})
+    await app.get("/log-context", headers={"X-Request-ID": "first-one"})
     await app.get("/things/1", headers={"X-Request-ID": "second-one"})
 
     first, second = lines()
@@ -445,7 +445,7 @@ async def test_log_context_does_not_leak_into_the_next_request(app: AsyncClient,
 async def test_a_secret_in_the_log_context_is_redacted(app: AsyncClient, recording: Recording) -> None:
     lines = recording()
 
-    await app.get("/noting-a-secret")
+    await app.get("/secret-in-log-context")
 
     (line,) = lines()
     assert (line["password"], line["header"]) == (REDACTED, f"Bearer {REDACTED}")
@@ -466,7 +466,7 @@ async def test_access_lines_below_the_level_are_not_written(capsys: pytest.Captu
         async with serving(router, log_settings=LogSettings.model_validate({"slow_request": limit})) as client:
             await client.get("/slow", headers={"X-Request-ID": f"request-{number}"})
 
-    # The same request is a warning only where it counts as slow.
+    # Of the two, only the slow request is a warning.
     assert [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()] == ["request-1"]
 
 
@@ -482,7 +482,7 @@ async def test_local_access_lines_are_readable(capsys: pytest.CaptureFixture[str
     assert not line.startswith("{")
 
 
-# Clients that leave
+# ASGI
 
 
 def scope_of(method: str, path: str, headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
@@ -504,7 +504,7 @@ def scope_of(method: str, path: str, headers: list[tuple[bytes, bytes]] | None =
 async def call(
     method: str, path: str, *messages: dict[str, Any], scope: dict[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Speak ASGI to the application; after the messages the client has gone."""
+    """Send a request by plain ASGI. After the messages the client disconnects."""
     waiting = list(messages)
     sent: list[dict[str, Any]] = []
 
@@ -549,10 +549,10 @@ async def test_other_asgi_messages_pass_through() -> None:
 
 
 async def test_a_request_cancelled_by_the_server_gets_503() -> None:
-    async def given_up(*_call: object) -> None:
+    async def cancelled(*_call: object) -> None:
         raise asyncio.CancelledError
 
-    async with serving(RequestMiddleware(given_up, max_body_size=1, hsts=False)) as client:
+    async with serving(RequestMiddleware(cancelled, max_body_size=1, hsts=False)) as client:
         response = await client.get("/")
 
     assert_problem(response, 503, "shutting_down")

@@ -52,13 +52,13 @@ def test_every_operation_id_is_unique_and_a_valid_name(document: Any) -> None:
 
 
 def test_every_operation_has_a_sentence_as_summary_and_a_tag(document: Any) -> None:
-    poor = [
+    incomplete = [
         name
         for name, operation in operations(document)
         if not operation["summary"][:1].isupper() or " " not in operation["summary"] or not operation.get("tags")
     ]
 
-    assert poor == []
+    assert incomplete == []
 
 
 def test_every_error_of_every_operation_is_a_problem_with_examples(document: Any) -> None:
@@ -200,11 +200,11 @@ async def test_the_page_logs_in_and_calls_the_api_in_a_browser(
         await page.wait_for("document.querySelector('#operations-users-read_me .live-responses-table')")
         row = "document.querySelector('#operations-users-read_me .live-responses-table tbody')"
         status = await page.run(f"{row}.querySelector('.response-col_status').innerText")
-        answer = await page.run(f"{row}.querySelector('.highlight-code').innerText")
+        body = await page.run(f"{row}.querySelector('.highlight-code').innerText")
 
     assert shown == len(operations(document))
     assert status.split()[0] == "200"
-    assert user.email in answer
+    assert user.email in body
     assert page.complaints == []
     elsewhere = [
         url for url in page.requests if not url.startswith(f"{server.base_url}/") and urlsplit(url).scheme != "data"

@@ -50,7 +50,7 @@ async def list_things(query: Annotated[ThingQuery, Query()], session: ReadSessio
 
 @pytest.fixture
 async def things(database: Database, session: WriteSession) -> AsyncIterator[AsyncClient]:
-    """A client of a list of seven things."""
+    """Return a client of an application with a list of seven things."""
     for letter in "abcdefg":
         await make_user(session, email=f"{letter}@x.co", role="admin" if letter in "ag" else "user")
     await session.commit()
@@ -72,15 +72,15 @@ async def test_the_last_page_has_no_cursor(things: AsyncClient) -> None:
 
 
 async def test_the_link_points_to_the_next_page_of_the_same_list(things: AsyncClient) -> None:
-    walked = ""
+    listed = ""
     url: str | None = "/shelves/1/things?limit=2&sort=-email&role=user"
     while url:
         response = await things.get(url)
         assert response.status_code == 200
-        walked += emails(response.json())
+        listed += emails(response.json())
         url = response.links["next"]["url"] if response.links else None
 
-    assert walked == "fedcb"
+    assert listed == "fedcb"
 
 
 async def test_the_last_page_has_no_link(things: AsyncClient) -> None:

@@ -58,7 +58,7 @@ class EscapedError(ConflictError):
     detail = "Tags like <script>alert('&')</script> are text."
 
 
-class UnspeakableError(Exception):
+class UnprintableError(Exception):
     @override
     def __str__(self) -> str:
         raise ZeroDivisionError
@@ -81,7 +81,7 @@ class OAuthRoute(routing.Route):
     speaks_oauth = True
 
 
-def made(kind: type[AppError]) -> AppError:
+def make(kind: type[AppError]) -> AppError:
     if kind is RateLimitedError:
         return RateLimitedError(retry_after=7)
     if kind is InvalidInputError:
@@ -104,7 +104,7 @@ oauth = routing.router(route_class=OAuthRoute)
 
 @router.get("/kinds/{number}", openapi_extra=public)
 async def fail(number: int) -> None:
-    raise made(KINDS[number])
+    raise make(KINDS[number])
 
 
 @router.post("/secrets", openapi_extra=public)
@@ -142,16 +142,16 @@ async def exhausted() -> None:
     raise PoolTimeoutError("pool of CANARY")
 
 
-@router.get("/bug/silence", openapi_extra=public)
-async def silence_of_another() -> None:
+@router.get("/bug/timeout", openapi_extra=public)
+async def timeout_of_another_service() -> None:
     raise TimeoutError
 
 
 VIOLATIONS = (UniqueViolationError, CheckViolationError, NotNullViolationError, ExclusionViolationError)
 
 
-@router.get("/vanished", openapi_extra=public, responses=problem_responses(GoneMeanwhileError))
-async def vanished() -> None:
+@router.get("/deleted", openapi_extra=public, responses=problem_responses(GoneMeanwhileError))
+async def refer_to_a_deleted_row() -> None:
     raise IntegrityError("CANARY", None, ForeignKeyViolationError("CANARY"))
 
 
@@ -194,12 +194,12 @@ async def bug_in_serialisation() -> Any:
 
 
 @router.get("/bug/late", openapi_extra=public)
-async def bug_after_the_answer(_none: Annotated[None, Depends(failing_on_exit)]) -> str:
+async def bug_after_the_response(_none: Annotated[None, Depends(failing_on_exit)]) -> str:
     return "sent"
 
 
 @router.get("/bug/stream", openapi_extra=public)
-async def bug_in_the_middle_of_the_answer() -> Response:
+async def bug_in_the_middle_of_the_response() -> Response:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"first"
         raise ZeroDivisionError
@@ -208,23 +208,23 @@ async def bug_in_the_middle_of_the_answer() -> Response:
 
 
 @router.get("/bug/background", openapi_extra=public)
-async def bug_in_what_follows_the_answer(background: BackgroundTasks) -> str:
+async def bug_in_a_background_task(background: BackgroundTasks) -> str:
     background.add_task(failing_dependency)
     return "sent"
 
 
-@router.get("/bug/unspeakable", openapi_extra=public)
-async def bug_that_cannot_be_written_down() -> None:
-    raise UnspeakableError
+@router.get("/bug/unprintable", openapi_extra=public)
+async def bug_that_cannot_be_printed() -> None:
+    raise UnprintableError
 
 
 @router.get("/bug/surrogate", openapi_extra=public)
-async def bug_that_has_no_bytes() -> None:
+async def bug_with_a_text_that_cannot_be_encoded() -> None:
     raise ValueError("CANARY \ud800 \x00")
 
 
 @router.get("/bug/handler", openapi_extra=public)
-async def bug_in_the_handler_of_a_failure() -> None:
+async def bug_in_an_exception_handler() -> None:
     raise UnhandledError
 
 
@@ -245,7 +245,7 @@ async def app() -> AsyncIterator[AsyncClient]:
 
 
 def problem(response: Any, status: int, code: str) -> dict[str, Any]:
-    """Check the shape that every error has, and give the document."""
+    """Check the format of an error response, and return the document."""
     assert response.status_code == status
     assert response.headers["content-type"] == MEDIA_TYPE
     document: dict[str, Any] = response.json()
@@ -612,15 +612,15 @@ async def test_a_malformed_id_gets_the_same_document_as_an_unknown_one(
         documents = [problem(await client.request(method, path, json=body), 404, code) for path in (malformed, unknown)]
         refused = [await client.put(f"/shop/{shelf}/things/{shelf}", json={}) for shelf in ("x", UNKNOWN)]
 
-    but = {"instance": "", "request_id": ""}
-    assert documents[0] | but == documents[1] | but
-    # What the operation refuses before it looks an id up, it refuses whatever the id.
+    differing = {"instance": "", "request_id": ""}
+    assert documents[0] | differing == documents[1] | differing
+    # Invalid input is reported before an unknown id.
     assert [one.status_code for one in refused] == [422, 422]
     assert refused[0].json()["errors"] == refused[1].json()["errors"]
 
 
 def raising_router(error: Any) -> APIRouter:
-    """Make an operation that raises this error, or reads these bytes as UTF-8."""
+    """Return a router with an operation that raises this error, or decodes these bytes as UTF-8."""
     failing = routing.router()
 
     @failing.get("/raise", openapi_extra=public)
@@ -632,7 +632,7 @@ def raising_router(error: Any) -> APIRouter:
     return failing
 
 
-# Refused values
+# Validation errors
 
 
 async def test_validation_errors_name_members_and_never_show_values(app: AsyncClient) -> None:
@@ -712,7 +712,7 @@ def test_a_pointer_is_a_json_pointer_in_a_fragment(names: list[str | int], writt
 
 
 def without_body() -> Any:
-    """Receive an empty body, and then nothing more: the client waits."""
+    """Return a `receive` with an empty body. After it, the client waits for the response."""
     messages = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Any:
@@ -722,7 +722,7 @@ def without_body() -> Any:
 
 
 async def call(method: str, path: str, receive: Any, headers: list[tuple[bytes, bytes]]) -> list[Any]:
-    """Speak ASGI to the application, for what no client would send."""
+    """Send a request by plain ASGI, for values that an HTTP client would not send."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -779,17 +779,17 @@ async def test_an_unavailable_database_is_503_and_the_log_has_the_reason(recordi
         problem(response, 503, "database_unavailable")
         assert response.headers["retry-after"] == "1"
         assert "CANARY" not in response.text
-    noted = [line for line in lines() if line["logger"] == "app.core.http.error_handlers"]
-    assert [line["event"] for line in noted] == [
+    logged = [line for line in lines() if line["logger"] == "app.core.http.error_handlers"]
+    assert [line["event"] for line in logged] == [
         "the database cannot answer: OSError('no route to host')",
         "the database cannot answer: TimeoutError('pool of CANARY')",
     ]
-    assert [line["request_id"] for line in noted] == [response.headers["x-request-id"] for response in responses]
+    assert [line["request_id"] for line in logged] == [response.headers["x-request-id"] for response in responses]
 
 
 async def test_a_violated_foreign_key_is_a_conflict_if_the_operation_declares_it() -> None:
     async with serving(router) as client:
-        response = await client.get("/vanished")
+        response = await client.get("/deleted")
 
     problem(response, 409, "gone_meanwhile")
     assert "CANARY" not in response.text
@@ -805,7 +805,7 @@ async def test_other_violated_constraints_are_internal_errors(recording: Recordi
     assert [line["event"] for line in lines() if "exception" in line] == ["unhandled error"]
 
 
-# The files of the process
+# File descriptors
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -833,14 +833,14 @@ async def test_any_other_os_error_is_an_internal_error(recording: Recording) -> 
     assert [line["event"] for line in lines() if "exception" in line] == ["unhandled error"]
 
 
-# Defects
+# Unexpected exceptions
 
 
 @pytest.mark.parametrize(
     "place",
     [
-        *("endpoint", "statement", "reference", "dependency", "exit", "response", "serialisation", "silence"),
-        *("unspeakable", "surrogate"),
+        *("endpoint", "statement", "reference", "dependency", "exit", "response", "serialisation", "timeout"),
+        *("unprintable", "surrogate"),
     ],
 )
 async def test_an_unexpected_exception_is_a_bare_500_and_one_log_line_with_the_traceback(
@@ -860,12 +860,12 @@ async def test_an_unexpected_exception_is_a_bare_500_and_one_log_line_with_the_t
 
 
 def raising(error: Exception) -> Any:
-    """Make a middleware that raises."""
+    """Return a middleware that raises."""
 
     async def broken(*_call: object) -> None:
         raise error
 
-    return lambda app: broken  # noqa: ARG005  # It never gets as far as the application.
+    return lambda app: broken  # noqa: ARG005  # It never calls the application.
 
 
 async def test_an_unexpected_exception_in_a_middleware_is_a_bare_500(recording: Recording) -> None:
@@ -913,14 +913,14 @@ async def test_an_exception_after_the_response_has_started_does_not_change_it(
 
     assert start["status"] == 200
     assert b"".join(chunk["body"] for chunk in chunks) == body
-    # Without an end the server closes the connection, and the client sees that something is missing.
+    # If the last message is missing, the server closes the connection, so that the client notices.
     assert is_complete != chunks[-1].get("more_body", False)
     written = lines()
     assert len([line for line in written if "exception" in line]) == 1
     assert [line["status"] for line in written if line["event"] == "request"] == [200]
 
 
-# What OAuth libraries read
+# OAuth
 
 
 @pytest.mark.parametrize(

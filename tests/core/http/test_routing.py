@@ -47,8 +47,8 @@ async def create_thing(payload: Thing) -> dict[str, Any]:
 
 @router.post("/anything", openapi_extra=public)
 async def take_anything(payload: dict[str, Any]) -> dict[str, Any]:
-    """Take
-    anything at all."""
+    """Accept
+    any object."""
     return payload
 
 
@@ -61,13 +61,13 @@ async def take_form(payload: Annotated[Place, Form()]) -> dict[str, Any]:
 async def list_things(
     number: Annotated[int, Query(alias="n")] = 0, x_colour: Annotated[str | None, Header()] = None
 ) -> list[str | int | None]:
-    """This is not the summary."""
+    """Not the summary."""
     return [number, x_colour]
 
 
 class SameStatusError(MalformedRequestError):
     code = "same_status"
-    detail = "As malformed as any."
+    detail = "Another malformed request."
 
 
 @router.put("", openapi_extra=public, responses=problem_responses(SameStatusError, ConflictError))
@@ -85,7 +85,7 @@ async def send(client: AsyncClient, body: bytes, path: str = "/things/anything",
     return await client.post(path, content=body, headers={**JSON, **headers})
 
 
-# The strictness of JSON
+# JSON
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ async def send(client: AsyncClient, body: bytes, path: str = "/things/anything",
     ],
 )
 def test_valid_json_is_parsed(text: bytes, value: Any) -> None:
-    read = parse_json(text)
+    parsed = parse_json(text)
 
-    assert value is None or read == value
+    assert value is None or parsed == value
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_refusing_a_megabyte_takes_linear_time(text: bytes) -> None:
     with pytest.raises(MalformedRequestError):
         parse_json(text)
 
-    # Linear takes hundredths of a second, quadratic takes minutes.
+    # Linear time is a few hundredths of a second, quadratic time is minutes.
     assert process_time() - started < 2
 
 
@@ -259,7 +259,7 @@ def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     try:
         parse_json(body)
     except AppError as error:
-        assert isinstance(error, MalformedRequestError)  # noqa: PT017  # What it reads is as good an outcome.
+        assert isinstance(error, MalformedRequestError)  # noqa: PT017  # Parsing without an error is fine, too.
 
 
 @given(
@@ -439,7 +439,7 @@ async def test_an_operation_with_a_body_refuses_query_parameters(things: AsyncCl
     assert response.json()["errors"][0]["pointer"] == "#/query/name"
 
 
-# What is declared of an operation
+# Declarations
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_the_first_sentence_of_the_docstring_is_the_summary_and_the_rest_the_des
 def test_a_docstring_of_one_sentence_gives_no_description(document: Any) -> None:
     operation = document["paths"]["/things/anything"]["post"]
 
-    assert operation["summary"] == "Take anything at all"
+    assert operation["summary"] == "Accept any object"
     assert "description" not in operation
 
 
@@ -510,7 +510,7 @@ def test_errors_that_share_a_status_are_merged(document: Any) -> None:
 
     examples = responses["400"]["content"]["application/problem+json"]["examples"]
     assert set(examples) == {"malformed_request", "duplicate_member", "too_deep", "same_status"}
-    assert examples["same_status"]["value"]["detail"] == "As malformed as any."
+    assert examples["same_status"]["value"]["detail"] == "Another malformed request."
     assert set(responses["409"]["content"]["application/problem+json"]["examples"]) == {"conflict"}
 
 
@@ -539,51 +539,51 @@ async def test_too_many_query_parameters_are_refused(things: AsyncClient) -> Non
     assert (await things.get(f"/things?n=1{'&' * 99}")).status_code == 200
 
 
-alone = routing.router(prefix="/alone")
+probes = routing.router(prefix="/probes")
 
 
 async def refuse() -> None:
     raise NotFoundError
 
 
-@alone.get("/probe", openapi_extra=public)
+@probes.get("/probe", openapi_extra=public)
 async def probe() -> Response:
     return Response("well", media_type="text/plain")
 
 
-@alone.get("/broken", openapi_extra=public)
+@probes.get("/broken", openapi_extra=public)
 async def probe_broken() -> Response:
     raise ConflictError
 
 
-@alone.get("/guarded", openapi_extra=public, dependencies=[Depends(refuse)])
+@probes.get("/guarded", openapi_extra=public, dependencies=[Depends(refuse)])
 async def probe_guarded() -> Response:
     raise AssertionError
 
 
-@alone.get("/blocking", openapi_extra=public)
+@probes.get("/blocking", openapi_extra=public)
 def probe_blocking() -> Response:
     return Response("from a thread")
 
 
-@alone.get("/told", openapi_extra=public)
-async def probe_told(word: str = "nothing") -> Response:
+@probes.get("/parameter", openapi_extra=public)
+async def probe_parameter(word: str = "nothing") -> Response:
     return Response(word)
 
 
 @pytest.mark.parametrize(
     ("path", "status", "text"),
     [
-        ("/alone/probe", 200, "well"),
-        ("/alone/probe?a=1", 422, "unknown_parameter"),
-        ("/alone/broken", 409, "conflict"),
-        ("/alone/guarded", 404, "not_found"),
-        ("/alone/blocking", 200, "from a thread"),
-        ("/alone/told?word=some", 200, "some"),
+        ("/probes/probe", 200, "well"),
+        ("/probes/probe?a=1", 422, "unknown_parameter"),
+        ("/probes/broken", 409, "conflict"),
+        ("/probes/guarded", 404, "not_found"),
+        ("/probes/blocking", 200, "from a thread"),
+        ("/probes/parameter?word=some", 200, "some"),
     ],
 )
 async def test_an_operation_that_returns_a_response_is_as_strict(path: str, status: int, text: str) -> None:
-    async with serving(alone) as client:
+    async with serving(probes) as client:
         response = await client.get(path)
 
     assert response.status_code == status

@@ -31,7 +31,7 @@ class Change(Payload):
 
 
 def codes(kind: Any, value: object) -> list[str]:
-    """Give the codes a value is refused with."""
+    """Return the codes of the errors for a value."""
     try:
         TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -55,11 +55,11 @@ def codes(kind: Any, value: object) -> list[str]:
         "עברית",
         "👩\u200d👩\u200d👧",
         "a\u00a0b",
-        # Newer than the tables of the Python that runs this, or never assigned.
+        # Characters that are newer than the tables of this Python version, or not assigned.
         "\U0001fae9",
         "\u0378",
         "\U0003fffd",
-        # A joiner or a variation selector where the script or the emoji needs it.
+        # A joiner or a variation selector that the script or the emoji needs.
         "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",
         "\u0915\u094d\u200d\u0937",
         "\u0d05\u0d35\u0d28\u0d4d\u200d",
@@ -70,7 +70,7 @@ def codes(kind: Any, value: object) -> list[str]:
         "\u845b\U000e0100\u57ce",
         "\U0001f1e9\U0001f1ea",
         "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
-        # Marks on a letter, as many as languages need.
+        # As many marks on a letter as languages use.
         "Nguye\u0302\u0303n",
         "\u05e9\u05c1\u05b8\u05dc",
         "a\u0301\u0302\u0303\u0304a\u0301\u0302\u0303\u0304",
