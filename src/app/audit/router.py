@@ -7,12 +7,9 @@ from fastapi import Query, Security
 from app.audit import service
 from app.audit.schemas import AuditEventQuery, AuditEventRead
 from app.auth.dependencies import Principal, access_token
-from app.core.db.keyset import InvalidCursorError
 from app.core.http import routing
 from app.core.http.dependencies import ReadSessionDep
-from app.core.http.pagination import PagerDep
-from app.core.http.problems import problem_responses
-from app.core.schemas.pages import Page
+from app.core.http.pagination import Page, PagerDep
 
 router = routing.router(prefix="/audit-events", tags=["audit"])
 ROUTERS = (router,)
@@ -20,7 +17,7 @@ ROUTERS = (router,)
 type AuditReader = Annotated[Principal, Security(access_token, scopes=["audit:read"])]
 
 
-@router.get("", response_model=Page[AuditEventRead], responses=problem_responses(InvalidCursorError))
+@router.get("", response_model=Page[AuditEventRead])
 async def list_audit_events(
     _reader: AuditReader, session: ReadSessionDep, pager: PagerDep, query: Annotated[AuditEventQuery, Query()]
 ) -> dict[str, Any]:
@@ -29,5 +26,6 @@ async def list_audit_events(
     The log contains successful and failed logins, and every change of an account, with the actor and the network. The newest
     event is first.
     """
-    order = service.order_of(query)
-    return pager.page(query, *await service.list_page(session, query, pager.position(query, order)))
+    return await pager.list(
+        query, service.order_of(query), lambda position: service.list_page(session, query, position)
+    )

@@ -36,15 +36,13 @@ from app.auth.schemas import (
     TokenPair,
 )
 from app.auth.sessions import service as sessions
-from app.core.db.keyset import InvalidCursorError
 from app.core.errors import AppError, InvalidInputError, RateLimitedError
 from app.core.http import routing
 from app.core.http.access import public
 from app.core.http.dependencies import KeyRingDep, ReadSessionDep, SessionDep
-from app.core.http.pagination import PagerDep
+from app.core.http.pagination import Page, PageQuery, PagerDep
 from app.core.http.problems import problem_responses
 from app.core.schemas.fields import PathIdentifier
-from app.core.schemas.pages import Page, PageQuery
 from app.core.security.hashing import HashingBusyError
 from app.users.dependencies import UserId
 from app.users.errors import UserNotFoundError
@@ -163,14 +161,18 @@ async def reauthenticate(toolkit: ToolkitDep, principal: ConfirmedPrincipal, pay
     return await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload)
 
 
-@me.get("/sessions", response_model=Page[SessionRead], responses=problem_responses(InvalidCursorError))
+@me.get("/sessions", response_model=Page[SessionRead])
 async def list_my_sessions(
     principal: CurrentPrincipal, session: ReadSessionDep, pager: PagerDep, query: Annotated[PageQuery, Query()]
 ) -> dict[str, Any]:
     """List your login sessions, the most recently refreshed first."""
-    position = pager.position(query, sessions.ORDER)
-    page = await sessions.list_page(session, principal.user_id, position, query.limit, current=principal.session_id)
-    return pager.page(query, *page)
+    return await pager.list(
+        query,
+        sessions.ORDER,
+        lambda position: sessions.list_page(
+            session, principal.user_id, position, query.limit, current=principal.session_id
+        ),
+    )
 
 
 @me.delete("/sessions", status_code=HTTPStatus.NO_CONTENT)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from fastapi import Query, Response
 
 from app.auth.dependencies import (
-    AuthRequest,
     ConfirmedPrincipal,
     CurrentPrincipal,
     CurrentUser,
@@ -14,14 +13,11 @@ from app.auth.dependencies import (
     UsersWriter,
 )
 from app.auth.errors import StaleLoginError
-from app.core.db.keyset import InvalidCursorError
-from app.core.errors import PreconditionFailedError
 from app.core.http import routing
-from app.core.http.dependencies import ReadsDep, SessionDep
-from app.core.http.etags import IfMatch, IfNoneMatch, acceptable_versions, etag, is_current, not_modified
-from app.core.http.pagination import PagerDep
+from app.core.http.dependencies import KeyRingDep, ReadsDep, SessionDep
+from app.core.http.etags import CreatedDep, IfMatch, IfNoneMatch, IfNoneMatchHeader, ReadCondition
+from app.core.http.pagination import Page, PagerDep
 from app.core.http.problems import problem_responses
-from app.core.schemas.pages import Page
 from app.users import service
 from app.users.dependencies import UserId
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
@@ -35,20 +31,18 @@ ROUTERS = (router,)
 
 
 @router.get("/me", response_model=UserRead)
-async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMatch = None) -> Account | Response:
+async def read_me(user: CurrentUser, response: Response, if_none_match: IfNoneMatchHeader = None) -> Account:
     """Read the account of the access token."""
-    return _response(user, response, if_none_match)
+    # The same as with `IfNoneMatch`, but without a dependency, which costs 23 µs: clients call this operation most often.
+    return ReadCondition(if_none_match, response).tag(user)
 
 
-@router.patch("/me", response_model=UserRead, responses=problem_responses(UserNotFoundError, PreconditionFailedError))
-async def update_me(
-    principal: CurrentPrincipal, session: SessionDep, response: Response, payload: MeUpdate, if_match: IfMatch = None
-) -> User:
+@router.patch("/me", response_model=UserRead, responses=problem_responses(UserNotFoundError))
+async def update_me(principal: CurrentPrincipal, session: SessionDep, if_match: IfMatch, payload: MeUpdate) -> User:
     """Change your own account."""
-    versions = acceptable_versions(if_match)
-    user = await service.update_me(session, principal.actor, principal.user_id, payload, versions=versions)
-    response.headers["ETag"] = etag(user.version)
-    return user
+    return if_match.tag(
+        await service.update_me(session, principal.actor, principal.user_id, payload, versions=if_match.versions)
+    )
 
 
 @router.delete(
@@ -65,13 +59,12 @@ async def delete_me(principal: ConfirmedPrincipal, session: SessionDep) -> None:
     await service.delete(session, principal.actor, principal.user_id, confirm=principal.confirm)
 
 
-@router.get("", response_model=Page[UserRead], responses=problem_responses(InvalidCursorError))
+@router.get("", response_model=Page[UserRead])
 async def list_users(
     _reader: UsersReader, reads: ReadsDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
 ) -> dict[str, Any]:
     """List accounts."""
-    order = service.order_of(query)
-    return pager.page(query, *await service.list_page(reads, query, pager.position(query, order)))
+    return await pager.list(query, service.order_of(query), lambda position: service.list_page(reads, query, position))
 
 
 @router.post(
@@ -81,7 +74,7 @@ async def list_users(
     responses=problem_responses(EmailTakenError, StaleLoginError),
 )
 async def create_user(
-    request: AuthRequest, writer: UsersWriter, session: SessionDep, response: Response, payload: UserCreate
+    writer: UsersWriter, session: SessionDep, keys: KeyRingDep, created: CreatedDep, payload: UserCreate
 ) -> User:
     """Create an account.
 
@@ -91,36 +84,22 @@ async def create_user(
     if payload.role is not Role.USER:
         writer.require_recent_login()
     await writer.confirm(session)
-    user = await service.create(session, writer.actor, request.state["keys"], payload)
-    response.headers["Location"] = f"{request.scope['path']}/{user.id}"
-    response.headers["ETag"] = etag(user.version)
-    return user
+    return created.tag(await service.create(session, writer.actor, keys, payload))
 
 
 @router.get("/{user_id}", response_model=UserRead, responses=problem_responses(UserNotFoundError))
-async def read_user(
-    _reader: UsersReader,
-    reads: ReadsDep,
-    response: Response,
-    user_id: UserId,
-    if_none_match: IfNoneMatch = None,
-) -> Account | Response:
+async def read_user(_reader: UsersReader, reads: ReadsDep, if_none_match: IfNoneMatch, user_id: UserId) -> Account:
     """Read an account."""
-    return _response(await service.get_account(reads, user_id), response, if_none_match)
+    return if_none_match.tag(await service.get_account(reads, user_id))
 
 
 @router.patch(
     "/{user_id}",
     response_model=UserRead,
-    responses=problem_responses(UserNotFoundError, LastAdminError, PreconditionFailedError, StaleLoginError),
+    responses=problem_responses(UserNotFoundError, LastAdminError, StaleLoginError),
 )
 async def update_user(
-    writer: UsersWriter,
-    session: SessionDep,
-    response: Response,
-    user_id: UserId,
-    payload: UserUpdate,
-    if_match: IfMatch = None,
+    writer: UsersWriter, session: SessionDep, if_match: IfMatch, user_id: UserId, payload: UserUpdate
 ) -> User:
     """Change an account.
 
@@ -128,28 +107,21 @@ async def update_user(
     """
     if payload.role is not None:
         writer.require_recent_login()
-    versions = acceptable_versions(if_match)
-    user = await service.update(session, writer.actor, user_id, payload, versions=versions, confirm=writer.confirm)
-    response.headers["ETag"] = etag(user.version)
-    return user
+    return if_match.tag(
+        await service.update(
+            session, writer.actor, user_id, payload, versions=if_match.versions, confirm=writer.confirm
+        )
+    )
 
 
 @router.delete(
     "/{user_id}",
     status_code=HTTPStatus.NO_CONTENT,
-    responses=problem_responses(UserNotFoundError, LastAdminError, PreconditionFailedError),
+    responses=problem_responses(UserNotFoundError, LastAdminError),
 )
-async def delete_user(writer: UsersWriter, session: SessionDep, user_id: UserId, if_match: IfMatch = None) -> None:
+async def delete_user(writer: UsersWriter, session: SessionDep, if_match: IfMatch, user_id: UserId) -> None:
     """Delete an account permanently.
 
     The audit log keeps its events about the account.
     """
-    versions = acceptable_versions(if_match)
-    await service.delete(session, writer.actor, user_id, versions=versions, confirm=writer.confirm)
-
-
-def _response(user: Account, response: Response, if_none_match: str | None) -> Account | Response:
-    if is_current(if_none_match, user.version):
-        return not_modified(user.version)
-    response.headers["ETag"] = etag(user.version)
-    return user
+    await service.delete(session, writer.actor, user_id, versions=if_match.versions, confirm=writer.confirm)

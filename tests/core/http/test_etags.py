@@ -1,6 +1,12 @@
 import pytest
+from fastapi import Response
 
-from app.core.http.etags import acceptable_versions, etag, is_current, not_modified
+from app.core.http.etags import Created, ReadCondition, WriteCondition, acceptable_versions, etag, is_current
+
+
+class Row:
+    id = "a1"
+    version = 7
 
 
 def test_a_tag_is_strong_and_quoted() -> None:
@@ -50,7 +56,25 @@ def test_a_copy_is_current_if_one_of_its_tags_matches_the_row(header: str | None
     assert is_current(header, 7) == expected
 
 
-def test_the_answer_to_a_current_copy_has_the_tag_and_no_body() -> None:
-    response = not_modified(7)
+@pytest.mark.parametrize(("header", "status"), [(None, 200), ('"6"', 200), ('"7"', 304)])
+def test_a_read_has_the_tag_and_is_304_if_the_copy_is_current(header: str | None, status: int) -> None:
+    response = Response()
 
-    assert (response.status_code, response.headers["etag"], response.body) == (304, '"7"', b"")
+    assert ReadCondition(header, response).tag(Row()).version == 7
+    assert (response.status_code, response.headers["etag"]) == (status, '"7"')
+
+
+def test_a_write_has_the_tag_and_the_acceptable_versions() -> None:
+    response = Response()
+    condition = WriteCondition('"6"', response)
+
+    assert condition.versions == frozenset({6})
+    assert condition.tag(Row()).version == 7
+    assert (response.status_code, response.headers["etag"]) == (200, '"7"')
+
+
+def test_a_created_row_has_a_tag_and_a_location_below_the_path() -> None:
+    response = Response()
+
+    assert Created("/things", response).tag(Row()).id == "a1"
+    assert (response.headers["location"], response.headers["etag"]) == ("/things/a1", '"7"')

@@ -97,8 +97,8 @@ async def cacheable(response: Response) -> str:
 
 
 @router.get("/conditions", openapi_extra=public)
-async def read_conditions(if_match: IfMatch = None, if_none_match: IfNoneMatch = None) -> list[str | None]:
-    return [if_match, if_none_match]
+async def read_conditions(if_match: IfMatch, if_none_match: IfNoneMatch) -> list[str | None]:
+    return [if_match.header, if_none_match.header]
 
 
 @router.delete("/empty/{status}", openapi_extra=public)

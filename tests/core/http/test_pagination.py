@@ -44,8 +44,9 @@ async def list_things(query: Annotated[ThingQuery, Query()], session: ReadSessio
     statement = select(User.email, User.email_key)
     if query.role is not None:
         statement = statement.where(User.role == query.role)
-    rows, following = await crud.page(session, statement, order, pager.position(query, order), limit=query.limit)
-    return pager.page(query, rows, following)
+    return await pager.list(
+        query, order, lambda position: crud.page(session, statement, order, position, limit=query.limit)
+    )
 
 
 @pytest.fixture

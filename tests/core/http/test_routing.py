@@ -13,7 +13,7 @@ from app.core.errors import AppError, ConflictError, InvalidInputError, Malforme
 from app.core.http import routing
 from app.core.http.access import public
 from app.core.http.json_bodies import MAX_DEPTH, MAX_VALUES, parse_json
-from app.core.http.problems import problem_responses
+from app.core.http.problems import problem_responses, raises
 from app.core.schemas.fields import Payload, ShortText
 from tests.aftermath import assert_problem
 from tests.core.applications import application, serving
@@ -518,6 +518,27 @@ def test_merging_does_not_change_other_operations(document: Any) -> None:
     examples = document["paths"]["/things"]["post"]["responses"]["400"]["content"]["application/problem+json"]
 
     assert set(examples["examples"]) == {"malformed_request", "duplicate_member", "too_deep"}
+
+
+def test_an_operation_declares_the_errors_of_its_dependencies() -> None:
+    @raises(ConflictError)
+    async def lower() -> None: ...
+
+    @raises(SameStatusError, NotFoundError)
+    async def upper(_lower: Annotated[None, Depends(lower)]) -> None: ...
+
+    other = routing.router()
+
+    @other.get("/x", openapi_extra=public)
+    async def x(_upper: Annotated[None, Depends(upper)]) -> None: ...
+
+    responses = application(other).openapi()["paths"]["/x"]["get"]["responses"]
+
+    assert {"404", "409"} <= set(responses)
+    assert set(responses["400"]["content"]["application/problem+json"]["examples"]) == {
+        "malformed_request",
+        "same_status",
+    }
 
 
 def test_a_declared_response_that_is_not_a_problem_is_kept() -> None:

@@ -1,40 +1,134 @@
-"""Conditional requests with strong entity tags, made from the version of a row (RFC 9110, 8.8 and 13.1)."""
+"""Conditional requests with strong entity tags, made from the version of a row (RFC 9110, 8.8 and 13.1).
+
+An endpoint takes `IfNoneMatch` to read a row, `IfMatch` to change or delete one, and `CreatedDep` to create one.
+"""
 
 import re
 from collections.abc import Collection
-from typing import Annotated
+from http import HTTPStatus
+from typing import Annotated, Any, Protocol
 
-from fastapi import Header, Response
+from fastapi import Depends, Header, Request, Response
 from pydantic import BeforeValidator
 from starlette.types import Scope
 
+from app.core.errors import PreconditionFailedError
+from app.core.http.problems import raises
 from app.core.schemas.fields import Printable
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 _VERSION = re.compile(r"[0-9]{1,18}")
-
-# A longer condition matches nothing. To read it would block the event loop for longer than any request may.
-_LONGEST_CONDITION = 8192
+# Maximum length of a condition. A longer one matches nothing, because parsing it would block the event loop for too long.
+_MAX_CONDITION = 8192
 _NO_TAG = ""
 
 
-def _bounded(condition: object) -> object:
-    is_too_long = isinstance(condition, str) and len(condition) > _LONGEST_CONDITION
+class Versioned(Protocol):
+    """A row with a version, which every change raises."""
+
+    @property
+    def version(self) -> int:
+        """Number of changes since the row exists, starting with 1."""
+
+
+class VersionedResource(Versioned, Protocol):
+    """A row with a version and an id, which is the last part of its URL."""
+
+    @property
+    def id(self) -> Any:
+        """Primary key."""
+
+
+def _limited(condition: object) -> object:
+    is_too_long = isinstance(condition, str) and len(condition) > _MAX_CONDITION
     return _NO_TAG if is_too_long else condition
 
 
-type _Condition = Annotated[str, BeforeValidator(_bounded), Printable] | None
-type IfMatch = Annotated[_Condition, Header(alias="If-Match", description="Only if the ETag is still one of these.")]
-type IfNoneMatch = Annotated[
+type _Condition = Annotated[str, BeforeValidator(_limited), Printable] | None
+type IfMatchHeader = Annotated[
+    _Condition, Header(alias="If-Match", description="Only if the ETag is still one of these.")
+]
+type IfNoneMatchHeader = Annotated[
     _Condition, Header(alias="If-None-Match", description="Only if the ETag is none of these; otherwise 304.")
 ]
 
+
+class ReadCondition:
+    """The `If-None-Match` header of a request, and the `ETag` of its response."""
+
+    def __init__(self, header: str | None, response: Response) -> None:
+        self.header = header
+        self._response = response
+
+    def tag[Row: Versioned](self, row: Row) -> Row:
+        """Set the `ETag`. If the client's copy is current, set the status 304: FastAPI then sends no body."""
+        _set_tag(self._response, row)
+        if is_current(self.header, row.version):
+            self._response.status_code = HTTPStatus.NOT_MODIFIED
+        return row
+
+
+class WriteCondition:
+    """The `If-Match` header of a request, and the `ETag` of its response."""
+
+    def __init__(self, header: str | None, response: Response) -> None:
+        self.header = header
+        self._response = response
+
+    @property
+    def versions(self) -> frozenset[int] | None:
+        """The versions that the row may have; None allows any. The service must compare them while it holds a lock on the row."""
+        return acceptable_versions(self.header)
+
+    def tag[Row: Versioned](self, row: Row) -> Row:
+        """Set the `ETag`."""
+        _set_tag(self._response, row)
+        return row
+
+
+class Created:
+    """The `Location` and the `ETag` of a response with a new row."""
+
+    def __init__(self, path: str, response: Response) -> None:
+        self._path = path
+        self._response = response
+
+    def tag[Row: VersionedResource](self, row: Row) -> Row:
+        """Set both headers. The URL of the row is the path of this request, followed by its id."""
+        self._response.headers["Location"] = f"{self._path}/{row.id}"
+        _set_tag(self._response, row)
+        return row
+
+
+def _set_tag(response: Response, row: Versioned) -> None:
+    response.headers["ETag"] = etag(row.version)
+
+
+async def get_read_condition(response: Response, if_none_match: IfNoneMatchHeader = None) -> ReadCondition:
+    """Return the condition of a request that reads."""
+    return ReadCondition(if_none_match, response)
+
+
+@raises(PreconditionFailedError)
+async def get_write_condition(response: Response, if_match: IfMatchHeader = None) -> WriteCondition:
+    """Return the condition of a request that writes."""
+    return WriteCondition(if_match, response)
+
+
+async def get_created(request: Request, response: Response) -> Created:
+    """Return what sets the headers of a response with a new row."""
+    return Created(request.scope["path"], response)
+
+
+type IfNoneMatch = Annotated[ReadCondition, Depends(get_read_condition)]
+type IfMatch = Annotated[WriteCondition, Depends(get_write_condition)]
+type CreatedDep = Annotated[Created, Depends(get_created)]
 
 _CONDITIONS = (b"if-match", b"if-none-match")
 
 
 def join_conditions(scope: Scope, names: Collection[bytes]) -> None:
-    """Make one header of a condition that the client sends on several lines (RFC 9110, 5.3); `names` are all it sends."""
+    """Merge repeated lines of a condition into one header (RFC 9110, 5.3). `names` are the header names of the request."""
     for name in _CONDITIONS:
         if name in names:
             lines = [value for given, value in scope["headers"] if given == name]
@@ -43,25 +137,20 @@ def join_conditions(scope: Scope, names: Collection[bytes]) -> None:
 
 
 def etag(version: int) -> str:
-    """Write the strong entity tag of a row at this version."""
+    """Return the strong entity tag of a row at this version."""
     return f'"{version}"'
 
 
 def acceptable_versions(if_match: str | None) -> frozenset[int] | None:
-    """Give the versions the row may have; None when any will do. A header without a tag of ours can match nothing."""
+    """Return the versions that the row may have, or None if any is allowed. A header without a valid tag matches nothing."""
     if if_match is None or if_match.strip() == "*":
         return None
-    # Weak tags never match here, by RFC 9110, 13.1.1.
+    # `If-Match` uses strong comparison, so weak tags never match (RFC 9110, 13.1.1).
     return frozenset(int(tag) for weak, tag in _TAG.findall(if_match) if not weak and _VERSION.fullmatch(tag))
 
 
 def is_current(if_none_match: str | None, version: int) -> bool:
-    """Say whether the client's copy is the row at this version."""
+    """Return whether the client's copy is the row at this version."""
     if if_none_match is None:
         return False
     return if_none_match.strip() == "*" or any(tag == str(version) for _, tag in _TAG.findall(if_none_match))
-
-
-def not_modified(version: int) -> Response:
-    """Answer 304: the client's copy is current."""
-    return Response(status_code=304, headers={"ETag": etag(version)})

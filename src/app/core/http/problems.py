@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 
@@ -31,6 +32,8 @@ from app.core.schemas.fields import Omittable
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
 _MAX_NAME = 64
+# Attribute of a dependency that `raises` sets.
+_RAISES = "declared_errors"
 
 _STATUSES = frozenset(int(status) for status in HTTPStatus)
 _SERVER_ERRORS = 500
@@ -103,6 +106,23 @@ def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]
         )
         response["content"][MEDIA_TYPE]["examples"][error.code] = {"summary": error.detail, "value": _example(error)}
     return responses
+
+
+def raises[Function: Callable[..., Any]](*errors: type[AppError]) -> Callable[[Function], Function]:
+    """Declare the errors of a dependency. Every operation that uses it lists them in OpenAPI."""
+
+    def declare(function: Function) -> Function:
+        function.__dict__[_RAISES] = errors
+        return function
+
+    return declare
+
+
+def errors_of_dependencies(dependant: Dependant) -> Iterator[type[AppError]]:
+    """Yield the errors that the dependencies of an operation declare with `raises`."""
+    for dependency in dependant.dependencies:
+        yield from getattr(dependency.call, _RAISES, ())
+        yield from errors_of_dependencies(dependency)
 
 
 def merged_responses(

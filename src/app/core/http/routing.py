@@ -25,7 +25,14 @@ from app.core.errors import (
 from app.core.http.access import guards
 from app.core.http.forms import parse_form
 from app.core.http.json_bodies import DuplicateMemberError, TooDeepError, parse_json
-from app.core.http.problems import BODY_ERRORS, COMMON_ERRORS, merged_responses, pointer, problem_responses
+from app.core.http.problems import (
+    BODY_ERRORS,
+    COMMON_ERRORS,
+    errors_of_dependencies,
+    merged_responses,
+    pointer,
+    problem_responses,
+)
 
 _MAX_PARAMETERS = 100
 _MAX_RANGES = 100
@@ -150,6 +157,7 @@ class Route(APIRoute):
             yield from () if self._media_type() == FORM else (DuplicateMemberError, TooDeepError)
         for guard, scopes in guards(self.dependant):
             yield from guard.errors(scopes)
+        yield from errors_of_dependencies(self.dependant)
 
 
 def _repeating(handle: _Handler) -> _Handler:
