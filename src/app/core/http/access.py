@@ -50,5 +50,8 @@ def refuse_undeclared(app: FastAPI) -> None:
     """Raise an error if an operation does not declare who may call it."""
     undeclared = list(undeclared_operations(app))
     if undeclared:
-        message = f"these operations must declare who may call them: {', '.join(undeclared)}. Add openapi_extra=public, or a principal."
+        names = ", ".join(undeclared)
+        message = (
+            f"these operations must declare who may call them: {names}. Add either openapi_extra=public or a principal."
+        )
         raise RuntimeError(message)

@@ -24,11 +24,11 @@ _NO_TAG = ""
 
 
 class Versioned(Protocol):
-    """A row with a version, which every change raises."""
+    """A row with a version, which is raised by every change that clients can see."""
 
     @property
     def version(self) -> int:
-        """Number of changes since the row exists, starting with 1."""
+        """It starts with 1."""
 
 
 class VersionedResource(Versioned, Protocol):

@@ -121,13 +121,13 @@ class Route(APIRoute):
     def _needs_no_request(self) -> bool:
         """Return whether the endpoint takes no arguments and returns a `Response`, like a health check."""
         signature = inspect.signature(self.endpoint)
-        answer = signature.return_annotation
+        returned = signature.return_annotation
         return (
             not signature.parameters
             and not self.dependant.dependencies
             and inspect.iscoroutinefunction(self.endpoint)
-            and isinstance(answer, type)
-            and issubclass(answer, Response)
+            and isinstance(returned, type)
+            and issubclass(returned, Response)
         )
 
     async def _call_endpoint(self, _request: Request) -> Response:
