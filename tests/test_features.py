@@ -66,7 +66,7 @@ async def test_the_command_lists_every_part_of_a_feature(copy: Path) -> None:
 
     assert code == 0
     (line,) = (line for line in output.splitlines() if line.startswith("greetings"))
-    assert line.split()[1:] == ["router", "jobs", "scopes", "settings", "commands", "resources", "templates"]
+    assert line.split()[1:] == ["router", "jobs", "scopes", "settings", "commands", "resources", "export", "templates"]
 
 
 async def test_a_command_of_a_feature_reads_a_setting_of_a_feature(copy: Path, database_url: str) -> None:

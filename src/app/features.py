@@ -1,7 +1,7 @@
 """The features of the application, and where the rest of it finds their parts.
 
 A feature is a package of `app`. It brings its parts in files with fixed names: `router.py`, `models.py`, `jobs.py`, `scopes.py`,
-`settings.py`, `commands.py`, `resources.py` and the directory `templates`. `app features` prints what each feature brings.
+`settings.py`, `commands.py`, `resources.py`, `export.py` and the directory `templates`. `app features` prints what each feature brings.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FEATURES: tuple[str, ...] = (
 """Lowest first: a feature may import the features before it."""
 
 _PLATFORM = ("mail", "jobs")
-PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "templates")
+PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "export", "templates")
 
 
 def names() -> tuple[str, ...]:

@@ -7,13 +7,13 @@ from app.account import pages, service
 from app.account.errors import InvalidLinkError, RegistrationClosedError
 from app.account.schemas import (
     Accepted,
-    AccountExport,
     EmailChange,
     EmailRequest,
     LinkProof,
     NewPassword,
     PasswordChange,
     Registration,
+    export_schema,
 )
 from app.auth.dependencies import ConfirmedPrincipal, ConfirmedUser, CurrentUser, ToolkitDep, UsersWriter, Visitor
 from app.auth.errors import WrongPasswordError
@@ -110,7 +110,7 @@ async def confirm_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProo
     await service.confirm_email(toolkit, visitor, payload.token.get_secret_value())
 
 
-@own_data.get("/export", response_model=AccountExport)
+@own_data.get("/export", response_model=export_schema())
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
     """Download what is stored about your account, without secrets.
 

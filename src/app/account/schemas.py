@@ -1,9 +1,10 @@
 """Bodies of the requests about an account, and its export."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, create_model
 
+from app import features
 from app.audit.schemas import AuditEventExport
 from app.auth.schemas import Secret, SessionExport
 from app.core.schemas.fields import Answer, Payload, PrintableSecret, ShortText
@@ -73,3 +74,12 @@ class AccountExport(Answer):
     is_complete: bool = Field(
         description=f"False when there are more sessions or events: an export holds the newest {EXPORTED:,} of each."
     )
+
+
+def export_schema() -> type[AccountExport]:
+    """Return the schema of the export, with one more member for each feature that has an `export.py`.
+
+    The member has the name of the feature. `SCHEMA` in `export.py` is its type, and `export(session, user_id)` returns its value.
+    """
+    members: dict[str, Any] = {name: (module.SCHEMA, ...) for name, module in features.parts("export")}
+    return create_model("AccountExport", __base__=AccountExport, __doc__=AccountExport.__doc__, **members)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+from app import features
 from app.account import jobs, limits
 from app.account.errors import InvalidLinkError, RegistrationClosedError
 from app.account.schemas import EXPORTED, EmailChange, NewPassword, PasswordChange, Registration
@@ -172,7 +173,12 @@ async def export(session: ReadSession, user: Account) -> dict[str, Any]:
         "audit_events": await audit.list_about(session, user.id, limit=EXPORTED + 1),
     }
     is_complete = all(len(rows) <= EXPORTED for rows in found.values())
-    return {"user": user, **{name: rows[:EXPORTED] for name, rows in found.items()}, "is_complete": is_complete}
+    return {
+        "user": user,
+        **{name: rows[:EXPORTED] for name, rows in found.items()},
+        "is_complete": is_complete,
+        **{name: await module.export(session, user.id) for name, module in features.parts("export")},
+    }
 
 
 async def _use_link(

@@ -147,11 +147,15 @@ class AccessTokens:
     def _claims(self, claims: dict[str, Any], kid: str) -> AccessClaims:
         now = time.time()
         issued, expires, authenticated = (_instant(claims[name], now) for name in ("iat", "exp", "auth_time"))
-        if claims.keys() != _CLAIMS or claims["iss"] != self._issuer or claims["client_id"] != CLIENT_ID:
+        # Claims that this release does not know are ignored (RFC 7519, 4): during a rolling deploy the next release may add some.
+        if not claims.keys() >= _CLAIMS or claims["iss"] != self._issuer or claims["client_id"] != CLIENT_ID:
             raise ValueError
         if not _names(claims["aud"], self._audience):
             raise ValueError
         if expires <= now or max(issued, authenticated) > now + _SKEW or not 0 < expires - issued <= MAX_LIFETIME:
+            raise ValueError
+        # Bedplate does not write `nbf`, but a token that is not valid yet must not be used (RFC 7519, 4.1.5).
+        if _instant(claims.get("nbf", issued), now) > now + _SKEW:
             raise ValueError
         if type(claims["ver"]) is not int or not isinstance(claims["jti"], str) or not isinstance(claims["scope"], str):
             raise ValueError
