@@ -50,7 +50,7 @@ async def email(session: WriteSession, hasher: PasswordHasher) -> str:
         (reauthenticate, "auth.reauthenticated", {}),
     ],
 )
-async def test_what_an_owner_does_to_a_session_is_written_down(
+async def test_the_audit_log_has_what_an_owner_does_to_a_session(
     client: AsyncClient, session: WriteSession, email: str, act: Act, event: str, detail: dict[str, Any]
 ) -> None:
     tokens, other = await start(client, email), await start(client, email)
@@ -66,7 +66,7 @@ async def test_what_an_owner_does_to_a_session_is_written_down(
     }
 
 
-async def test_what_an_administrator_does_to_all_sessions_is_written_down(
+async def test_the_audit_log_has_that_an_administrator_ended_all_sessions(
     client: AsyncClient, session: WriteSession, email: str, admin: LoggedIn
 ) -> None:
     tokens = await start(client, email)
@@ -80,7 +80,7 @@ async def test_what_an_administrator_does_to_all_sessions_is_written_down(
     assert written.detail == {"count": 1, "reason": "admin"}
 
 
-async def test_a_stolen_token_is_written_down_without_an_actor(
+async def test_the_audit_log_has_a_stolen_token_without_an_actor(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await start(client, email)

@@ -107,7 +107,7 @@ async def test_a_logout_clears_the_storage_of_the_origin_and_nothing_else(
     assert foreign == "yes"
 
 
-async def test_answers_that_end_no_session_clear_nothing(clone_url: str, tmp_path: Path, email: str) -> None:
+async def test_responses_that_end_no_session_clear_nothing(clone_url: str, tmp_path: Path, email: str) -> None:
     async with real_server(clone_url) as server, browsing(tmp_path) as page:
         await go(page, f"{server.base_url}/docs")
         login = {"grant_type": "password", "username": email, "password": PASSWORD}

@@ -27,7 +27,7 @@ async def cutoff_of(session: WriteSession) -> UUID:
     return found
 
 
-async def test_everything_from_before_is_dead_and_a_new_login_lives(
+async def test_existing_sessions_end_and_a_new_login_works(
     client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn, admin: LoggedIn
 ) -> None:
     before = await start(client, user.email)
@@ -47,7 +47,7 @@ async def test_everything_from_before_is_dead_and_a_new_login_lives(
     assert (await row(session, after.session_id)).revoked_at is None
 
 
-async def test_processes_learn_of_it_by_one_row(
+async def test_one_row_tells_all_processes_of_the_cutoff(
     client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn
 ) -> None:
     for _ in range(3):
@@ -60,7 +60,7 @@ async def test_processes_learn_of_it_by_one_row(
     assert (event.actor_id, event.subject_id, event.detail) == (None, None, {})
 
 
-async def test_sessions_are_ended_in_portions(client: AsyncClient, database: Database, user: LoggedIn) -> None:
+async def test_sessions_are_ended_in_batches(client: AsyncClient, database: Database, user: LoggedIn) -> None:
     for _ in range(4):
         await start(client, user.email)
 
@@ -75,7 +75,7 @@ async def test_without_sessions_there_is_nothing_to_end(database: Database, sess
 
 
 @pytest.mark.parametrize("ahead", [0, HOUR])
-async def test_no_clock_decides_who_comes_after(
+async def test_no_clock_decides_which_sessions_are_later(
     client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn, ahead: int
 ) -> None:
     # As a machine whose clock is ahead would have made it; ours is behind it now.
@@ -93,7 +93,7 @@ async def test_no_clock_decides_who_comes_after(
     assert all([await is_accepted(client, one) for one in after])
 
 
-def test_an_id_from_before_the_line_keeps_its_part_of_chance_beyond_it() -> None:
+def test_an_id_that_is_moved_above_the_cutoff_keeps_its_random_bits() -> None:
     chance = (1 << 80) - 1
     before, cutoff = uuid7(), UUID(int=((uuid7().int >> 80) + 1000) << 80)
 
@@ -103,7 +103,7 @@ def test_an_id_from_before_the_line_keeps_its_part_of_chance_beyond_it() -> None
     assert (moved.int >> 80, moved.int & chance) == (cutoff.int >> 80, before.int & chance)
 
 
-async def test_what_is_ended_after_the_cutoff_is_no_longer_remembered_is_published_itself(
+async def test_a_session_that_ends_after_its_cutoff_has_expired_is_published_itself(
     client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn
 ) -> None:
     left_over = await start(client, user.email)
@@ -118,7 +118,7 @@ async def test_what_is_ended_after_the_cutoff_is_no_longer_remembered_is_publish
     assert await kinds(session) == [4, 1]
 
 
-async def test_a_portion_is_the_next_sessions_below_the_line_and_ends_those_that_live(
+async def test_a_batch_reads_the_next_sessions_below_the_cutoff_and_ends_the_live_ones(
     client: AsyncClient, session: WriteSession, user: LoggedIn
 ) -> None:
     for _ in range(5):

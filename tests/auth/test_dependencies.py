@@ -48,7 +48,7 @@ async def test_without_a_token_the_challenge_names_no_error(client: AsyncClient)
         pytest.param('Token token="{token}"', id="Token"),
     ],
 )
-async def test_other_schemes_are_no_token(client: AsyncClient, user: LoggedIn, value: str) -> None:
+async def test_other_schemes_count_as_no_token(client: AsyncClient, user: LoggedIn, value: str) -> None:
     response = await client.get(ME, headers={"Authorization": value.replace("{token}", token_of(user))})
 
     assert response.status_code == 401
@@ -56,14 +56,14 @@ async def test_other_schemes_are_no_token(client: AsyncClient, user: LoggedIn, v
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEaReR"])
-async def test_the_scheme_has_no_case(client: AsyncClient, user: LoggedIn, scheme: str) -> None:
+async def test_the_scheme_is_not_case_sensitive(client: AsyncClient, user: LoggedIn, scheme: str) -> None:
     response = await client.get(ME, headers={"Authorization": f"{scheme} {token_of(user)}"})
 
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("value", ["Bearer", "Bearer ", "Bearer  "])
-async def test_a_scheme_without_a_token_is_a_bad_token(client: AsyncClient, value: str) -> None:
+async def test_a_scheme_without_a_token_is_an_invalid_token(client: AsyncClient, value: str) -> None:
     response = await client.get(ME, headers={"Authorization": value})
 
     assert_refused(response)
@@ -97,7 +97,7 @@ async def test_a_token_in_the_address_is_refused(
     assert token_of(user) not in response.text
 
 
-async def test_a_token_in_the_body_is_not_looked_at(client: AsyncClient, user: LoggedIn) -> None:
+async def test_a_token_in_the_body_is_ignored(client: AsyncClient, user: LoggedIn) -> None:
     response = await client.request("GET", ME, data={"access_token": token_of(user)})
 
     assert response.status_code == 401
@@ -105,7 +105,7 @@ async def test_a_token_in_the_body_is_not_looked_at(client: AsyncClient, user: L
 
 
 @pytest.mark.parametrize("name", ["access_token", "token", "Authorization", "__Host-session"])
-async def test_a_token_in_a_cookie_is_not_looked_at(client: AsyncClient, user: LoggedIn, name: str) -> None:
+async def test_a_token_in_a_cookie_is_ignored(client: AsyncClient, user: LoggedIn, name: str) -> None:
     response = await client.get(ME, headers={"Cookie": f"{name}={token_of(user)}"})
 
     assert response.status_code == 401
@@ -113,7 +113,7 @@ async def test_a_token_in_a_cookie_is_not_looked_at(client: AsyncClient, user: L
 
 
 @pytest.mark.parametrize("name", ["X-Authorization", "Proxy-Authorization", "X-Access-Token", "X-Forwarded-User"])
-async def test_a_token_in_another_header_is_not_looked_at(client: AsyncClient, user: LoggedIn, name: str) -> None:
+async def test_a_token_in_another_header_is_ignored(client: AsyncClient, user: LoggedIn, name: str) -> None:
     response = await client.get(ME, headers={name: user.headers["Authorization"]})
 
     assert response.status_code == 401
@@ -189,7 +189,9 @@ def _shown(principal: Principal) -> dict[str, str]:
     return {"user_id": str(principal.user_id), "scopes": " ".join(sorted(principal.scopes))}
 
 
-async def test_a_token_without_the_scope_is_told_which_ones_are_needed(guarded_app: FastAPI, user: LoggedIn) -> None:
+async def test_a_token_without_the_scope_gets_the_needed_scopes_in_the_challenge(
+    guarded_app: FastAPI, user: LoggedIn
+) -> None:
     async with running(guarded_app) as client:
         response = await client.get("/accounts", headers=user.headers)
 
@@ -199,7 +201,7 @@ async def test_a_token_without_the_scope_is_told_which_ones_are_needed(guarded_a
     assert response.headers.get_list("WWW-Authenticate") == [challenge]
 
 
-async def test_a_token_with_the_scopes_gets_through(
+async def test_a_token_with_the_scopes_is_accepted(
     guarded_app: FastAPI, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     admin = await make_user(session, hasher, role="admin")
@@ -213,7 +215,7 @@ async def test_a_token_with_the_scopes_gets_through(
     assert response.json()["scopes"] == ADMINISTRATION
 
 
-async def test_a_bad_token_is_401_before_its_scopes_matter(guarded_app: FastAPI) -> None:
+async def test_an_invalid_token_is_401_whatever_its_scopes(guarded_app: FastAPI) -> None:
     async with running(guarded_app) as client:
         response = await client.get("/accounts", headers={"Authorization": "Bearer x"})
 
@@ -221,7 +223,7 @@ async def test_a_bad_token_is_401_before_its_scopes_matter(guarded_app: FastAPI)
     assert response.headers["WWW-Authenticate"] == CHALLENGE
 
 
-async def test_an_operation_documents_what_its_guard_answers(guarded_app: FastAPI) -> None:
+async def test_an_operation_documents_the_errors_of_its_guard(guarded_app: FastAPI) -> None:
     operation = guarded_app.openapi()["paths"]["/accounts"]["get"]
 
     examples = {

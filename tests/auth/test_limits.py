@@ -58,7 +58,7 @@ async def fail(client: AsyncClient, email: str, times: int, **headers: str) -> l
     return [(await log_in(client, email, WRONG, **headers)).status_code for _ in range(times)]
 
 
-async def test_after_ten_wrong_passwords_the_right_one_waits_too(client: AsyncClient, ada: User) -> None:
+async def test_after_ten_wrong_passwords_the_correct_one_is_refused_too(client: AsyncClient, ada: User) -> None:
     statuses = await fail(client, ada.email, 10)
 
     wrong, right = [await log_in(client, ada.email, word) for word in (WRONG, PASSWORD)]
@@ -72,7 +72,7 @@ async def test_after_ten_wrong_passwords_the_right_one_waits_too(client: AsyncCl
 
 
 @pytest.mark.parametrize("word", ["x" * 257, "x" * 10_000, f"{PASSWORD}\0"])
-async def test_a_password_that_cannot_be_right_counts_and_costs_a_hash_like_any_wrong_one(
+async def test_an_impossible_password_counts_and_is_hashed_like_any_wrong_one(
     client: AsyncClient, ada: User, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     tried: list[str | None] = []
@@ -92,13 +92,13 @@ async def test_a_password_that_cannot_be_right_counts_and_costs_a_hash_like_any_
     assert right.status_code == 429
 
 
-async def test_a_user_name_that_is_too_long_counts_like_any_unknown_one(client: AsyncClient) -> None:
+async def test_a_username_that_is_too_long_counts_like_any_unknown_one(client: AsyncClient) -> None:
     statuses = await fail(client, "x" * 10_000, 11)
 
     assert statuses == [400] * 10 + [429]
 
 
-async def test_whether_there_is_such_an_account_cannot_be_seen(client: AsyncClient, ada: User) -> None:
+async def test_the_limit_does_not_reveal_whether_an_account_exists(client: AsyncClient, ada: User) -> None:
     for email in (ada.email, "nobody@example.com"):
         await fail(client, email, 10)
 
@@ -117,7 +117,7 @@ async def test_successful_logins_do_not_count(client: AsyncClient, ada: User) ->
     assert await fail(client, ada.email, 2) == [400, 429]
 
 
-async def test_a_success_forgives_nothing_but_itself(client: AsyncClient, ada: User) -> None:
+async def test_a_successful_login_removes_only_its_own_count(client: AsyncClient, ada: User) -> None:
     await fail(client, ada.email, 9)
     await log_in(client, ada.email)
 
@@ -145,12 +145,12 @@ async def test_spellings_of_one_address_are_counted_as_one(client: AsyncClient) 
     assert statuses == [400] * 10 + [429] * 2
 
 
-async def test_what_is_no_address_is_counted_as_it_is(client: AsyncClient) -> None:
+async def test_an_invalid_address_is_counted_as_it_is(client: AsyncClient) -> None:
     assert await fail(client, "no address at all", 11) == [400] * 10 + [429]
     assert await fail(client, "another one", 1) == [400]
 
 
-async def test_another_account_and_another_address_are_not_concerned(client: AsyncClient, ada: User) -> None:
+async def test_other_accounts_and_other_addresses_are_not_limited(client: AsyncClient, ada: User) -> None:
     await fail(client, ada.email, 11)
 
     async with from_address(client, THERE) as elsewhere:
@@ -158,7 +158,7 @@ async def test_another_account_and_another_address_are_not_concerned(client: Asy
     assert await fail(client, "eve@example.com", 1) == [400]
 
 
-async def test_an_owner_with_a_live_session_goes_on(client: AsyncClient, ada: User) -> None:
+async def test_an_owner_with_a_live_session_is_not_limited(client: AsyncClient, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     await fail(client, ada.email, 11)
 
@@ -169,7 +169,7 @@ async def test_an_owner_with_a_live_session_goes_on(client: AsyncClient, ada: Us
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP", "CF-Connecting-IP"])
-async def test_a_spoofed_header_gives_no_other_address(client: AsyncClient, ada: User, header: str) -> None:
+async def test_a_spoofed_header_does_not_change_the_address(client: AsyncClient, ada: User, header: str) -> None:
     lies = [{header: f"192.0.2.{number}" if header != "Forwarded" else f"for=192.0.2.{number}"} for number in range(11)]
 
     statuses = [(await log_in(client, ada.email, WRONG, **lie)).status_code for lie in lies]
@@ -177,7 +177,7 @@ async def test_a_spoofed_header_gives_no_other_address(client: AsyncClient, ada:
     assert statuses == [400] * 10 + [429]
 
 
-async def test_a_proxy_that_the_settings_do_not_name_is_told_in_the_log(
+async def test_a_proxy_that_is_not_configured_is_logged(
     client: AsyncClient, ada: User, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
@@ -199,7 +199,7 @@ async def test_behind_a_trusted_proxy_the_header_tells_clients_apart(
     assert other.status_code == 200
 
 
-async def test_behind_a_trusted_proxy_what_the_client_wrote_is_not_read(
+async def test_behind_a_trusted_proxy_a_header_of_the_client_is_ignored(
     database_url: str, database: Database, ada: User
 ) -> None:
     async with behind_a_proxy(database_url, database) as client:
@@ -232,7 +232,7 @@ async def test_behind_a_trusted_proxy_repeated_headers_are_one_list(
     assert other.status_code == 200
 
 
-async def test_a_whole_ipv6_network_is_one_address(database_url: str, database: Database, ada: User) -> None:
+async def test_an_ipv6_network_counts_as_one_address(database_url: str, database: Database, ada: User) -> None:
     async with behind_a_proxy(database_url, database) as client:
         statuses = [
             (await log_in(client, ada.email, WRONG, **{"X-Forwarded-For": f"2001:db8:1:2::{number}"})).status_code
@@ -259,7 +259,7 @@ async def set_hits(session: WriteSession, name: str, hits: int) -> None:
         ("login-address", 100, 900),
     ],
 )
-async def test_each_limit_of_the_login_has_its_amount_and_its_time(
+async def test_each_limit_of_the_login_has_its_amount_and_its_period(
     client: AsyncClient, session: WriteSession, ada: User, name: str, amount: int, wait: int
 ) -> None:
     await fail(client, ada.email, 1)
@@ -272,7 +272,9 @@ async def test_each_limit_of_the_login_has_its_amount_and_its_time(
     assert wait - 5 <= int(surplus.headers["Retry-After"]) <= wait
 
 
-async def test_an_account_is_counted_over_all_addresses(client: AsyncClient, session: WriteSession, ada: User) -> None:
+async def test_an_account_is_counted_over_all_client_addresses(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
     await fail(client, ada.email, 1)
     await set_hits(session, "login-account", 100)
 
@@ -292,7 +294,7 @@ async def attack(client: AsyncClient, email: str) -> None:
 
 
 @pytest.mark.parametrize("owner", OWNERS)
-async def test_an_owner_gets_in_from_where_they_have_before_while_others_try_without_end(
+async def test_an_owner_can_log_in_from_a_known_address_during_an_attack(
     client: AsyncClient, session: WriteSession, ada: User, owner: str
 ) -> None:
     async with from_address(client, owner) as home:
@@ -337,7 +339,7 @@ async def test_above_the_limit_of_an_account_every_refusal_is_the_same(
     assert "account_limit" in reasons
 
 
-async def test_a_guess_from_a_known_address_is_bounded_by_the_day(
+async def test_guesses_from_a_known_address_are_limited_per_day(
     client: AsyncClient, session: WriteSession, ada: User
 ) -> None:
     await pair_of(client, ada.email)
@@ -350,7 +352,7 @@ async def test_a_guess_from_a_known_address_is_bounded_by_the_day(
     assert (await log_in(client, ada.email)).status_code == 429
 
 
-async def test_a_caller_without_an_address_is_known_nowhere(
+async def test_a_client_without_an_address_has_no_known_address(
     client: AsyncClient, session: WriteSession, ada: User
 ) -> None:
     transport: Any = client._transport  # As in `from_address`.
@@ -364,7 +366,7 @@ async def test_a_caller_without_an_address_is_known_nowhere(
         assert (await log_in(local, ada.email)).status_code == 429
 
 
-async def test_above_the_limit_of_an_account_every_address_costs_the_same(
+async def test_above_the_limit_of_an_account_every_address_takes_the_same_work(
     client: AsyncClient,
     session: WriteSession,
     worker_database: Database,
@@ -421,7 +423,7 @@ async def test_one_address_cannot_lock_an_account_for_all_others(
 @pytest.mark.parametrize(
     "state", ["is_active = false", "hashed_password = NULL", "email_verified_at = NULL", "is_active = true"]
 )
-async def test_every_kind_of_account_is_counted_alike(
+async def test_every_kind_of_account_is_counted_the_same(
     client: AsyncClient, session: WriteSession, ada: User, state: str
 ) -> None:
     await session.execute(text(f"UPDATE users SET {state}"))  # noqa: S608  # The table above.
@@ -430,7 +432,7 @@ async def test_every_kind_of_account_is_counted_alike(
     assert await fail(client, ada.email, 11) == [400] * 10 + [429]
 
 
-async def test_the_right_password_of_an_unverified_account_counts(
+async def test_the_correct_password_of_an_unverified_account_counts(
     client: AsyncClient, session: WriteSession, ada: User
 ) -> None:
     await session.execute(text("UPDATE users SET email_verified_at = NULL"))
@@ -443,7 +445,7 @@ async def test_the_right_password_of_an_unverified_account_counts(
     assert reasons == {"email_not_verified"}
 
 
-async def test_a_refused_attempt_costs_no_hash_and_no_entry_in_the_log(
+async def test_a_refused_attempt_is_neither_hashed_nor_recorded(
     client: AsyncClient, session: WriteSession, ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fail(client, ada.email, 10)
@@ -458,7 +460,7 @@ async def test_a_refused_attempt_costs_no_hash_and_no_entry_in_the_log(
     assert len(await events(session, "%")) == before
 
 
-async def test_attempts_that_were_never_made_do_not_count(clone_url: str) -> None:
+async def test_attempts_without_a_check_of_the_password_do_not_count(clone_url: str) -> None:
     settings = make_settings(clone_url, auth={"hash_threads": 1, "hash_queue": 0, "bcrypt_cost": 9}, database=PATIENT)
     async with running(create_app(settings)) as client:
         answers = await asyncio.gather(*(log_in(client, "ada@example.com", WRONG) for _ in range(8)))
@@ -472,7 +474,7 @@ async def test_attempts_that_were_never_made_do_not_count(clone_url: str) -> Non
     assert set(counted) == {statuses[400]}
 
 
-async def test_a_password_given_again_that_found_no_room_does_not_count(
+async def test_a_password_given_again_does_not_count_when_hashing_is_busy(
     client: AsyncClient, session: WriteSession, ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = await pair_of(client, ada.email)
@@ -487,7 +489,7 @@ async def test_a_password_given_again_that_found_no_room_does_not_count(
     assert await session.scalar(text("SELECT max(hits) FROM rate_limits WHERE key LIKE 'password%'")) == 0
 
 
-async def test_switched_off_nothing_is_counted(
+async def test_without_limits_nothing_is_counted(
     database_url: str, database: Database, session: WriteSession, ada: User
 ) -> None:
     settings = make_settings(database_url, rate_limit={"enabled": False})
@@ -530,7 +532,7 @@ async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient
     assert (await refresh(client, pair)).status_code == 200
 
 
-async def test_wrong_passwords_of_a_thief_elsewhere_do_not_stop_the_owner(client: AsyncClient, ada: User) -> None:
+async def test_wrong_passwords_from_another_address_do_not_limit_the_owner(client: AsyncClient, ada: User) -> None:
     stolen, own = await pair_of(client, ada.email), await pair_of(client, ada.email)
 
     async with from_address(client, THERE) as elsewhere:
@@ -541,7 +543,7 @@ async def test_wrong_passwords_of_a_thief_elsewhere_do_not_stop_the_owner(client
     assert right.status_code == 200
 
 
-async def test_wrong_passwords_of_one_account_do_not_stop_another_at_the_same_address(
+async def test_wrong_passwords_of_one_account_do_not_limit_another_at_the_same_address(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, ada: User
 ) -> None:
     grace = await make_user(session, hasher, email="grace@example.com")
@@ -555,7 +557,7 @@ async def test_wrong_passwords_of_one_account_do_not_stop_another_at_the_same_ad
     assert right.status_code == 200
 
 
-async def test_passwords_given_again_rightly_do_not_count(client: AsyncClient, ada: User) -> None:
+async def test_correct_passwords_given_again_do_not_count(client: AsyncClient, ada: User) -> None:
     pair = await pair_of(client, ada.email)
     path, body, headers = f"{AUTH}/reauthenticate", {"password": PASSWORD}, bearer(pair)
 
@@ -590,7 +592,7 @@ async def test_guessed_refresh_tokens_count_against_the_address(
         assert (await ask(elsewhere, pair)).status_code == 400
 
 
-async def test_two_hundred_at_once_over_two_processes_are_counted_exactly(clone_url: str) -> None:
+async def test_two_hundred_concurrent_logins_over_two_processes_are_counted_exactly(clone_url: str) -> None:
     patience = {f"APP_DATABASE__{name.upper()}": wait for name, wait in PATIENT.items()}
     async with (
         real_server(clone_url, **patience) as one,

@@ -37,7 +37,7 @@ async def ada(session: WriteSession, hasher: PasswordHasher) -> User:
         pytest.param([FIREFOX, SAFARI, "curl/8.1"], 2, id="three"),
     ],
 )
-async def test_a_login_from_a_new_kind_of_device_is_told(
+async def test_a_login_from_a_new_kind_of_device_sends_a_notice(
     client: AsyncClient, post: Post, ada: User, agents: list[str], notices: int
 ) -> None:
     for agent in agents:
@@ -46,14 +46,14 @@ async def test_a_login_from_a_new_kind_of_device_is_told(
     assert await post.subjects() == [("ada@example.com", f"A new login to your account at {product.NAME}")] * notices
 
 
-async def test_a_failed_login_from_a_new_device_is_not_told(client: AsyncClient, post: Post, ada: User) -> None:
+async def test_a_failed_login_from_a_new_device_sends_no_notice(client: AsyncClient, post: Post, ada: User) -> None:
     await log_in(client, ada.email, **{"User-Agent": FIREFOX})
     await log_in(client, ada.email, "not the password, surely", **{"User-Agent": SAFARI})
 
     assert await post.collect() == []
 
 
-async def test_the_notice_goes_to_the_address_the_account_has_when_it_is_sent(
+async def test_the_notice_goes_to_the_current_address_of_the_account(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     for agent in (FIREFOX, SAFARI):
@@ -64,7 +64,7 @@ async def test_the_notice_goes_to_the_address_the_account_has_when_it_is_sent(
     assert [mail.to for mail in await post.collect()] == ["moved@example.com"]
 
 
-async def test_no_notice_goes_out_about_an_account_that_is_gone(
+async def test_a_deleted_account_gets_no_notice(
     client: AsyncClient, session: WriteSession, post: Post, ada: User
 ) -> None:
     for agent in (FIREFOX, SAFARI):
@@ -75,7 +75,9 @@ async def test_no_notice_goes_out_about_an_account_that_is_gone(
     assert await post.collect() == []
 
 
-async def test_a_stolen_token_is_told_once(client: AsyncClient, session: WriteSession, post: Post, ada: User) -> None:
+async def test_a_stolen_token_sends_one_notice(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
     pair = await pair_of(client, ada.email)
     await refresh(client, pair)
     await session.execute(text("UPDATE sessions SET rotated_at = rotated_at - interval '31 s'"))
@@ -98,7 +100,7 @@ async def test_a_stolen_token_is_told_once(client: AsyncClient, session: WriteSe
         ("email_verified_at = NULL", "not the password, surely", "wrong_password"),
     ],
 )
-async def test_the_log_knows_why_a_login_failed(
+async def test_the_audit_log_has_the_reason_of_a_failed_login(
     client: AsyncClient, session: WriteSession, ada: User, state: str, password: str, reason: str
 ) -> None:
     await session.execute(text(f"UPDATE users SET {state}"))  # noqa: S608  # The table above.
@@ -113,7 +115,9 @@ async def test_the_log_knows_why_a_login_failed(
     assert str(event.ip_prefix) == "127.0.0.0/24"
 
 
-async def test_a_login_is_written_down_with_its_request(client: AsyncClient, session: WriteSession, ada: User) -> None:
+async def test_the_audit_log_has_a_login_with_its_request(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
     response = await log_in(client, ada.email)
 
     (event,) = await events(session, "auth.login_succeeded")
@@ -122,7 +126,7 @@ async def test_a_login_is_written_down_with_its_request(client: AsyncClient, ses
     assert str(event.ip_prefix) == "127.0.0.0/24"
 
 
-async def test_the_log_knows_of_a_login_to_an_unknown_address_and_not_to_which(
+async def test_the_audit_log_has_a_login_to_an_unknown_address_without_the_address(
     client: AsyncClient, session: WriteSession
 ) -> None:
     await log_in(client, "nobody@example.com")

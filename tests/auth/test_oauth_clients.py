@@ -69,7 +69,7 @@ async def test_authlib_logs_in_refreshes_by_itself_and_revokes(oauth: AsyncOAuth
     assert refused.value.error == "invalid_grant"
 
 
-async def test_authlib_asks_for_a_scope_and_gets_it(oauth: AsyncOAuth2Client, email: str) -> None:
+async def test_authlib_gets_the_scope_that_it_requests(oauth: AsyncOAuth2Client, email: str) -> None:
     token = await oauth.fetch_token(username=email, password=PASSWORD, grant_type="password", scope="users:read")
 
     assert token["scope"] == "users:read"

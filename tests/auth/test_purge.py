@@ -71,7 +71,7 @@ async def test_sessions_are_kept_for_thirty_days_after_their_end(
     assert kept == ([name] if stays else [])
 
 
-async def test_revocations_and_counters_that_are_over_are_deleted(session: WriteSession, work: Work) -> None:
+async def test_expired_revocations_and_counters_are_deleted(session: WriteSession, work: Work) -> None:
     for age in ("1 minute", "-1 minute"):
         parameters = {"age": age}
         await session.execute(

@@ -33,7 +33,7 @@ def believed(token: str, nonce: bytes) -> bool:
 
 
 @given(st.uuids(), generations, pepper_ids, nonces)
-def test_a_token_says_what_it_was_made_of(session_id: UUID, generation: int, pepper_id: int, nonce: bytes) -> None:
+def test_a_token_contains_what_it_was_made_of(session_id: UUID, generation: int, pepper_id: int, nonce: bytes) -> None:
     token = made(session_id, generation, pepper_id, nonce)
 
     presented = refresh_tokens.parse(token)
@@ -43,7 +43,7 @@ def test_a_token_says_what_it_was_made_of(session_id: UUID, generation: int, pep
     assert made(session_id, generation, pepper_id, nonce) == token
 
 
-def test_a_token_is_made_as_the_specification_says() -> None:
+def test_a_token_has_the_specified_format() -> None:
     session_id, nonce = UUID(int=7), bytes(range(32))
 
     token = made(session_id, 3, 255, nonce)
@@ -56,7 +56,7 @@ def test_a_token_is_made_as_the_specification_says() -> None:
 
 
 @given(st.uuids(), generations, pepper_ids, nonces, st.data())
-def test_a_changed_character_makes_a_token_worthless(
+def test_a_token_with_a_changed_character_is_not_genuine(
     session_id: UUID, generation: int, pepper_id: int, nonce: bytes, data: st.DataObject
 ) -> None:
     token = made(session_id, generation, pepper_id, nonce)
@@ -95,7 +95,7 @@ def test_the_mac_of_one_generation_is_not_that_of_the_next(session_id: UUID, gen
 
 
 @given(st.text() | st.from_regex(r"rt1\.[A-Za-z0-9_-]{70,80}", fullmatch=True) | st.text().map("rt1.{}".format))
-def test_whatever_is_sent_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     presented = refresh_tokens.parse(text)
 
     assert presented is None or (len(text) == 80 and 0 <= presented.generation <= HIGHEST)
@@ -105,7 +105,7 @@ def test_whatever_is_sent_is_read_or_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("generation", "is_read"), [(HIGHEST, True), (HIGHEST + 1, False), (2**63, False), (2**64 - 1, False)]
 )
-def test_a_generation_that_no_row_can_hold_is_refused(generation: int, *, is_read: bool) -> None:
+def test_a_generation_beyond_the_column_is_refused(generation: int, *, is_read: bool) -> None:
     token = made(UUID(int=1), generation, 1, bytes(32))
 
     assert (refresh_tokens.parse(token) is not None) == is_read

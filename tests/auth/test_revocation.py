@@ -112,9 +112,7 @@ async def nudge(connection: asyncpg.Connection) -> None:
 # From the database to memory
 
 
-async def test_whatever_was_revoked_before_is_known_from_the_start(
-    shared_url: str, connection: asyncpg.Connection
-) -> None:
+async def test_earlier_revocations_are_known_from_the_start(shared_url: str, connection: asyncpg.Connection) -> None:
     session_id, user_id, over = uuid4(), uuid4(), uuid4()
     await connection.execute(NOTIFIED, session_id)
     await connection.execute("SELECT publish_revocation(2::smallint, $1, 5, NULL)", user_id)
@@ -149,14 +147,16 @@ async def test_a_revocation_is_known_as_soon_as_it_is_committed(
         assert not knows(listener, withdrawn)
 
 
-async def test_it_listens_before_it_reads(shared_url: str) -> None:
+async def test_the_listener_listens_before_it_reads(shared_url: str) -> None:
     async with proxied(shared_url) as proxy, listening(proxy.url):
         sent = bytes(proxy.sent)
 
     assert 0 < sent.index(b"LISTEN") < sent.index(b"pg_snapshot_xmin")
 
 
-async def test_a_lost_notification_is_made_up_for_by_the_poll(shared_url: str, connection: asyncpg.Connection) -> None:
+async def test_the_poll_finds_a_revocation_whose_notification_was_lost(
+    shared_url: str, connection: asyncpg.Connection
+) -> None:
     session_id = uuid4()
     async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
         # The notification that it sends itself brings an early poll, which must not find the row.
@@ -173,7 +173,7 @@ async def test_a_lost_notification_is_made_up_for_by_the_poll(shared_url: str, c
 
 @pytest.mark.usefixtures("without_polls")
 @pytest.mark.parametrize("held_back", [False, True])
-async def test_transactions_that_end_in_another_order_than_they_began_lose_nothing(
+async def test_transactions_that_commit_out_of_order_lose_no_revocation(
     shared_url: str, connection: asyncpg.Connection, *, held_back: bool
 ) -> None:
     early, late, last = uuid4(), uuid4(), uuid4()
@@ -199,7 +199,7 @@ async def test_transactions_that_end_in_another_order_than_they_began_lose_nothi
         await becomes(lambda: knows(listener, last), within=PATIENCE)
 
 
-async def test_a_schema_that_is_not_there_yet_is_waited_for(
+async def test_the_listener_waits_for_the_schema(
     shared_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     await connection.execute("ALTER TABLE revocations RENAME TO later")
@@ -219,14 +219,14 @@ async def test_a_schema_that_is_not_there_yet_is_waited_for(
     assert "lost its connection" not in caplog.text, "nothing is lost that there never was"
 
 
-async def test_it_connects_as_the_engines_do(shared_url: str) -> None:
+async def test_the_listener_connects_as_the_engines_do(shared_url: str) -> None:
     url = make_url(shared_url).update_query_dict({"ssl": "prefer"})
 
     async with listening(url.render_as_string(hide_password=False)) as listener:
         assert listener.is_current
 
 
-async def test_a_host_that_never_answers_is_passed_over(shared_url: str) -> None:
+async def test_a_host_that_does_not_respond_is_skipped(shared_url: str) -> None:
     url = make_url(shared_url)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = (f"127.0.0.1:{silent.getsockname()[1]}", f"{url.host}:{url.port}")
@@ -236,7 +236,9 @@ async def test_a_host_that_never_answers_is_passed_over(shared_url: str) -> None
             assert listener.is_current
 
 
-async def test_it_says_that_the_revocations_are_known(shared_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_listener_logs_that_the_revocations_are_loaded(
+    shared_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO", logger="app.auth.access.revocation"):
         async with listening(shared_url):
             pass
@@ -246,7 +248,7 @@ async def test_it_says_that_the_revocations_are_known(shared_url: str, caplog: p
     assert isinstance(line.__dict__["entries"], int)
 
 
-async def test_it_takes_the_way_around_a_pooler(shared_url: str) -> None:
+async def test_the_listener_uses_the_direct_url(shared_url: str) -> None:
     pooler = make_url(shared_url).set(port=1).render_as_string(hide_password=False)
     listener = RevocationListener(database_settings(pooler, direct_url=shared_url))
 
@@ -258,7 +260,7 @@ async def test_it_takes_the_way_around_a_pooler(shared_url: str) -> None:
     assert listener.mode == "listening"
 
 
-async def test_stopping_what_was_never_started_is_no_error(shared_url: str) -> None:
+async def test_stopping_a_listener_that_was_not_started_is_no_error(shared_url: str) -> None:
     listener = RevocationListener(database_settings(shared_url))
 
     await listener.stop()
@@ -292,7 +294,7 @@ async def test_stopping_what_was_never_started_is_no_error(shared_url: str) -> N
         "3 00000000-0000-0000-0000-000000000001",
     ],
 )
-def test_a_payload_that_says_nothing_revokes_nothing(payload: str) -> None:
+def test_a_payload_without_a_meaning_revokes_nothing(payload: str) -> None:
     listener = RevocationListener(DatabaseSettings.model_validate({"url": "postgresql://nobody@127.0.0.1:1/nothing"}))
 
     listener._apply(payload)
@@ -301,7 +303,7 @@ def test_a_payload_that_says_nothing_revokes_nothing(payload: str) -> None:
 
 
 @pytest.mark.usefixtures("without_polls")
-async def test_an_unreadable_notification_makes_the_poll_come_at_once(
+async def test_a_notification_that_cannot_be_parsed_triggers_a_poll(
     shared_url: str, connection: asyncpg.Connection
 ) -> None:
     session_id = uuid4()
@@ -347,7 +349,7 @@ async def test_a_flood_of_forged_notifications_costs_few_polls_and_hides_nothing
 # A connection that fails
 
 
-async def test_a_killed_connection_is_replaced_and_what_came_meanwhile_is_known(
+async def test_a_killed_connection_is_replaced_and_no_revocation_is_lost(
     shared_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     during = uuid4()
@@ -365,7 +367,7 @@ async def test_a_killed_connection_is_replaced_and_what_came_meanwhile_is_known(
     assert line.__dict__["reason"].endswith("Error")
 
 
-async def test_a_connection_gone_silent_is_noticed_within_the_fence_and_replaced(
+async def test_a_silent_connection_is_detected_within_the_fence_and_replaced(
     shared_url: str, connection: asyncpg.Connection
 ) -> None:
     during = uuid4()
@@ -380,7 +382,7 @@ async def test_a_connection_gone_silent_is_noticed_within_the_fence_and_replaced
 
 
 @pytest.mark.parametrize("moment", [b"LISTEN", b"pg_snapshot_xmin"])
-async def test_a_connection_gone_silent_while_it_begins_is_given_up(shared_url: str, moment: bytes) -> None:
+async def test_a_connection_that_is_silent_from_the_start_is_given_up(shared_url: str, moment: bytes) -> None:
     async with proxied(shared_url) as proxy:
         proxy.silent_at = moment
         listener = RevocationListener(database_settings(proxy.url))
@@ -399,7 +401,7 @@ async def test_a_connection_gone_silent_while_it_begins_is_given_up(shared_url: 
     assert tried == 1
 
 
-async def test_a_process_that_stood_still_does_not_trust_what_it_knew(
+async def test_a_process_that_was_paused_does_not_trust_its_state(
     shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revocation, "FENCE", 0.2)
@@ -411,9 +413,7 @@ async def test_a_process_that_stood_still_does_not_trust_what_it_knew(
         assert not listener.is_current
 
 
-async def test_an_answer_that_took_long_tells_only_of_when_it_was_asked_for(
-    shared_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_poll_counts_from_the_time_it_was_sent(shared_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(revocation, "_POLL_TIMEOUT", PATIENCE)
     async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
         proxy.silent_at = b"pg_snapshot_xmin"
@@ -428,7 +428,7 @@ async def test_an_answer_that_took_long_tells_only_of_when_it_was_asked_for(
         assert 0.3 <= (listener.age or 0.0) < old
 
 
-async def test_where_notifications_do_not_arrive_the_poll_does_it_alone(
+async def test_without_notifications_polling_alone_finds_revocations(
     shared_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     session_id = uuid4()
@@ -464,7 +464,7 @@ def filled(applied: Sequence[Entry]) -> RevocationSet:
 
 
 @given(st.lists(entries, max_size=12), st.data())
-def test_neither_order_nor_repetition_matters(applied: list[Entry], data: st.DataObject) -> None:
+def test_order_and_repetition_of_revocations_do_not_matter(applied: list[Entry], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(applied)) + applied[: data.draw(st.integers(0, 12))]
 
     one, other = filled(applied), filled(shuffled)
@@ -479,7 +479,7 @@ def test_neither_order_nor_repetition_matters(applied: list[Entry], data: st.Dat
                 assert covered[0] == covered[1]
 
 
-def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_are_removed_when_no_live_token_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, dropped = uuid4(), uuid4()
     known = RevocationSet()
     monkeypatch.setattr(revocation, "_MAX_ENTRY_AGE", -1.0)
@@ -497,7 +497,7 @@ def test_entries_are_dropped_once_no_token_can_need_them(monkeypatch: pytest.Mon
     assert not known.covers(session_id=dropped, user_id=dropped, version=1)
 
 
-def test_the_end_of_all_sessions_covers_those_below_until_no_token_can_need_it(
+def test_a_cutoff_covers_lower_sessions_until_no_live_token_needs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known, (below, cutoff, higher) = RevocationSet(), (UUID(int=number << 80) for number in (1, 2, 3))
@@ -521,7 +521,7 @@ def test_the_end_of_all_sessions_covers_those_below_until_no_token_can_need_it(
 
 
 @pytest.mark.usefixtures("without_polls")
-async def test_a_running_listener_drops_old_entries(
+async def test_a_running_listener_removes_old_entries(
     shared_url: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revocation, "_SWEEP_INTERVAL", 0.0)
@@ -561,7 +561,7 @@ async def service_behind(
     await straight.dispose()
 
 
-async def test_with_the_listener_silent_revoked_tokens_die_within_the_fence_and_others_live(
+async def test_with_a_silent_listener_only_revoked_tokens_stop_working_within_the_fence(
     shared_url: str, hasher: PasswordHasher
 ) -> None:
     async with proxied(shared_url) as direct, service_behind(direct, None, hasher) as (client, straight, good, ended):
@@ -582,7 +582,7 @@ async def is_unavailable(client: AsyncClient, tokens: Pair) -> bool:
 
 
 @pytest.mark.parametrize("failure", ["stall", "cut"])
-async def test_with_the_database_out_of_reach_nothing_is_accepted_after_the_fence(
+async def test_without_the_database_no_token_is_accepted_after_the_fence(
     shared_url: str, hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     if failure == "cut":
@@ -620,7 +620,7 @@ async def test_with_the_database_out_of_reach_nothing_is_accepted_after_the_fenc
         assert (await refresh(client, good)).access
 
 
-def test_of_what_has_never_been_known_no_age_is_shown(shared_url: str) -> None:
+def test_before_the_first_read_no_age_is_shown(shared_url: str) -> None:
     shown = {reading.name for reading in RevocationListener(database_settings(shared_url)).readings()}
 
     assert "revocation_mode" in shown

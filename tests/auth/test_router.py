@@ -62,7 +62,7 @@ async def store_hash(session: WriteSession, email: str, hashed_password: str | N
     await session.commit()
 
 
-async def test_a_login_is_answered_with_exactly_the_contract(client: AsyncClient, user: LoggedIn) -> None:
+async def test_the_response_to_a_login_has_exactly_the_contract(client: AsyncClient, user: LoggedIn) -> None:
     response = await log_in(client, user.email)
 
     assert response.status_code == 200
@@ -83,7 +83,7 @@ async def test_a_login_is_never_cached(client: AsyncClient, user: LoggedIn) -> N
     assert response.headers["Pragma"] == "no-cache"
 
 
-async def test_each_login_is_a_session_of_its_own(client: AsyncClient, user: LoggedIn) -> None:
+async def test_each_login_starts_its_own_session(client: AsyncClient, user: LoggedIn) -> None:
     first, second = [read_part((await log_in(client, user.email)).json()["access_token"], 1) for _ in range(2)]
 
     assert first["sid"] != second["sid"]
@@ -124,7 +124,7 @@ async def admin_email(session: WriteSession, hasher: PasswordHasher) -> str:
         pytest.param("users:read users:read", "users:read", id="one twice"),
     ],
 )
-async def test_a_login_gets_the_scopes_it_asks_for(
+async def test_a_login_gets_the_requested_scopes(
     client: AsyncClient, admin_email: str, requested: str | None, granted: str
 ) -> None:
     response = await log_in(client, admin_email, **({} if requested is None else {"scope": requested}))
@@ -146,7 +146,7 @@ async def test_a_scope_that_the_role_does_not_grant_is_refused(client: AsyncClie
     assert_oauth_error(response, 400, "invalid_scope")
 
 
-async def test_scopes_are_not_looked_at_before_the_password(client: AsyncClient, user: LoggedIn) -> None:
+async def test_scopes_are_checked_after_the_password(client: AsyncClient, user: LoggedIn) -> None:
     response = await log_in(client, user.email, "wrong password", scope="unknown")
 
     assert_oauth_error(response, 400, "invalid_grant")
@@ -154,9 +154,7 @@ async def test_scopes_are_not_looked_at_before_the_password(client: AsyncClient,
 
 @pytest.mark.parametrize("password", [PASSWORD, "wrong password"])
 @pytest.mark.parametrize("scope", ['"', "\\", "\0", "\n", "\x7f", "é", "users:read\u00a0x", "a" * 513, "a" * 10_000])
-async def test_a_scope_that_cannot_be_one_is_invalid(
-    client: AsyncClient, user: LoggedIn, scope: str, password: str
-) -> None:
+async def test_a_malformed_scope_is_invalid(client: AsyncClient, user: LoggedIn, scope: str, password: str) -> None:
     response = await log_in(client, user.email, password, scope=scope)
 
     assert_oauth_error(response, 400, "invalid_scope")
@@ -217,7 +215,7 @@ async def test_every_refused_login_hashes_once(
     assert hashed == [4]
 
 
-async def test_an_unverified_account_is_told_so_with_the_right_password(
+async def test_an_unverified_account_gets_its_own_error_for_the_correct_password(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     account = await make_user(session, hasher, email_verified_at=None)
@@ -229,7 +227,7 @@ async def test_an_unverified_account_is_told_so_with_the_right_password(
     assert response.json()["code"] == "email_not_verified"
 
 
-async def test_an_unverified_account_may_log_in_where_the_setting_allows_it(
+async def test_an_unverified_account_logs_in_if_the_setting_allows_it(
     database_url: str, database: Database, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     account = await make_user(session, hasher, email_verified_at=None)
@@ -296,7 +294,7 @@ async def test_a_wrong_password_replaces_no_hash(client: AsyncClient, session: W
     assert await stored_hash(session, user.email) == old
 
 
-async def test_a_current_hash_is_left_alone(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
+async def test_a_current_hash_is_not_replaced(client: AsyncClient, session: WriteSession, user: LoggedIn) -> None:
     before = await stored_hash(session, user.email)
 
     await log_in(client, user.email)
@@ -304,7 +302,7 @@ async def test_a_current_hash_is_left_alone(client: AsyncClient, session: WriteS
     assert await stored_hash(session, user.email) == before
 
 
-async def test_a_form_may_hold_unescaped_utf8(
+async def test_a_form_may_contain_unescaped_utf8(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher
 ) -> None:
     account = await make_user(session, hasher, password="é 🐘 is not Latin-1")
@@ -436,14 +434,14 @@ async def test_a_malformed_form_is_refused(target: Target, body: str, error: str
     assert_oauth_error(response, 400, error)
 
 
-async def test_a_password_with_nul_is_wrong_at_most(client: AsyncClient, user: LoggedIn) -> None:
+async def test_a_password_with_nul_is_a_wrong_password(client: AsyncClient, user: LoggedIn) -> None:
     response = await log_in(client, user.email, "correct\0horse")
 
     assert response.status_code == 400
     assert response.json()["error"] in {"invalid_grant", "invalid_request"}
 
 
-async def test_a_refusal_never_repeats_what_was_sent(client: AsyncClient) -> None:
+async def test_an_error_never_repeats_the_request(client: AsyncClient) -> None:
     response = await client.post(TOKEN, content="grant_type=canary1&username=canary2&password=canary3", headers=FORM)
 
     assert "canary" not in response.text
@@ -467,39 +465,39 @@ async def test_only_forms_are_read(target: Target, content_type: str, body: byte
     assert_oauth_error(response, 415, "invalid_request")
 
 
-async def test_a_body_without_a_type_is_not_read(client: AsyncClient) -> None:
+async def test_a_body_without_a_media_type_is_refused(client: AsyncClient) -> None:
     response = await client.post(TOKEN, content=GOOD.encode())
 
     assert_oauth_error(response, 415, "invalid_request")
 
 
-async def test_a_compressed_form_is_not_read(client: AsyncClient) -> None:
+async def test_a_compressed_form_is_refused(client: AsyncClient) -> None:
     response = await client.post(TOKEN, content=GOOD, headers={**FORM, "Content-Encoding": "gzip"})
 
     assert_oauth_error(response, 415, "invalid_request")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "FOO"])
-async def test_a_login_is_a_post(target: Target, method: str) -> None:
+async def test_a_login_needs_a_post(target: Target, method: str) -> None:
     response = await target.client.request(method, TOKEN)
 
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"
 
 
-async def test_the_wrong_method_is_told_in_the_words_of_oauth(client: AsyncClient) -> None:
+async def test_a_wrong_method_is_an_oauth_error(client: AsyncClient) -> None:
     response = await client.get(TOKEN)
 
     assert_oauth_error(response, 405, "invalid_request")
 
 
-async def test_a_body_too_large_is_told_in_the_words_of_oauth(client: AsyncClient) -> None:
+async def test_a_body_that_is_too_large_is_an_oauth_error(client: AsyncClient) -> None:
     response = await client.post(TOKEN, content=b"x" * 1_048_577, headers=FORM)
 
     assert_oauth_error(response, 413, "invalid_request")
 
 
-async def test_a_body_too_large_of_unknown_length_is_told_in_the_words_of_oauth(client: AsyncClient) -> None:
+async def test_a_body_of_unknown_length_that_is_too_large_is_an_oauth_error(client: AsyncClient) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(17):
             yield b"x" * 65_536
@@ -637,7 +635,7 @@ async def test_no_connection_is_held_while_a_password_is_hashed(
     assert_oauth_error(response, 400, "invalid_grant")
 
 
-async def test_when_too_many_passwords_wait_the_client_is_told_to_come_back(
+async def test_when_hashing_is_busy_the_client_is_told_to_retry(
     clone_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings(clone_url, auth={"hash_threads": 1, "hash_queue": 0})
@@ -659,7 +657,7 @@ async def test_when_too_many_passwords_wait_the_client_is_told_to_come_back(
     assert_oauth_error(third, 400, "invalid_grant")
 
 
-async def test_a_login_without_a_database_is_told_to_come_back(settings: Settings) -> None:
+async def test_a_login_without_a_database_is_told_to_retry(settings: Settings) -> None:
     nowhere = DatabaseSettings.model_validate({"url": "postgresql://nobody@127.0.0.1:1/nothing"})
     database = Database(nowhere)
 

@@ -90,7 +90,7 @@ async def notices(session: WriteSession) -> list[str]:
 # Rotation
 
 
-async def test_a_refresh_token_is_traded_for_the_next_pair(client: AsyncClient, email: str) -> None:
+async def test_a_refresh_token_is_exchanged_for_the_next_pair(client: AsyncClient, email: str) -> None:
     first = await start(client, email)
 
     response = await send_refresh(client, first.refresh)
@@ -113,7 +113,7 @@ async def test_a_refresh_token_is_traded_for_the_next_pair(client: AsyncClient, 
     }
 
 
-async def test_a_rotation_leaves_older_access_tokens_alone(client: AsyncClient, email: str) -> None:
+async def test_a_rotation_does_not_end_older_access_tokens(client: AsyncClient, email: str) -> None:
     first = await start(client, email)
 
     second = await refresh(client, first)
@@ -122,7 +122,7 @@ async def test_a_rotation_leaves_older_access_tokens_alone(client: AsyncClient, 
     assert await is_accepted(client, second)
 
 
-async def test_a_session_lives_through_many_rotations_in_one_row(
+async def test_a_session_stays_one_row_over_many_rotations(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await start(client, email)
@@ -138,7 +138,7 @@ async def test_a_session_lives_through_many_rotations_in_one_row(
     assert await is_accepted(client, tokens)
 
 
-async def test_a_token_used_twice_within_the_grace_gives_the_same_successor(
+async def test_reusing_a_refresh_token_within_the_grace_period_gives_the_same_successor(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     first = await start(client, email)
@@ -152,7 +152,7 @@ async def test_a_token_used_twice_within_the_grace_gives_the_same_successor(
     assert await can_refresh(client, again)
 
 
-async def test_a_rotation_begins_the_grace_anew_and_is_seen_in_the_list(
+async def test_a_rotation_restarts_the_grace_period_and_shows_in_the_list(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     first = await start(client, email)
@@ -167,7 +167,9 @@ async def test_a_rotation_begins_the_grace_anew_and_is_seen_in_the_list(
     assert datetime.now(UTC) - datetime.fromisoformat(listed["last_seen_at"]) < timedelta(minutes=1)
 
 
-async def test_the_next_rotation_counts_replays_anew(client: AsyncClient, session: WriteSession, email: str) -> None:
+async def test_the_next_rotation_resets_the_count_of_replays(
+    client: AsyncClient, session: WriteSession, email: str
+) -> None:
     first = await start(client, email)
     second = await refresh(client, first)
     await refresh(client, first)
@@ -181,7 +183,7 @@ async def test_the_next_rotation_counts_replays_anew(client: AsyncClient, sessio
     ("age", "is_fine"),
     [pytest.param("20 s", True, id="inside the window"), pytest.param("30.1 s", False, id="just outside the window")],
 )
-async def test_the_grace_is_a_window_in_time(
+async def test_the_grace_period_ends(
     client: AsyncClient, session: WriteSession, email: str, age: str, *, is_fine: bool
 ) -> None:
     first = await start(client, email)
@@ -209,7 +211,7 @@ async def assert_stolen(
     assert await notices(session) == ["session_stolen"]
 
 
-async def test_a_token_used_again_after_the_grace_ends_the_session(
+async def test_reusing_a_refresh_token_after_the_grace_period_ends_the_session(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     first, other = await start(client, email), await start(client, email)
@@ -222,7 +224,7 @@ async def test_a_token_used_again_after_the_grace_ends_the_session(
     await assert_stolen(client, session, "auth.refresh_reuse_detected", (first, second), other)
 
 
-async def test_a_token_two_generations_old_ends_the_session_even_within_the_grace(
+async def test_a_token_two_generations_old_ends_the_session_even_within_the_grace_period(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     first, other = await start(client, email), await start(client, email)
@@ -235,7 +237,7 @@ async def test_a_token_two_generations_old_ends_the_session_even_within_the_grac
     await assert_stolen(client, session, "auth.refresh_reuse_detected", (first, second, third), other)
 
 
-async def test_without_a_grace_any_second_use_ends_the_session(
+async def test_without_a_grace_period_any_second_use_ends_the_session(
     database_url: str, database: Database, session: WriteSession, email: str
 ) -> None:
     async with with_auth(database_url, database, refresh_reuse_grace="0") as client:
@@ -248,7 +250,7 @@ async def test_without_a_grace_any_second_use_ends_the_session(
         await assert_stolen(client, session, "auth.refresh_reuse_detected", (first, second), other)
 
 
-async def test_without_a_grace_a_second_use_that_began_before_the_first_ends_the_session(
+async def test_without_a_grace_period_a_concurrent_second_use_ends_the_session(
     clone_url: str, hasher: PasswordHasher
 ) -> None:
     database = Database(make_settings(clone_url).database)
@@ -283,7 +285,7 @@ async def test_a_refresh_token_from_the_future_ends_the_session(
     await assert_stolen(client, session, "auth.refresh_from_the_future", (first, second), other)
 
 
-async def test_more_than_200_replays_are_too_many_and_the_session_goes_on(
+async def test_more_than_200_replays_are_refused_and_the_session_continues(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     first = await start(client, email)
@@ -343,7 +345,7 @@ FOREIGN: dict[str, Change] = {
 }  # fmt: skip
 
 
-async def test_a_token_we_did_not_make_is_refused_and_changes_nothing(
+async def test_a_forged_refresh_token_is_refused_and_changes_nothing(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await refresh(client, await start(client, email))
@@ -373,7 +375,7 @@ async def test_a_token_moved_to_another_session_is_refused(
     assert await can_refresh(client, other)
 
 
-async def test_tokens_of_one_kind_are_no_tokens_of_another(client: AsyncClient, email: str) -> None:
+async def test_a_token_of_one_kind_is_refused_as_another(client: AsyncClient, email: str) -> None:
     tokens = await start(client, email)
 
     as_refresh_token = await send_refresh(client, tokens.access)
@@ -395,7 +397,7 @@ async def test_tokens_of_one_kind_are_no_tokens_of_another(client: AsyncClient, 
         pytest.param("grant_type=refresh_token&refresh_token=%00", "invalid_grant", id="NUL"),
     ],
 )
-async def test_a_refresh_that_is_malformed_says_so(client: AsyncClient, form: str, error: str) -> None:
+async def test_a_malformed_refresh_is_an_error(client: AsyncClient, form: str, error: str) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
 
     response = await client.post(TOKEN, content=form, headers=headers)
@@ -407,7 +409,7 @@ async def test_a_refresh_that_is_malformed_says_so(client: AsyncClient, form: st
 
 
 @pytest.mark.parametrize("column", ["idle_expires_at", "absolute_expires_at"])
-async def test_a_session_ends_by_itself(client: AsyncClient, session: WriteSession, email: str, column: str) -> None:
+async def test_a_session_expires(client: AsyncClient, session: WriteSession, email: str, column: str) -> None:
     tokens = await start(client, email)
     await shift(session, tokens.session_id, f"{column} = now() - interval '1 ms'")
 
@@ -419,7 +421,7 @@ async def test_a_session_ends_by_itself(client: AsyncClient, session: WriteSessi
     assert recorded.session_id == tokens.session_id
 
 
-async def test_a_refresh_puts_the_idle_end_off_and_the_absolute_end_stays(
+async def test_a_refresh_extends_the_idle_expiry_but_not_the_absolute_expiry(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await start(client, email)
@@ -434,7 +436,7 @@ async def test_a_refresh_puts_the_idle_end_off_and_the_absolute_end_stays(
     assert after.absolute_expires_at == before.absolute_expires_at
 
 
-async def test_no_end_is_later_than_the_absolute_one(client: AsyncClient, session: WriteSession, email: str) -> None:
+async def test_no_expiry_is_later_than_the_absolute_one(client: AsyncClient, session: WriteSession, email: str) -> None:
     tokens = await start(client, email)
     await shift(session, tokens.session_id, "absolute_expires_at = clock_timestamp() + interval '100 s'")
 
@@ -471,7 +473,7 @@ async def test_an_access_token_does_not_outlive_its_session(
         pytest.param("DELETE FROM users WHERE id = :id", None, id="deleted"),
     ],
 )
-async def test_an_account_that_is_gone_takes_its_sessions_along(
+async def test_deleting_an_account_deletes_its_sessions(
     client: AsyncClient, session: WriteSession, email: str, change: str, reason: str | None
 ) -> None:
     first = await start(client, email)
@@ -487,7 +489,7 @@ async def test_an_account_that_is_gone_takes_its_sessions_along(
     assert await notices(session) == []
 
 
-async def test_a_disabled_account_cannot_refresh_even_a_session_that_was_left_alive(
+async def test_a_disabled_account_cannot_refresh_even_a_live_session(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await start(client, email)
@@ -561,7 +563,7 @@ async def test_a_refresh_may_narrow_the_scope_of_its_access_token(client: AsyncC
     assert whole.body["scope"] == ADMINISTRATION
 
 
-async def test_a_refresh_never_widens_what_the_login_asked_for(
+async def test_a_refresh_never_exceeds_the_scopes_of_the_login(
     client: AsyncClient, session: WriteSession, admin_email: str
 ) -> None:
     tokens = await start(client, admin_email, scope="users:read audit:read")
@@ -574,7 +576,7 @@ async def test_a_refresh_never_widens_what_the_login_asked_for(
     assert refreshed.body["scope"] == "audit:read users:read"
 
 
-async def test_a_login_that_asked_for_no_scope_has_whatever_its_role_grants_later(
+async def test_a_login_without_requested_scopes_follows_later_changes_of_the_role(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await start(client, email)
@@ -585,7 +587,7 @@ async def test_a_login_that_asked_for_no_scope_has_whatever_its_role_grants_late
     assert (await refresh(client, tokens)).body["scope"] == ADMINISTRATION
 
 
-async def test_a_refresh_gives_what_the_role_grants_by_now(
+async def test_a_refresh_gives_the_current_scopes_of_the_role(
     client: AsyncClient, session: WriteSession, admin_email: str
 ) -> None:
     tokens = await start(client, admin_email, scope="users:read")
@@ -603,7 +605,7 @@ async def test_a_refresh_gives_what_the_role_grants_by_now(
 # How many, and from where
 
 
-async def test_the_session_idle_longest_makes_room_for_a_new_one(
+async def test_the_session_idle_longest_is_evicted_for_a_new_one(
     database_url: str, database: Database, session: WriteSession, email: str
 ) -> None:
     async with with_auth(database_url, database, sessions_per_user=2) as client:
@@ -617,7 +619,7 @@ async def test_the_session_idle_longest_makes_room_for_a_new_one(
     assert (await row(session, idle.session_id)).revoke_reason == "evicted"
 
 
-async def test_only_live_sessions_of_the_same_account_make_room(
+async def test_only_live_sessions_of_the_same_account_are_evicted(
     database_url: str, database: Database, session: WriteSession, email: str, admin_email: str
 ) -> None:
     async with with_auth(database_url, database, sessions_per_user=3) as client:
@@ -633,7 +635,9 @@ async def test_only_live_sessions_of_the_same_account_make_room(
     assert reasons == ["logout", "logout"]
 
 
-async def test_fifty_logins_at_once_leave_the_most_sessions_allowed(clone_url: str, hasher: PasswordHasher) -> None:
+async def test_fifty_concurrent_logins_leave_the_maximum_number_of_sessions(
+    clone_url: str, hasher: PasswordHasher
+) -> None:
     settings = make_settings(
         clone_url,
         auth={"hash_queue": 100},
@@ -655,7 +659,7 @@ async def test_fifty_logins_at_once_leave_the_most_sessions_allowed(clone_url: s
     assert {tokens.session_id for tokens in live} == set(kept)
 
 
-async def test_a_login_notes_where_it_comes_from(client: AsyncClient, session: WriteSession, email: str) -> None:
+async def test_a_login_stores_where_it_comes_from(client: AsyncClient, session: WriteSession, email: str) -> None:
     user_agent = f"Browser/1.2\t{'x' * 300}"
 
     tokens = await start(client, email, user_agent=user_agent)
@@ -665,16 +669,14 @@ async def test_a_login_notes_where_it_comes_from(client: AsyncClient, session: W
     assert noted.ip_prefix is not None
 
 
-async def test_the_log_knows_which_session_a_login_began(
-    client: AsyncClient, session: WriteSession, email: str
-) -> None:
+async def test_the_audit_log_has_the_session_of_a_login(client: AsyncClient, session: WriteSession, email: str) -> None:
     tokens = await start(client, email)
 
     (recorded,) = await events(session, "auth.login_succeeded")
     assert recorded.session_id == tokens.session_id
 
 
-async def test_a_login_may_say_nothing_about_its_device(client: AsyncClient, session: WriteSession, email: str) -> None:
+async def test_a_login_may_have_no_user_agent(client: AsyncClient, session: WriteSession, email: str) -> None:
     del client.headers["User-Agent"]
 
     tokens = await start(client, email)
@@ -690,7 +692,7 @@ async def test_a_login_may_say_nothing_about_its_device(client: AsyncClient, ses
         pytest.param("Browser/1.0 (Linux)", "Browser/1.0 (Windows)", True, id="another system"),
     ],
 )
-async def test_the_owner_is_told_of_a_login_from_a_new_device(
+async def test_the_owner_gets_a_notice_about_a_login_from_a_new_device(
     client: AsyncClient, session: WriteSession, email: str, known: str, now: str, *, is_new: bool
 ) -> None:
     await start(client, email, user_agent=known)
@@ -815,7 +817,7 @@ async def test_an_administrator_ends_all_sessions_of_an_account(
     assert str(recorded.actor_id) == admin.user_id
 
 
-async def test_the_sessions_of_an_account_that_is_none_cannot_be_ended(client: AsyncClient, admin: LoggedIn) -> None:
+async def test_the_sessions_of_an_unknown_account_cannot_be_ended(client: AsyncClient, admin: LoggedIn) -> None:
     response = await client.delete(f"/api/v1/users/{UUID(int=0)}/sessions", headers=admin.headers)
 
     assert_problem(response, 404, "user_not_found")
@@ -913,7 +915,7 @@ async def test_logging_out_with_an_unknown_token_changes_nothing_and_is_no_error
     assert not await events(session, "auth.logged_out")
 
 
-async def test_every_answer_to_a_logout_that_ends_nothing_is_the_same(client: AsyncClient, email: str) -> None:
+async def test_every_response_to_a_logout_that_ends_no_session_is_the_same(client: AsyncClient, email: str) -> None:
     tokens = await start(client, email)
 
     answers = [
@@ -941,7 +943,7 @@ async def test_logging_out_twice_is_recorded_once(client: AsyncClient, session: 
     "form",
     ["", "token=", "token=a&token=b", "token_type_hint=access_token", "token=a&client_secret="],
 )
-async def test_a_logout_that_is_malformed_says_so(client: AsyncClient, form: str) -> None:
+async def test_a_malformed_logout_is_an_error(client: AsyncClient, form: str) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
 
     response = await client.post(REVOKE, content=form, headers=headers)
@@ -952,7 +954,7 @@ async def test_a_logout_that_is_malformed_says_so(client: AsyncClient, form: str
         assert_oauth_error(response, 400, "invalid_request")
 
 
-async def test_a_logout_without_a_database_is_told_to_come_back(settings: Settings) -> None:
+async def test_a_logout_without_a_database_is_told_to_retry(settings: Settings) -> None:
     database = Database(make_settings("postgresql://nobody@127.0.0.1:1/nothing").database)
     token = "rt1." + "A" * 76
 
@@ -1026,7 +1028,7 @@ async def test_giving_the_password_again_does_not_revive_an_ended_session(client
     assert_problem(response, 401, "invalid_token")
 
 
-async def test_a_session_ended_while_the_password_was_checked_stays_ended(
+async def test_a_session_that_ended_during_hashing_stays_ended(
     client: AsyncClient, session: WriteSession, email: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = await start(client, email)
@@ -1052,7 +1054,7 @@ async def test_a_session_ended_while_the_password_was_checked_stays_ended(
         "DELETE FROM users WHERE email = :email",
     ],
 )
-async def test_a_login_whose_account_changes_while_the_password_is_checked_is_refused(
+async def test_a_login_whose_account_changes_during_hashing_is_refused(
     client: AsyncClient, session: WriteSession, email: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     verify = PasswordHasher.verify
@@ -1133,7 +1135,7 @@ async def test_a_replay_after_a_change_of_pepper_gives_the_same_successor(
 # Under pressure
 
 
-async def test_a_refresh_that_cannot_get_at_its_session_is_told_to_come_back_and_not_spent(
+async def test_a_refresh_that_cannot_lock_its_session_is_told_to_retry_and_not_used_up(
     clone_url: str, hasher: PasswordHasher
 ) -> None:
     settings = make_settings(clone_url, database={"lock_timeout": "50ms"})
@@ -1177,7 +1179,7 @@ async def test_a_login_waits_for_a_change_of_its_account_and_sees_it(clone_url: 
     await database.dispose()
 
 
-async def test_a_session_cannot_end_for_a_reason_nobody_knows(
+async def test_a_session_cannot_end_for_an_unknown_reason(
     client: AsyncClient, session: WriteSession, email: str
 ) -> None:
     tokens = await start(client, email)

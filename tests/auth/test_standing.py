@@ -106,7 +106,7 @@ ENDS = {
 
 @MODES
 @pytest.mark.usefixtures("without_polls")
-async def test_whatever_ends_a_token_ends_it_at_once_and_no_other(
+async def test_a_revocation_ends_its_tokens_at_once_and_no_others(
     shared_url: str, hasher: PasswordHasher, access_check: str
 ) -> None:
     async with service(shared_url, access_check) as (client, database):
@@ -147,7 +147,7 @@ async def test_a_revocation_that_is_rolled_back_ends_nothing(
 
 
 @pytest.mark.parametrize(("access_check", "queries"), [("memory", 0), ("database", 1)])
-async def test_only_the_database_mode_asks_for_each_request(
+async def test_only_the_database_mode_queries_for_each_request(
     shared_url: str, hasher: PasswordHasher, access_check: str, queries: int
 ) -> None:
     async with service(shared_url, access_check) as (client, database):
@@ -164,7 +164,7 @@ async def test_only_the_database_mode_asks_for_each_request(
     assert len(statements) == queries
 
 
-async def test_what_changes_credentials_or_accounts_asks_the_database_whatever_is_in_memory(
+async def test_changes_of_credentials_and_accounts_always_query_the_database(
     shared_url: str, hasher: PasswordHasher
 ) -> None:
     async with service(shared_url, "memory") as (client, database):
@@ -200,9 +200,7 @@ async def test_what_changes_credentials_or_accounts_asks_the_database_whatever_i
         assert (await start(client, email)).body["scope"]
 
 
-async def test_an_account_that_is_read_anyway_is_looked_at_whatever_is_in_memory(
-    shared_url: str, hasher: PasswordHasher
-) -> None:
+async def test_an_account_that_is_read_anyway_is_checked_as_well(shared_url: str, hasher: PasswordHasher) -> None:
     async with service(shared_url, "memory") as (client, database):
         tokens = await start(client, await add_account(database, hasher))
         await run(database, "ALTER TABLE users DISABLE TRIGGER users_change_is_published")
@@ -214,7 +212,7 @@ async def test_an_account_that_is_read_anyway_is_looked_at_whatever_is_in_memory
 
 
 @MODES
-async def test_without_state_and_database_nothing_is_decided(access_check: str) -> None:
+async def test_without_state_and_database_the_response_is_503(access_check: str) -> None:
     settings = make_settings("postgresql://nobody@127.0.0.1:1/nothing", auth={"access_check": access_check})
     ring = parse_key_ring(KEY_SET, source="tests")
     issuing = AccessTokens(ring, issuer=issuer(settings), audience=settings.of(AuthSettings).audience, lifetime=600)
@@ -234,7 +232,7 @@ async def test_without_state_and_database_nothing_is_decided(access_check: str) 
     assert_problem(bad, 401, "invalid_token")
 
 
-async def test_a_token_signed_by_us_must_still_name_what_exists(shared_url: str, hasher: PasswordHasher) -> None:
+async def test_a_genuine_token_needs_an_existing_account_and_session(shared_url: str, hasher: PasswordHasher) -> None:
     async with service(shared_url, "database") as (client, database):
         mine = await start(client, await add_account(database, hasher))
         theirs = await start(client, await add_account(database, hasher))
@@ -305,5 +303,5 @@ async def test_a_write_confirms_what_the_role_grants(
         await principal.confirm(session)
 
 
-def test_a_role_of_another_release_grants_nothing() -> None:
+def test_an_unknown_role_grants_nothing() -> None:
     assert granted("a role of another release") == frozenset()

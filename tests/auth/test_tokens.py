@@ -386,7 +386,7 @@ async def test_a_signed_token_with_wrong_claims_is_refused(target: Target, forge
 
 
 @pytest.mark.parametrize("forgery", FORMS.values(), ids=FORMS.keys())
-async def test_what_is_not_a_compact_token_is_refused(target: Target, forgery: Forgery) -> None:
+async def test_text_that_is_not_a_compact_token_is_refused(target: Target, forgery: Forgery) -> None:
     token = forgery(target.forge)
     response = await target.client.get(ME, headers=[(b"Authorization", b"Bearer " + token.encode())])
 
@@ -412,7 +412,7 @@ async def test_what_is_not_a_compact_token_is_refused(target: Target, forgery: F
         pytest.param(lambda forge: forge.signed(forge.header, dict(reversed(forge.claims.items()))), id="reordered"),
     ],
 )
-async def test_a_token_made_by_the_rules_is_accepted(target: Target, forgery: Forgery) -> None:
+async def test_a_token_that_follows_the_rules_is_accepted(target: Target, forgery: Forgery) -> None:
     response = await send(target.client, forgery(target.forge))
 
     assert response.status_code == 200
@@ -456,7 +456,7 @@ async def test_addresses_in_a_token_are_never_visited(client: AsyncClient, forge
         pytest.param(f"{encode({'alg': 'ES256', 'kid': 'x', 'typ': 'at+jwt'})}.{'A' * 3900}.AAAA", id="long claims"),
     ],
 )
-def test_refusing_a_token_costs_no_more_than_accepting_one(token: str) -> None:
+def test_refusing_a_token_takes_no_longer_than_accepting_one(token: str) -> None:
     refusing, accepting = [], []
     for _ in range(20):
         # One of its own each time: it remembers the tokens that it has accepted.
@@ -521,7 +521,7 @@ async def test_the_published_key_set_verifies_an_issued_token(client: AsyncClien
     )
 
 
-async def test_the_published_key_set_holds_public_members_alone(client: AsyncClient) -> None:
+async def test_the_published_key_set_has_only_public_members(client: AsyncClient) -> None:
     response = await client.get("/.well-known/jwks.json")
 
     (key,) = response.json()["keys"]
@@ -548,7 +548,7 @@ def rotated(*states: str) -> tuple[str, list[dict[str, Any]]]:
         pytest.param("removed", 401, id="a removed key"),
     ],
 )
-async def test_a_token_is_worth_what_the_state_of_its_key_is(
+async def test_a_token_is_accepted_or_refused_by_the_state_of_its_key(
     database_url: str, database: Database, forge: Forge, state: str, status: int
 ) -> None:
     key_set, keys = rotated("active", "retiring", "next")
@@ -623,7 +623,7 @@ def issued(tokens: AccessTokens, number: int) -> str:
     return token
 
 
-def test_a_token_that_was_verified_before_still_ends_in_time() -> None:
+def test_a_cached_token_still_expires() -> None:
     tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
     token = issued(tokens, 1)
     ends = tokens.read(token).expires_at
@@ -634,7 +634,7 @@ def test_a_token_that_was_verified_before_still_ends_in_time() -> None:
         tokens.read(token)
 
 
-def test_a_worker_remembers_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_caches_a_bounded_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.auth.access.tokens._MAX_VERIFIED", 2)
     tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
     made = [issued(tokens, number) for number in range(4)]
@@ -645,7 +645,7 @@ def test_a_worker_remembers_a_bounded_number_of_tokens(monkeypatch: pytest.Monke
     assert len(tokens._verified) == 2
 
 
-def test_a_token_is_verified_once_and_then_remembered() -> None:
+def test_a_token_is_verified_once_and_then_cached() -> None:
     tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
     token = issued(tokens, 1)
 
@@ -653,7 +653,7 @@ def test_a_token_is_verified_once_and_then_remembered() -> None:
 
 
 @pytest.mark.parametrize(("left", "lifetime"), [(3600, 600), (600.9, 600), (90, 90), (0.5, 1), (-5, 1)])
-def test_a_token_ends_with_its_session_and_lives_a_second_at_least(left: float, lifetime: int) -> None:
+def test_a_token_ends_with_its_session_but_lives_at_least_a_second(left: float, lifetime: int) -> None:
     tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
 
     with time_machine.travel(1_800_000_000, tick=False):
