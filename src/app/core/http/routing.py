@@ -60,11 +60,12 @@ class _Request(Request):
             self._parsed = parse_json(await self.body())
         return self._parsed
 
-    async def read_form(self) -> FormData:
-        """Parse the form, and store it in the attribute from which Starlette reads it."""
-        fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
-        self._form = FormData(fields)
-        return self._form
+    @override
+    async def form(self, **_limits: float) -> FormData:  # type: ignore[override]  # Only awaited, never used in `async with`.
+        if self._fields is None:
+            fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
+            self._fields = FormData(fields)
+        return self._fields
 
 
 class Route(APIRoute):
