@@ -89,8 +89,8 @@ class Policy:
 class Periodic:
     """A job without arguments that runs on a schedule: minute, hour, day, month, weekday in UTC.
 
-    All workers together run it once. A run that fails is not retried: the next one is the next attempt. A run that has not
-    begun when the next is due stands for both.
+    It runs once for all workers and is not retried: the next scheduled run is the next attempt. If a run has not started when
+    the next one is due, there is one run for both.
     """
 
     cron: str
