@@ -151,7 +151,7 @@ def _private_queries(modules: Sequence[str], feature: str) -> Contract:
 
 
 def _queries(modules: Sequence[str], feature: str) -> list[str]:
-    return [name for name in modules if _is_in(name, feature) and name.endswith(".crud")]
+    return [name for name in modules if _is_in(name, feature) and name.endswith("crud")]
 
 
 def _http(modules: Sequence[str]) -> Contract:
