@@ -5,8 +5,8 @@ from itertools import count
 from typing import Any
 
 from app.core.db.database import WriteSession
+from app.core.schemas.emails import identity
 from app.core.security.hashing import PasswordHasher
-from app.users.emails import identity
 from app.users.models import User
 from app.users.roles import granted
 

@@ -12,7 +12,7 @@ from schemathesis import GenerationMode
 
 from app.core.http.routing import FORM
 from app.core.schemas import characters
-from app.users.emails import InvalidEmailError, normalize
+from app.core.schemas.emails import InvalidEmailError, normalize
 
 _INSERT = """
     INSERT INTO users (id, email, email_key, hashed_password, role, email_verified_at)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete
 
 from app.core.db.database import WriteSession
-from app.users.emails import InvalidEmailError, identity, name_key
+from app.core.schemas.emails import InvalidEmailError, identity, name_key
 from app.users.models import User
 from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn

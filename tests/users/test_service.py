@@ -8,9 +8,9 @@ from sqlalchemy import func, select
 
 from app.core.db.database import Database, WriteSession
 from app.core.errors import InvalidInputError
+from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.hashing import PasswordHasher
 from app.users import service
-from app.users.emails import InvalidEmailError, identity
 from app.users.errors import EmailTakenError, UserNotFoundError
 from app.users.models import User
 from tests.conftest import make_settings

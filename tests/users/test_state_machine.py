@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from app.core.db.database import Database
+from app.core.schemas.emails import identity
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
-from app.users.emails import identity
 from app.users.roles import GRANTS, SCOPES, Role
 from tests.auth.forge import Forge, signing_jwk
 from tests.conftest import KEY_SET, log_in, make_settings, running

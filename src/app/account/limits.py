@@ -5,8 +5,8 @@ from uuid import UUID
 
 from app.audit.service import Actor
 from app.core.http.addresses import subscriber
+from app.core.schemas.emails import identity
 from app.core.security.rate_limits import Counted, Limit
-from app.users.emails import identity
 
 _MAIL_REQUESTS = Limit("mail-request-address", 30, timedelta(minutes=15))
 _EMAIL_CHANGES = Limit("email-change-account", 5, timedelta(hours=1))

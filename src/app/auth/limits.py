@@ -5,8 +5,8 @@ from uuid import UUID
 
 from app.audit.service import Actor
 from app.core.http.addresses import subscriber
+from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.rate_limits import Counted, Limit
-from app.users.emails import InvalidEmailError, identity
 
 _QUARTER = timedelta(minutes=15)
 _LOGIN_HERE = Limit("login-account-address", 10, _QUARTER)

@@ -22,10 +22,10 @@ from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
 from app.core.errors import RateLimitedError
 from app.core.observability.metrics import Counter
+from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.hashing import HashingBusyError, Verification
 from app.core.security.rate_limits import Counted
 from app.users import service as users_service
-from app.users.emails import InvalidEmailError, identity
 from app.users.service import Credentials
 
 _LOGINS = Counter("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))

@@ -7,9 +7,9 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, Strict, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from app.core.schemas.emails import MAX_LENGTH, InvalidEmailError, normalize
 from app.core.schemas.fields import Answer, Flag, Omittable, Payload, Printable, QueryFlag, QueryInstant, ShortText
 from app.core.schemas.pages import PageQuery
-from app.users.emails import MAX_LENGTH, InvalidEmailError, normalize
 from app.users.roles import Role
 
 

@@ -12,13 +12,13 @@ from app.core.db.database import ReadSession, WriteSession
 from app.core.db.keyset import Order, Position
 from app.core.db.reads import Reads
 from app.core.errors import PreconditionFailedError
+from app.core.schemas.emails import InvalidEmailError, identity, name_key, normalize
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import KeyRing
 from app.core.security.passwords import refuse_weak
 from app.jobs import queue
 from app.users import crud, jobs, links
 from app.users.crud import Account, Credentials
-from app.users.emails import InvalidEmailError, identity, name_key, normalize
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
 from app.users.models import User
 from app.users.roles import Role

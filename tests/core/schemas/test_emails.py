@@ -9,7 +9,7 @@ from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from app.users.emails import MAX_LENGTH, InvalidEmailError, identity, name_key, normalize
+from app.core.schemas.emails import MAX_LENGTH, InvalidEmailError, identity, name_key, normalize
 
 DOMAINS = st.sampled_from(["example.com", "Example.COM", "bücher.example", "xn--bcher-kva.example", "mail.例え.jp"])
 LETTERS = st.text(st.characters(categories=["Lu", "Ll", "Lt", "Lo", "Nd", "Mn"]), min_size=1, max_size=20)
