@@ -294,7 +294,7 @@ def registration(email: str) -> dict[str, str]:
 # What the documents say
 
 
-DOCUMENT = ROOT / "docs" / "operations.md"
+DOCUMENT = ROOT / "docs" / "operations" / "metrics.md"
 
 
 async def test_every_metric_is_explained_in_a_sentence(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The commands that docs/operations.md gives to whoever reads the log, run on what a real server wrote."""
+"""The commands that docs/operations/logs.md gives to whoever reads the log, run on what a real server wrote."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.factories import make_user
 from tests.listings import listings
 from tests.servers import real_server
 
-DOCUMENT = ROOT / "docs" / "operations.md"
+DOCUMENT = ROOT / "docs" / "operations" / "logs.md"
 ME = "/api/v1/users/me"
 # What no request of this test brings about: as the program writes it.
 SAMPLES = [

@@ -23,7 +23,7 @@ _SLUGS = (
     ("requirements/*.txt", r"^    #(?: via|  ) ([\w.-]+) \(pyproject\.toml(?::\w+)?\)$"),
     ("deploy/monitoring/alerts.yaml", r'job="({slug})"|under the job `({slug})`|^  - name: ({slug})$'),
     ("deploy/monitoring/dashboard.json", r'^  "uid": "({slug})"|^    "({slug})",?$'),
-    ("docs/operations.md", r"under the job `({slug})`|job_name: ({slug})$|`({slug})` unless set"),
+    ("docs/operations/*.md", r"under the job `({slug})`|job_name: ({slug})$|`({slug})` unless set"),
 )
 _NAMES = (
     (str(PRODUCT), r'^NAME = "(.*)"$'),
