@@ -389,11 +389,11 @@ def test_a_draft_keeps_its_label_and_its_dependencies(repository: Repository) ->
     assert Path(script.path).name == "draft.py"
 
 
-def test_the_guides_migration_for_a_role_makes_the_database_accept_it(
+def test_the_migration_for_a_role_in_the_recipes_lets_the_database_accept_it(
     app: Command, repository: Repository, clone_url: str
 ) -> None:
     shutil.copytree(MIGRATIONS / "versions", repository.versions, dirs_exist_ok=True)
-    (functions,) = (one.text for one in listings(ROOT / "docs/adding-a-feature.md") if "def allow(roles" in one.text)
+    (functions,) = (one.text for one in listings(ROOT / "docs/recipes.md") if "def allow(roles" in one.text)
     header = f'from alembic import op\n\nrevision = "editor"\ndown_revision = {revisions.head()!r}\n\n\n'
     (repository.versions / "editor.py").write_text(header + functions)
     written = repository.root / "migrations.sql"

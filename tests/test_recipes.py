@@ -82,7 +82,8 @@ def reports(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
     folder.mkdir()
     (folder / "__init__.py").touch()
     for listing in listings(RECIPES):
-        assert listing.path
+        if listing.path is None:
+            continue  # tests/test_migration_files.py runs it.
         (tmp_path / Path(listing.path).relative_to("src/app")).write_text(listing.text)
     package.__path__.append(str(tmp_path))
     yield {name: importlib.import_module(f"app.reports.{name}") for name in MODULES}
