@@ -31,6 +31,18 @@ _LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]+))?\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"(?:src|tests|docs|scripts|requirements|\.ci|\.github)/[\w./-]*")
 _VARIABLE = re.compile(r"\bAPP_[A-Z]+(?:__[A-Z_]+[A-Z])?\b")
+OPERATIONS = sorted([*ROOT.glob("docs/operations/*.md"), ROOT / "docs" / "operations.md", ROOT / "docs" / "servers.md"])
+# A log event is words in lower case. Values may follow, after a colon or in place of an ellipsis.
+_EVENT = re.compile(r"([a-z]+(?:[,;]? [a-z]+)+)(?: ….*|:.*)?")
+_COMMANDS = ("app", "fastapi", "make")
+# PostgreSQL and PgBouncer write these.
+_FOREIGN = {
+    "canceling statement due to lock timeout",
+    "canceling statement due to statement timeout",
+    "could not extend file",
+    "sorry, too many clients already",
+    "unsupported startup parameter",
+}
 
 
 def name(document: object) -> str | None:
@@ -108,6 +120,23 @@ def test_programs_of_the_environment_that_are_named_exist(document: Path) -> Non
     missing = [program for program in programs if not Path(sys.executable).with_name(Path(program).name).exists()]
 
     assert missing == []
+
+
+@pytest.mark.parametrize("document", OPERATIONS, ids=name)
+def test_log_events_that_are_named_exist(document: Path) -> None:
+    events = {match[1] for code in _CODE.findall(prose(document)) if (match := _EVENT.fullmatch(code))}
+    events = {event for event in events if event.split()[0] not in _COMMANDS} - _FOREIGN
+    texts = "\n".join(_strings())
+
+    assert [event for event in sorted(events) if event not in texts] == []
+
+
+def _strings() -> Iterator[str]:
+    """Yield every string of the program."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
