@@ -1,6 +1,6 @@
 """`docs/upgrading.md`: its table of moved modules, and the script that reads it."""
 
-from importlib.util import find_spec
+import pkgutil
 
 import pytest
 from scripts.upgrade_imports import moved_modules, rewrite
@@ -8,15 +8,9 @@ from scripts.upgrade_imports import moved_modules, rewrite
 MOVED = moved_modules()
 
 
-@pytest.mark.parametrize("module", sorted(set(MOVED.values())))
-def test_every_module_in_the_table_exists(module: str) -> None:
-    assert find_spec(module) is not None
-
-
-def test_former_names_are_free_or_belong_to_packages() -> None:
-    specs = [find_spec(module) for module in MOVED if find_spec(module.rpartition(".")[0]) is not None]
-
-    assert all(spec is None or spec.submodule_search_locations for spec in specs)
+@pytest.mark.parametrize("place", sorted(set(MOVED.values())))
+def test_everything_in_the_table_exists(place: str) -> None:
+    assert pkgutil.resolve_name(place)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +30,14 @@ def test_former_names_are_free_or_belong_to_packages() -> None:
         (
             "    from app.core.security import PasswordHasher",
             "    from app.core.security.hashing import PasswordHasher",
+        ),
+        (
+            "from app.core.metrics import Tally, Reading",
+            "from app.core.observability.metrics import Counter as Tally, Reading",
+        ),
+        (
+            "from app.users.router import UserId, router",
+            "from app.users.dependencies import UserId\nfrom app.users.router import router",
         ),
         ("from app.core.security import hashing", "from app.core.security import hashing"),
         ("from app.core.errors import NotFoundError", "from app.core.errors import NotFoundError"),
