@@ -30,6 +30,7 @@ ADDRESS = "http://127.0.0.1:8000"
 _LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]+))?\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"(?:src|tests|docs|scripts|requirements|\.ci|\.github)/[\w./-]*")
+_TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
 _VARIABLE = re.compile(r"\bAPP_[A-Z]+(?:__[A-Z_]+[A-Z])?\b")
 OPERATIONS = sorted([*ROOT.glob("docs/operations/*.md"), ROOT / "docs" / "operations.md", ROOT / "docs" / "servers.md"])
 # A log event is words in lower case. Values may follow, after a colon or in place of an ellipsis.
@@ -88,6 +89,15 @@ def test_files_that_are_named_exist(document: Path) -> None:
     named = {code for code in _CODE.findall(prose(document)) if _PATH.fullmatch(code)}
 
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_tests_that_are_named_exist(document: Path) -> None:
+    tests = {test for path in ROOT.glob("tests/**/test_*.py") for test in _TEST.findall(path.read_text())}
+
+    named = {code for code in _CODE.findall(prose(document)) if re.fullmatch(r"test_\w+", code)}
+
+    assert named <= tests
 
 
 @pytest.mark.parametrize("document", OURS, ids=name)
