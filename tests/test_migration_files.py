@@ -389,7 +389,7 @@ def test_a_draft_keeps_its_label_and_its_dependencies(repository: Repository) ->
     assert Path(script.path).name == "draft.py"
 
 
-def test_the_migration_for_a_role_in_the_recipes_lets_the_database_accept_it(
+def test_the_migration_for_a_role_in_the_recipes_makes_the_database_accept_it(
     app: Command, repository: Repository, clone_url: str
 ) -> None:
     shutil.copytree(MIGRATIONS / "versions", repository.versions, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""The commands that docs/operations/logs.md gives to whoever reads the log, run on what a real server wrote."""
+"""The commands in docs/operations/logs.md, run on the log of a real server."""
 
 import asyncio
 import json
