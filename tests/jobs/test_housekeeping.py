@@ -162,5 +162,5 @@ async def test_the_operations_page_lists_every_housekeeping_task(impatient: Data
 
     page = (ROOT / "docs" / "operations" / "housekeeping.md").read_text()
     listed = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    ran = {sample.labels["task"] for family in counted() for sample in family.samples if sample.name == _METRIC}
+    ran = {sample.labels["task"] for family in own_families() for sample in family.samples if sample.name == _METRIC}
     assert {name for name in ran if not name.startswith("a test's")} == listed
