@@ -131,7 +131,7 @@ def test_a_role_that_the_database_refuses_is_told(app: Command, clone_url: str, 
 
     assert_failed(
         result,
-        f"the code declares {', '.join(Role)} for role, and the constraint ck_users_role of the database refuses that; "
+        f"the code declares {', '.join(Role)} for role, but the constraint ck_users_role of the database rejects that; "
         'write a migration that replaces it: docs/recipes.md, "Add a role"',
     )
 

@@ -47,8 +47,8 @@ async def test_the_text_names_rejected_values_and_what_to_do(session: WriteSessi
     complaint = await refused(session, declared("red", "it's 1:1, 100%", "green"))
 
     assert complaint == (
-        "the code declares it's 1:1, 100%, green for colour, and the constraint ck_paints_colour of the database "
-        'refuses that; write a migration that replaces it: docs/recipes.md, "Add a role"'
+        "the code declares it's 1:1, 100%, green for colour, but the constraint ck_paints_colour of the database "
+        'rejects that; write a migration that replaces it: docs/recipes.md, "Add a role"'
     )
 
 

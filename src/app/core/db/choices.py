@@ -38,8 +38,8 @@ async def refused(session: AsyncSession | AsyncConnection, metadata: MetaData) -
         statement = select(rows.c[choices.column]).where(not_(literal_column(expression)))
         if values := (await session.execute(statement)).scalars().all():
             return (
-                f"the code declares {', '.join(values)} for {choices.column}, and the constraint {name} of the database "
-                'refuses that; write a migration that replaces it: docs/recipes.md, "Add a role"'
+                f"the code declares {', '.join(values)} for {choices.column}, but the constraint {name} of the database "
+                'rejects that; write a migration that replaces it: docs/recipes.md, "Add a role"'
             )
     return None
 
