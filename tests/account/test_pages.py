@@ -145,7 +145,7 @@ async def test_in_a_browser_a_password_is_set_and_the_secret_stays_out_of_every_
         said = "\n".join(server.lines())
 
     await database.dispose()
-    assert "tried first" in str(refused)
+    assert "attackers try it early" in str(refused)
     assert str(done).startswith("Done.")
     assert incomplete
     assert complaints == []
