@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT, cloned
 from tests.test_metrics import site_on
 
+# The worker process declares metrics too: those of jobs, mails and housekeeping.
+import_module("app.worker")
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yaml"
 DASHBOARD = MONITORING / "dashboard.json"
