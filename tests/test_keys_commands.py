@@ -317,7 +317,7 @@ def test_keys_from_the_environment_cannot_be_changed(app: Command, arguments: li
 def test_without_keys_the_sentence_says_how_to_make_them(app: Command, arguments: list[str]) -> None:
     result = app("keys", *arguments, APP_AUTH__SIGNING_KEYS="")
 
-    assert_failed(result, "APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`")
+    assert_failed(result, "APP_AUTH__SIGNING_KEYS_FILE: is missing; create one with `app keys generate`")
 
 
 def test_a_broken_file_is_not_changed(keys: Run, file: Path) -> None:

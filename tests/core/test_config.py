@@ -29,7 +29,7 @@ SAFE = {
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """Set these variables and no others that the settings would read."""
+    """Return a function that sets these variables and removes all others that the settings read."""
 
     def set_only(**values: str) -> None:
         for name in [*(name for name, _, _ in variables()), SECRETS_DIR, "DATABASE_URL", "PORT"]:
@@ -69,7 +69,7 @@ def test_a_safe_production_configuration_loads(environment: Environment) -> None
     assert list(settings.unsafe_in_production()) == []
 
 
-def test_every_production_refusal_is_named_at_once(environment: Environment) -> None:
+def test_one_error_lists_all_unsafe_settings(environment: Environment) -> None:
     environment(
         DATABASE_URL="postgresql://app:ChangeMe@db/app",
         APP_SERVER__PUBLIC_URL="http://api.example.com",
@@ -107,16 +107,16 @@ def test_every_production_refusal_is_named_at_once(environment: Environment) -> 
             {"APP_DATABASE__DIRECT_URL": "postgresql://a:b@h/d?ssl=allow"},
             "APP_DATABASE__DIRECT_URL: append ?ssl=verify-full",
         ),
-        ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not for production"),
-        ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: name the origins"),
+        ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not allowed in production"),
+        ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: list the origins"),
         ({"APP_AUTH__BCRYPT_COST": "9"}, "APP_AUTH__BCRYPT_COST: must be 10 or more"),
-        ({"APP_RATE_LIMIT__ENABLED": "false"}, "APP_RATE_LIMIT__ENABLED: must stay on"),
+        ({"APP_RATE_LIMIT__ENABLED": "false"}, "APP_RATE_LIMIT__ENABLED: must be true"),
         ({"APP_MAIL__URL": ""}, "APP_MAIL__URL: must be smtp:// or smtps://"),
         ({"APP_MAIL__URL": "file:///var/mail"}, "APP_MAIL__URL: must be smtp:// or smtps://"),
         ({"APP_MAIL__FROM_ADDRESS": ""}, "APP_MAIL__FROM_ADDRESS: is missing"),
     ],
 )
-def test_each_unsafe_setting_alone_refuses_production(
+def test_each_unsafe_setting_alone_is_refused_in_production(
     environment: Environment, changes: dict[str, str], named: str
 ) -> None:
     environment(**{**SAFE, **changes})
@@ -149,13 +149,13 @@ def test_unsafe_settings_are_accepted_outside_production(environment: Environmen
         {"APP_MAIL__URL": "file:///var/mail", "APP_MAIL__ALLOW_UNDELIVERED": "true"},
     ],
 )
-def test_what_is_safe_another_way_is_accepted_in_production(environment: Environment, changes: dict[str, str]) -> None:
+def test_safe_alternatives_are_accepted_in_production(environment: Environment, changes: dict[str, str]) -> None:
     environment(**{**SAFE, **changes})
 
     assert load_settings().is_production
 
 
-def test_an_empty_environment_names_everything_production_needs() -> None:
+def test_with_an_empty_environment_the_error_lists_all_required_settings() -> None:
     assert [problem.split(":")[0] for problem in problems()] == [
         "DATABASE_URL",
         "APP_SERVER__PUBLIC_URL",
@@ -164,7 +164,7 @@ def test_an_empty_environment_names_everything_production_needs() -> None:
     ]
 
 
-def test_invalid_unknown_and_unsafe_settings_are_named_in_one_go(environment: Environment) -> None:
+def test_one_error_lists_invalid_unknown_and_unsafe_settings(environment: Environment) -> None:
     environment(
         DATABASE_URL="postgresql://a:postgres@h/d",
         APP_DATABASE__POOL_SIZE="many",
@@ -186,12 +186,12 @@ def test_invalid_unknown_and_unsafe_settings_are_named_in_one_go(environment: En
     ]
 
 
-def test_an_unreadable_database_url_does_not_hide_the_unsafe_settings(environment: Environment) -> None:
+def test_an_invalid_database_url_does_not_hide_unsafe_settings(environment: Environment) -> None:
     environment(**{**SAFE, "DATABASE_URL": "mysql://a:b@h/d", "APP_LOG__LEVEL": "debug"})
 
     assert problems() == [
         "DATABASE_URL: write it as postgresql://user:password@host:5432/database",
-        "APP_LOG__LEVEL: debug is not for production",
+        "APP_LOG__LEVEL: debug is not allowed in production; use info",
     ]
 
 
@@ -224,14 +224,14 @@ def test_an_invalid_environment_does_not_hide_other_invalid_settings(environment
         {"APP_MAIL__FROM_ADDRESS": "CANARY"},
     ],
 )
-def test_no_value_appears_among_the_problems(environment: Environment, invalid: dict[str, str]) -> None:
+def test_the_error_contains_no_values(environment: Environment, invalid: dict[str, str]) -> None:
     environment(**{**SAFE, **invalid})
 
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
 
     assert "CANARY" not in str(caught.value)
-    # Nor in the traceback that a careless caller might print.
+    # A printed traceback must not contain the value either.
     assert caught.value.__context__ is None
 
 
@@ -244,7 +244,7 @@ def test_no_value_appears_among_the_problems(environment: Environment, invalid: 
         ("APP_XYZZY", ""),
     ],
 )
-def test_an_unknown_variable_is_refused_with_the_nearest_name(
+def test_an_unknown_variable_is_refused_with_the_closest_name(
     environment: Environment, name: str, suggestion: str
 ) -> None:
     environment(**SAFE, **{name: "x"})
@@ -252,19 +252,19 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
     assert problems() == [f"{name}: there is no such setting{suggestion}"]
 
 
-def test_what_kubernetes_sets_for_a_service_of_the_same_name_is_no_setting(environment: Environment) -> None:
+def test_kubernetes_variables_of_a_service_with_the_same_name_are_ignored(environment: Environment) -> None:
     environment(**SAFE, **IN_EVERY_POD)
 
     assert load_settings().is_production
 
 
-def test_a_misspelt_setting_is_named_beside_what_kubernetes_sets(environment: Environment) -> None:
+def test_a_misspelt_setting_is_reported_among_kubernetes_variables(environment: Environment) -> None:
     environment(**SAFE, **IN_EVERY_POD, APP_SERVER_WORKERS="2")
 
     assert problems() == ["APP_SERVER_WORKERS: there is no such setting; did you mean APP_SERVER__WORKERS?"]
 
 
-def test_variables_of_libpq_are_dropped_when_the_settings_are_read(
+def test_loading_the_settings_removes_the_variables_of_libpq(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment(**SAFE)
@@ -276,7 +276,7 @@ def test_variables_of_libpq_are_dropped_when_the_settings_are_read(
     assert not {"PGSSLMODE", "PGSERVICE"} & os.environ.keys()
 
 
-def test_a_group_may_be_given_as_one_json_object(environment: Environment) -> None:
+def test_a_group_can_be_set_as_one_json_object(environment: Environment) -> None:
     environment(**SAFE, APP_LOG='{"level": "warning"}', APP_LOG__FORMAT="console")
 
     settings = load_settings()
@@ -284,13 +284,13 @@ def test_a_group_may_be_given_as_one_json_object(environment: Environment) -> No
     assert (settings.log.level, settings.log.format) == ("warning", "console")
 
 
-def test_a_member_that_a_json_group_does_not_have_is_refused(environment: Environment) -> None:
+def test_an_unknown_member_of_a_json_group_is_refused(environment: Environment) -> None:
     environment(**SAFE, APP_LOG='{"volume": "11"}')
 
     assert problems() == ["APP_LOG__VOLUME: there is no such setting"]
 
 
-def test_a_json_group_that_cannot_be_read_is_named(environment: Environment) -> None:
+def test_an_invalid_json_group_is_reported(environment: Environment) -> None:
     environment(**SAFE, APP_LOG="{", APP_XYZZY="x")
 
     unknown, unreadable = problems()
@@ -303,21 +303,21 @@ def test_a_json_group_that_cannot_be_read_is_named(environment: Environment) -> 
     ("text", "seconds"),
     [("90", 90), ("1.5", 1.5), ("500ms", 0.5), ("30s", 30), ("10m", 600), ("0.5h", 1800), ("2d", 172800), (" 3s ", 3)],
 )
-def test_a_duration_is_seconds_or_has_a_unit(environment: Environment, text: str, seconds: float) -> None:
+def test_a_duration_is_a_number_of_seconds_or_has_a_unit(environment: Environment, text: str, seconds: float) -> None:
     environment(**SAFE, APP_DATABASE__STATEMENT_TIMEOUT=text)
 
     assert load_settings().database.statement_timeout == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("given", [90, 90.0, "90", timedelta(seconds=90)])
-def test_a_duration_may_be_passed_in_as_a_number_or_as_itself(environment: Environment, given: object) -> None:
+def test_a_duration_can_be_passed_as_a_number_or_a_timedelta(environment: Environment, given: object) -> None:
     environment(**SAFE)
 
     assert load_settings(database={"pool_recycle": given}).database.pool_recycle == timedelta(seconds=90)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1e3", "5 s", "5S", "٣s", "1w", "999999999999d", "0", "0s", "inf"])
-def test_what_is_no_positive_duration_is_refused(environment: Environment, text: str) -> None:
+def test_a_duration_that_is_invalid_or_not_positive_is_refused(environment: Environment, text: str) -> None:
     environment(**SAFE)
 
     with pytest.raises(ConfigurationError, match="APP_DATABASE__POOL_RECYCLE"):
@@ -325,7 +325,7 @@ def test_what_is_no_positive_duration_is_refused(environment: Environment, text:
 
 
 @pytest.mark.parametrize("text", ["0.4ms", "25d"])
-def test_a_timeout_that_postgresql_would_misunderstand_is_refused(environment: Environment, text: str) -> None:
+def test_a_timeout_that_postgresql_cannot_represent_is_refused(environment: Environment, text: str) -> None:
     environment(**SAFE, APP_DATABASE__STATEMENT_TIMEOUT=text)
 
     (problem,) = problems()
@@ -333,7 +333,7 @@ def test_a_timeout_that_postgresql_would_misunderstand_is_refused(environment: E
     assert problem.startswith("APP_DATABASE__STATEMENT_TIMEOUT")
 
 
-def test_a_setting_that_is_null_is_not_set(environment: Environment) -> None:
+def test_a_null_setting_counts_as_unset(environment: Environment) -> None:
     environment(**SAFE, APP_DATABASE='{"direct_url": null}')
 
     settings = load_settings()
@@ -356,7 +356,7 @@ def test_origins_are_separated_by_commas(environment: Environment) -> None:
     assert load_settings().server.cors_origins == ("https://a.example", "http://localhost:5173")
 
 
-def test_origins_may_be_passed_in_as_a_tuple(environment: Environment) -> None:
+def test_origins_can_be_passed_as_a_tuple(environment: Environment) -> None:
     environment(**SAFE)
 
     settings = load_settings(server={"public_url": "https://x.example", "cors_origins": ("https://a.example",)})
@@ -367,7 +367,7 @@ def test_origins_may_be_passed_in_as_a_tuple(environment: Environment) -> None:
 @pytest.mark.parametrize(
     "text", ["a.example", "https://a.example/", "https://a.example/app", '["https://a.example"]', "https://a.example,"]
 )
-def test_what_is_no_origin_is_refused(environment: Environment, text: str) -> None:
+def test_an_invalid_origin_is_refused(environment: Environment, text: str) -> None:
     environment(**SAFE, APP_SERVER__CORS_ORIGINS=text)
 
     assert problems() == ["APP_SERVER__CORS_ORIGINS: write origins as https://host, separated by commas"]
@@ -393,36 +393,34 @@ def test_the_database_url_is_rewritten_for_the_driver(environment: Environment, 
 @pytest.mark.parametrize(
     "url", ["", "x", "mysql://a:b@h/d", "postgresql://h", "postgresql://h:port/d", "sqlite:///x", "postgresql://"]
 )
-def test_what_is_no_postgresql_url_is_refused(environment: Environment, url: str) -> None:
+def test_an_invalid_postgresql_url_is_refused(environment: Environment, url: str) -> None:
     environment(APP_ENVIRONMENT="local")
 
     with pytest.raises(ConfigurationError, match="write it as postgresql://user:password@host:5432/database"):
         load_settings(database={"url": url})
 
 
-def test_a_url_parameter_the_driver_would_choke_on_is_refused(environment: Environment) -> None:
+def test_a_url_parameter_that_the_driver_does_not_know_is_refused(environment: Environment) -> None:
     environment(APP_ENVIRONMENT="local", DATABASE_URL="postgresql://a:b@h/d?sslmode=require&channel_binding=require")
 
-    assert problems() == ["DATABASE_URL: the driver does not know the parameter channel_binding; take it out"]
+    assert problems() == ["DATABASE_URL: the driver does not know the parameter channel_binding; remove it"]
 
 
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("ssl=true", "ssl is one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("ssl=true", "ssl must be one of disable, allow, prefer, require, verify-ca, verify-full"),
         ("ssl=require&ssl=disable", "it has sslmode more than once"),
         ("ssl=verify-full&sslrootcert=/a&sslrootcert=/b", "it has sslrootcert more than once"),
         ("ssl=require&sslrootcert=system", "sslrootcert=system needs ssl=verify-full"),
-        ("sslrootcert=/a", "certificates are given, but ssl=prefer does not check any; append ?ssl=verify-full"),
-        ("ssl=allow&sslrootcert=/a", "certificates are given, but ssl=allow does not check any"),
+        ("sslrootcert=/a", "certificates are set, but ssl=prefer does not check them; append ?ssl=verify-full"),
+        ("ssl=allow&sslrootcert=/a", "certificates are set, but ssl=allow does not check them"),
         ("ssl=verify-ca", "ssl=verify-ca needs certificates of your own: set APP_DATABASE__CA_FILE"),
-        ("ssl=require&sslcert=/a", "sslcert and sslkey belong together"),
-        ("ssl=require&sslkey=/a", "sslcert and sslkey belong together"),
+        ("ssl=require&sslcert=/a", "set sslcert and sslkey together"),
+        ("ssl=require&sslkey=/a", "set sslcert and sslkey together"),
     ],
 )
-def test_what_would_not_check_what_it_seems_to_check_is_refused(
-    environment: Environment, query: str, reason: str
-) -> None:
+def test_inconsistent_tls_parameters_are_refused(environment: Environment, query: str, reason: str) -> None:
     environment(APP_ENVIRONMENT="local", DATABASE_URL=f"postgresql://a:b@h/d?{query}")
 
     (problem,) = problems()
@@ -438,17 +436,15 @@ def test_what_would_not_check_what_it_seems_to_check_is_refused(
         ("APP_DATABASE__DIRECT_URL", "postgresql://a:b@h/d?ssl=disable"),
     ],
 )
-def test_a_file_of_certificates_that_would_not_be_used_is_refused(
-    environment: Environment, name: str, url: str
-) -> None:
+def test_a_certificate_file_that_would_not_be_used_is_refused(environment: Environment, name: str, url: str) -> None:
     environment(**{"DATABASE_URL": URL, "APP_ENVIRONMENT": "local", "APP_DATABASE__CA_FILE": "/etc/ca.pem", name: url})
 
     (problem,) = problems()
 
-    assert "certificates are given, but ssl=" in problem
+    assert "certificates are set, but ssl=" in problem
 
 
-def test_the_names_that_platforms_set_are_understood(environment: Environment) -> None:
+def test_the_variables_that_platforms_set_are_read(environment: Environment) -> None:
     environment(APP_ENVIRONMENT="local", DATABASE_URL="postgresql://a:b@h/d", PORT="8123")
 
     settings = load_settings()
@@ -458,7 +454,7 @@ def test_the_names_that_platforms_set_are_understood(environment: Environment) -
     assert settings.public_url == "http://127.0.0.1:8123"
 
 
-def test_the_long_names_win_over_those_that_platforms_set(environment: Environment) -> None:
+def test_the_long_names_take_precedence_over_the_names_of_platforms(environment: Environment) -> None:
     environment(
         APP_ENVIRONMENT="local",
         DATABASE_URL="postgresql://a:b@platform/d",
@@ -474,13 +470,13 @@ def test_the_long_names_win_over_those_that_platforms_set(environment: Environme
 
 
 @pytest.mark.parametrize("name", ["PORT", "APP_SERVER__PORT"])
-def test_a_problem_is_named_by_the_variable_that_was_set(environment: Environment, name: str) -> None:
+def test_a_problem_names_the_variable_that_was_set(environment: Environment, name: str) -> None:
     environment(**SAFE, **{name: "70000"})
 
     assert problems() == [f"{name}: Input should be less than or equal to 65535"]
 
 
-def test_secrets_may_be_files(environment: Environment, secrets: Path) -> None:
+def test_secrets_can_be_files(environment: Environment, secrets: Path) -> None:
     (secrets / "APP_AUTH__SIGNING_KEYS").write_text('{"keys": []}\n')
     (secrets / "app_database__url").write_text(f"{URL}\n")
     (secrets / "OTHER_SERVICE").write_text("not ours")
@@ -494,28 +490,28 @@ def test_secrets_may_be_files(environment: Environment, secrets: Path) -> None:
     assert database_url(settings).endswith("@db.example.com/app?sslmode=verify-full")
 
 
-def test_a_variable_wins_over_a_file(environment: Environment, secrets: Path) -> None:
+def test_a_variable_takes_precedence_over_a_file(environment: Environment, secrets: Path) -> None:
     (secrets / "APP_AUTH__AUDIENCE").write_text("from the file")
     environment(**SAFE, APP_SECRETS_DIR=str(secrets), APP_AUTH__AUDIENCE="from the variable")
 
     assert load_settings().of(AuthSettings).audience == "from the variable"
 
 
-def test_a_file_of_an_unknown_name_is_refused(environment: Environment, secrets: Path) -> None:
+def test_a_file_with_an_unknown_name_is_refused(environment: Environment, secrets: Path) -> None:
     (secrets / "APP_AUTH__ISUER").write_text("CANARY")
     environment(**SAFE, APP_SECRETS_DIR=str(secrets))
 
     assert problems() == ["APP_AUTH__ISUER: there is no such setting"]
 
 
-def test_a_file_that_is_no_text_is_refused(environment: Environment, secrets: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(environment: Environment, secrets: Path) -> None:
     (secrets / "APP_AUTH__ISSUER").write_bytes(b"\xff\xfe")
     environment(**SAFE, APP_SECRETS_DIR=str(secrets))
 
     assert problems() == ["APP_SECRETS_DIR: a file in it cannot be read as UTF-8 text"]
 
 
-def test_a_secrets_directory_that_is_none_is_refused(environment: Environment, secrets: Path) -> None:
+def test_a_secrets_directory_that_does_not_exist_is_refused(environment: Environment, secrets: Path) -> None:
     (secrets / "file").touch()
 
     for name in ("missing", "file"):
@@ -544,7 +540,7 @@ def test_settings_cannot_be_changed(environment: Environment, group: str | None)
         setattr(target, name, getattr(target, name))
 
 
-def test_docs_can_be_chosen_against_the_default(environment: Environment) -> None:
+def test_the_docs_setting_overrides_the_default(environment: Environment) -> None:
     environment(**SAFE, APP_SERVER__DOCS="true")
     assert load_settings().serves_docs
 
@@ -552,7 +548,7 @@ def test_docs_can_be_chosen_against_the_default(environment: Environment) -> Non
     assert not load_settings().serves_docs
 
 
-def test_the_issuer_is_the_public_url_unless_chosen(environment: Environment) -> None:
+def test_the_issuer_defaults_to_the_public_url(environment: Environment) -> None:
     environment(**{**SAFE, "APP_SERVER__PUBLIC_URL": "https://api.example.com/"})
     assert issuer(load_settings()) == "https://api.example.com"
 
@@ -560,7 +556,7 @@ def test_the_issuer_is_the_public_url_unless_chosen(environment: Environment) ->
     assert issuer(load_settings()) == "https://login.example.com"
 
 
-def test_settings_do_not_show_their_secrets(environment: Environment) -> None:
+def test_settings_do_not_print_their_secrets(environment: Environment) -> None:
     environment(**{**SAFE, "DATABASE_URL": "postgresql://a:CANARY@h/d?ssl=require", "APP_AUTH__SIGNING_KEYS": "CANARY"})
 
     settings = load_settings()
@@ -576,10 +572,10 @@ def test_settings_do_not_show_their_secrets(environment: Environment) -> None:
         ("APP_MAIL__URL", "smtp:///", "write it as smtp://user:password@host:587"),
         ("APP_MAIL__URL", "smtp://[CANARY", "write it as smtp://user:password@host:587"),
         ("APP_MAIL__FROM_ADDRESS", "Ada <ada@example.com>", "write it as name@example.com"),
-        ("APP_MAIL__FROM_NAME", "Ada\nBcc: x@example.com", "must be printable"),
+        ("APP_MAIL__FROM_NAME", "Ada\nBcc: x@example.com", "contains an unprintable character"),
     ],
 )
-def test_what_would_break_mail_is_refused(environment: Environment, name: str, value: str, reason: str) -> None:
+def test_invalid_mail_settings_are_refused(environment: Environment, name: str, value: str, reason: str) -> None:
     environment(**{**SAFE, name: value})
 
     (problem,) = problems()
@@ -601,7 +597,7 @@ def test_what_would_break_mail_is_refused(environment: Environment, name: str, v
         ("smtps://localhost", True, True),
     ],
 )
-def test_mail_is_encrypted_on_any_way_but_within_the_machine(url: str, require_tls: bool, demanded: bool) -> None:
+def test_mail_requires_tls_except_to_this_machine(url: str, require_tls: bool, demanded: bool) -> None:
     assert MailSettings(url=SecretStr(url), require_tls=require_tls).demands_tls == demanded
 
 
@@ -609,7 +605,7 @@ def test_mail_is_encrypted_on_any_way_but_within_the_machine(url: str, require_t
     ("name", "chosen", "runs"),
     [("local", "", True), ("local", "false", False), ("test", "", False), ("test", "true", True)],
 )
-def test_jobs_run_in_the_web_process_where_it_is_local_or_chosen(
+def test_jobs_run_in_the_web_process_locally_or_if_configured(
     environment: Environment, name: str, chosen: str, runs: bool
 ) -> None:
     environment(APP_ENVIRONMENT=name, DATABASE_URL=URL, APP_JOBS__IN_PROCESS=chosen)

@@ -1,4 +1,4 @@
-"""Facts of the machine: cores that may be used, variables that Kubernetes and libpq own."""
+"""Usable CPU cores, and the variables of Kubernetes and libpq."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ IN_EVERY_POD = {
 
 
 def machine(root: Path, memberships: str, **files: str) -> Path:
-    """Make a file system in which a process is in these cgroups; dots in names stand for slashes as well."""
+    """Create the files that describe the cgroups of a process. Each keyword is a path below `root`."""
     for name, content in {"proc/self/cgroup": memberships, **files}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def machine(root: Path, memberships: str, **files: str) -> Path:
 
 @pytest.fixture
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with many cores, all of which this process may use."""
+    """A machine with many cores. This process may use all of them."""
     monkeypatch.setattr(os, "process_cpu_count", lambda: MANY, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: MANY)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(MANY)), raising=False)
@@ -56,7 +56,7 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2, id="container"),
         pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "5000 100000\n"}, 1, id="less than a core"),
         pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, MANY, id="no limit"),
-        pytest.param("0::/\n", {}, MANY, id="the root of the machine, which has no limit"),
+        pytest.param("0::/\n", {}, MANY, id="root cgroup of the machine, without a limit"),
         pytest.param(
             "0::/a.slice/b.service\n",
             {
@@ -64,7 +64,7 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
                 "sys/fs/cgroup/a.slice/b.service/cpu.max": "max 100000\n",
             },
             3,
-            id="a parent's limit",
+            id="limit of the parent",
         ),
         pytest.param(
             "0::/a.slice/b.service\n",
@@ -73,7 +73,7 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
                 "sys/fs/cgroup/a.slice/b.service/cpu.max": "200000 100000\n",
             },
             2,
-            id="the least of several limits",
+            id="lowest of several limits",
         ),
         pytest.param(
             "4:cpu,cpuacct:/docker/abc\n3:memory:/x\n0::/\n",
@@ -94,45 +94,45 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_a_cpu_quota_limits_the_cores_that_may_be_used(
+def test_a_cpu_quota_limits_the_usable_cores(
     tmp_path: Path, memberships: str, files: dict[str, str], cores: int
 ) -> None:
     assert usable_cores(machine(tmp_path, memberships, **files)) == cores
 
 
 @pytest.mark.usefixtures("many_cores")
-def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
+def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == MANY
 
 
 @pytest.mark.usefixtures("many_cores")
-def test_affinity_limits_the_cores_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_affinity_limits_the_usable_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
 
     assert usable_cores(tmp_path) == 3
 
 
 @pytest.mark.usefixtures("many_cores")
-def test_a_system_without_affinity_has_all_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_affinity_all_cores_are_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
 
     assert usable_cores(tmp_path) == MANY
 
 
-def test_a_system_that_does_not_know_its_cores_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_number_of_cores_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "process_cpu_count", lambda: None, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
 
     assert usable_cores(tmp_path) == 1
 
 
-def test_the_defaults_hold_for_the_machine_of_the_tests() -> None:
+def test_the_default_of_hash_threads_is_the_number_of_usable_cores() -> None:
     assert AuthSettings().hash_threads == min(64, usable_cores())
 
 
 @pytest.mark.parametrize("cores", [1, 2, 96, 512])
-def test_the_defaults_hold_on_any_machine(cores: int) -> None:
-    # The default is computed when the module is loaded, and validated when any setting of the group is given.
+def test_the_default_of_hash_threads_is_valid_on_any_machine(cores: int) -> None:
+    # The default is computed at import. It is validated as soon as one setting of the group is set.
     program = """
 import os
 os.process_cpu_count = os.cpu_count = lambda: {cores}
@@ -157,11 +157,11 @@ print(load_settings().of(AuthSettings).hash_threads)
     )
 
     assert finished.returncode == 0, finished.stderr
-    # The quota of the machine that runs the tests counts here, too.
+    # The CPU quota of the machine that runs the tests applies too.
     assert 1 <= int(finished.stdout) <= min(64, cores)
 
 
-def test_what_kubernetes_sets_for_a_service_is_known() -> None:
+def test_the_kubernetes_variables_of_a_service_are_recognized() -> None:
     assert kubernetes_variables(IN_EVERY_POD) == IN_EVERY_POD.keys()
 
 
@@ -175,7 +175,7 @@ def test_what_kubernetes_sets_for_a_service_is_known() -> None:
         {"APP_PORT": "http://10.96.0.17:8000"},
     ],
 )
-def test_what_only_resembles_a_service_is_not_taken_for_one(changed: dict[str, str]) -> None:
+def test_variables_that_only_resemble_a_service_are_not_recognized(changed: dict[str, str]) -> None:
     environment = {name: value for name, value in IN_EVERY_POD.items() if not name.startswith("APP_SERVER_")}
 
     assert kubernetes_variables(environment | changed) == set()
@@ -192,11 +192,11 @@ def test_what_only_resembles_a_service_is_not_taken_for_one(changed: dict[str, s
         ("APP_SERVICE_HOSTS", "10.96.0.17"),
     ],
 )
-def test_a_misspelt_setting_beside_a_service_is_not_taken_for_a_variable_of_kubernetes(name: str, value: str) -> None:
+def test_a_misspelt_setting_is_not_recognized_as_a_kubernetes_variable(name: str, value: str) -> None:
     assert name not in kubernetes_variables({**IN_EVERY_POD, name: value})
 
 
-def test_no_variable_that_libpq_reads_is_left() -> None:
+def test_all_variables_that_libpq_reads_are_removed() -> None:
     read_by_libpq = {option.envvar.decode() for option in Conninfo.get_defaults() if option.envvar}
     environment = dict.fromkeys((*LIBPQ_VARIABLES, *read_by_libpq, "PGADMIN_DEFAULT_EMAIL", "PG_BINDIR", "HOME"), "x")
 

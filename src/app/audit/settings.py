@@ -1,4 +1,4 @@
-"""Settings of the audit log."""
+"""Settings for the audit log."""
 
 from datetime import timedelta
 
@@ -8,11 +8,11 @@ from app.core.config.groups import Duration, SettingsGroup
 
 
 class AuditSettings(SettingsGroup):
-    """The log of who did what."""
+    """Audit log."""
 
     keep: Duration = Field(
         default=timedelta(days=400),
         ge=timedelta(days=1),
         le=timedelta(days=36_500),
-        description="How long an audit event is kept; older ones are deleted once a day.",
+        description="Age after which audit events are deleted. The deletion runs once a day.",
     )

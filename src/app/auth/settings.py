@@ -1,4 +1,4 @@
-"""Settings of logins and tokens."""
+"""Settings for logins and tokens."""
 
 from datetime import timedelta
 from typing import Literal
@@ -14,44 +14,50 @@ class AuthSettings(KeySettings, HashingSettings):
     """Login, tokens, passwords."""
 
     issuer: str | None = Field(
-        default=None, max_length=255, description="`iss` of access tokens. Unset: the public URL."
+        default=None, max_length=255, description="Issuer (`iss`) of access tokens. Unset: the public URL."
     )
-    audience: str = Field(default=product.SLUG, min_length=1, max_length=255, description="`aud` of access tokens.")
+    audience: str = Field(
+        default=product.SLUG, min_length=1, max_length=255, description="Audience (`aud`) of access tokens."
+    )
     access_token_ttl: Duration = Field(
         default=timedelta(minutes=10),
         le=timedelta(minutes=15),
-        description="Lifetime of an access token, 15 minutes at most.",
+        description="Lifetime of an access token, at most 15 minutes.",
     )
     registration: Literal["open", "invite"] = Field(
-        default="open", description="Who may make an account: anybody, or administrators alone (register is then 404)."
+        default="open",
+        description="Who can create an account. With `invite`, only administrators can, and registration returns 404.",
     )
     refresh_idle_ttl: Duration = Field(
-        default=timedelta(days=14), description="A login session not refreshed for this long ends."
+        default=timedelta(days=14), description="Time without a refresh after which a login session expires."
     )
     refresh_absolute_ttl: Duration = Field(
-        default=timedelta(days=90), description="A login session ends this long after the login, used or not."
+        default=timedelta(days=90),
+        description="Time after the login at which a login session expires, even if it is used.",
     )
     refresh_reuse_grace: Pause = Field(
         default=timedelta(seconds=30),
-        description="How long a refresh token that has been used gives the same successor again (tabs, lost answers). "
-        "0 is strict: any second use ends the session.",
+        description="Time in which a used refresh token returns the same new tokens again, for retries after a lost response and for "
+        "other browser tabs. With 0, each second use ends the session.",
     )
     sessions_per_user: int = Field(
         default=25,
         ge=1,
         le=1000,
-        description="Live login sessions of one account; beyond that the one idle longest ends.",
+        description="Maximum number of active login sessions of an account. A further login ends the session that was unused for "
+        "the longest time.",
     )
     access_check: Literal["memory", "database"] = Field(
         default="memory",
-        description="How a request learns that its token is revoked: from memory, fed by PostgreSQL, or by asking each time.",
+        description="Where a request looks up whether its access token is revoked. `memory`: in a copy that PostgreSQL "
+        "notifications keep current. `database`: with a query for each request.",
     )
     require_verified_email: bool = Field(
         default=True,
-        description="Refuse to log in an account whose address is not verified (403 `email_not_verified`).",
+        description="Refuse logins of accounts without a verified email address (403 `email_not_verified`).",
     )
 
 
 def issuer(settings: Settings) -> str:
-    """Return `iss` of access tokens."""
+    """Return the issuer of access tokens."""
     return settings.of(AuthSettings).issuer or settings.public_url

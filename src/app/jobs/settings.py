@@ -1,4 +1,4 @@
-"""Settings of background jobs."""
+"""Settings for background jobs."""
 
 from datetime import timedelta
 
@@ -9,29 +9,31 @@ from app.core.config.groups import Duration, SettingsGroup
 
 
 class JobsSettings(SettingsGroup):
-    """Background jobs: mail and scheduled work."""
+    """Background jobs."""
 
     in_process: bool | None = Field(
         default=None,
-        description="Run jobs inside the web process. Unset: only in local; elsewhere `app worker` runs them.",
+        description="Run jobs inside the web process instead of `app worker`. Unset: `true` if the environment is `local`.",
     )
-    concurrency: int = Field(default=5, ge=1, le=100, description="Jobs that one worker runs at once.")
+    concurrency: int = Field(
+        default=5, ge=1, le=100, description="Maximum number of jobs that a worker runs at the same time."
+    )
     poll_interval: Duration = Field(
         default=timedelta(seconds=5),
-        description="How often a worker looks for jobs that it was not told of, such as those to be tried again.",
+        description="Interval at which a worker queries for jobs without a notification, such as jobs that are due for a retry.",
     )
     stalled_after: Duration = Field(
         default=timedelta(seconds=40),
-        description="Silence after which a worker is taken for dead and its jobs are given to others. It reports four times as "
-        "often.",
+        description="Time without a heartbeat after which a worker counts as dead. Other workers then run its jobs. The "
+        "heartbeat interval is a quarter of this time.",
     )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
-        description="How long running jobs may take to finish once the worker is told to stop; then they are put back.",
+        description="Time for running jobs to finish after the worker gets SIGTERM. The others then go back to the queue.",
     )
-    keep_finished: Duration = Field(default=timedelta(days=1), description="Age at which finished jobs are deleted.")
+    keep_finished: Duration = Field(default=timedelta(days=1), description="Age after which finished jobs are deleted.")
     keep_failed: Duration = Field(
-        default=timedelta(days=90), description="Age at which jobs that have failed for good are deleted."
+        default=timedelta(days=90), description="Age after which jobs that failed permanently are deleted."
     )
 
 

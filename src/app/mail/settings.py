@@ -1,4 +1,4 @@
-"""Settings of outgoing mail."""
+"""Settings for outgoing mail."""
 
 import re
 from collections.abc import Iterator
@@ -19,36 +19,36 @@ _MAILBOX = re.compile(
 
 
 class MailSettings(SettingsGroup):
-    """How mail leaves."""
+    """Outgoing mail."""
 
     url: SecretStr = Field(
         default=SecretStr("console:"),
-        description="`smtp://user:password@host:587` (STARTTLS), `smtps://host`, `file:///directory` (one `.eml` a mail) or "
-        "`console:`. Characters such as `@` in the password are written `%40`.",
+        description="`smtp://user:password@host:587` (STARTTLS), `smtps://host`, `file:///directory` (one `.eml` file per mail) or "
+        "`console:`. Percent-encode special characters of the password: `%40` for `@`.",
     )
     from_address: str = Field(
-        default="no-reply@localhost", max_length=254, description="Sender of every mail; must be set in production."
+        default="no-reply@localhost", max_length=254, description="Sender of all mail. Production requires it."
     )
     from_name: str = Field(
         default=product.NAME,
         min_length=1,
         max_length=100,
-        description="Name of the sender, and of the application in mails.",
+        description="Name of the sender. The text of mails uses it as the name of the application.",
     )
     timeout: Duration = Field(
-        default=timedelta(seconds=20), description="Longest wait for each answer of the mail server."
+        default=timedelta(seconds=20), description="Maximum wait for each response of the mail server."
     )
     require_tls: bool = Field(
         default=True,
-        description="Never send unencrypted, except to a server on this machine. Turn off only on a trusted network: then TLS is "
-        "used where offered, whatever the certificate.",
+        description="Refuse to send mail without TLS, except to a server on this machine. Turn it off only on a trusted network: "
+        "TLS is then used if the server offers it, and its certificate is not checked.",
     )
     ca_file: Path | None = Field(
         default=None,
-        description="Certificates (PEM) to trust instead of the system's, for a mail server with a private one.",
+        description="File of CA certificates (PEM) to trust instead of those of the system, for a private CA.",
     )
     allow_undelivered: bool = Field(
-        default=False, description="Accept `console:` and `file:` in production too, where they deliver to nobody."
+        default=False, description="Accept `console:` and `file:` in production. They deliver no mail to its recipient."
     )
 
     @field_validator("url")
@@ -79,12 +79,12 @@ class MailSettings(SettingsGroup):
     @classmethod
     def _check_name(cls, value: str) -> str:
         if not value.isprintable():
-            refuse("must be printable")
+            refuse("contains an unprintable character; remove it")
         return value
 
     @property
     def delivers(self) -> bool:
-        """Whether mail reaches anybody."""
+        """Whether mail is sent to its recipients."""
         return urlsplit(self.url.get_secret_value()).scheme in {"smtp", "smtps"}
 
     @property
@@ -98,4 +98,4 @@ class MailSettings(SettingsGroup):
         if not self.delivers and not self.allow_undelivered:
             yield "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
         if self.delivers and self.from_address.endswith("@localhost"):
-            yield "APP_MAIL__FROM_ADDRESS: is missing; mail must come from an address of yours"
+            yield "APP_MAIL__FROM_ADDRESS: is missing; set an address of your domain"

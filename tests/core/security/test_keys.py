@@ -265,7 +265,7 @@ def test_the_error_for_missing_keys_says_how_to_create_them() -> None:
     with pytest.raises(ConfigurationError) as refused:
         load_key_ring(AuthSettings())
 
-    assert str(refused.value) == "APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+    assert str(refused.value) == "APP_AUTH__SIGNING_KEYS_FILE: is missing; create one with `app keys generate`"
 
 
 def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:

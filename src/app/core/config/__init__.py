@@ -1,4 +1,4 @@
-"""Settings: each is an environment variable, `APP_`, the group, two underscores, the name (`APP_AUTH__ISSUER`)."""
+"""Settings. Each is an environment variable: `APP_`, the group, two underscores and the name, such as `APP_AUTH__ISSUER`."""
 
 from app.core.config.database import DatabaseSettings
 from app.core.config.groups import SettingsGroup

@@ -13,7 +13,7 @@ from app.core import product
 from app.core.config.groups import Duration, SettingsGroup, Timeout, is_loopback, refuse
 
 _PLACEHOLDERS = {"changeme", "changethis", "password", "postgres", "secret", "example"}
-# `app.core.db.tls` reads the parameters about TLS, the driver the others.
+# `app.core.db.tls` reads the TLS parameters. The driver reads the others.
 _URL_PARAMETERS = {"sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port", "target_session_attrs"}
 _UNVERIFIED_MODES = ("disable", "allow", "prefer")
 _TLS_MODES = (*_UNVERIFIED_MODES, "require", "verify-ca", "verify-full")
@@ -23,62 +23,66 @@ class DatabaseSettings(SettingsGroup):
     """PostgreSQL, 15 or newer."""
 
     url: SecretStr = Field(
-        description="`postgresql://user:password@host:5432/name`; `DATABASE_URL` works too. TLS: append `?ssl=verify-full`. "
-        "`sslmode`, `sslrootcert`, `sslcert` and `sslkey` mean what they mean to libpq."
+        description="`postgresql://user:password@host:5432/name`. `DATABASE_URL` works too. For TLS, append `?ssl=verify-full`. "
+        "`sslmode`, `sslrootcert`, `sslcert` and `sslkey` have the same meaning as in libpq."
     )
     direct_url: SecretStr | None = Field(
         default=None,
-        description="The same database without a transaction pooler in between, for what needs a session of its own: the "
-        "listener of revocations, workers and, behind a pooler, migrations. Unset: the URL above.",
+        description="URL of the same database that bypasses the transaction pooler. Used where a session of its own is needed: "
+        "the revocation listener, workers and, behind a pooler, migrations. Unset: the URL above.",
     )
     transaction_pooler: bool = Field(
         default=False,
-        description="The URL leads to a transaction pooler such as PgBouncer: nothing is kept in a session, every transaction "
-        "brings its limits. Set the direct URL too.",
+        description="Set to `true` if the URL points to a transaction pooler such as PgBouncer. The application then keeps no "
+        "state in a database session and sets the timeouts in each transaction. Set the direct URL too.",
     )
     require_tls: bool = Field(
-        default=True, description="In production, refuse a URL without TLS. Turn off only on a trusted network."
+        default=True, description="Refuse a URL without TLS in production. Turn it off only on a trusted network."
     )
     ca_file: Path | None = Field(
         default=None,
-        description="Certificates (PEM) to trust instead of the system's, for a server with a private one; `sslrootcert` in the URL "
-        "wins. A file that is replaced is read at the next start.",
+        description="File of CA certificates (PEM) to trust instead of those of the system, for a private CA. `sslrootcert` in the "
+        "URL takes precedence. A changed file takes effect at the next start.",
     )
     pool_size: int = Field(
         default=10,
         ge=1,
         le=500,
-        description="Connections kept for writing, and as many again for reading, per process.",
+        description="Maximum number of connections in each pool. Each process has two pools, one for writes and one for reads.",
     )
     pool_wait: Duration = Field(
-        default=timedelta(seconds=2), description="Longest wait for a free connection, then 503."
+        default=timedelta(seconds=2), description="Maximum wait for a connection of the pool. The response is then 503."
     )
-    pool_recycle: Duration = Field(default=timedelta(minutes=30), description="Age at which a connection is replaced.")
+    pool_recycle: Duration = Field(
+        default=timedelta(minutes=30), description="Age after which a connection is replaced."
+    )
     connect_timeout: Duration = Field(
-        default=timedelta(seconds=2), description="Longest wait for a new connection, then 503."
+        default=timedelta(seconds=2), description="Maximum wait for a new connection. The response is then 503."
     )
     statement_timeout: Timeout = Field(
         default=timedelta(seconds=5),
-        description="Longest time for one statement; the server cancels it, the client gives up 1 s later.",
+        description="Maximum time of one statement. PostgreSQL then cancels it. If it does not, the client gives up 1 s later.",
     )
-    lock_timeout: Timeout = Field(default=timedelta(seconds=2), description="Longest wait for a lock.")
+    lock_timeout: Timeout = Field(default=timedelta(seconds=2), description="Maximum wait of a statement for a lock.")
     idle_in_transaction_timeout: Timeout = Field(
         default=timedelta(seconds=10),
-        description="PostgreSQL ends a session that idles this long inside a transaction.",
+        description="Maximum idle time of a session inside a transaction. PostgreSQL then ends the session.",
     )
     accept_newer_schema: bool = Field(
         default=False,
-        description="Be ready on a schema that this program has never heard of, to start the release before: when rolling it "
-        "back, or when scaling while the next one arrives.",
+        description="Report ready even if the schema has migrations that this release does not know. Needed to start the previous "
+        "release: for a rollback, or to scale it during a deployment.",
     )
-    application_name: str = Field(default=product.SLUG, max_length=40, description="Name shown in `pg_stat_activity`.")
+    application_name: str = Field(
+        default=product.SLUG, max_length=40, description="Name of the sessions in `pg_stat_activity`."
+    )
     migration_lock_timeout: Timeout = Field(
         default=timedelta(milliseconds=100),
-        description="Longest wait of a migration for a lock, in which everybody else waits behind it; then it lets them pass and "
-        "tries again a second later, for a minute.",
+        description="Maximum wait of a migration for a lock. Other statements queue behind this wait, so the migration gives up "
+        "and retries after one second, for one minute.",
     )
     migration_statement_timeout: Timeout = Field(
-        default=timedelta(minutes=10), description="Longest time for one statement of a migration."
+        default=timedelta(minutes=10), description="Maximum time of one statement of a migration."
     )
 
     @field_validator("url", "direct_url")
@@ -94,7 +98,7 @@ class DatabaseSettings(SettingsGroup):
             refuse("write it as postgresql://user:password@host:5432/database")
         query = {("sslmode" if key == "ssl" else key): text for key, text in url.query.items()}
         if unknown := sorted(query.keys() - _URL_PARAMETERS):
-            refuse(f"the driver does not know the parameter {unknown[0]}; take it out")
+            refuse(f"the driver does not know the parameter {unknown[0]}; remove it")
         _refuse_bad_tls(query)
         url = url.set(drivername="postgresql+asyncpg", query=query)
         return SecretStr(url.render_as_string(hide_password=False))
@@ -104,16 +108,16 @@ class DatabaseSettings(SettingsGroup):
         for url in (self.sqlalchemy_url(), self.direct_sqlalchemy_url()):
             mode, certificates = url.query["sslmode"], url.query.get("sslrootcert")
             if certificates and mode in _UNVERIFIED_MODES:
-                refuse(f"certificates are given, but ssl={mode} does not check any; append ?ssl=verify-full")
+                refuse(f"certificates are set, but ssl={mode} does not check them; append ?ssl=verify-full")
             if mode == "verify-ca" and certificates in {None, "system"}:
                 refuse(
-                    "ssl=verify-ca needs certificates of your own: set APP_DATABASE__CA_FILE, or take ssl=verify-full"
+                    "ssl=verify-ca needs certificates of your own: set APP_DATABASE__CA_FILE, or use ssl=verify-full"
                 )
         return self
 
     @property
     def limits(self) -> dict[str, timedelta]:
-        """What PostgreSQL itself ends in a session of the application, by the names it knows."""
+        """The timeouts that PostgreSQL enforces in each session, by the names of its own settings."""
         return {
             "statement_timeout": self.statement_timeout,
             "lock_timeout": self.lock_timeout,
@@ -121,11 +125,11 @@ class DatabaseSettings(SettingsGroup):
         }
 
     def sqlalchemy_url(self) -> URL:
-        """Give the URL with its password, for an engine only."""
+        """Return the URL for an engine. It contains the password."""
         return self._completed(self.url)
 
     def direct_sqlalchemy_url(self) -> URL:
-        """Give the URL that no transaction pooler stands in front of."""
+        """Return the URL that bypasses a transaction pooler. It contains the password."""
         return self._completed(self.direct_url or self.url)
 
     @override
@@ -144,9 +148,9 @@ class DatabaseSettings(SettingsGroup):
                 )
 
     def _completed(self, secret: SecretStr) -> URL:
-        """Name what the URL leaves out, so that no driver has a default of its own."""
+        """Add the parameters that the URL omits, so that the defaults of the drivers do not apply."""
         url = make_url(secret.get_secret_value())
-        # A standby takes no writes, and does not know what was revoked a moment ago. Loopback is private: TLS costs time there.
+        # A standby accepts no writes, and may not have the latest revocations. Loopback is private, so TLS would only cost time.
         defaults = {
             "target_session_attrs": "primary",
             "sslmode": "allow" if url.host and is_loopback(url.host) else "prefer",
@@ -157,10 +161,10 @@ class DatabaseSettings(SettingsGroup):
 
 def _refuse_bad_tls(query: Mapping[str, object]) -> None:
     if twice := [name for name in query if name.startswith("ssl") and not isinstance(query[name], str)]:
-        refuse(f"it has {twice[0]} more than once")
+        refuse(f"it has {twice[0]} more than once; keep one")
     if (mode := query.get("sslmode", _TLS_MODES[0])) not in _TLS_MODES:
-        refuse(f"ssl is one of {', '.join(_TLS_MODES)}")
+        refuse(f"ssl must be one of {', '.join(_TLS_MODES)}")
     if query.get("sslrootcert") == "system" and mode != "verify-full":
-        refuse("sslrootcert=system needs ssl=verify-full: anybody can have a certificate for another name")
+        refuse("sslrootcert=system needs ssl=verify-full: a public CA issues a certificate to any owner of a host name")
     if ("sslcert" in query) != ("sslkey" in query):
-        refuse("sslcert and sslkey belong together")
+        refuse("set sslcert and sslkey together")

@@ -1,4 +1,4 @@
-"""Base class and field types of every group of settings."""
+"""Base class and field types for groups of settings."""
 
 import ipaddress
 import re
@@ -14,7 +14,7 @@ _DURATION_FORM = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10
 
 
 class SettingsGroup(BaseModel):
-    """Settings that share a prefix. A feature declares one subclass in its `settings.py`; the prefix is the name of its folder."""
+    """Settings that share a prefix. A feature declares one subclass in its `settings.py`. The prefix is the name of its folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ def parse_duration(value: object) -> object:
         return refuse(_DURATION_FORM)
 
 
-# Plain assignments: pydantic reads the annotations of a `type` alias only through another layer of schema.
+# Plain assignments: pydantic puts the annotations of a `type` alias into a schema of their own.
 Pause = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
 # PostgreSQL stores milliseconds in 32 bits, and reads 0 as "no limit".

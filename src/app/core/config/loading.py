@@ -1,4 +1,4 @@
-"""Reads the settings and reports every problem at once."""
+"""Reads the settings and reports all problems in one error."""
 
 import difflib
 import os
@@ -15,12 +15,12 @@ from app.core.environment import forget_libpq, kubernetes_variables
 from app.core.errors import ConfigurationError
 
 _SAFE_URL = "postgresql://user@host/name?ssl=verify-full"
-# Names that platforms set. The long ones take precedence.
+# The names that platforms set. The long names take precedence.
 _PLAIN_NAMES = {"APP_DATABASE__URL": "DATABASE_URL", "APP_SERVER__PORT": "PORT"}
 
 
 def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
-    """Read the settings from the environment; the error names every problem, and no value.
+    """Read the settings from the environment. `ConfigurationError` lists all problems, without the values.
 
     Variables of libpq, such as `PGSSLMODE`, are removed from the environment.
     """
@@ -46,7 +46,7 @@ def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
 
 
 def _invalid(model: type[Settings], error: ValidationError, overrides: Mapping[str, object]) -> Iterator[str]:
-    """Name the invalid settings, the unknown ones, and the unsafe ones among the rest."""
+    """Yield a problem for each unknown, invalid or unsafe setting."""
     errors = error.errors(include_input=False)
     invalid = {variable: _reason(entry) for entry in errors for variable in _variables_of(model, entry)}
     unknown = list(_unknown_variables(model, os.environ))
@@ -65,9 +65,9 @@ def _build(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
 def _build_repaired(
     model: type[Settings], overrides: Mapping[str, object], invalid: list[tuple[int | str, ...]]
 ) -> Settings | None:
-    """Build the settings without the invalid ones, so that one error names the unsafe ones too."""
+    """Build the settings without the invalid ones, so that the error can list the unsafe ones too."""
 
-    class Repaired(model):  # type: ignore[valid-type,misc]  # A class made at run time.
+    class Repaired(model):  # type: ignore[valid-type,misc]  # A class created at run time.
         @model_validator(mode="before")
         @classmethod
         def _remove_invalid(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _build_repaired(
             return {**values, "database": {"url": _SAFE_URL, **values["database"]}}
 
     if ("environment",) in invalid:
-        # Without the environment it is unknown what is unsafe.
+        # The environment decides which settings are unsafe.
         return None
     try:
         return Repaired(_secrets_dir=secrets_dir(), **overrides)
@@ -97,7 +97,7 @@ def variables(model: type[Settings]) -> Iterator[tuple[str, str, type[BaseModel]
 
 
 def _variables_of(model: type[Settings], error: ErrorDetails) -> list[str]:
-    """Name what the error is about; of a group that is missing, its required settings."""
+    """Return the variables of the error. For a missing group, these are its required settings."""
     location = error["loc"]
     group = {name: group for group, name in groups(model)}.get(str(location[0]))
     if group is None or len(location) > 1 or error["type"] != "missing":
@@ -108,7 +108,7 @@ def _variables_of(model: type[Settings], error: ErrorDetails) -> list[str]:
 
 def _variable(location: tuple[int | str, ...]) -> str:
     if location == ("database",):
-        # What contradicts itself in this group is always the URL.
+        # The only check across the settings of this group is about the URL.
         return "DATABASE_URL"
     name = (PREFIX + "__".join(str(part) for part in location[:2])).upper()
     return name if name in os.environ else _PLAIN_NAMES.get(name, name)

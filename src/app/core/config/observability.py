@@ -1,4 +1,4 @@
-"""Settings of logs and metrics."""
+"""Settings for logs and metrics."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,45 +10,49 @@ from app.core.config.groups import Duration, SettingsGroup
 
 
 class TelemetrySettings(SettingsGroup):
-    """What the program tells of itself beyond its log."""
+    """Metrics."""
 
     metrics_port: int | None = Field(
         default=None,
         ge=0,
         le=65535,
-        description="Port for `/metrics`, never that of the API; 0 takes any free one. Unset: metrics are not exposed.",
+        description="Port for `/metrics`. It must not be the port of the API. 0 chooses a free port. Unset: metrics are not exposed.",
     )
     metrics_host: str = Field(
         default="127.0.0.1",
-        description="Address to expose metrics on. They name operations and volumes: open it to the scraper alone.",
+        description="Address on which metrics are exposed. Metrics reveal operations and traffic, so only the scraper should "
+        "reach it.",
     )
 
 
 class LogSettings(SettingsGroup):
-    """What is written to standard output."""
+    """The log on standard output."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severity written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is written."
+    )
     format: Literal["json", "console"] | None = Field(
-        default=None, description="Unset: readable lines in local, one JSON object a line elsewhere."
+        default=None,
+        description="Format of a line: one JSON object, or readable text. Unset: `console` if the environment is `local`, "
+        "otherwise `json`.",
     )
     slow_request: Duration = Field(
         default=timedelta(seconds=1),
-        description="A request that takes longer has `slow` in its line, which is then a warning.",
+        description="Duration above which the log line of a request is a warning with `slow`.",
     )
     slow_query: Duration = Field(
         default=timedelta(milliseconds=500),
-        description="A statement that takes longer is a warning with its text, without the values.",
+        description="Duration above which a SQL statement is logged as a warning, with its text but without its values.",
     )
     sampled_routes: tuple[str, ...] = Field(
         default=("/livez", "/readyz"),
-        description='Routes that are asked all the time, as JSON: `["/livez"]`. Of what goes well there, only some lines are '
-        "written.",
+        description='Routes with very frequent requests, as JSON: `["/livez"]`. Only some of their successful requests are logged.',
     )
     sample_every: int = Field(
-        default=100, ge=1, description="Of such requests one in this many is written; 1 writes every one."
+        default=100, ge=1, description="One in this many successful requests to these routes is logged. 1 logs all."
     )
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:
         if self.level == "debug":
-            yield "APP_LOG__LEVEL: debug is not for production"
+            yield "APP_LOG__LEVEL: debug is not allowed in production; use info"

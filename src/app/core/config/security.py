@@ -1,4 +1,4 @@
-"""Settings of keys, password hashing and rate limits."""
+"""Settings for keys, password hashing and rate limits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +17,15 @@ class KeySettings(SettingsGroup):
     """Private keys. The group `auth` inherits these settings."""
 
     signing_keys: SecretStr | None = Field(
-        default=None, description="Private keys for access tokens as a JSON Web Key set, made by `app keys generate`."
+        default=None,
+        description="Private keys for access tokens, as a JSON Web Key set. Create them with `app keys generate`.",
     )
-    signing_keys_file: Path | None = Field(default=None, description="The same from a file.")
+    signing_keys_file: Path | None = Field(default=None, description="File with this key set.")
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:
         if self.signing_keys is None and self.signing_keys_file is None:
-            yield "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+            yield "APP_AUTH__SIGNING_KEYS or APP_AUTH__SIGNING_KEYS_FILE: is missing; create one with `app keys generate`"
         yield from super().unsafe_in_production()
 
 
@@ -34,21 +35,26 @@ class HashingSettings(SettingsGroup):
     password_hash: Literal["bcrypt", "argon2id"] = Field(
         default="bcrypt", description="Scheme of new hashes: bcrypt over an HMAC-SHA-256 pre-hash, or argon2id."
     )
-    bcrypt_cost: int = Field(default=12, ge=4, le=16, description="Work factor of bcrypt: one more doubles the time.")
-    password_min_length: int = Field(default=15, ge=8, le=64, description="Shortest password, in code points.")
+    bcrypt_cost: int = Field(
+        default=12, ge=4, le=16, description="Cost of bcrypt. One more doubles the time of a hash."
+    )
+    password_min_length: int = Field(default=15, ge=8, le=64, description="Minimum password length, in code points.")
     breached_passwords_file: Path | None = Field(
         default=None,
-        description="Passwords known from breaches, which nobody may choose: the one sorted file that the downloader of Pwned "
-        "Passwords writes (`SHA1:COUNT` lines). It is searched, not loaded.",
+        description="File of passwords from known data breaches, which users cannot choose. It is the single sorted file of the "
+        "Pwned Passwords downloader (`SHA1:COUNT` lines). The file is searched on disk, not loaded into memory.",
     )
     hash_threads: int = Field(
         default=min(_MAX_HASH_THREADS, usable_cores()),
         ge=1,
         le=_MAX_HASH_THREADS,
-        description="Passwords hashed at once. Default: the cores that the process may use, 64 at most.",
+        description="Number of passwords hashed at the same time. Default: the CPU cores that the process may use, at most 64.",
     )
     hash_queue: int = Field(
-        default=32, ge=0, le=10_000, description="Passwords that may wait for a thread; beyond that the answer is 503."
+        default=32,
+        ge=0,
+        le=10_000,
+        description="Maximum number of passwords that wait for a hash thread. Further requests get 503.",
     )
 
     @override
@@ -59,13 +65,14 @@ class HashingSettings(SettingsGroup):
 
 
 class RateLimitSettings(SettingsGroup):
-    """How often something may be tried."""
+    """Rate limits."""
 
     enabled: bool = Field(
-        default=True, description="Count attempts, and refuse the surplus with 429. Always on in production."
+        default=True,
+        description="Enforce the rate limits. Requests above a limit get 429. Production refuses to start without them.",
     )
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:
         if not self.enabled:
-            yield "APP_RATE_LIMIT__ENABLED: must stay on"
+            yield "APP_RATE_LIMIT__ENABLED: must be true"

@@ -1,4 +1,4 @@
-"""Settings of the HTTP server."""
+"""Settings for the HTTP server."""
 
 import re
 from collections.abc import Iterator
@@ -26,59 +26,69 @@ class ServerSettings(SettingsGroup):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on; `PORT` works too. 0 takes any free one."
+        default=8000, ge=0, le=65535, description="Port to listen on. `PORT` works too. 0 chooses a free port."
     )
     public_url: AnyHttpUrl | None = Field(
         default=None,
-        description="Where clients reach this service, never taken from a request. Unset: `http://127.0.0.1:$PORT`; "
-        "production wants an `https://` address.",
+        description="Address at which clients reach this service. It is never taken from a request. Production needs an "
+        "`https://` address. Unset: `http://127.0.0.1:$PORT`.",
     )
     docs: bool | None = Field(
-        default=None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere but in production."
+        default=None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere except in production."
     )
-    max_body_size: int = Field(default=1_048_576, ge=1024, description="Largest request body, in bytes.")
+    max_body_size: int = Field(default=1_048_576, ge=1024, description="Maximum size of a request body, in bytes.")
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = Field(
         default=(),
-        description="Origins of browser applications that may call this API, separated by commas: "
+        description="Origins of the browser applications that may call this API, separated by commas: "
         "`https://app.example.com,https://admin.example.com`.",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(),
-        description='Networks of the proxies in front, as JSON: `["10.0.0.0/8"]`. Only from these is `X-Forwarded-For` believed. '
-        "Without it, the limits on wrong logins take everybody behind a proxy for one client.",
+        description='Networks of the reverse proxies, as JSON: `["10.0.0.0/8"]`. `X-Forwarded-For` is trusted only from these. '
+        "Without this setting, all clients behind a proxy share the limit on failed logins.",
     )
     workers: int = Field(
-        default=1, ge=1, le=128, description="Processes that share the port; `app serve --workers` wins over it."
+        default=1,
+        ge=1,
+        le=128,
+        description="Number of worker processes that share the port. `app serve --workers` takes precedence.",
     )
     drain_delay: Pause | None = Field(
         default=None,
-        description="How long SIGTERM leaves the server open: `/readyz` fails and each answer ends its connection, so that whoever "
-        "directs traffic here can notice. Unset: 5s in production, none elsewhere.",
+        description="Time after SIGTERM in which the server still accepts requests. `/readyz` fails and each response closes its "
+        "connection, so that load balancers stop sending requests. Unset: 5s in production, otherwise 0.",
     )
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=15),
-        description="How long running requests may take to finish once nothing new is accepted; then they get 503.",
+        description="Time for running requests to finish after the server stops accepting connections. The others then get 503.",
     )
     max_connections: int = Field(
         default=4096,
         ge=16,
         le=1_000_000,
-        description="Connections that a process may have. One more closes one that waits for a request, or is refused.",
+        description="Maximum number of connections of a process. A further connection replaces an idle one; if none is idle, it "
+        "gets 503.",
     )
     header_timeout: Duration = Field(
         default=timedelta(seconds=10),
-        description="Longest time for the head of a request, also for the first on a new connection to begin.",
+        description="Maximum time to receive the request line and the headers. It also limits the wait for the first request of a "
+        "new connection.",
     )
     body_timeout: Duration = Field(
-        default=timedelta(seconds=30), description="Longest time for a body to arrive, from the end of the head."
+        default=timedelta(seconds=30),
+        description="Maximum time to receive a body, counted from the end of the headers.",
     )
-    read_timeout: Duration = Field(default=timedelta(seconds=10), description="Longest silence while a body arrives.")
+    read_timeout: Duration = Field(
+        default=timedelta(seconds=10), description="Maximum time without new data while a body is received."
+    )
     write_timeout: Duration = Field(
-        default=timedelta(seconds=30), description="How long a client may leave an answer unread that waits to be sent."
+        default=timedelta(seconds=30),
+        description="Maximum time that the send buffer stays full because the client does not read the response.",
     )
     keep_alive: Duration = Field(
         default=timedelta(seconds=75),
-        description="How long a connection may wait for its next request. Let it be longer than what the proxy in front has.",
+        description="Maximum idle time of a connection between two requests. It should be longer than the idle timeout of the "
+        "proxy.",
     )
 
     @override
@@ -86,4 +96,4 @@ class ServerSettings(SettingsGroup):
         if self.public_url is None or self.public_url.scheme != "https":
             yield "APP_SERVER__PUBLIC_URL: must be the https:// address that clients use"
         if "*" in self.cors_origins:
-            yield "APP_SERVER__CORS_ORIGINS: name the origins; * lets every web site call this API"
+            yield "APP_SERVER__CORS_ORIGINS: list the origins; * lets every web site call this API"

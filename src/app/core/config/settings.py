@@ -1,4 +1,4 @@
-"""The settings of core. `app.settings` adds those of every feature."""
+"""The settings of core. `app.settings` adds the settings of each feature."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ class _PlainEnvironment(PydanticBaseSettingsSource):
 
     @override
     def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False  # pragma: no cover  # The base class demands it; `__call__` reads both at once.
+        return None, field_name, False  # pragma: no cover  # Abstract in the base class; `__call__` reads both.
 
     @override
     def __call__(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class _PlainEnvironment(PydanticBaseSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Every setting. It is frozen: no value changes while the process runs."""
+    """All settings. They are frozen: no value changes while the process runs."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -55,7 +55,8 @@ class Settings(BaseSettings):
     )
 
     environment: Literal["local", "test", "production"] = Field(
-        default="production", description="`production` refuses unsafe settings; `make run` says `local`."
+        default="production",
+        description="`production` refuses unsafe settings. `make run` uses `local`, the tests use `test`.",
     )
     server: ServerSettings = ServerSettings()
     database: DatabaseSettings
@@ -92,19 +93,19 @@ class Settings(BaseSettings):
 
     @property
     def drain_delay(self) -> timedelta:
-        """How long the server stays open once it is told to end."""
+        """How long the server still accepts requests after SIGTERM."""
         default = timedelta(seconds=5 if self.is_production else 0)
         return default if self.server.drain_delay is None else self.server.drain_delay
 
     @property
     def public_url(self) -> str:
-        """Where clients reach this service, without a slash at the end."""
+        """Address at which clients reach this service, without a slash at the end."""
         return str(self.server.public_url or f"http://127.0.0.1:{self.server.port}").rstrip("/")
 
     def of[T: SettingsGroup](self, group: type[T]) -> T:
         """Return the group of this class, or the group that inherits from it. `KeyError` if there is none.
 
-        `settings.of(AuthSettings)` gives the settings of auth, `settings.of(KeySettings)` those about keys, wherever they are.
+        `settings.of(AuthSettings)` returns the settings of auth. `settings.of(KeySettings)` returns the group with the key settings.
         """
         found: T = getattr(self, _fields(type(self))[group])
         return found
@@ -129,20 +130,20 @@ def groups(model: type[Settings]) -> Iterator[tuple[type[SettingsGroup], str]]:
 
 
 def with_groups(features: Mapping[str, type[SettingsGroup]]) -> type[Settings]:
-    """Return a settings model that has the groups of features too, each under the feature's name."""
+    """Return a settings model with the groups of the features, each under the name of its feature."""
     if taken := features.keys() & Settings.model_fields.keys():
-        message = f"the settings have a group of this name already: {', '.join(sorted(taken))}"
+        message = f"core already has a group of settings with this name: {', '.join(sorted(taken))}; rename the feature"
         raise ValueError(message)
     fields: dict[str, Any] = {name: (group, _default(group)) for name, group in features.items()}
     return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
 
 
 def _default(group: type[SettingsGroup]) -> object:
-    # pydantic takes `...` for a field without a default.
+    # `...` declares a field without a default.
     return ... if any(field.is_required() for field in group.model_fields.values()) else group()
 
 
 def secrets_dir() -> str | None:
-    """Return the directory with one file per setting, if there is one."""
+    """Return the directory with one file per setting, or None if it is not set or missing."""
     directory = os.environ.get(SECRETS_DIR)
     return directory if directory and Path(directory).is_dir() else None

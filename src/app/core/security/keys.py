@@ -28,7 +28,7 @@ type SigningKey = ECKey | OKPKey
 type Algorithm = Literal["ES256", "EdDSA"]
 type State = Literal["next", "active", "retiring"]
 
-NO_KEYS = "APP_AUTH__SIGNING_KEYS_FILE: is missing; make one with `app keys generate`"
+NO_KEYS = "APP_AUTH__SIGNING_KEYS_FILE: is missing; create one with `app keys generate`"
 _STATES = frozenset({"next", "active", "retiring"})
 _KINDS: dict[tuple[str, str, str], type[SigningKey]] = {
     ("EC", "P-256", "ES256"): ECKey,
