@@ -45,6 +45,28 @@ COMMITTERS = {
     "migrations/env.py _connect_and_run": "Alembic's own command line.",
     "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
 }
+_SLOW = "No connection is held while a password is hashed; the write needs a unit of its own afterwards."
+_OUTLIVES = "The record or the count has to outlive the error that follows."
+_COUNTED = "A failure is counted after this transaction has returned its connection, and outlives it."
+# Services that open a unit of work of their own, instead of taking the session of the edge.
+OWN_UNITS = {
+    "account/service.py verify_email": _COUNTED,
+    "account/service.py confirm_email": _COUNTED,
+    "account/service.py reset_password": _SLOW,
+    "account/service.py change_password": _SLOW,
+    "account/service.py change_email": _SLOW,
+    "auth/service.py log_in": _SLOW,
+    "auth/service.py reauthenticate": _SLOW,
+    "auth/service.py _refresh": _COUNTED,
+    "auth/service.py _record_refusal": _OUTLIVES,
+    "auth/service.py _record_failure": _OUTLIVES,
+    "auth/service.py confirm_password": _OUTLIVES,
+    "auth/sessions/cutoff.py end_every_session": "A command: short transactions, so that it can be interrupted.",
+    "core/security/rate_limits.py hit": _OUTLIVES,
+    "core/security/rate_limits.py forgive": _OUTLIVES,
+}
+# The edges: HTTP, commands, jobs and the worker.
+_EDGES = re.compile(r"(core/(db/|http/dependencies|commands)|jobs/|dev/|.*/jobs\.py)")
 DEFERRED_IMPORTS = {
     "__main__.py main": "Everything else is loaded inside `loading`.",
     "cli.py serve": "The other commands need no FastAPI.",
@@ -109,6 +131,20 @@ def test_only_the_edges_commit() -> None:
         "a write has to outlive the error that follows, name it in COMMITTERS with that reason"
     )
     assert found == COMMITTERS.keys(), f"{COMMITTERS.keys() - found} commit no longer: take them out of COMMITTERS"
+
+
+def test_only_the_edges_and_the_listed_services_open_a_unit_of_work() -> None:
+    found = {
+        where
+        for file in FILES
+        for where, name, node in calls(file)
+        if name in {"begin", "unit"} and not _EDGES.match(where) and "database" in ast.unparse(node.func)
+    }
+
+    assert found == OWN_UNITS.keys(), (
+        f"{found ^ OWN_UNITS.keys()}: a service takes the session as an argument. Only if a write has to outlive the error "
+        "that follows, or slow work must not hold a connection, list it in OWN_UNITS with that reason"
+    )
 
 
 def all_errors() -> list[type[AppError]]:

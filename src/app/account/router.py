@@ -42,12 +42,12 @@ ROOT_ROUTERS = (pages.router,)
     openapi_extra=public,
     responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
 )
-async def register(toolkit: ToolkitDep, visitor: Visitor, payload: Registration) -> Accepted:
+async def register(session: SessionDep, toolkit: ToolkitDep, visitor: Visitor, payload: Registration) -> Accepted:
     """Create an account.
 
     The response is the same whether or not the address has an account. The result is mailed to the address.
     """
-    await service.register(toolkit, visitor, payload)
+    await service.register(session, toolkit, visitor, payload)
     return Accepted()
 
 
@@ -69,9 +69,11 @@ async def verify_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProof
     openapi_extra=public,
     responses=problem_responses(RateLimitedError),
 )
-async def resend_verification(toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest) -> Accepted:
+async def resend_verification(
+    session: SessionDep, toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest
+) -> Accepted:
     """Mail another verification link, if the address needs one."""
-    await service.resend_verification(toolkit, visitor, payload.email)
+    await service.resend_verification(session, toolkit, visitor, payload.email)
     return Accepted()
 
 
@@ -82,9 +84,11 @@ async def resend_verification(toolkit: ToolkitDep, visitor: Visitor, payload: Em
     openapi_extra=public,
     responses=problem_responses(RateLimitedError),
 )
-async def forgot_password(toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest) -> Accepted:
+async def forgot_password(
+    session: SessionDep, toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest
+) -> Accepted:
     """Mail a link to set a new password, if the account exists."""
-    await service.forgot_password(toolkit, visitor, payload.email)
+    await service.forgot_password(session, toolkit, visitor, payload.email)
     return Accepted()
 
 

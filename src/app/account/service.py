@@ -37,7 +37,7 @@ _ALL = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
 _NEW_PASSWORD = "#/new_password"
 
 
-async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
+async def register(session: WriteSession, kit: Toolkit, actor: Actor, payload: Registration) -> None:
     """Enqueue a registration. The job mails the result to the address."""
     if kit.settings.of(AuthSettings).registration == "invite":
         raise RegistrationClosedError
@@ -45,23 +45,21 @@ async def register(kit: Toolkit, actor: Actor, payload: Registration) -> None:
     password = payload.password.get_secret_value()
     about = [payload.email, payload.full_name or ""]
     refuse_weak(password, min_length=kit.settings.of(AuthSettings).password_min_length, about=about)
+    # No statement has run yet, so the session holds no connection while the password is hashed.
     hashed_password = await kit.hasher.hash(password)
-    async with kit.database.begin() as session:
-        await queue.enqueue(session, jobs.register, payload.email, payload.full_name, hashed_password)
+    await queue.enqueue(session, jobs.register, payload.email, payload.full_name, hashed_password)
 
 
-async def resend_verification(kit: Toolkit, actor: Actor, email: str) -> None:
+async def resend_verification(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
     """Enqueue the mail with another verification link."""
     await kit.limiter.hit(*limits.mail_request(actor))
-    async with kit.database.begin() as session:
-        await queue.enqueue(session, jobs.resend_verification, email)
+    await queue.enqueue(session, jobs.resend_verification, email)
 
 
-async def forgot_password(kit: Toolkit, actor: Actor, email: str) -> None:
+async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
     """Enqueue the mail with a link to set a new password."""
     await kit.limiter.hit(*limits.mail_request(actor))
-    async with kit.database.begin() as session:
-        await queue.enqueue(session, jobs.forgot_password, email)
+    await queue.enqueue(session, jobs.forgot_password, email)
 
 
 async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
