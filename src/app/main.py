@@ -1,4 +1,4 @@
-"""The application as a list of contents: settings in, app out."""
+"""Builds the FastAPI application from the settings and the features."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
@@ -27,14 +27,14 @@ from app.core.observability.tracing import Tracing, tracing_from_environment
 from app.core.resources import Foundation, ReadinessCheck, opened
 from app.core.security.keys import KeyRing, load_key_ring, reloading
 from app.health.service import SchemaWatch
-from app.jobs.exposing import exposing
+from app.jobs.metrics import serving_metrics
 from app.jobs.settings import runs_in_web_process
 from app.migrations import revisions
 from app.startup import refuse_to_start
 
 API_PREFIX = "/api/v1"
 
-_ELSEWHERE = "app.main has no application: run `app serve`, or another ASGI server such as `uvicorn app.asgi:app`"
+_NO_APPLICATION = "app.main has no application: run `app serve`, or another ASGI server such as `uvicorn app.asgi:app`"
 
 
 def create_app(
@@ -47,8 +47,8 @@ def create_app(
 ) -> FastAPI:
     """Build the application.
 
-    The caller disposes of a `database` that it passes in. `exposition` is entered while the application runs; `readiness` adds
-    checks to `/readyz`.
+    A caller that passes in a `database` disposes of it. `exposition` is entered in the lifespan. `readiness` adds checks to
+    `/readyz`.
     """
     tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
@@ -68,7 +68,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
             expose_headers=["ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID"],
         )
-    # Added last, so it is outermost: even a refused preflight gets an id, headers and an access line.
+    # Added last, so it is the outermost: even the response to a refused preflight has a request id, the headers and a log line.
     app.add_middleware(
         RequestMiddleware,
         max_body_size=settings.server.max_body_size,
@@ -86,7 +86,7 @@ def create_app(
 
 
 def _routers() -> Iterator[tuple[APIRouter, str]]:
-    """Yield the routers of every feature: `ROUTERS` under the API's prefix, `ROOT_ROUTERS` without one."""
+    """Yield the routers of each feature with their prefix: `ROUTERS` are below `/api/v1`, `ROOT_ROUTERS` have none."""
     for feature, module in features.parts("router"):
         routers = [
             *((router, "") for router in getattr(module, "ROOT_ROUTERS", ())),
@@ -117,7 +117,7 @@ def _lifespan(
                     reloading(keys),
                     opened(features.openers("open_for_web"), Foundation(settings, database, keys)) as resources,
                     _jobs(settings, database, keys, tracing),
-                    exposing(exposed, database, resources.instruments),
+                    serving_metrics(exposed, database, resources.instruments),
                 ):
                     core = CoreState(
                         settings=settings,
@@ -141,7 +141,7 @@ def _lifespan(
 def _jobs(
     settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None
 ) -> AbstractAsyncContextManager[None]:
-    """Run the jobs inside the web process, where the settings say so."""
+    """Run the jobs inside the web process, if the settings enable it."""
     if not runs_in_web_process(settings):
         return nullcontext()
     from app import worker
@@ -156,8 +156,8 @@ def _schema(settings: Settings) -> SchemaWatch:
 
 
 def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
-    # Requests, not each dependency of theirs. Metrics and logs are ours in any case: they say the same, and cost less.
-    chosen: TelemetryConfig = {
+    # A span per request, not per dependency. Our own metrics and logs contain the same facts and cost less.
+    config: TelemetryConfig = {
         "tracing": tracing is not None,
         "metrics": False,
         "logs": False,
@@ -166,24 +166,24 @@ def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
         "exclude": _is_probe,
     }
     if tracing:
-        chosen["tracer_provider"] = tracing.provider
-    return chosen
+        config["tracer_provider"] = tracing.provider
+    return config
 
 
 def _is_probe(scope: MutableMapping[str, Any]) -> bool:
     return scope["path"] in {"/livez", "/readyz"}
 
 
-# Hidden from type checkers, which would take every name for an attribute of this module.
-if not TYPE_CHECKING:  # pragma: no branch  # Always true when it runs.
+# Type checkers must not see this function: they would then accept every name as an attribute of this module.
+if not TYPE_CHECKING:  # pragma: no branch  # Always true at run time.
 
     def __getattr__(name: str) -> NoReturn:
-        """Answer `uvicorn app.main:app`. A server would replace the text of an `AttributeError` with its own."""
+        """Explain the mistake `uvicorn app.main:app`. A server would replace the text of an `AttributeError` with its own."""
         if name == "app":
-            refuse_to_start(_ELSEWHERE)
+            refuse_to_start(_NO_APPLICATION)
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
 
 
 if __name__ == "__main__":
-    refuse_to_start(_ELSEWHERE)
+    refuse_to_start(_NO_APPLICATION)

@@ -1,4 +1,4 @@
-"""The worker process, which runs the jobs of every feature."""
+"""The worker process, which runs the jobs of all features."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ from app.core.observability.tracing import UNTRACED, Tracing, tracing_from_envir
 from app.core.resources import Foundation, Resources, opened
 from app.core.security.keys import KeyRing, load_key_ring, reloading
 from app.core.signals import logging_hangups
-from app.jobs.exposing import exposing
+from app.jobs.metrics import serving_metrics
 from app.jobs.queue import AnyJob, Periodic, Work
 from app.jobs.worker import JobWorker
 from app.mail.mailer import make_mailer
@@ -32,7 +32,7 @@ def _listed(name: str) -> Iterator[Any]:
         yield from getattr(module, name, ())
 
 
-# A job that is enqueued and that no feature lists fails.
+# A job fails if no feature lists it.
 JOBS: tuple[AnyJob, ...] = tuple(_listed("JOBS"))
 PERIODIC: tuple[Periodic, ...] = tuple(_listed("PERIODIC"))
 
@@ -41,7 +41,7 @@ PERIODIC: tuple[Periodic, ...] = tuple(_listed("PERIODIC"))
 async def in_process(
     settings: Settings, database: Database, keys: KeyRing, tracing: Tracing | None = None
 ) -> AsyncIterator[None]:
-    """Run the jobs beside the requests of a web process."""
+    """Run the jobs inside a web process while the context lasts."""
     async with _opened(Foundation(settings, database, keys), tracing) as (worker, _), worker.running():
         yield
 
@@ -62,10 +62,10 @@ async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, t
         tracing.watch(database)
     try:
         async with _opened(Foundation(settings, database, keys), tracing) as (worker, resources):
-            for ending in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(ending, worker.stop)
+            for stop_signal in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(stop_signal, worker.stop)
             with logging_hangups():
-                async with reloading(keys), exposing(exposed, database, resources.instruments):
+                async with reloading(keys), serving_metrics(exposed, database, resources.instruments):
                     await worker.run()
     finally:
         await database.dispose()

@@ -1,4 +1,4 @@
-"""Writes import-linter's contracts from the folders and `FEATURES`, so that a new module needs no edit to be checked."""
+"""Generates the contracts of import-linter from the folders and `FEATURES`, so that new modules are checked without an edit."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,16 +36,16 @@ _INSIDE = (
 # The files of a feature that may know HTTP.
 _WEB = {"router", "dependencies", "pages", "resources"}
 _WEB_FRAMEWORKS = ["fastapi", "starlette"]
-_WORKER_ONLY = ("library", "runner", "service", "worker", "exposing")
+_WORKER_ONLY = ("library", "runner", "service", "worker", "metrics")
 
 
 class UnknownModuleError(Exception):
-    """The contracts do not cover a module or a package. The text says what to do."""
+    """The contracts do not cover a module, a package or a feature. The text says what to do."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """One contract, as import-linter reads it."""
+    """A contract of import-linter."""
 
     name: str
     kind: str
@@ -54,8 +54,8 @@ class Contract:
 
 
 def contracts(source: Path) -> list[Contract]:
-    """Return the contracts of the package in this directory; `UnknownModuleError` if one covers no module of it."""
-    _refuse_unknown(source)
+    """Return the contracts of the package `app` in this directory. `UnknownModuleError` if they do not cover all of it."""
+    _check_coverage(source)
     modules = sorted(_modules(source))
     return [
         _layers(),
@@ -66,20 +66,20 @@ def contracts(source: Path) -> list[Contract]:
         Contract(
             "core knows no feature",
             "forbidden",
-            "Code that two features share and that knows neither belongs to core; code that knows a feature belongs to it.",
+            "Code that two features share and that uses neither belongs to core. Code that uses a feature belongs to the feature.",
             {"source_modules": ["app.core"], "forbidden_modules": [f"app.{name}" for name in features.names()]},
         ),
         _protected(
             "The HTTP server is optional",
             ["app.server"],
             ["app.cli", "app.dev.run"],
-            "Only the command line may import it.",
+            "Only app.cli and app.dev.run may import it.",
         ),
         _protected(
             "Features enqueue jobs and do not run them",
             [f"app.jobs.{name}" for name in _WORKER_ONLY],
             ["app.jobs", "app.main", "app.worker"],
-            "Enqueue with jobs.queue, and list the job in the feature's jobs.py.",
+            "Enqueue the job with jobs.queue, and list it in the feature's jobs.py.",
         ),
         _protected(
             "Production does not import the development tools", ["app.dev"], [], "app.dev is for `make` and the tests."
@@ -88,7 +88,7 @@ def contracts(source: Path) -> list[Contract]:
 
 
 def as_toml(found: Iterable[Contract]) -> str:
-    """Write the contracts as a configuration file of import-linter."""
+    """Return the contracts as a configuration file of import-linter."""
     lines = ["[tool.importlinter]", 'root_package = "app"', "include_external_packages = true"]
     for contract in found:
         values: dict[str, object] = {"name": contract.name, "type": contract.kind, **contract.options}
@@ -106,10 +106,10 @@ def _layers() -> Contract:
     return Contract(
         "Features build on those before them in FEATURES",
         "layers",
-        "A use case that needs two features belongs to the higher one. See FEATURES in src/app/features.py.",
+        "Move a use case that needs two features into the higher one. See FEATURES in src/app/features.py.",
         {
             "layers": [_named(layer) for layer in (*_TOP, *below)],
-            # A router of a low feature asks a higher one who is calling, and declares the errors of that.
+            # The routers of low features use dependencies of higher ones, such as the current user, and declare their errors.
             "ignore_imports": ["app.*.router -> app.*.dependencies", "app.*.router -> app.*.errors"],
             "unmatched_ignore_imports_alerting": "none",
         },
@@ -155,14 +155,16 @@ def _queries(modules: Sequence[str], feature: str) -> list[str]:
 
 
 def _http(modules: Sequence[str]) -> Contract:
-    rooms = ("core.http", "server", "main", "asgi", "startup", "dev", "cli", "__main__")
+    packages = ("core.http", "server", "main", "asgi", "startup", "dev", "cli", "__main__")
     business = [
-        name for name in modules if not any(_is_in(name, room) for room in rooms) and name.split(".")[-1] not in _WEB
+        name
+        for name in modules
+        if not any(_is_in(name, package) for package in packages) and name.split(".")[-1] not in _WEB
     ]
     return Contract(
         "Business code does not know HTTP",
         "forbidden",
-        "FastAPI belongs in router.py, dependencies.py and core/http.",
+        "Only router.py, dependencies.py, resources.py, pages.py and app.core.http may import FastAPI.",
         {
             "source_modules": business,
             "forbidden_modules": [*_WEB_FRAMEWORKS, "app.*.router", "app.*.dependencies"],
@@ -179,8 +181,8 @@ def _protected(name: str, modules: Sequence[str], importers: Sequence[str], guid
     return Contract(name, "protected", guidance, options)
 
 
-def _is_in(module: str, room: str) -> bool:
-    return f"{module}.".startswith(f"app.{room}.")
+def _is_in(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"app.{package}.")
 
 
 def _modules(source: Path) -> Iterator[str]:
@@ -189,14 +191,14 @@ def _modules(source: Path) -> Iterator[str]:
             yield ".".join(("app", *path.relative_to(source).with_suffix("").parts))
 
 
-def _refuse_unknown(source: Path) -> None:
+def _check_coverage(source: Path) -> None:
     layers = " | ".join((*_TOP, *_BELOW_FEATURES)).split(" | ")
-    _refuse(
+    _check_directory(
         source,
         {*layers, *_OUTSIDE, *features.names()},
         "add it to FEATURES in src/app/features.py, or move it into a feature",
     )
-    _refuse(
+    _check_directory(
         source / "core", {"__init__", *" : ".join(_CORE).split(" : ")}, "add it to _CORE in src/app/dev/contracts.py"
     )
     if missing := [name for name in features.FEATURES if not (source / name).is_dir()]:
@@ -204,7 +206,7 @@ def _refuse_unknown(source: Path) -> None:
         raise UnknownModuleError(message)
 
 
-def _refuse(directory: Path, known: set[str], advice: str) -> None:
+def _check_directory(directory: Path, known: set[str], advice: str) -> None:
     found = {path.stem for path in directory.glob("*.py")} | {path.parent.name for path in directory.glob("*/*.py")}
     if unknown := sorted(found - known):
         message = f"No import contract covers {directory.name}/{unknown[0]}: {advice}."

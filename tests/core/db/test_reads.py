@@ -19,7 +19,7 @@ from app.core.db.query_log import count_statements
 from app.core.db.reads import DirectReads, SessionReads
 from app.core.db.retries import repeating
 from app.core.observability.tracing import Tracing
-from app.jobs.exposing import pool_readings
+from app.jobs.metrics import pool_readings
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.factories import make_user

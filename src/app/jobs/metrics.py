@@ -11,7 +11,7 @@ from app.core.observability.metrics import Instrument, Reading
 from app.jobs import service
 
 
-def exposing(
+def serving_metrics(
     exposed: Exposition | None, database: Database, instruments: Iterable[Instrument] = ()
 ) -> AbstractAsyncContextManager[None]:
     """Serve the metrics of the process, the pools and the queue while the context lasts."""
