@@ -1,4 +1,4 @@
-"""The commands: what they do, and that whatever fails is one sentence and exit code 1."""
+"""The commands: their effects, and that each error is one sentence with exit code 1."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 class Terminal(io.StringIO):
-    """Standard input with a person before it."""
+    """Standard input of a terminal."""
 
     @override
     def isatty(self) -> bool:
@@ -38,7 +38,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command on a database, and give its exit code, what it printed and what it complained about."""
+    """Return a function that runs a command and returns its exit code, standard output and standard error."""
 
     def run(*arguments: str, url: str = NOWHERE, stdin: TextIO | str = "", **environment: str) -> tuple[int, str, str]:
         given = {
@@ -61,8 +61,7 @@ def app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def assert_failed(result: tuple[int, str, str], sentence: str) -> None:
-    code, out, complaint = result
-    assert (code, out, complaint) == (1, "", f"app: {sentence}\n")
+    assert result == (1, "", f"app: {sentence}\n")
 
 
 def changed(url: str, **parts: Any) -> str:
@@ -86,11 +85,11 @@ async def empty_url(clone_url: str) -> str:
 
 
 def aftermath(url: str, query: str) -> list[dict[str, Any]]:
-    """Ask what is in a database once a command has ended; synchronous, like the commands."""
+    """Query a database after a command. Synchronous, like the commands."""
     return asyncio.run(fetch(url, query))
 
 
-def test_migrating_brings_an_empty_database_to_the_newest_schema(app: Command, empty_url: str) -> None:
+def test_migrate_creates_the_newest_schema_in_an_empty_database(app: Command, empty_url: str) -> None:
     code, _, _ = app("migrate", url=empty_url)
 
     assert code == 0
@@ -98,24 +97,24 @@ def test_migrating_brings_an_empty_database_to_the_newest_schema(app: Command, e
     assert aftermath(empty_url, "SELECT * FROM users") == []
 
 
-def test_migrating_twice_changes_nothing(app: Command, clone_url: str) -> None:
+def test_a_second_migrate_changes_nothing(app: Command, clone_url: str) -> None:
     assert app("migrate", url=clone_url) == (0, f"The schema is already at {head()}. Nothing was changed.\n", "")
 
 
-def test_migrating_to_a_revision_goes_back_as_well(app: Command, clone_url: str) -> None:
+def test_migrate_can_downgrade_to_a_revision(app: Command, clone_url: str) -> None:
     code, _, _ = app("migrate", "--to", "base", url=clone_url)
 
     assert code == 0
     assert aftermath(clone_url, "SELECT to_regclass('users') AS users") == [{"users": None}]
 
 
-def test_checking_a_current_schema_names_it(app: Command, clone_url: str) -> None:
+def test_check_prints_the_revision_of_a_current_schema(app: Command, clone_url: str) -> None:
     sentence = f"The schema is at {head()}, which this program needs.\n"
 
     assert app("migrate", "--check", url=clone_url) == (0, sentence, "")
 
 
-def test_checking_an_empty_database_says_what_to_do(app: Command, empty_url: str) -> None:
+def test_check_of_an_empty_database_says_what_to_do(app: Command, empty_url: str) -> None:
     result = app("migrate", "--check", url=empty_url)
 
     assert_failed(result, f"the schema is at revision none, this program needs {head()}; run `app migrate`")
@@ -123,7 +122,7 @@ def test_checking_an_empty_database_says_what_to_do(app: Command, empty_url: str
 
 
 @pytest.mark.parametrize("options", [[], ["--check"]])
-def test_a_role_that_the_database_refuses_is_told(app: Command, clone_url: str, options: list[str]) -> None:
+def test_a_role_that_the_database_rejects_is_reported(app: Command, clone_url: str, options: list[str]) -> None:
     aftermath(clone_url, "ALTER TABLE users DROP CONSTRAINT ck_users_role")
     aftermath(clone_url, "ALTER TABLE users ADD CONSTRAINT ck_users_role CHECK (role IN ('another'))")
 
@@ -141,14 +140,14 @@ def test_the_sql_of_the_migrations_needs_no_database(app: Command) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--sql"]])
-def test_an_unknown_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
+def test_an_unknown_revision_is_reported(app: Command, clone_url: str, options: list[str]) -> None:
     result = app("migrate", "--to", "unknown", *options, url=clone_url)
 
     assert_failed(result, "unknown does not name exactly one migration; `app migrate --status` lists them")
 
 
 @pytest.mark.parametrize("options", [[], ["--sql"]])
-def test_an_empty_revision_is_told(app: Command, clone_url: str, options: list[str]) -> None:
+def test_an_empty_revision_is_reported(app: Command, clone_url: str, options: list[str]) -> None:
     result = app("migrate", "--to", "", *options, url=clone_url)
 
     assert_failed(
@@ -156,7 +155,7 @@ def test_an_empty_revision_is_told(app: Command, clone_url: str, options: list[s
     )
 
 
-def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:
+def test_a_schema_of_a_newer_release_is_reported(app: Command, clone_url: str) -> None:
     aftermath(clone_url, "UPDATE alembic_version SET version_num = '20991231_future'")
 
     result = app("migrate", url=clone_url)
@@ -166,15 +165,15 @@ def test_a_schema_from_the_future_is_told(app: Command, clone_url: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["migrate", "--check"]])
-def test_migrating_an_unreachable_database_says_where_it_was_looked_for(app: Command, command: list[str]) -> None:
-    code, _, complaint = app(*command)
+def test_migrate_reports_the_address_of_an_unreachable_database(app: Command, command: list[str]) -> None:
+    code, _, errors = app(*command)
 
     assert code == 1
-    assert complaint.startswith("app: cannot connect to PostgreSQL at 127.0.0.1:1: ")
-    assert complaint.count("\n") == 1
+    assert errors.startswith("app: cannot connect to PostgreSQL at 127.0.0.1:1: ")
+    assert errors.count("\n") == 1
 
 
-def test_migrating_with_a_wrong_password_says_so(app: Command, clone_url: str) -> None:
+def test_migrate_reports_a_wrong_database_password(app: Command, clone_url: str) -> None:
     url = make_url(clone_url)
 
     result = app("migrate", url=changed(clone_url, password="wrong"))
@@ -186,7 +185,7 @@ def test_migrating_with_a_wrong_password_says_so(app: Command, clone_url: str) -
     )
 
 
-def test_migrating_a_database_that_does_not_exist_says_so(app: Command, clone_url: str) -> None:
+def test_migrate_reports_a_database_that_does_not_exist(app: Command, clone_url: str) -> None:
     url = make_url(clone_url)
 
     result = app("migrate", url=changed(clone_url, database="missing"))
@@ -194,20 +193,20 @@ def test_migrating_a_database_that_does_not_exist_says_so(app: Command, clone_ur
     assert_failed(result, f'cannot connect to PostgreSQL at {url.host}:{url.port}: database "missing" does not exist')
 
 
-def test_an_administrator_is_created_with_the_password_from_standard_input(app: Command, clone_url: str) -> None:
-    code, out, complaint = app(
+def test_create_admin_reads_the_password_from_standard_input(app: Command, clone_url: str) -> None:
+    code, out, errors = app(
         "users", "create-admin", "Ada@Example.com", "--full-name", "Ada", url=clone_url, stdin=f"{PASSWORD}\n"
     )
 
     (row,) = aftermath(clone_url, "SELECT id, email, full_name, role, hashed_password, email_verified_at FROM users")
-    assert (code, complaint) == (0, "")
+    assert (code, errors) == (0, "")
     assert out == f"Created administrator Ada@Example.com ({row['id']}).\n"
     assert (row["email"], row["full_name"], row["role"]) == ("Ada@example.com", "Ada", "admin")
     assert row["hashed_password"].startswith("$bcrypt-sha256$")
     assert row["email_verified_at"] is not None
 
 
-def test_an_administrator_is_created_with_the_password_typed_twice(
+def test_create_admin_asks_twice_for_the_password(
     app: Command, clone_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -239,7 +238,7 @@ TOO_SHORT = "This must have at least 15 characters. A few words make a good pass
             "ada@example.com",
             "correct horse \udcff battery",
             "password: This holds a control character. Remove it.",
-            id="a password that is no text",
+            id="a password that is not text",
         ),
         pytest.param(
             "ada@example.com",
@@ -249,7 +248,7 @@ TOO_SHORT = "This must have at least 15 characters. A few words make a good pass
         ),
     ],
 )
-def test_an_administrator_is_refused_in_one_sentence(
+def test_create_admin_rejects_invalid_input_with_one_sentence(
     app: Command, clone_url: str, email: str, password: str, sentence: str
 ) -> None:
     result = app("users", "create-admin", email, url=clone_url, stdin=password)
@@ -258,12 +257,12 @@ def test_an_administrator_is_refused_in_one_sentence(
     assert aftermath(clone_url, "SELECT * FROM users") == []
 
 
-def test_a_password_in_another_encoding_is_told(app: Command, clone_url: str) -> None:
+def test_a_password_that_is_not_utf8_is_reported(app: Command, clone_url: str) -> None:
     stdin = io.TextIOWrapper(io.BytesIO(b"correct horse \xff battery"), encoding="utf-8")
 
     result = app("users", "create-admin", "ada@example.com", url=clone_url, stdin=stdin)
 
-    assert_failed(result, "what was given is not UTF-8")
+    assert_failed(result, "the input is not valid UTF-8")
     assert aftermath(clone_url, "SELECT * FROM users") == []
 
 
@@ -278,20 +277,22 @@ def test_a_password_in_another_encoding_is_told(app: Command, clone_url: str) ->
         pytest.param("\udcff", "full-name: This must be valid Unicode.", id="no text"),
     ],
 )
-def test_a_name_is_refused_as_it_is_over_http(app: Command, clone_url: str, full_name: str, sentence: str) -> None:
+def test_create_admin_rejects_the_same_names_as_the_api(
+    app: Command, clone_url: str, full_name: str, sentence: str
+) -> None:
     command = ("users", "create-admin", "ada@example.com", "--full-name", full_name)
 
     assert_failed(app(*command, url=clone_url, stdin=PASSWORD), sentence)
     assert aftermath(clone_url, "SELECT * FROM users") == []
 
 
-def test_everything_that_is_refused_is_told_in_one_sentence_each(app: Command, clone_url: str) -> None:
+def test_create_admin_reports_all_invalid_fields(app: Command, clone_url: str) -> None:
     result = app("users", "create-admin", "nobody", "--full-name", " ", url=clone_url, stdin=PASSWORD)
 
     assert_failed(result, "email: This is not an email address. full-name: This must not be blank.")
 
 
-def test_an_address_that_is_taken_is_told(app: Command, clone_url: str) -> None:
+def test_create_admin_reports_a_taken_address(app: Command, clone_url: str) -> None:
     app("users", "create-admin", "ada@example.com", url=clone_url, stdin=PASSWORD)
 
     result = app("users", "create-admin", "ADA@example.com", url=clone_url, stdin=PASSWORD)
@@ -300,24 +301,24 @@ def test_an_address_that_is_taken_is_told(app: Command, clone_url: str) -> None:
     assert aftermath(clone_url, "SELECT email FROM users") == [{"email": "ada@example.com"}]
 
 
-def test_an_administrator_needs_a_schema(app: Command, empty_url: str) -> None:
+def test_create_admin_reports_a_missing_schema(app: Command, empty_url: str) -> None:
     result = app("users", "create-admin", "ada@example.com", url=empty_url, stdin=PASSWORD)
 
     assert_failed(
         result,
-        'the database refused: relation "users" does not exist; `app migrate --check` tells if the schema is old',
+        'database error: relation "users" does not exist; check the schema with `app migrate --check`',
     )
 
 
-def test_an_administrator_needs_a_database(app: Command) -> None:
-    code, _, complaint = app("users", "create-admin", "ada@example.com", stdin=PASSWORD)
+def test_create_admin_reports_an_unreachable_database(app: Command) -> None:
+    code, _, errors = app("users", "create-admin", "ada@example.com", stdin=PASSWORD)
 
     assert code == 1
-    assert complaint.startswith("app: cannot reach the database: ")
-    assert complaint.count("\n") == 1
+    assert errors.startswith("app: cannot reach the database: ")
+    assert errors.count("\n") == 1
 
 
-def test_an_administrator_needs_the_right_password_of_the_database(app: Command, clone_url: str) -> None:
+def test_create_admin_reports_a_wrong_database_password(app: Command, clone_url: str) -> None:
     url = changed(clone_url, password="wrong")
 
     result = app("users", "create-admin", "ada@example.com", url=url, stdin=PASSWORD)
@@ -337,7 +338,7 @@ SELECT gen_random_uuid(), id, '', 1, '', now() + interval '1 h', now() + interva
 
 
 @pytest.mark.parametrize(("arguments", "stdin"), [(["--yes"], ""), ([], "y\n")])
-def test_everybody_is_logged_out_once_that_is_confirmed(
+def test_revoke_all_ends_all_sessions_after_a_confirmation(
     app: Command, clone_url: str, arguments: list[str], stdin: str
 ) -> None:
     aftermath(clone_url, LIVE_SESSION)
@@ -351,7 +352,7 @@ def test_everybody_is_logged_out_once_that_is_confirmed(
 
 
 @pytest.mark.parametrize("stdin", ["n\n", ""])
-def test_nobody_is_logged_out_without_a_yes(app: Command, clone_url: str, stdin: str) -> None:
+def test_revoke_all_ends_no_session_without_a_confirmation(app: Command, clone_url: str, stdin: str) -> None:
     aftermath(clone_url, LIVE_SESSION)
 
     code, _, _ = app("sessions", "revoke-all", url=clone_url, stdin=stdin)
@@ -361,7 +362,7 @@ def test_nobody_is_logged_out_without_a_yes(app: Command, clone_url: str, stdin:
     assert aftermath(clone_url, "SELECT * FROM session_cutoffs") == []
 
 
-def test_generated_keys_are_readable_by_their_owner_alone(app: Command, tmp_path: Path) -> None:
+def test_generated_keys_are_readable_only_by_their_owner(app: Command, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
 
     code, out, _ = app("keys", "generate", str(file))
@@ -371,7 +372,7 @@ def test_generated_keys_are_readable_by_their_owner_alone(app: Command, tmp_path
     assert parse_key_ring(file.read_text(), source="here").active
 
 
-def test_generated_keys_overwrite_nothing(app: Command, tmp_path: Path) -> None:
+def test_generating_keys_does_not_overwrite_a_file(app: Command, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text("precious")
 
@@ -381,7 +382,7 @@ def test_generated_keys_overwrite_nothing(app: Command, tmp_path: Path) -> None:
     assert file.read_text() == "precious"
 
 
-def test_generated_keys_do_not_follow_a_link(app: Command, tmp_path: Path) -> None:
+def test_generating_keys_does_not_follow_a_symbolic_link(app: Command, tmp_path: Path) -> None:
     target = tmp_path / "target"
     link = tmp_path / "keys.json"
     link.symlink_to(target)
@@ -392,7 +393,7 @@ def test_generated_keys_do_not_follow_a_link(app: Command, tmp_path: Path) -> No
     assert not target.exists()
 
 
-def test_generated_keys_need_a_folder(app: Command, tmp_path: Path) -> None:
+def test_generating_keys_needs_an_existing_directory(app: Command, tmp_path: Path) -> None:
     file = tmp_path / "missing" / "keys.json"
 
     assert_failed(app("keys", "generate", str(file)), f"{file}: No such file or directory")
@@ -401,22 +402,22 @@ def test_generated_keys_need_a_folder(app: Command, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize("command", [("serve",), ("serve", "--workers", "2"), ("worker",)])
 def test_a_process_does_not_start_without_its_keys(app: Command, command: tuple[str, ...]) -> None:
-    # Set here, it is restored after the test: the option overrides it.
+    # The option overwrites APP_SERVER__WORKERS. Setting it here restores it after the test.
     result = app(*command, APP_AUTH__SIGNING_KEYS="{}", APP_SERVER__WORKERS="1")
 
     assert_failed(result, "APP_AUTH__SIGNING_KEYS: this is not a private key set in the format of `app keys generate`")
 
 
-def test_unusable_settings_are_all_named(app: Command) -> None:
-    code, _, complaint = app("serve", APP_ENVIRONMENT="production", PORT="many", APP_AUTH__ISUER="x")
+def test_all_invalid_settings_are_reported(app: Command) -> None:
+    code, _, errors = app("serve", APP_ENVIRONMENT="production", PORT="many", APP_AUTH__ISUER="x")
 
     assert code == 1
-    assert complaint.startswith("app: The settings cannot be used:\n  - ")
-    assert all(name in complaint for name in ("PORT", "APP_AUTH__ISUER", "APP_SERVER__PUBLIC_URL"))
+    assert errors.startswith("app: The settings cannot be used:\n  - ")
+    assert all(name in errors for name in ("PORT", "APP_AUTH__ISUER", "APP_SERVER__PUBLIC_URL"))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["migrate", "--help"], ["users", "create-admin", "--help"]])
-def test_every_command_explains_itself(app: Command, arguments: list[str]) -> None:
+def test_each_command_has_a_help_text(app: Command, arguments: list[str]) -> None:
     code, out, _ = app(*arguments)
 
     assert code == 0
@@ -424,23 +425,23 @@ def test_every_command_explains_itself(app: Command, arguments: list[str]) -> No
 
 
 @pytest.mark.parametrize("number", ["0", str(2**63), "9" * 30])
-def test_a_number_that_no_job_can_have_is_an_error_of_usage(app: Command, number: str) -> None:
-    code, out, complaint = app("jobs", "retry", number)
+def test_an_invalid_job_id_is_a_usage_error(app: Command, number: str) -> None:
+    code, out, errors = app("jobs", "retry", number)
 
     assert (code, out) == (2, "")
-    assert "Invalid value for 'ids': Input should be" in complaint
+    assert "Invalid value for 'ids': Input should be" in errors
 
 
-def test_an_unknown_command_is_an_error_of_usage(app: Command) -> None:
-    code, _, complaint = app("frobnicate")
+def test_an_unknown_command_is_a_usage_error(app: Command) -> None:
+    code, _, errors = app("frobnicate")
 
     assert code == 2
-    assert "frobnicate" in complaint
+    assert "frobnicate" in errors
 
 
-def test_the_package_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_m_app_runs_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["app", "--help"])
-    # Another test of this process may have imported it, and `runpy` warns of that.
+    # Another test may have imported the module, and `runpy` would warn about that.
     monkeypatch.delitem(sys.modules, "app.__main__", raising=False)
 
     with pytest.raises(SystemExit):
@@ -449,7 +450,9 @@ def test_the_package_is_the_program(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "Usage: " in capsys.readouterr().out
 
 
-def test_the_installed_command_is_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_installed_script_runs_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["app", "--help"])
     (command,) = entry_points(group="console_scripts", name="app")
 
@@ -459,27 +462,27 @@ def test_the_installed_command_is_the_same(monkeypatch: pytest.MonkeyPatch, caps
     assert "Usage: " in capsys.readouterr().out
 
 
-def test_the_collector_looks_at_nothing_that_is_loaded() -> None:
+def test_the_garbage_collector_ignores_the_loaded_modules() -> None:
     program = """
 import gc, json, os, sys
 from app.__main__ import main
-# What makes the help colourful is loaded when it is asked for.
+# Rich would be imported for the help, after the modules are frozen.
 os.environ["TYPER_USE_RICH"] = "false"
 sys.argv = ["app", "--help"]
 try:
     main()
 finally:
-    looks = sum(generation["collections"] for generation in gc.get_stats())
-    print("\\n", json.dumps([gc.isenabled(), looks, gc.get_freeze_count()]))
+    collections = sum(generation["collections"] for generation in gc.get_stats())
+    print("\\n", json.dumps([gc.isenabled(), collections, gc.get_freeze_count()]))
 """
 
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
 
-    is_enabled, looks, out_of_sight = json.loads(output.splitlines()[-1])
+    is_enabled, collections, frozen = json.loads(output.splitlines()[-1])
     assert is_enabled
-    # Those of the interpreter's own start and of the help; loading adds some eighty.
-    assert looks < 30
-    assert out_of_sight > 100_000
+    # The start of the interpreter and the help cause some collections. Loading would add about eighty.
+    assert collections < 30
+    assert frozen > 100_000
 
 
 def test_a_feature_may_import_rich() -> None:
@@ -498,7 +501,7 @@ cli.main()
     assert "Usage:" in done.stdout
 
 
-def test_a_real_process_fails_without_a_traceback() -> None:
+def test_a_failing_process_prints_no_traceback() -> None:
     environment = {"APP_ENVIRONMENT": "test", "DATABASE_URL": NOWHERE, "PATH": "/usr/bin:/bin"}
 
     ended = subprocess.run(
@@ -511,7 +514,7 @@ def test_a_real_process_fails_without_a_traceback() -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_real_process_writes_the_sql_to_standard_output() -> None:
+def test_a_process_writes_the_sql_to_standard_output() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "app", "migrate", "--sql"], env={}, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The registry: each part of a feature is found by the name of its file. `docs/feature-parts.md` is followed in a copy."""
+"""Parts of features are found by the names of their files. Some tests add the feature of `docs/feature-parts.md` to a copy."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def run(copy: Path, *command: str, **environment: str) -> tuple[int, str]:
-    """Run a Python program in the copy; return its exit code and its output."""
+    """Run a Python program in the copy. Return its exit code and its output."""
     inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -43,7 +43,7 @@ async def run(copy: Path, *command: str, **environment: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
-def test_every_package_that_brings_a_part_is_a_feature() -> None:
+def test_each_package_with_a_part_is_a_feature() -> None:
     found = {
         path.parent.name
         for part in features.PARTS
@@ -61,7 +61,7 @@ def test_parts_are_found_in_the_order_of_the_features(part: str) -> None:
     assert found == [name for name in features.names() if (SOURCE / name / f"{part}.py").exists()]
 
 
-async def test_the_command_lists_every_part_of_a_feature(copy: Path) -> None:
+async def test_the_command_lists_all_parts_of_a_feature(copy: Path) -> None:
     code, output = await run(copy, "-m", "app", "features")
 
     assert code == 0
@@ -77,7 +77,7 @@ async def test_a_command_of_a_feature_reads_a_setting_of_a_feature(copy: Path, d
     assert (code, output) == (0, "Good morning\n")
 
 
-async def test_a_wrong_setting_of_a_feature_is_named_like_any_other(copy: Path, database_url: str) -> None:
+async def test_an_unknown_setting_of_a_feature_is_reported(copy: Path, database_url: str) -> None:
     code, output = await run(
         copy, "-m", "app", "greetings", "show", DATABASE_URL=database_url, APP_GREETINGS__WORT="Hi"
     )
@@ -86,7 +86,9 @@ async def test_a_wrong_setting_of_a_feature_is_named_like_any_other(copy: Path, 
     assert "APP_GREETINGS__WORT: there is no such setting; did you mean APP_GREETINGS__WORD?" in output
 
 
-async def test_a_required_setting_that_is_missing_is_named(copy: Path, tmp_path: Path, database_url: str) -> None:
+async def test_a_missing_required_setting_of_a_feature_is_reported(
+    copy: Path, tmp_path: Path, database_url: str
+) -> None:
     shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "src/app/greetings/settings.py"
     path.write_text(path.read_text().replace('default="Hello", ', ""))
@@ -106,7 +108,7 @@ BREAKS = {
     "a scope of another feature": (
         "scopes.py",
         'SCOPES["audit:read"] = "Read"\n',
-        "app.greetings.scopes declares a scope that another feature has: audit:read",
+        "another feature already declares the scope audit:read; rename it in app.greetings.scopes",
     ),
     "a router that is not listed": (
         "router.py",
@@ -118,19 +120,19 @@ BREAKS = {
         "del JOBS\n",
         "app.greetings.jobs has neither JOBS nor PERIODIC: list its jobs in one of them",
     ),
-    "a group of commands of another feature": (
+    "a command group of another feature": (
         "commands.py",
         'COMMANDS = (command_group("keys", "Other keys."),)\n',
-        "app.greetings.commands has a group that another feature has: keys",
+        "another feature already has the command group keys; rename it in app.greetings.commands",
     ),
 }
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-async def test_a_part_that_cannot_be_used_stops_the_start_with_a_sentence(
+async def test_an_invalid_part_stops_the_start_with_an_error(
     copy: Path, tmp_path: Path, database_url: str, broken: str
 ) -> None:
-    name, added, sentence = BREAKS[broken]
+    name, added, message = BREAKS[broken]
     shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "src/app/greetings" / name).open("a") as file:
         file.write(added)
@@ -142,10 +144,10 @@ async def test_a_part_that_cannot_be_used_stops_the_start_with_a_sentence(
     code, output = await run(tmp_path, "-c", program, DATABASE_URL=database_url)
 
     assert code == 1
-    assert output.splitlines()[-1].endswith(sentence)
+    assert output.splitlines()[-1].endswith(message)
 
 
-async def test_two_features_cannot_open_a_resource_of_the_same_name(copy: Path, tmp_path: Path) -> None:
+async def test_two_features_cannot_open_resources_with_the_same_name(copy: Path, tmp_path: Path) -> None:
     shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "src/app/greetings/resources.py"
     path.write_text(path.read_text().replace('"greetings"', '"auth"'))
@@ -153,10 +155,10 @@ async def test_two_features_cannot_open_a_resource_of_the_same_name(copy: Path, 
     code, output = await run(tmp_path, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/greetings")
 
     assert code == 1
-    assert "two features open a resource of the same name: auth" in output
+    assert "two features open a resource with the same name: auth" in output
 
 
-async def test_the_pages_feature_passes_its_tests_and_the_access_tests(copy: Path, template_url: str) -> None:
+async def test_the_feature_of_the_page_passes_its_tests_and_the_access_tests(copy: Path, template_url: str) -> None:
     code, output = await run(
         copy,
         *("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "tests/greetings", "tests/test_access.py"),
@@ -176,7 +178,7 @@ async def test_the_settings_of_a_feature_are_documented(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check")])
-async def test_the_pages_listings_keep_the_style(copy: Path, command: tuple[str, ...]) -> None:
+async def test_the_listings_of_the_page_pass_the_linter(copy: Path, command: tuple[str, ...]) -> None:
     files = [listing.path for listing in listings(PAGE) if listing.path and listing.path.endswith(".py")]
 
     code, output = await run(copy, "-m", *command, *files)

@@ -1,4 +1,4 @@
-"""`app keys …`: what each command does to the key set file, and each of its refusals."""
+"""`app keys …`: the effect of each command on the key set file, and its errors."""
 
 import json
 import stat
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keys(app: Command, file: Path) -> Run:
-    """Run `app keys …` on the file."""
+    """Return a function that runs `app keys …` on the file."""
 
     def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
         given = {"APP_AUTH__SIGNING_KEYS": "", "APP_AUTH__SIGNING_KEYS_FILE": str(file), **environment}
@@ -67,46 +67,46 @@ def kid_in(file: Path, kind: str, state: str) -> str:
 
 
 def succeed(result: tuple[int, str, str]) -> str:
-    code, out, complaint = result
-    assert (code, complaint) == (0, "")
+    code, out, errors = result
+    assert (code, errors) == (0, "")
     return out
 
 
-def assert_private(said: str, file: Path) -> None:
-    """Check that nothing secret has been said."""
+def assert_private(output: str, file: Path) -> None:
+    """Check that the output contains no secret."""
     secrets = {key[name] for key in stored(file) for name in PRIVATE & key.keys()}
     assert secrets
-    assert not any(secret in said for secret in secrets)
+    assert not any(secret in output for secret in secrets)
 
 
 @pytest.mark.parametrize("kind", ["signing", "pepper"])
-def test_a_rotation_goes_from_next_to_active_to_retiring_to_removed(
+def test_a_rotated_key_goes_from_active_to_retiring_to_removed(
     keys: Run, file: Path, clock: time_machine.Traveller, kind: str
 ) -> None:
     old = kid_in(file, kind, "active")
     other = "pepper" if kind == "signing" else "signing"
     untouched = states(file, other)
 
-    said = succeed(keys("add", kind))
+    output = succeed(keys("add", kind))
     new = kid_in(file, kind, "next")
     assert states(file, kind) == {old: "active", new: "next"}
     clock.shift(timedelta(hours=25))
-    said += succeed(keys("retire", old))
+    output += succeed(keys("retire", old))
     assert states(file, kind) == {old: "retiring", new: "active"}
-    said += succeed(keys("list"))
+    output += succeed(keys("list"))
     clock.shift(timedelta(days=15))
-    said += succeed(keys("remove", old))
+    output += succeed(keys("remove", old))
     assert states(file, kind) == {new: "active"}
 
     assert states(file, other) == untouched
-    assert_private(said, file)
+    assert_private(output, file)
     ring = load_key_ring(AuthSettings(signing_keys_file=file))
     assert new in {ring.active, str(ring.active_pepper)}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
-def test_signing_keys_are_of_the_algorithm_that_was_asked_for(keys: Run, file: Path, algorithm: str) -> None:
+def test_a_new_signing_key_has_the_chosen_algorithm(keys: Run, file: Path, algorithm: str) -> None:
     succeed(keys("add", "signing", "--algorithm", algorithm))
     succeed(keys("retire", kid_in(file, "signing", "active"), "--force"))
 
@@ -115,14 +115,14 @@ def test_signing_keys_are_of_the_algorithm_that_was_asked_for(keys: Run, file: P
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
-def test_a_key_set_is_generated_for_an_algorithm(keys: Run, tmp_path: Path, algorithm: str) -> None:
+def test_a_generated_key_set_has_the_chosen_algorithm(keys: Run, tmp_path: Path, algorithm: str) -> None:
     succeed(keys("generate", str(tmp_path / "new.json"), "--algorithm", algorithm))
 
     ring = parse_key_ring((tmp_path / "new.json").read_text(), source="new")
     assert ring.signing[ring.active].alg == algorithm
 
 
-def test_the_list_shows_where_each_key_stands(keys: Run, file: Path) -> None:
+def test_the_list_shows_the_state_of_each_key(keys: Run, file: Path) -> None:
     succeed(keys("add", "pepper"))
 
     out = succeed(keys("list"))
@@ -153,7 +153,7 @@ def test_the_file_keeps_its_owner_and_its_mode(keys: Run, file: Path, mode: int)
     assert (stat.S_IMODE(after.st_mode), after.st_uid, after.st_gid) == (mode, before.st_uid, before.st_gid)
 
 
-def test_what_a_link_points_to_is_replaced(keys: Run, file: Path) -> None:
+def test_the_target_of_a_symbolic_link_is_replaced(keys: Run, file: Path) -> None:
     target = file.rename(file.with_name("target.json"))
     file.symlink_to(target)
 
@@ -163,8 +163,8 @@ def test_what_a_link_points_to_is_replaced(keys: Run, file: Path) -> None:
     assert len(states(target, "signing")) == 2
 
 
-def test_what_is_derived_survives_the_removal_of_the_pepper_it_came_from(keys: Run, file: Path) -> None:
-    # A set from before there was a root.
+def test_derived_keys_stay_the_same_after_the_removal_of_the_first_pepper(keys: Run, file: Path) -> None:
+    # Key sets of older releases have no root key.
     file.write_text(json.dumps({"keys": stored(file)[:2]}))
     before = load_key_ring(AuthSettings(signing_keys_file=file)).derive("rate-limit")
 
@@ -176,7 +176,7 @@ def test_what_is_derived_survives_the_removal_of_the_pepper_it_came_from(keys: R
     assert ring.derive("rate-limit") == before
 
 
-def test_a_key_that_is_only_announced_can_be_removed(keys: Run, file: Path) -> None:
+def test_the_next_key_can_be_removed(keys: Run, file: Path) -> None:
     succeed(keys("add", "signing"))
 
     succeed(keys("remove", kid_in(file, "signing", "next")))
@@ -184,17 +184,17 @@ def test_a_key_that_is_only_announced_can_be_removed(keys: Run, file: Path) -> N
     assert list(states(file, "signing").values()) == ["active"]
 
 
-# Refusals
+# Errors
 
 
 def refused(keys: Run, file: Path, *arguments: str) -> str:
-    """Run a command that must change nothing, and give its one sentence."""
+    """Run a command that must fail and change nothing. Return its error."""
     before = file.read_bytes(), file.stat().st_ino
-    code, out, complaint = keys(*arguments)
-    assert (code, out, complaint.count("\n")) == (1, "", 1)
+    code, out, errors = keys(*arguments)
+    assert (code, out, errors.count("\n")) == (1, "", 1)
     assert (file.read_bytes(), file.stat().st_ino) == before
-    assert_private(complaint, file)
-    return complaint.removeprefix("app: ").rstrip("\n")
+    assert_private(errors, file)
+    return errors.removeprefix("app: ").rstrip("\n")
 
 
 @pytest.mark.parametrize("kind", ["signing", "pepper"])
@@ -215,7 +215,7 @@ def test_the_active_key_cannot_be_removed(keys: Run, file: Path, kind: str) -> N
     assert sentence == f"{kid} is active; first retire it with `app keys retire {kid}`"
 
 
-def test_there_is_one_next_key_of_a_kind(keys: Run, file: Path) -> None:
+def test_each_kind_has_at_most_one_next_key(keys: Run, file: Path) -> None:
     succeed(keys("add", "pepper"))
 
     sentence = refused(keys, file, "add", "pepper")
@@ -226,7 +226,7 @@ def test_there_is_one_next_key_of_a_kind(keys: Run, file: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "lead", "until"), [("signing", 1440, "2026-02-01 12:00Z"), ("pepper", 10, "2026-01-31 12:10Z")]
 )
-def test_a_key_that_is_not_known_everywhere_yet_takes_over_by_force_alone(
+def test_a_key_that_some_processes_may_not_know_becomes_active_only_with_force(
     keys: Run, file: Path, clock: time_machine.Traveller, kind: str, lead: int, until: str
 ) -> None:
     succeed(keys("add", kind))
@@ -253,19 +253,19 @@ def test_retiring_twice_is_refused(keys: Run, file: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "lives", "until"),
+    ("kind", "lifetime", "until"),
     [
         ("signing", timedelta(minutes=20), "2026-01-31 12:20Z"),
         ("pepper", timedelta(days=14), "2026-02-14 12:00Z"),
     ],
 )
-def test_a_key_that_tokens_alive_are_made_with_is_removed_by_force_alone(
-    keys: Run, file: Path, clock: time_machine.Traveller, kind: str, lives: timedelta, until: str
+def test_a_key_with_valid_tokens_is_removed_only_with_force(
+    keys: Run, file: Path, clock: time_machine.Traveller, kind: str, lifetime: timedelta, until: str
 ) -> None:
     old = kid_in(file, kind, "active")
     succeed(keys("add", kind))
     succeed(keys("retire", old, "--force"))
-    clock.shift(lives - timedelta(seconds=1))
+    clock.shift(lifetime - timedelta(seconds=1))
 
     sentence = refused(keys, file, "remove", old)
 
@@ -274,17 +274,17 @@ def test_a_key_that_tokens_alive_are_made_with_is_removed_by_force_alone(
     assert old not in states(file, kind)
 
 
-def test_links_in_the_mail_count_among_the_tokens_alive(keys: Run) -> None:
+def test_mailed_links_count_as_valid_tokens_of_a_pepper(keys: Run) -> None:
     succeed(keys("add", "pepper"))
     succeed(keys("retire", "1", "--force"))
 
-    code, _, complaint = keys("remove", "1", APP_AUTH__REFRESH_IDLE_TTL="1h")
+    code, _, errors = keys("remove", "1", APP_AUTH__REFRESH_IDLE_TTL="1h")
 
     assert code == 1
-    assert "wait until 2026-02-03 12:00Z" in complaint
+    assert "wait until 2026-02-03 12:00Z" in errors
 
 
-def test_of_a_key_that_somebody_has_edited_nobody_knows_how_old_it_is(keys: Run, file: Path) -> None:
+def test_a_key_without_a_date_counts_as_new(keys: Run, file: Path) -> None:
     old = kid_in(file, "signing", "active")
     succeed(keys("add", "signing"))
     succeed(keys("retire", old, "--force"))
@@ -298,7 +298,7 @@ def test_of_a_key_that_somebody_has_edited_nobody_knows_how_old_it_is(keys: Run,
 
 
 @pytest.mark.parametrize("command", ["retire", "remove"])
-def test_an_unknown_key_is_told(keys: Run, file: Path, command: str) -> None:
+def test_an_unknown_key_is_reported(keys: Run, file: Path, command: str) -> None:
     assert refused(keys, file, command, "unknown") == "there is no key unknown; `app keys list` shows all keys"
 
 
@@ -314,7 +314,7 @@ def test_keys_from_the_environment_cannot_be_changed(app: Command, arguments: li
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["add", "signing"]])
-def test_without_keys_the_sentence_says_how_to_make_them(app: Command, arguments: list[str]) -> None:
+def test_without_keys_the_error_says_how_to_create_them(app: Command, arguments: list[str]) -> None:
     result = app("keys", *arguments, APP_AUTH__SIGNING_KEYS="")
 
     assert_failed(result, "APP_AUTH__SIGNING_KEYS_FILE: is missing; create one with `app keys generate`")
@@ -329,18 +329,18 @@ def test_a_broken_file_is_not_changed(keys: Run, file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_of_two_commands_at_once_one_is_refused(keys: Run, file: Path) -> None:
+def test_a_second_command_at_the_same_time_is_refused(keys: Run, file: Path) -> None:
     other = file.with_name("keys.json.new")
-    other.write_text("what the other one writes")
+    other.write_text("content of the other command")
 
     sentence = refused(keys, file, "add", "signing")
 
     assert sentence == f"{file}: another command is changing the keys; if it was interrupted, remove {other}"
-    assert other.read_text() == "what the other one writes"
+    assert other.read_text() == "content of the other command"
 
 
-def test_a_file_that_cannot_be_replaced_is_told(keys: Run, file: Path) -> None:
-    # Even root cannot make a name this long.
+def test_a_file_that_cannot_be_replaced_is_reported(keys: Run, file: Path) -> None:
+    # The name of the temporary file is too long for the file system, also for root.
     long = file.rename(file.with_name("k" * 255))
 
     result = keys("add", "signing", APP_AUTH__SIGNING_KEYS_FILE=str(long))
@@ -348,11 +348,11 @@ def test_a_file_that_cannot_be_replaced_is_told(keys: Run, file: Path) -> None:
     assert_failed(result, f"{long}: the file cannot be replaced: File name too long")
 
 
-def test_a_change_that_fails_half_way_leaves_the_file(keys: Run, file: Path) -> None:
+def test_a_failed_change_leaves_the_file_as_it_was(keys: Run, file: Path) -> None:
     keys_of_255 = [key if key.get("kid") != "1" else key | {"kid": "255"} for key in stored(file)]
     file.write_text(json.dumps({"keys": keys_of_255}))
 
-    # One number more does not fit into a token.
+    # The next number, 256, does not fit into a token.
     refused(keys, file, "add", "pepper")
 
     assert [path.name for path in file.parent.iterdir()] == [file.name]

@@ -1,4 +1,4 @@
-"""The application as it is put together."""
+"""The assembled application: CORS, its database, and its OpenAPI document."""
 
 import pytest
 from fastapi import FastAPI
@@ -15,11 +15,11 @@ PREFLIGHT = {"Origin": ORIGIN, "Access-Control-Request-Method": "PATCH"}
 
 @pytest.fixture
 def cross_origin(database_url: str, database: Database) -> FastAPI:
-    """An application that pages from one other origin may call."""
+    """An application that pages of one other origin may call."""
     return create_app(make_settings(database_url, server={"cors_origins": ORIGIN}), database)
 
 
-async def test_without_origins_in_the_settings_no_other_page_may_call(client: AsyncClient) -> None:
+async def test_without_cors_origins_no_other_origin_may_call(client: AsyncClient) -> None:
     simple = await client.get("/livez", headers={"Origin": ORIGIN})
     preflight = await client.options("/api/v1/users/me", headers=PREFLIGHT)
 
@@ -27,7 +27,7 @@ async def test_without_origins_in_the_settings_no_other_page_may_call(client: As
     assert "access-control-allow-origin" not in {*simple.headers, *preflight.headers}
 
 
-async def test_a_named_origin_may_call(cross_origin: FastAPI) -> None:
+async def test_a_configured_origin_may_call(cross_origin: FastAPI) -> None:
     async with running(cross_origin) as client:
         simple = await client.get("/livez", headers={"Origin": ORIGIN})
         preflight = await client.options("/api/v1/users/me", headers=PREFLIGHT)
@@ -36,7 +36,7 @@ async def test_a_named_origin_may_call(cross_origin: FastAPI) -> None:
     assert "WWW-Authenticate" in simple.headers["Access-Control-Expose-Headers"]
     assert preflight.status_code == 200
     assert "PATCH" in preflight.headers["Access-Control-Allow-Methods"]
-    # Tokens come in a header; no cookie is ever needed.
+    # Tokens are sent in a header, so browsers need no cookies.
     assert "access-control-allow-credentials" not in preflight.headers
     assert preflight.headers["X-Request-ID"]
 
@@ -53,7 +53,7 @@ async def test_a_named_origin_may_call(cross_origin: FastAPI) -> None:
         "HTTPS://APP.EXAMPLE.COM",
     ],
 )
-async def test_any_other_origin_may_not(cross_origin: FastAPI, origin: str) -> None:
+async def test_other_origins_may_not_call(cross_origin: FastAPI, origin: str) -> None:
     async with running(cross_origin) as client:
         simple = await client.get("/livez", headers={"Origin": origin})
         preflight = await client.options("/api/v1/users/me", headers=PREFLIGHT | {"Origin": origin})
@@ -62,7 +62,7 @@ async def test_any_other_origin_may_not(cross_origin: FastAPI, origin: str) -> N
     assert preflight.status_code == 400
 
 
-async def test_an_application_of_its_own_gives_its_connections_back(clone_url: str) -> None:
+async def test_an_application_with_its_own_database_closes_its_connections(clone_url: str) -> None:
     async with running(create_app(make_settings(clone_url))) as client:
         assert (await client.get("/readyz")).status_code == 200
 
@@ -77,7 +77,7 @@ async def test_an_application_of_its_own_gives_its_connections_back(clone_url: s
     assert others == 0
 
 
-async def test_a_database_passed_in_stays_open(client: AsyncClient, database: Database) -> None:
+async def test_a_database_that_was_passed_in_stays_open(client: AsyncClient, database: Database) -> None:
     assert (await client.get("/readyz")).status_code == 200
 
     async with database.read_sessions() as session:
@@ -86,9 +86,9 @@ async def test_a_database_passed_in_stays_open(client: AsyncClient, database: Da
 
 async def test_the_documents_can_be_turned_off(database_url: str) -> None:
     async with running(create_app(make_settings(database_url, server={"docs": False}))) as client:
-        answers = [(await client.get(path)).status_code for path in ("/docs", "/openapi.json", "/docs/start.js")]
+        statuses = [(await client.get(path)).status_code for path in ("/docs", "/openapi.json", "/docs/start.js")]
 
-    assert answers == [404, 404, 404]
+    assert statuses == [404, 404, 404]
 
 
 async def test_every_operation_has_a_stable_id(client: AsyncClient) -> None:

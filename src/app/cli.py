@@ -1,4 +1,4 @@
-"""The `app` command: serve, worker, migrate, features, and the commands of every feature."""
+"""The `app` command: serve, worker, migrate, features, and the commands of each feature."""
 
 import asyncio
 import os
@@ -19,17 +19,17 @@ from app.migrations.errors import MigrationError
 from app.server.supervisor import WorkerError
 from app.settings import load_settings
 
-# Plain help: importing rich would double the time that help takes.
+# No rich markup: importing rich would double the time of `--help`.
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _add_commands() -> None:
-    """Add `COMMANDS`, groups of commands, of every feature's `commands.py`."""
+    """Add the command groups in `COMMANDS` of each feature's `commands.py`."""
     added: set[str | None] = set()
     for feature, module in features.parts("commands"):
         for group in module.COMMANDS:
             if group.info.name in added:
-                message = f"app.{feature}.commands has a group that another feature has: {group.info.name}"
+                message = f"another feature already has the command group {group.info.name}; rename it in app.{feature}.commands"
                 raise ValueError(message)
             added.add(group.info.name)
             cli.add_typer(group)
@@ -46,12 +46,13 @@ def app() -> None:
 @cli.command()
 def serve(
     workers: Annotated[
-        int | None, typer.Option(min=1, max=128, help="Processes that share the port; SIGHUP renews them one by one.")
+        int | None,
+        typer.Option(min=1, max=128, help="Number of worker processes. SIGHUP replaces them one by one."),
     ] = None,
 ) -> None:
     """Serve the API until SIGINT or SIGTERM."""
     if workers is not None:
-        # An option is a setting like any other, and told like one when it is wrong.
+        # As a setting, the option is validated and reported together with the other settings.
         os.environ["APP_SERVER__WORKERS"] = str(workers)
     with loading():
         from app.server.serve import serve
@@ -71,15 +72,17 @@ def run_worker() -> None:
 @cli.command()
 def migrate(
     to: Annotated[
-        str, typer.Option(help="Where to go: a revision, `head`, `base`, or steps such as `-1` and `+1`.")
+        str, typer.Option(help="Target: a revision, `head`, `base`, or a number of steps such as `-1` and `+1`.")
     ] = "head",
     sql: Annotated[
-        bool, typer.Option("--sql", help="Print the SQL from nothing to there, and change nothing.")
+        bool, typer.Option("--sql", help="Print the SQL of all migrations up to the target. This changes nothing.")
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the schema is the newest.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Only list the migrations, and say which have run.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check whether the schema is current.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Only list the migrations and whether they have run.")
+    ] = False,
 ) -> None:
-    """Bring the database's schema to a revision."""
+    """Upgrade or downgrade the database schema to a revision."""
     if sum((sql, check, status)) > 1:
         raise typer.BadParameter("choose one of --sql, --check and --status")
     with loading():
@@ -97,14 +100,14 @@ def migrate(
 
 @cli.command("features")
 def list_features() -> None:
-    """List the features, lowest first, and the parts that each brings."""
+    """List the features, lowest first, with the parts of each."""
     for feature in features.names():
         found = [part for part in features.PARTS if features.has(feature, part)]
         typer.echo(f"{feature:<12} {' '.join(found)}")
 
 
 def main() -> None:
-    """Run a command. An error that an operator can mend is printed as a sentence, with exit code 1."""
+    """Run a command. An error that an operator can fix is printed as one line, with exit code 1."""
     try:
         cli()
     except InvalidInputError as error:
@@ -114,9 +117,9 @@ def main() -> None:
     except AppError as error:
         _stop(error.detail)
     except UnicodeError:
-        _stop("what was given is not UTF-8")
+        _stop("the input is not valid UTF-8")
     except DBAPIError as error:
-        _stop(f"the database refused: {reason(error.orig or error)}; `app migrate --check` tells if the schema is old")
+        _stop(f"database error: {reason(error.orig or error)}; check the schema with `app migrate --check`")
     except OSError as error:
         _stop(f"{error.filename or 'system'}: {os.strerror(error.errno or 0)}")
     except (

@@ -1,7 +1,8 @@
-"""The features of the application, and where the rest of it finds their parts.
+"""The features of the application, and the functions that find their parts.
 
-A feature is a package of `app`. It brings its parts in files with fixed names: `router.py`, `models.py`, `jobs.py`, `scopes.py`,
-`settings.py`, `commands.py`, `resources.py`, `export.py` and the directory `templates`. `app features` prints what each feature brings.
+A feature is a package of `app`. Its parts are files with fixed names: `router.py`, `models.py`, `jobs.py`, `scopes.py`,
+`settings.py`, `commands.py`, `resources.py`, `export.py` and the directory `templates`. `app features` prints the parts of each
+feature.
 """
 
 from collections.abc import Iterator
@@ -24,24 +25,24 @@ PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resource
 
 
 def names() -> tuple[str, ...]:
-    """Return the packages that may bring parts: mail and queue first, then the features."""
+    """Return the packages that can have parts: mail and jobs first, then the features."""
     return (*_PLATFORM, *FEATURES)
 
 
 def parts(part: str) -> Iterator[tuple[str, ModuleType]]:
-    """Import one part of every feature that has it, such as `parts("models")`; yield it with the feature's name."""
+    """Import a part, such as `models`, of each feature that has it. Yield the name of the feature and the module."""
     for feature in names():
         if has(feature, part):
             yield feature, import_module(f"app.{feature}.{part}")
 
 
 def templates() -> Iterator[Path]:
-    """Yield the directory of mail templates of every feature that has one."""
+    """Yield the directory of mail templates of each feature that has one."""
     return (_directory(feature) / "templates" for feature in names() if has(feature, "templates"))
 
 
 def has(feature: str, part: str) -> bool:
-    """Return whether a feature brings this part."""
+    """Return whether a feature has this part."""
     directory = _directory(feature)
     return (directory / f"{part}.py").is_file() or (directory / part).is_dir()
 
@@ -51,5 +52,5 @@ def _directory(feature: str) -> Path:
 
 
 def openers(name: str) -> Iterator[Any]:
-    """Yield `open_for_web` or `open_for_worker` of every feature whose `resources.py` has it."""
+    """Yield the function of this name, `open_for_web` or `open_for_worker`, of each feature whose `resources.py` has it."""
     return (vars(module)[name] for _, module in parts("resources") if hasattr(module, name))

@@ -1,4 +1,4 @@
-"""Imports the models of core and of every feature, so that the metadata of `Base` is complete."""
+"""Imports the models of core and of all features, so that the metadata of `Base` is complete."""
 
 from app import features
 from app.core.db.database import Base

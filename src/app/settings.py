@@ -1,4 +1,4 @@
-"""The settings of core and of every feature, as one model.
+"""The settings of core and of all features, as one model.
 
 A setting is an environment variable, or a file of that name in `APP_SECRETS_DIR`. `DATABASE_URL` and `PORT` work too.
 """
@@ -15,12 +15,12 @@ from app.core.config.settings import with_groups
 
 @cache
 def settings_model() -> type[Settings]:
-    """Return the class of the settings: `Settings` with one group for each feature that has settings."""
+    """Return a subclass of `Settings` that has a group for each feature with settings."""
     return with_groups({name: _group(vars(module), module.__name__) for name, module in features.parts("settings")})
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings from the environment; the error names every problem, and no value.
+    """Read the settings from the environment. `ConfigurationError` lists all problems, without the values.
 
     Variables of libpq, such as `PGSSLMODE`, are removed from the environment.
     """

@@ -124,7 +124,7 @@ async def test_retry_needs_either_numbers_or_all(command: Command, arguments: tu
     result = await command("jobs", "retry", *arguments)
 
     assert result.exit_code == 2
-    assert "name the jobs, or say --all" in result.output
+    assert "give either the ids of the jobs, or --all" in result.output
 
 
 async def test_worker_is_a_command(command: Command) -> None:

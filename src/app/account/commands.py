@@ -25,7 +25,7 @@ COMMANDS = (users,)
 @users.command("create-admin")
 def create_admin(
     email: str,
-    full_name: Annotated[str | None, typer.Option(help="The name to show.")] = None,
+    full_name: Annotated[str | None, typer.Option(help="Full name of the administrator.")] = None,
 ) -> None:
     """Create an administrator. The command asks for the password, or reads it from standard input."""
     settings = load_settings()
@@ -35,7 +35,7 @@ def create_admin(
 
 
 def _validated(email: str, password: str, full_name: str | None) -> Registration:
-    """Apply the rules of a registration over HTTP."""
+    """Return the account if it passes the validation of a registration. `InvalidInputError` if not."""
     try:
         return Registration.model_validate({"email": email, "password": password, "full_name": full_name})
     except ValidationError as error:

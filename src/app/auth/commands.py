@@ -22,25 +22,25 @@ COMMANDS = (sessions, keys)
 
 @sessions.command("revoke-all")
 def revoke_all_sessions(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """End every login session now. All tokens issued before become invalid; users can log in again."""
+    """End all login sessions. All tokens issued until now become invalid. Users can log in again."""
     settings = load_settings()
     if not yes:
-        typer.confirm("Everybody has to log in again. Go on?", abort=True)
+        typer.confirm("All users have to log in again. Continue?", abort=True)
     ended = with_database(settings.database, end_every_session)
     typer.echo(f"Ended {ended} login session{'' if ended == 1 else 's'}.")
 
 
 @keys.command("generate")
 def generate_keys(
-    file: Annotated[Path, typer.Argument(help="File to write; it must not exist. Keep it secret, and back it up.")],
+    file: Annotated[Path, typer.Argument(help="File to create. It must not exist. Keep it secret, and back it up.")],
     algorithm: Annotated[
         Literal["ES256", "EdDSA"], typer.Option(help="Signature algorithm of access tokens.")
     ] = "ES256",
 ) -> None:
-    """Write a private key set: a signing key for access tokens, and a pepper for all other tokens."""
-    # O_EXCL and the mode of `open`: no key is overwritten, and other users can never read the file.
+    """Create a private key set: a signing key for access tokens, and a pepper for all other tokens."""
+    # O_EXCL: an existing key is not overwritten. Mode 0600: other users cannot read the file at any time.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as output:
         output.write(generate_key_set(algorithm))
@@ -49,7 +49,7 @@ def generate_keys(
 
 @keys.command("list")
 def list_keys() -> None:
-    """List the keys, each with its state: next, active, retiring."""
+    """List the keys with their state: next, active or retiring."""
     typer.echo("\n".join(str(key) for key in rotation.list_keys(load_settings().of(AuthSettings))))
 
 
@@ -62,26 +62,26 @@ def add_key(
     with rotation.changing(load_settings().of(AuthSettings)) as stored:
         kid = rotation.add(stored, kind, algorithm)
     ready = datetime.now(UTC) + rotation.LEAD[kind]
-    typer.echo(f"Added {kid}, known from now on; it can take over at {ready:%Y-%m-%d %H:%M}Z.")
+    typer.echo(f"Added {kid}. It can become the active key at {ready:%Y-%m-%d %H:%M}Z.")
 
 
 @keys.command("retire")
 def retire_key(
     kid: Annotated[str, typer.Argument(help="Id of the active key, as `app keys list` shows it.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Even if some processes may not have read the next key yet.")
+        bool, typer.Option("--force", help="Retire it even if some processes may not have read the next key yet.")
     ] = False,
 ) -> None:
     """Make the next key active. Tokens made with this key stay valid."""
     with rotation.changing(load_settings().of(AuthSettings)) as stored:
         successor = rotation.retire(stored, kid, force=force)
-    typer.echo(f"{successor} is active now; {kid} is retiring, and can be removed once no token made with it is alive.")
+    typer.echo(f"{successor} is now active. {kid} is retiring. Remove it when all tokens made with it have expired.")
 
 
 @keys.command("remove")
 def remove_key(
     kid: Annotated[str, typer.Argument(help="Id of a key that is not active.")],
-    force: Annotated[bool, typer.Option("--force", help="Even if tokens made with it may still be valid.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove it even if tokens made with it may be valid.")] = False,
 ) -> None:
     """Remove a key. Every token made with it becomes invalid."""
     auth = load_settings().of(AuthSettings)

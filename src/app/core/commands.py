@@ -1,4 +1,4 @@
-"""What the commands of features share."""
+"""Shared functions of the commands: command groups, and database access."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,13 +10,13 @@ from app.core.db.database import Database, WriteSession
 
 
 def command_group(name: str, description: str) -> typer.Typer:
-    """Return a group of commands: `app NAME …`. A feature lists its groups in `COMMANDS` of its `commands.py`."""
-    # Plain help: importing rich would double the time that help takes.
+    """Return a command group, `app NAME …`. A feature lists its groups in `COMMANDS` of its `commands.py`."""
+    # No rich markup: importing rich would double the time of `--help`.
     return typer.Typer(name=name, no_args_is_help=True, help=description, rich_markup_mode=None)
 
 
 def with_database[T](settings: DatabaseSettings, call: Callable[[Database], Awaitable[T]]) -> T:
-    """Run a call with a pool of its own, which is closed afterwards."""
+    """Run a function with a new `Database`, and dispose of it afterwards."""
 
     async def run() -> T:
         database = Database(settings)
@@ -29,7 +29,7 @@ def with_database[T](settings: DatabaseSettings, call: Callable[[Database], Awai
 
 
 def in_transaction[T](settings: DatabaseSettings, call: Callable[[WriteSession], Awaitable[T]]) -> T:
-    """Run a call in one transaction, which is committed at its end."""
+    """Run a function in one transaction and commit it. An error rolls it back."""
 
     async def run(database: Database) -> T:
         async with database.begin() as session:

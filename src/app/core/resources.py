@@ -20,7 +20,7 @@ type ReadinessCheck = Callable[[], str | None]
 
 @dataclass(frozen=True)
 class Foundation:
-    """What every resource may use."""
+    """The objects that resources can use."""
 
     settings: Settings
     database: Database
@@ -29,13 +29,13 @@ class Foundation:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a feature has opened."""
+    """The objects that a feature opened for the process."""
 
-    # Endpoints find it in `request.state`, jobs in `work.state`.
+    # Endpoints read it from `request.state`, jobs from `work.state`.
     state: Mapping[str, Any] = field(default_factory=dict)
     # Read at each scrape of `/metrics`.
     instruments: Sequence[Instrument] = ()
-    # Asked at each request for `/readyz`.
+    # Called for each request to `/readyz`.
     readiness: Sequence[ReadinessCheck] = ()
 
 
@@ -44,13 +44,13 @@ type Opener = Callable[[Foundation], AbstractAsyncContextManager[Resources]]
 
 @asynccontextmanager
 async def opened(openers: Iterable[Opener], foundation: Foundation) -> AsyncIterator[Resources]:
-    """Open resources in order, and close them in reverse order. Two features must not use the same name in `state`."""
+    """Open resources in order and close them in reverse order. Two features cannot use the same name in `state`."""
     async with AsyncExitStack() as stack:
         found = [await stack.enter_async_context(opener(foundation)) for opener in openers]
         state: dict[str, Any] = {}
         for each in found:
             if taken := state.keys() & each.state.keys():
-                message = f"two features open a resource of the same name: {', '.join(sorted(taken))}"
+                message = f"two features open a resource with the same name: {', '.join(sorted(taken))}; rename one"
                 raise ValueError(message)
             state |= each.state
         yield Resources(

@@ -25,12 +25,12 @@ def list_failed_jobs() -> None:
 @jobs.command("retry")
 def retry_jobs(
     ids: Annotated[
-        list[int] | None, typer.Argument(min=1, max=_LAST_JOB, help="Numbers, as `app jobs failed` shows them.")
+        list[int] | None, typer.Argument(min=1, max=_LAST_JOB, help="Ids of jobs, from `app jobs failed`.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every job that failed.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Retry all failed jobs.")] = False,
 ) -> None:
-    """Put failed jobs back into the queue. They get all their attempts again."""
+    """Put failed jobs back into the queue. Their attempts are counted from zero again."""
     if bool(ids) == every:
-        raise typer.BadParameter("name the jobs, or say --all")
+        raise typer.BadParameter("give either the ids of the jobs, or --all")
     put_back = in_transaction(load_settings().database, lambda session: service.retry(session, None if every else ids))
     typer.echo(f"Put back {', '.join(str(number) for number in put_back)}." if put_back else "No job has failed.")

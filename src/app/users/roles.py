@@ -14,11 +14,11 @@ class Role(StrEnum):
 
 
 def _declared() -> dict[str, str]:
-    """Collect `SCOPES`, a mapping of scope to description, from the `scopes.py` of every feature."""
+    """Return all scopes with their descriptions, from `SCOPES` in the `scopes.py` of each feature."""
     found: dict[str, str] = {}
     for feature, module in features.parts("scopes"):
         if taken := found.keys() & module.SCOPES.keys():
-            message = f"app.{feature}.scopes declares a scope that another feature has: {', '.join(sorted(taken))}"
+            message = f"another feature already declares the scope {', '.join(sorted(taken))}; rename it in app.{feature}.scopes"
             raise ValueError(message)
         found |= module.SCOPES
     return found
@@ -33,5 +33,5 @@ GRANTS: Final[dict[Role, frozenset[str]]] = {
 
 
 def granted(role: str) -> frozenset[str]:
-    """Return the scopes of a role. A role that this release does not know has none."""
+    """Return the scopes of a role. A role that is unknown to this release has none."""
     return GRANTS[Role(role)] if role in Role else frozenset()
