@@ -1,4 +1,4 @@
-"""Compares every answer that a test gets with the OpenAPI document: the status is declared, and so is the code of a problem."""
+"""Checks each response in the tests against the OpenAPI document: its status, and the code of a problem, must be declared."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from httpx2 import Response
 
 from app.core.http.problems import MEDIA_TYPE
 
-# The middleware answers these before it knows the operation, or while it runs.
+# The middleware sends these before it knows the operation, or while the operation runs.
 _EARLY = frozenset({"secret_in_url", "payload_too_large", "shutting_down"})
 
 
 class Declarations:
-    """What the operations of an application declare to answer."""
+    """The declared responses of the operations of an application."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def check(self, response: Response) -> None:
-        """Fail the test whose request was answered with a status or a code that its operation does not declare."""
+        """Fail the test if the operation does not declare the status or the code of the response."""
         if (operation := self._operation(response)) is None:
             return
         await response.aread()
@@ -29,14 +29,14 @@ class Declarations:
             return
         where = f"{response.request.method} {response.request.url.path}"
         declared = operation["responses"].get(str(response.status_code))
-        assert declared is not None, f"{where} answers {response.status_code} ({code}), which it does not declare"
+        assert declared is not None, f"{where} returned {response.status_code} ({code}): declare it in its `responses`"
         codes = declared.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {code: None})
-        assert code in codes, f"{where} answers {response.status_code} with {code}, and declares only {list(codes)}"
+        assert code in codes, f"{where} returned {response.status_code} with {code}, but declares only {list(codes)}"
 
     def _operation(self, response: Response) -> dict[str, Any] | None:
         method, path = response.request.method, response.request.url.path
         method = "GET" if method == "HEAD" else method
-        # The middleware answers an address with an encoded slash, final newline or NUL; it reaches no operation.
+        # The middleware refuses paths with an encoded slash, a final newline or NUL. They reach no operation.
         if "\0" in path or path.endswith("\n") or b"%2f" in response.request.url.raw_path.partition(b"?")[0].lower():
             return None
         for route in iter_route_contexts(self._app.routes):

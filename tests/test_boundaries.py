@@ -11,7 +11,7 @@ QUERIES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*crud.py") i
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Give the full name of everything a file imports."""
+    """Yield the full name of each import in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -20,16 +20,16 @@ def imported(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("module", QUERIES, ids=str)
-def test_only_the_feature_itself_imports_its_queries(module: Path) -> None:
-    # import-linter's contract for this names every module of queries; this finds the ones that nobody has named.
+def test_only_the_feature_itself_imports_its_crud(module: Path) -> None:
+    # The contract of import-linter covers only modules called `crud`. This test also covers names that end in `crud`.
     feature = module.parts[1]
     queries = ".".join(module.with_suffix("").parts)
 
-    trespassers = [
+    importers = [
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
         if not path.is_relative_to(SOURCE / "app" / feature)
         and any(f"{name}.".startswith(f"{queries}.") for name in imported(path))
     ]
 
-    assert trespassers == [], f"ask app.{feature}.service instead of {queries}"
+    assert importers == [], f"use app.{feature}.service instead of {queries}"
