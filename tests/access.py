@@ -8,23 +8,23 @@ from typing import Any
 from tests.conftest import ROOT
 
 NEW_PASSWORD = "five quiet herons at dawn"
-NOBODYS = "00000000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 TARGET = "target@example.com"
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call an operation, and a request that is right but for the caller."""
+    """Who may call an operation, and a request that is valid for an allowed caller."""
 
     scopes: frozenset[str] | None = frozenset()
-    """None: anybody. Empty: any logged-in user."""
+    """None: the operation is public. Empty: all logged-in users may call it."""
     json: Mapping[str, Any] | None = None
     form: Mapping[str, str] | None = None
     path: Mapping[str, str] = field(default_factory=dict)
     is_found: bool = True
-    """False: the path names nothing that exists, so an allowed caller gets 404."""
+    """False: the path refers to nothing that exists, so an allowed caller gets 404."""
     is_known: bool = True
-    """False: the secret in the body is invalid, so an allowed caller gets an error that says so."""
+    """False: the secret in the body is invalid, so an allowed caller gets 400."""
 
 
 def public(**request: Any) -> Access:
@@ -40,10 +40,10 @@ def scoped(*scopes: str, **request: Any) -> Access:
 
 
 def table() -> dict[str, Access]:
-    """Collect the rows of every `tests/<feature>/access.py`."""
+    """Return the rows of all `tests/<feature>/access.py`."""
     found: dict[str, Access] = {}
     for path in sorted(ROOT.glob("tests/*/access.py")):
         rows: Mapping[str, Access] = import_module(f"tests.{path.parent.name}.access").ACCESS
-        assert not found.keys() & rows.keys(), f"{path} lists an operation that another feature lists"
+        assert not found.keys() & rows.keys(), f"{path} lists an operation of another feature; remove the row"
         found |= rows
     return found

@@ -1,4 +1,4 @@
-"""What a request left behind: answers checked for their form, and rows read through a session of the test's own."""
+"""Checks after a request: problem responses, and rows in the database."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ type Rows = Sequence[Row[Any]]
 
 
 def assert_problem(response: Response, status: int, code: str, *pointers: str) -> None:
-    """Check that a refusal is the problem document it should be, and names these places."""
+    """Check that a response is a problem document with this code, and that its errors have these pointers."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
@@ -31,7 +31,7 @@ def assert_problem(response: Response, status: int, code: str, *pointers: str) -
 
 
 async def snapshot(session: ReadSession) -> dict[str, Rows]:
-    """Read every row a refused request must leave as it was."""
+    """Return all rows that a refused request must not change."""
     return {
         table: (await session.execute(text(f"SELECT * FROM {table} ORDER BY {key}"))).all()  # noqa: S608  # Our own names.
         for table, key in _TABLES.items()
@@ -39,36 +39,36 @@ async def snapshot(session: ReadSession) -> dict[str, Rows]:
 
 
 async def stored(session: ReadSession, user_id: str | UUID) -> Row[Any] | None:
-    """Read an account's row as it is now, whatever the session holds of it."""
+    """Return the row of an account from the database, bypassing the objects that the session has cached."""
     statement = text("SELECT * FROM users WHERE id = :id")
     return (await session.execute(statement, {"id": UUID(str(user_id))})).one_or_none()
 
 
 async def existing(session: ReadSession, user_id: str | UUID) -> Row[Any]:
-    """Read the row of an account that must be there."""
+    """Return the row of an account that must exist."""
     row = await stored(session, user_id)
     assert row is not None
     return row
 
 
 async def events(session: ReadSession, name: str = "users.%") -> Rows:
-    """Read the audit events of this name (`%` matches anything), oldest first."""
+    """Return the audit events with this name, oldest first. `%` matches any text."""
     statement = text("SELECT * FROM audit_events WHERE event LIKE :name ORDER BY occurred_at, id")
     return (await session.execute(statement, {"name": name})).all()
 
 
 async def jobs(session: ReadSession) -> Rows:
-    """Read the jobs that wait, oldest first."""
+    """Return all jobs, oldest first."""
     return (await session.execute(text("SELECT task_name, args FROM procrastinate_jobs ORDER BY id"))).all()
 
 
 async def add(session: WriteSession, *users: User) -> None:
-    """Add accounts as they are, one statement for all."""
+    """Insert and commit accounts."""
     session.add_all(users)
     await session.commit()
 
 
 def stale(who: LoggedIn, *, age: int = 301) -> dict[str, str]:
-    """Give the header of a login that is older than sensitive operations bear."""
+    """Return the header of a login that is too old for sensitive operations."""
     forge = Forge(who.headers["Authorization"].removeprefix("Bearer "), signing_jwk(KEY_SET))
     return {"Authorization": f"Bearer {forge.with_claims(auth_time=int(time.time()) - age)}"}

@@ -1,6 +1,6 @@
-"""What a program does that talks to the application through a client generated from the OpenAPI document.
+"""A program that uses the API through a client generated from the OpenAPI document.
 
-`test_generated_client.py` checks its types against the client and runs it against a server: nothing in it knows HTTP.
+`test_generated_client.py` checks its types and runs it against a server. It contains no HTTP code of its own.
 """
 
 import sys
@@ -24,7 +24,7 @@ from generated_client.models import (
 
 
 def log_in(base_url: str, email: str, password: str) -> AuthenticatedClient:
-    """Log in, and refresh at once: both grants are one operation."""
+    """Log in and refresh the tokens. Both grants are one operation."""
     grant: PasswordGrant | RefreshGrant = PasswordGrant(grant_type="password", username=email, password=password)
     with Client(base_url=base_url) as client:
         first = create_token.sync(client=client, body=grant)
@@ -43,7 +43,7 @@ def created(client: AuthenticatedClient, email: str) -> UserRead:
     return user
 
 
-def walk(client: AuthenticatedClient) -> list[UserRead]:
+def list_all(client: AuthenticatedClient) -> list[UserRead]:
     """Read the whole list in pages of two."""
     users: list[UserRead] = []
     page = list_users.sync(client=client, limit=2, sort=ListUsersSort.EMAIL_DESCENDING)
@@ -61,7 +61,7 @@ def use(client: AuthenticatedClient, email: str) -> None:
     assert (me.email, me.role) == (email, Role.ADMIN)
 
     users = [created(client, f"grace{number}@example.com") for number in range(3)]
-    assert walk(client) == [*reversed(users), me]
+    assert list_all(client) == [*reversed(users), me]
 
     grace = read_user.sync_detailed(users[0].id, client=client)
     tag = grace.headers["ETag"]
@@ -76,7 +76,7 @@ def use(client: AuthenticatedClient, email: str) -> None:
     refused(read_user.sync(users[1].id, client=client), 404, "user_not_found")
 
 
-def meet_errors(client: AuthenticatedClient, email: str) -> None:
+def check_errors(client: AuthenticatedClient, email: str) -> None:
     refused(read_user.sync(uuid4(), client=client), 404, "user_not_found")
     refused(create_user.sync(client=client, body=UserCreate(email=email.upper())), 409, "email_taken")
     problem = refused(create_user.sync(client=client, body=UserCreate(email="nobody")), 422, "validation_error")
@@ -85,16 +85,16 @@ def meet_errors(client: AuthenticatedClient, email: str) -> None:
     refused(list_users.sync(client=client, cursor="invented"), 400, "invalid_cursor")
 
 
-def refused(answer: object, status: int, code: str) -> Problem:
-    assert isinstance(answer, Problem)
-    assert (answer.status, answer.code) == (status, code)
-    return answer
+def refused(response: object, status: int, code: str) -> Problem:
+    assert isinstance(response, Problem)
+    assert (response.status, response.code) == (status, code)
+    return response
 
 
 if __name__ == "__main__":
     _, base_url, email, password = sys.argv
     with log_in(base_url, email, password) as client:
         use(client, email)
-        meet_errors(client, email)
+        check_errors(client, email)
     with AuthenticatedClient(base_url=base_url, token="invented") as stranger:
         refused(list_users.sync(client=stranger), 401, "invalid_token")

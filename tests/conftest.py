@@ -1,4 +1,4 @@
-"""The test kit: one server a run, one database a worker, one rolled-back connection a test."""
+"""The test fixtures: one server per run, one database per pytest worker, and one connection per test, which is rolled back."""
 
 import asyncio
 import logging
@@ -36,12 +36,12 @@ from tests.declared import Declarations
 from tests.factories import PASSWORD, make_user
 
 ROOT = Path(__file__).parent.parent
-# Keeps the hosts that the shell excepts from its proxies.
+# Stores the original value of `no_proxy`.
 _PROXY_EXCEPTIONS = "TEST_PROXY_EXCEPTIONS"
 _SERVER = pytest.StashKey[Any]()
 _TEMPLATE = pytest.StashKey[str]()
 KEY_SET = generate_key_set()
-# Mutation testing makes one template for a thousand runs, and says where it is.
+# Mutation testing creates one template for a thousand runs, and passes its URL in this variable.
 TEMPLATE_VARIABLE = "TEST_TEMPLATE_URL"
 _LOGGERS = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic", "procrastinate", "psycopg")
 
@@ -50,8 +50,8 @@ type Clone = Callable[[], Awaitable[str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the server and make the template, once: in the controller, or in the only process there is."""
-    _leave_shell()
+    """Start the server and create the template. With several pytest workers, only their controller does this."""
+    _reset_environment()
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if template := os.environ.get(TEMPLATE_VARIABLE):
@@ -59,33 +59,33 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     server = server_for_tests(ROOT)
     try:
-        url = server.__enter__()  # Left in pytest_unconfigure.
+        url = server.__enter__()  # `pytest_unconfigure` exits it.
         config.stash[_SERVER] = server
         config.stash[_TEMPLATE] = asyncio.run(make_template(url))
     except (EmbeddedPostgresError, MigrationError, OSError, asyncpg.PostgresError) as error:
-        pytest.exit(f"The database for the tests cannot be made: {error}", returncode=1)
+        pytest.exit(f"The database for the tests cannot be created: {error}", returncode=1)
 
 
-def _leave_shell() -> None:
-    """Drop what the developer's shell says about databases and proxies: everything that the tests speak to is on this machine."""
+def _reset_environment() -> None:
+    """Remove the database and proxy variables of the shell. The tests connect only to this machine."""
     forget_libpq()
     os.environ.setdefault(_PROXY_EXCEPTIONS, os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")))
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"
 
 
 def outside() -> dict[str, str]:
-    """Give the environment for a program that installs packages, for which proxies are meant."""
+    """Return the environment with the original proxies, for a program that installs packages."""
     exceptions = os.environ[_PROXY_EXCEPTIONS]
     return {**os.environ, "no_proxy": exceptions, "NO_PROXY": exceptions}
 
 
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker where the template is."""
+    """Pass the URL of the template to a pytest worker."""
     node.workerinput["template"] = node.config.stash[_TEMPLATE]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the server; its databases go with it, or are dropped where the server is not ours."""
+    """Drop the template and stop the server, unless it is an external one."""
     if server := config.stash.get(_SERVER, None):
         if template := config.stash.get(_TEMPLATE, None):
             asyncio.run(_drop(template))
@@ -100,7 +100,7 @@ async def make_template(server_url: str) -> str:
 
 @asynccontextmanager
 async def template(server_url: str) -> AsyncIterator[str]:
-    """Give a migrated, empty database to clone others from."""
+    """A migrated, empty database to clone others from."""
     url = await make_template(server_url)
     try:
         yield url
@@ -129,7 +129,7 @@ async def _administer(url: str, statement: str) -> None:
 
 @asynccontextmanager
 async def cloned(template_url: str) -> AsyncIterator[str]:
-    """Give a database of its own to whoever needs several connections at once."""
+    """A new clone of the template, for tests that need several real connections."""
     name = f"clone_{uuid4().hex[:12]}"
     url = await _create_database(template_url, name=name, template=make_url(template_url).database)
     try:
@@ -140,21 +140,21 @@ async def cloned(template_url: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 def template_url(request: pytest.FixtureRequest) -> str:
-    """The migrated, empty database that others are cloned from."""
+    """The migrated, empty database that the others are cloned from."""
     worker: dict[str, Any] = getattr(request.config, "workerinput", {})
     return worker.get("template") or request.config.stash[_TEMPLATE]
 
 
 @pytest.fixture(scope="session")
 async def database_url(template_url: str) -> AsyncIterator[str]:
-    """The worker's own database."""
+    """The database of this pytest worker."""
     async with cloned(template_url) as url:
         yield url
 
 
 def make_settings(url: str, **groups: Any) -> Settings:
-    """Settings of a production-like application on this database, with cheap hashing and keys of the run."""
-    # What a test commits is seen on its own connection alone: no listener on another could learn of it.
+    """Return settings like those of production, but with cheap hashing and with the keys of this run."""
+    # Only the connection of a test sees its commits, so a revocation listener on another connection would miss them.
     auth = {"signing_keys": KEY_SET, "bcrypt_cost": 4, "access_check": "database", **groups.pop("auth", {})}
     database = {"url": url, **groups.pop("database", {})}
     return settings_model().model_validate({"environment": "test", "database": database, "auth": auth, **groups})
@@ -162,48 +162,48 @@ def make_settings(url: str, **groups: Any) -> Settings:
 
 @pytest.fixture(scope="session")
 def settings(database_url: str) -> Settings:
-    """The settings most tests run under."""
+    """The settings of most tests."""
     return make_settings(database_url)
 
 
 @pytest.fixture(scope="session")
 async def worker_database(settings: Settings) -> AsyncIterator[Database]:
-    """The worker's database, for tests that commit for real and clean up."""
+    """The database of this pytest worker, for tests that really commit and clean up."""
     database = Database(settings.database)
     yield database
     await database.dispose()
 
 
 class JoinedDatabase(Database):
-    """A database whose sessions share one connection: what they commit is real for each other and rolled back at the end."""
+    """A database whose sessions share one connection. They see each other's commits, and all are rolled back at the end."""
 
     def __init__(self) -> None:
-        """Wait for `join`: the application is made once a worker, and each test has a connection of its own."""
+        """Open no pools. The application is created once per pytest worker, and each test calls `join` with its connection."""
 
     def join(self, connection: AsyncConnection) -> None:
-        """Open the sessions to come on this connection."""
+        """Use this connection for all further sessions."""
         options: Any = {"expire_on_commit": False, "join_transaction_mode": "create_savepoint"}
         self.sessions = async_sessionmaker(connection, class_=WriteSession, **options)
         self.read_sessions = async_sessionmaker(connection, class_=ReadSession, autoflush=False, **options)
         self.stream_sessions = async_sessionmaker(connection, class_=StreamSession, autoflush=False, **options)
         self.reads = SessionReads(self.read_sessions)
-        # The probes ask the pools themselves.
+        # The readiness check uses the engines directly.
         self.engine = self.read_engine = connection.engine
 
     @override
     async def dispose(self) -> None:
-        """Leave the connection to the fixture that opened it."""
+        """Do nothing: the fixture that opened the connection closes it."""
 
 
 @pytest.fixture(scope="session")
 def joined_database() -> JoinedDatabase:
-    """What every test's application and sessions go through, one test after the other."""
+    """The database of the shared application. The tests use it one after the other."""
     return JoinedDatabase()
 
 
 @pytest.fixture
 async def database(worker_database: Database, joined_database: JoinedDatabase) -> AsyncIterator[Database]:
-    """The database of one test: all commits end in one rollback."""
+    """The database of one test. All commits are rolled back at its end."""
     async with worker_database.engine.connect() as connection:
         transaction = await connection.begin()
         joined_database.join(connection)
@@ -213,14 +213,14 @@ async def database(worker_database: Database, joined_database: JoinedDatabase) -
 
 @pytest.fixture
 async def session(database: Database) -> AsyncIterator[WriteSession]:
-    """A session beside the application's: arranges rows, and sees afterwards what was committed."""
+    """A session of the test, to insert rows and to read what the application committed."""
     async with database.sessions() as session:
         yield session
 
 
 @pytest.fixture(scope="session")
 def hasher(settings: Settings) -> Iterator[PasswordHasher]:
-    """A password hasher of the least cost."""
+    """A password hasher with the lowest cost."""
     hasher = PasswordHasher(settings.of(AuthSettings))
     yield hasher
     hasher.close()
@@ -228,7 +228,7 @@ def hasher(settings: Settings) -> Iterator[PasswordHasher]:
 
 @asynccontextmanager
 async def running(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
-    """Run the application's lifespan and give a client that speaks HTTP to it."""
+    """Run the lifespan of the application, and yield an HTTP client for it."""
     async with app.router.lifespan_context(app) as state:
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,27 +242,27 @@ async def running(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
 
 @pytest.fixture(scope="session")
 def joined_app(settings: Settings, joined_database: JoinedDatabase) -> FastAPI:
-    """The application, made once: its lifespan begins and ends with each test."""
+    """The application. It is created once, and its lifespan runs for each test."""
     return create_app(settings, joined_database)
 
 
 @pytest.fixture
-async def client(joined_app: FastAPI, database: Database) -> AsyncIterator[AsyncClient]:  # noqa: ARG001  # The application's.
-    """A client of the application on the test's own database."""
+async def client(joined_app: FastAPI, database: Database) -> AsyncIterator[AsyncClient]:  # noqa: ARG001  # The application uses it.
+    """A client of the application, which uses the database of the test."""
     async with running(joined_app) as client:
         yield client
 
 
 @pytest.fixture
 async def clone_url(template_url: str) -> AsyncIterator[str]:
-    """A database of the test's own, for races: every connection to it is a real one."""
+    """A new database for one test with real connections, for races."""
     async with cloned(template_url) as url:
         yield url
 
 
 @dataclass(frozen=True)
 class LoggedIn:
-    """An account and the header that speaks for it."""
+    """An account, and the Authorization header of its login."""
 
     user_id: str
     email: str
@@ -288,7 +288,7 @@ async def admin(session: WriteSession, hasher: PasswordHasher, client: AsyncClie
 
 
 async def log_in(client: AsyncClient, email: str, password: str = PASSWORD) -> dict[str, str]:
-    """Log in over HTTP and give the Authorization header."""
+    """Log in over HTTP and return the Authorization header."""
     form = {"grant_type": "password", "username": email, "password": password}
     response = await client.post("/api/v1/auth/token", data=form)
     assert response.status_code == 200, response.text
@@ -297,7 +297,7 @@ async def log_in(client: AsyncClient, email: str, password: str = PASSWORD) -> d
 
 @pytest.fixture
 def restored_logging() -> Iterator[None]:
-    """Leave logging as it was found: it belongs to the process."""
+    """Restore the logging of the process after the test."""
     before = [(log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, _LOGGERS)]
     yield
     for log, handlers, level, propagate in before:

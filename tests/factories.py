@@ -1,4 +1,4 @@
-"""Rows for tests: valid by default, one line at the call site, nothing random."""
+"""Rows for tests. They are valid by default and contain no random values."""
 
 from datetime import UTC, datetime
 from itertools import count
@@ -11,13 +11,13 @@ from app.users.models import User
 from app.users.roles import granted
 
 PASSWORD = "correct horse battery staple"
-# What a token of an administrator carries, unless its request asks for less.
+# The scopes of an administrator's token, unless the login requests fewer.
 ADMINISTRATION = " ".join(sorted(granted("admin")))
 _numbers = count(1)
 
 
 async def make_user(session: WriteSession, hasher: PasswordHasher | None = None, **overrides: Any) -> User:
-    """Add an active, verified account; with a `hasher` its password is `PASSWORD`."""
+    """Add an active, verified account. With a `hasher`, its password is `PASSWORD`."""
     email = overrides.pop("email", f"user{next(_numbers)}@example.com")
     password = overrides.pop("password", PASSWORD)
     values = {

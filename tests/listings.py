@@ -1,4 +1,4 @@
-"""The fenced listings of the project's documents, and how to apply them to a copy of the repository."""
+"""Reads the fenced listings of the documents, and applies them to a copy of the repository."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ RUN = "run"
 
 @dataclass(frozen=True)
 class Listing:
-    """One fenced block: its language, the file it stands for (None for a snippet), its text."""
+    """A fenced block: its language, the file that it belongs to (None for a snippet), and its text."""
 
     language: str
     path: str | None
@@ -23,13 +23,13 @@ class Listing:
 
 
 def listings(document: Path) -> Iterator[Listing]:
-    """Read the listings of a document, in order."""
+    """Yield the listings of a document, in order."""
     for match in _FENCE.finditer(document.read_text()):
         yield Listing(match["language"], match["path"], match["text"])
 
 
 def copy_repository(root: Path, target: Path) -> None:
-    """Copy what git knows or would add: no environment, no caches, no data."""
+    """Copy the files that git tracks or would add. The virtual environment, caches and data are left out."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout.split("\0")
     for name in filter(None, names):
@@ -39,7 +39,7 @@ def copy_repository(root: Path, target: Path) -> None:
 
 
 def apply(listing: Listing, root: Path) -> None:
-    """Run the commands of a listing titled "run", write the file that it is, or add the lines that it adds to a file."""
+    """Run the commands of a listing titled "run", write a new file, or apply a diff to a file."""
     if listing.path is None:
         return
     if listing.path == RUN:
@@ -53,7 +53,7 @@ def apply(listing: Listing, root: Path) -> None:
             text = _add(text, hunk, listing.path)
         path.write_text(text)
     elif path.exists():
-        message = f"{listing.path} exists already: a guide must not overwrite it"
+        message = f"{listing.path} already exists: a guide must not overwrite it"
         raise ValueError(message)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,14 +61,14 @@ def apply(listing: Listing, root: Path) -> None:
 
 
 def _add(text: str, hunk: str, name: str) -> str:
-    """Put the lines marked + after the line above them, which must be there once."""
+    """Add the lines marked + after the lines above them, which must occur exactly once."""
     context, added = (_marked(hunk, mark) for mark in " +")
     if f"{hunk.rstrip()}\n" != "".join(f" {line}\n" for line in context) + "".join(f"+{line}\n" for line in added):
-        message = f"{name}: a hunk is lines to find and then lines to add, and nothing else"
+        message = f"{name}: write each hunk as lines to find, then lines to add"
         raise ValueError(message)
     anchor = "".join(f"{line}\n" for line in context)
     if text.count(f"\n{anchor}") != 1:
-        message = f"{name}: these lines should be there once:\n{anchor}"
+        message = f"{name}: these lines must occur exactly once:\n{anchor}"
         raise ValueError(message)
     return text.replace(f"\n{anchor}", f"\n{anchor}" + "".join(f"{line}\n" for line in added))
 

@@ -1,7 +1,7 @@
-"""Mutation testing: `make mutation` breaks the code that decides who is who, a little at a time, and sees whether a test notices.
+"""Mutation testing of the code for logins and tokens: `make mutation` changes a detail and checks that a test fails.
 
-mutmut runs pytest once for each mutant, in a fork. One server and one template are made here for all of these runs, and handed
-to them through the environment. Loaded into pytest as a plugin, this module puts first what most likely kills.
+mutmut runs pytest once for each mutant, in a fork. This module creates one server and one template for all runs, and passes the
+URL in the environment. As a plugin of pytest, it also moves the tests that probably kill the mutant to the front.
 """
 
 import asyncio
@@ -26,26 +26,26 @@ from app.dev.postgres.cluster import server_for_tests
 from tests.conftest import ROOT, TEMPLATE_VARIABLE, make_template
 
 THRESHOLD = 0.9
-# More than there are cores: many tests wait, and do not work.
-_AT_A_TIME = 4
-# What mutmut notes as the end of a mutant: the exit code of pytest, or one of its own.
+# More than the usual number of cores, because many tests wait.
+_PROCESSES = 4
+# Exit codes that mutmut stores for a mutant: those of pytest, or its own.
 _SURVIVED, _NO_TEST = (0,), (5, 33)
 _TIMED_OUT = (24, 36, 152, 255, -24)
 _RESULTS = ROOT / "mutants" / "src"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what has killed another mutant of the function, then with tests named like the module: one failure is enough."""
+    """Start with tests that killed other mutants of the function, then with tests of the module. One failure is enough."""
     module = _mutant().rpartition(".")[0].rpartition(".")[2].removesuffix("s")
-    notes = _notes()
+    notes = _killers_file()
     killers = notes.read_text().splitlines() if notes.exists() else []
     items.sort(key=lambda item: (item.nodeid not in killers, not item.path.stem.startswith(f"test_{module}")))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note which test has killed a mutant."""
+    """Record which test killed a mutant."""
     if report.failed and "__mutmut_" in _mutant():
-        with _notes().open("a") as notes:
+        with _killers_file().open("a") as notes:
             notes.write(f"{report.nodeid}\n")
 
 
@@ -53,8 +53,8 @@ def _mutant() -> str:
     return os.environ.get("MUTANT_UNDER_TEST", "")
 
 
-def _notes() -> Path:
-    # Where mutmut runs the tests.
+def _killers_file() -> Path:
+    # mutmut runs the tests in this directory.
     return ROOT / f"killers-of-{_mutant().rpartition('__mutmut_')[0]}.txt"
 
 
@@ -63,18 +63,20 @@ def main(
         list[str] | None, typer.Argument(help="Names of mutants, such as 'app.auth.access.tokens.*'.")
     ] = None,
     *,
-    sample: Annotated[int, typer.Option(help="At most so many of each module, always the same ones; 0: all.")] = 0,
+    sample: Annotated[
+        int, typer.Option(help="Maximum number of mutants per module, always the same ones. 0 runs all.")
+    ] = 0,
 ) -> None:
     """Run the mutants that have no result yet, and print the score of each module."""
     os.chdir(ROOT)
     names = [name for module in _modules() for name in _sampled(_mutants(module), sample)]
-    done = {name for path in _RESULTS.rglob("*.py.meta") for name, end in _ends(path).items() if end is not None}
+    done = {name for path in _RESULTS.rglob("*.py.meta") for name, end in _exit_codes(path).items() if end is not None}
     wanted = [name for name in names if name not in done and any(fnmatch(name, one) for one in patterns or ["*"])]
     if wanted:
         with server_for_tests(ROOT) as url:
             environment = {**os.environ, TEMPLATE_VARIABLE: asyncio.run(make_template(url))}
             program = Path(sys.executable).with_name("mutmut")
-            subprocess.run([program, "run", f"--max-children={_AT_A_TIME}", *wanted], env=environment, check=True)
+            subprocess.run([program, "run", f"--max-children={_PROCESSES}", *wanted], env=environment, check=True)
     raise typer.Exit(report(set(names)))
 
 
@@ -89,20 +91,20 @@ def _mutants(module: Path) -> list[str]:
 
 
 def _sampled(names: Sequence[str], most: int) -> Sequence[str]:
-    # The same seed each time, so that two runs compare.
+    # A fixed seed makes runs comparable.
     return random.Random(0).sample(names, most) if 0 < most < len(names) else names  # noqa: S311  # No secret.
 
 
-def _ends(path: Path) -> dict[str, int | None]:
-    ends: dict[str, int | None] = json.loads(path.read_text())["exit_code_by_key"]
-    return ends
+def _exit_codes(path: Path) -> dict[str, int | None]:
+    exit_codes: dict[str, int | None] = json.loads(path.read_text())["exit_code_by_key"]
+    return exit_codes
 
 
 def report(names: set[str]) -> int:
-    """Print the score of each module, of these mutants; 1 when too many of them live."""
+    """Print the score of each module. Return 1 if too many of these mutants survived."""
     total: Counter[str] = Counter()
     for path in sorted(_RESULTS.rglob("*.py.meta")):
-        counted = Counter(_verdict(end) for name, end in _ends(path).items() if name in names)
+        counted = Counter(_verdict(end) for name, end in _exit_codes(path).items() if name in names)
         if counted:
             typer.echo(_line(path.relative_to(_RESULTS / "app").as_posix().removesuffix(".meta"), counted))
             total += counted

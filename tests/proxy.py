@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL: silent, slow, deaf on one side, cutting, moving, as networks, poolers and fail-overs are."""
+"""A proxy in front of PostgreSQL. It simulates networks, poolers and failovers: it can stall, delay, cut and redirect connections."""
 
 import asyncio
 import random
@@ -13,63 +13,63 @@ _NOTIFICATION = b"A"
 
 @dataclass
 class Proxy:
-    """What stands in between; `url` leads through it."""
+    """A running proxy. `url` connects through it."""
 
     target: str
     swallows_notifications: bool = False
-    # Goes silent as soon as a client sends this.
+    # Stalls as soon as a client sends this.
     silent_at: bytes | None = None
-    # Seconds that everything takes each way, less or more by `jitter`.
+    # Delay in each direction, in seconds, plus or minus `jitter`.
     delay: float = 0.0
     jitter: float = 0.0
     url: str = ""
     sent: bytearray = field(default_factory=bytearray)
-    _flowing: asyncio.Event = field(default_factory=asyncio.Event)
+    _forwards: asyncio.Event = field(default_factory=asyncio.Event)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _refuses: bool = False
-    _hearing: asyncio.Event = field(default_factory=asyncio.Event)
+    _forwards_responses: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def flows(self) -> bool:
-        """Whether anything gets through."""
-        return self._flowing.is_set()
+    def is_forwarding(self) -> bool:
+        """Whether data passes through."""
+        return self._forwards.is_set()
 
     @property
     def connections(self) -> int:
-        """How many there have been."""
+        """Number of connections since the start."""
         return len(self._tasks)
 
     def stall(self) -> None:
-        """Keep every connection open and let nothing through: no error tells anybody."""
-        self._flowing.clear()
+        """Keep all connections open and forward nothing, so that neither side gets an error."""
+        self._forwards.clear()
 
     def resume(self) -> None:
-        """Let everything through again, what was held back first."""
+        """Forward data again, including the data that was held back."""
         self.silent_at = None
-        self._flowing.set()
-        self._hearing.set()
+        self._forwards.set()
+        self._forwards_responses.set()
 
-    def deafen(self) -> None:
-        """Let through what clients say, and hold back every answer: commits happen that nobody learns of."""
-        self._hearing.clear()
+    def hold_responses(self) -> None:
+        """Forward the requests of clients and hold back the responses, so that clients do not learn whether a commit succeeded."""
+        self._forwards_responses.clear()
 
-    def lead_to(self, target: str) -> None:
-        """Lead new connections to another server, as an address does that moves; those that are open stay where they are."""
+    def redirect_to(self, target: str) -> None:
+        """Connect new connections to another server, as after a change of DNS. Open connections stay."""
         self.target = target
 
     def cut(self) -> None:
-        """End every connection and refuse new ones."""
+        """Abort all connections and refuse new ones."""
         self._refuses = True
         for writer in self._writers:
             writer.transport.abort()
 
-    def mend(self) -> None:
+    def accept(self) -> None:
         """Accept connections again."""
         self._refuses = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection."""
+        """Forward one connection."""
         task = asyncio.current_task()
         assert task
         self._tasks.add(task)
@@ -100,10 +100,10 @@ class Proxy:
     async def _downwards(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
-                # A message is a letter, its length with that of the length itself, and the rest.
+                # A message has a type byte and a length of four bytes, which includes these four.
                 head = await reader.readexactly(5)
                 message = head + await reader.readexactly(int.from_bytes(head[1:]) - 4)
-                await self._hearing.wait()
+                await self._forwards_responses.wait()
                 await self._pass()
                 if not (self.swallows_notifications and head[:1] == _NOTIFICATION):
                     writer.write(message)
@@ -111,12 +111,12 @@ class Proxy:
         writer.close()
 
     async def _pass(self) -> None:
-        await self._flowing.wait()
+        await self._forwards.wait()
         if self.delay:
-            await asyncio.sleep(self.delay + random.uniform(-self.jitter, self.jitter))  # noqa: S311  # A network.
+            await asyncio.sleep(self.delay + random.uniform(-self.jitter, self.jitter))  # noqa: S311  # No secret.
 
     async def close(self) -> None:
-        """End whatever is left."""
+        """Abort all connections and wait for their tasks."""
         self.cut()
         for task in self._tasks:
             task.cancel()
@@ -125,7 +125,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxied(target: str, *, swallows_notifications: bool = False) -> AsyncIterator[Proxy]:
-    """Open a proxy in front of this database; connections through it are not encrypted."""
+    """Run a proxy in front of this database. Connections through it are not encrypted."""
     proxy = Proxy(target, swallows_notifications)
     proxy.resume()
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)

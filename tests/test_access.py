@@ -20,31 +20,29 @@ from tests.conftest import LoggedIn, log_in, running
 from tests.factories import PASSWORD, make_user
 
 REALM = f'Bearer realm="{product.SLUG}"'
-
-
 ACCESS = table()
 GUARDED = [operation for operation, access in ACCESS.items() if access.scopes is not None]
 PUBLIC = [operation for operation, access in ACCESS.items() if access.scopes is None]
 
 
 def declared(app: FastAPI) -> dict[str, frozenset[str] | None]:
-    """Read from the application what its operations ask for; HEAD goes with GET."""
+    """Return the scopes that each operation requires, None for a public one. HEAD is left out: it belongs to GET."""
     found: dict[str, frozenset[str] | None] = {}
     for route in iter_route_contexts(app.routes):
-        asked: frozenset[str] | None = None
+        required: frozenset[str] | None = None
         if isinstance(route.original_route, APIRoute) and not (route.openapi_extra or {}).get(PUBLIC_KEY):
-            asked = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
-        found |= {f"{method} {route.path}": asked for method in route.methods or () if method != "HEAD"}
+            required = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
+        found |= {f"{method} {route.path}": required for method in route.methods or () if method != "HEAD"}
     return found
 
 
-def test_the_table_names_every_operation_with_what_it_asks_for(settings: Settings) -> None:
+def test_the_table_lists_each_operation_with_its_scopes(settings: Settings) -> None:
     assert declared(create_app(settings)) == {operation: access.scopes for operation, access in ACCESS.items()}
 
 
 @dataclass(frozen=True)
 class Callers:
-    """Everybody who might call, with the header each has."""
+    """The headers of each kind of caller, and an account that the operations act on."""
 
     target: LoggedIn
     user: dict[str, str]
@@ -55,7 +53,7 @@ class Callers:
 
 @pytest.fixture
 async def client(settings: Settings, database: Database) -> AsyncIterator[AsyncClient]:
-    """Give a client that may repeat itself: how often is for other tests."""
+    """A client without rate limits."""
     unlimited = settings.model_copy(update={"rate_limit": RateLimitSettings(enabled=False)})
     async with running(create_app(unlimited, database)) as client:
         yield client
@@ -65,9 +63,9 @@ async def client(settings: Settings, database: Database) -> AsyncIterator[AsyncC
 async def callers(
     client: AsyncClient, session: WriteSession, hasher: PasswordHasher, admin: LoggedIn, user: LoggedIn
 ) -> Callers:
-    """An account to be acted upon, others who act, and those whose token no longer speaks for anybody."""
+    """Callers who are allowed, and callers whose account was disabled, demoted or deleted after their login."""
     names = ("target", "disabled", "demoted", "deleted")
-    await make_user(session, role="admin")  # So that `admin` is not the last one.
+    await make_user(session, role="admin")  # The last administrator could not be changed.
     ids = {
         name: (
             await make_user(
@@ -101,7 +99,7 @@ async def call(client: AsyncClient, operation: str, callers: Callers, headers: M
 
 
 @pytest.mark.parametrize("operation", GUARDED)
-async def test_nobody_without_a_current_token_is_let_in(
+async def test_a_caller_without_a_valid_token_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
     before = await snapshot(session)
@@ -114,13 +112,13 @@ async def test_nobody_without_a_current_token_is_let_in(
     for response in refused.values():
         assert_problem(response, 401, "invalid_token")
         assert 'error="invalid_token"' in response.headers["www-authenticate"]
-    # Whoever is refused learns nothing of why.
+    # The response does not reveal the reason.
     assert len({response.headers["www-authenticate"] for response in refused.values()}) == 1
     assert await snapshot(session) == before
 
 
 @pytest.mark.parametrize("operation", [operation for operation in GUARDED if ACCESS[operation].scopes])
-async def test_nobody_without_the_scope_is_let_in(
+async def test_a_caller_without_the_scope_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
     scopes = ACCESS[operation].scopes or frozenset()
@@ -138,20 +136,18 @@ async def test_nobody_without_the_scope_is_let_in(
 
 
 @pytest.mark.parametrize("operation", GUARDED)
-async def test_whoever_may_is_let_in(client: AsyncClient, callers: Callers, operation: str) -> None:
+async def test_an_allowed_caller_is_accepted(client: AsyncClient, callers: Callers, operation: str) -> None:
     access = ACCESS[operation]
     allowed = [callers.admin] if access.scopes else [callers.user, callers.without_scopes]
 
     responses = [await call(client, operation, callers, headers) for headers in allowed]
 
-    let_in = [response.is_success if access.is_found else response.status_code == 404 for response in responses]
-    assert all(let_in), [response.text for response in responses]
+    accepted = [response.is_success if access.is_found else response.status_code == 404 for response in responses]
+    assert all(accepted), [response.text for response in responses]
 
 
 @pytest.mark.parametrize("operation", PUBLIC)
-async def test_nobody_is_asked_who_they_are_where_anybody_may(
-    client: AsyncClient, callers: Callers, operation: str
-) -> None:
+async def test_a_public_operation_needs_no_token(client: AsyncClient, callers: Callers, operation: str) -> None:
     response = await call(client, operation, callers, {})
 
     assert response.is_success if ACCESS[operation].is_known else response.status_code == 400

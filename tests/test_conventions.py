@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows. Each failure says what to do."""
+"""The conventions of this project that no linter checks. Each failure says what to do."""
 
 import ast
 import importlib
@@ -38,12 +38,12 @@ SOURCE = ROOT / "src" / "app"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 COMMITTERS = {
-    "auth/sessions/rotation.py _end_stolen": "The session must stay ended although an error about the stolen token follows.",
-    "core/http/dependencies.py get_session": "The edge of HTTP: one commit for each request that writes.",
-    "core/db/database.py commit": "The session's own, which remembers that it was done.",
-    "core/db/database.py begin": "The edge of commands and jobs.",
-    "migrations/env.py _connect_and_run": "Alembic's own command line.",
-    "migrations/runner.py _exclusive": "Ends the transaction that the question for the lock began; it has written nothing.",
+    "auth/sessions/rotation.py _end_stolen": "The session must stay ended although the request then fails.",
+    "core/http/dependencies.py get_session": "One commit for each request that writes.",
+    "core/db/database.py commit": "The method of the session. It records that the commit was done.",
+    "core/db/database.py begin": "One commit for each command or job.",
+    "migrations/env.py _connect_and_run": "The command line of Alembic.",
+    "migrations/runner.py _exclusive": "Ends the transaction of the lock query. It contains no writes.",
 }
 _SLOW = "No connection is held while a password is hashed; the write needs a unit of its own afterwards."
 _OUTLIVES = "The record or the count has to outlive the error that follows."
@@ -68,27 +68,29 @@ OWN_UNITS = {
 # The edges: HTTP, commands, jobs and the worker.
 _EDGES = re.compile(r"(core/(db/|http/dependencies|commands)|jobs/|dev/|.*/jobs\.py)")
 DEFERRED_IMPORTS = {
-    "__main__.py main": "Everything else is loaded inside `loading`.",
+    "__main__.py main": "All other imports run inside `loading`.",
     "cli.py serve": "The other commands need no FastAPI.",
     "cli.py run_worker": "Only the worker needs the job library and its driver.",
     "cli.py migrate": "Only migrations need Alembic.",
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
-    "main.py _jobs": "The job library, where jobs run in the web process: on a developer's machine.",
+    "main.py _jobs": "Only a web process that runs jobs needs the job library.",
     "core/security/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
-    "core/observability/tracing.py tracing_from_environment": "OpenTelemetry's SDK is loaded only where traces are asked for.",
+    "core/observability/tracing.py tracing_from_environment": "Only traces need the SDK of OpenTelemetry.",
 }
 OTHER_ROUTERS = {
-    "core/http/routing.py": "Where routers are made.",
-    "core/http/problems.py": "The pages that explain errors: HTML, without parameters, outside the document.",
+    "core/http/routing.py": "Creates the routers.",
+    "core/http/problems.py": "The HTML pages that explain errors. They are not in the OpenAPI document.",
 }
-# Text in a request that declares no length, or no rule for its characters either, and why that does no harm.
-UNENDING = {
-    "cursor": "Its decoder says 400 to what it has not written, whatever the length: 422 would be another answer.",
-    **dict.fromkeys(("If-Match", "If-None-Match"), "A condition that is too long matches nothing, and is not parsed."),
+# Inputs without a maximum length or without a rule for their characters, each with the reason why that is safe.
+UNBOUNDED = {
+    "cursor": "The decoder rejects a foreign cursor of any length with 400. A length limit would return 422.",
+    **dict.fromkeys(
+        ("If-Match", "If-None-Match"), "A condition that is too long matches no entity tag, and is not parsed."
+    ),
 }
-LOOKED_UP = {
-    "GET /problems/{name} name": "Looked up among the names there are; anything else is not found.",
-    "GET /account/{name} name": "As above.",
+FIXED_NAMES = {
+    "GET /problems/{name} name": "Compared with a fixed list of names. Any other name gets 404.",
+    "GET /account/{name} name": "The same.",
 }
 VAGUE = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 
@@ -103,7 +105,7 @@ def place(file: Path) -> str:
 
 
 def calls(file: Path) -> Iterator[tuple[str, str, ast.Call]]:
-    """Yield every call in a file: the function it stands in, the name of what is called, and the call."""
+    """Yield each call in a file: the enclosing function, the name of the called function, and the call."""
     for function, node in nodes(file):
         if isinstance(node, ast.Call):
             called = node.func
@@ -112,7 +114,7 @@ def calls(file: Path) -> Iterator[tuple[str, str, ast.Call]]:
 
 
 def nodes(file: Path) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every node of a file, with the name of the innermost function it stands in."""
+    """Yield each node of a file with the name of the innermost enclosing function."""
 
     def walk(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
         for child in ast.iter_child_nodes(node):
@@ -123,14 +125,14 @@ def nodes(file: Path) -> Iterator[tuple[str, ast.AST]]:
     yield from walk(ast.parse(file.read_text()), "")
 
 
-def test_only_the_edges_commit() -> None:
+def test_only_listed_functions_commit() -> None:
     found = {where for file in FILES for where, name, _ in calls(file) if name == "commit"}
 
     assert found <= COMMITTERS.keys(), (
-        f"{found - COMMITTERS.keys()} must not commit: leave it to the edge, so that two services make one change. Only if "
-        "a write has to outlive the error that follows, name it in COMMITTERS with that reason"
+        f"{found - COMMITTERS.keys()} must not commit: the caller commits, so that two services make one atomic change. If "
+        "a write must survive an error that follows, add the function to COMMITTERS with this reason"
     )
-    assert found == COMMITTERS.keys(), f"{COMMITTERS.keys() - found} commit no longer: take them out of COMMITTERS"
+    assert found == COMMITTERS.keys(), f"{COMMITTERS.keys() - found} do not commit: remove them from COMMITTERS"
 
 
 def test_only_the_edges_and_the_listed_services_open_a_unit_of_work() -> None:
@@ -148,7 +150,7 @@ def test_only_the_edges_and_the_listed_services_open_a_unit_of_work() -> None:
 
 
 def all_errors() -> list[type[AppError]]:
-    """Give every error of the application, whatever module declares it."""
+    """Return all error classes of the application."""
     for module in pkgutil.walk_packages(package.__path__, "app."):
         if not module.name.startswith(("app.migrations.", "app.dev.", "app.__main__")):
             importlib.import_module(module.name)
@@ -164,20 +166,20 @@ def all_errors() -> list[type[AppError]]:
     )
 
 
-def test_an_error_code_means_one_error() -> None:
+def test_an_error_code_belongs_to_one_error() -> None:
     owners: dict[tuple[str, int], type[AppError]] = {}
     for error in sorted(all_errors(), key=lambda one: len(one.__mro__)):
-        # The status tells an access token that is refused from the secret of a link that is: both are `invalid_token`.
+        # `invalid_token` is used twice: with 401 for an access token, and with 400 for the secret of a link.
         owner = owners.setdefault((error.code, error.status), error)
 
-        # A kind and its plainest case may share a code; two cases may not.
+        # A class and its base class may share a code. Unrelated classes must not.
         assert issubclass(error, owner), (
-            f"{error.__qualname__} and {owner.__qualname__} have the same code {error.code!r}: give one of them its own"
+            f"{error.__qualname__} and {owner.__qualname__} have the same code {error.code!r}: change one of them"
         )
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__qualname__)
-def test_an_error_is_named_and_explained(error: type[AppError]) -> None:
+def test_an_error_follows_the_naming_rules(error: type[AppError]) -> None:
     name = error.__qualname__
     assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", error.code), f"write the code of {name} in snake_case"
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", error.problem), f"write the problem of {name} in kebab-case"
@@ -185,8 +187,10 @@ def test_an_error_is_named_and_explained(error: type[AppError]) -> None:
     assert name.endswith("Error"), f"end the name of {name} in Error"
 
 
-def test_every_operation_declares_who_may_call_it(application: FastAPI) -> None:
-    assert list(undeclared_operations(application)) == [], "depend on a principal, or say openapi_extra=public"
+def test_each_operation_declares_who_may_call_it(application: FastAPI) -> None:
+    assert list(undeclared_operations(application)) == [], (
+        "add a dependency that authenticates, or openapi_extra=public"
+    )
 
 
 def operations(application: FastAPI) -> Iterator[tuple[str, Any, APIRoute]]:
@@ -196,7 +200,7 @@ def operations(application: FastAPI) -> Iterator[tuple[str, Any, APIRoute]]:
             yield f"{' '.join(sorted(context.methods or ()))} {context.path}", context, route
 
 
-def test_every_router_is_made_by_ours(application: FastAPI) -> None:
+def test_each_router_is_created_by_routing(application: FastAPI) -> None:
     found = {place(file) for file in FILES for _, name, _ in calls(file) if name == "APIRouter"}
     lax = {
         name
@@ -205,19 +209,19 @@ def test_every_router_is_made_by_ours(application: FastAPI) -> None:
     }
 
     assert found == OTHER_ROUTERS.keys(), (
-        "make routers with app.core.http.routing.router: it refuses what the others let in"
+        "create routers with app.core.http.routing.router: it validates requests strictly"
     )
-    assert not lax, f"{lax} are not strict: make their router with app.core.http.routing.router"
+    assert not lax, f"{lax} are not strict: create their router with app.core.http.routing.router"
 
 
 def incoming(application: FastAPI) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield everything a client may send: where it stands, and its schema with the references filled in."""
+    """Yield the schemas of all parameters and bodies, with resolved references. Each has the name of its operation and place."""
     document = application.openapi()
     for path, item in document["paths"].items():
         for method, operation in item.items():
             where = f"{method.upper()} {path}"
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] not in UNENDING:
+                if parameter["name"] not in UNBOUNDED:
                     yield f"{where} {parameter['name']}", _resolved(parameter["schema"], document)
             for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
                 kind = "form" if media_type == routing.FORM else "body"
@@ -234,49 +238,49 @@ def _resolved(schema: Any, document: dict[str, Any]) -> Any:
     return {name: _resolved(value, document) for name, value in schema.items()}
 
 
-def faults(where: str, schema: Any) -> Iterator[str]:
-    """Yield what is wrong with a schema of something that comes in, at any depth."""
+def input_problems(where: str, schema: Any) -> Iterator[str]:
+    """Yield the problems of an input schema, at any depth."""
     if isinstance(schema, list):
         for one in schema:
-            yield from faults(where, one)
+            yield from input_problems(where, one)
     if not isinstance(schema, dict):
         return
-    # OAuth has unknown members of its forms ignored (RFC 6749, 3.2).
+    # OAuth ignores unknown parameters in its forms (RFC 6749, section 3.2).
     is_form = where.endswith(" form")
     if schema.get("type") == "object" and schema.get("additionalProperties") is not False and not is_form:
-        yield f"{where} takes unknown members: derive its model from app.core.schemas.fields.Payload"
-    # A secret that is only compared ends with the body: one that is too long is a wrong one.
+        yield f"{where} accepts unknown members: derive its model from app.core.schemas.fields.Payload"
+    # The size of the body limits secrets that are only compared. One that is too long is simply wrong.
     bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {
         "uuid",
         "date-time",
         "password",
     }
     if schema.get("type") == "string" and not bounded:
-        yield f"{where} has no end: give the string a max_length"
+        yield f"{where} has no maximum length: give the string a max_length"
     if schema.get("type") == "array" and "maxItems" not in schema:
-        yield f"{where} has no end: give the array a max_length"
+        yield f"{where} has no maximum length: give the array a max_length"
     if schema.get("type") in {"integer", "number"} and not {"minimum", "maximum"} <= _bounds(schema):
-        yield f"{where} has no bounds: give the number ge (or gt) and le (or lt)"
+        yield f"{where} has no limits: give the number ge (or gt) and le (or lt)"
     for name, value in schema.get("properties", {}).items():
-        yield from faults(f"{where}.{name}", value)
+        yield from input_problems(f"{where}.{name}", value)
     for name in ("anyOf", "oneOf", "allOf", "items", "prefixItems"):
-        yield from faults(where, schema.get(name))
+        yield from input_problems(where, schema.get(name))
 
 
 def _bounds(schema: dict[str, Any]) -> set[str]:
     return {{"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}.get(name, name) for name in schema}
 
 
-def test_whatever_comes_in_is_closed_and_has_an_end(application: FastAPI) -> None:
+def test_each_input_is_closed_and_bounded(application: FastAPI) -> None:
     schemas = list(incoming(application))
-    found = [fault for where, schema in schemas for fault in faults(where, schema)]
+    found = [problem for where, schema in schemas for problem in input_problems(where, schema)]
 
     assert schemas
     assert not found, "; ".join(found)
 
 
 def declared_inputs(where: str, dependant: Dependant) -> Iterator[tuple[str, Any]]:
-    """Yield what an operation and all it depends on take from a request: where it stands, and its type."""
+    """Yield the name and the type of each input of an operation and of its dependencies."""
     given = (dependant.path_params, dependant.query_params, dependant.header_params, dependant.cookie_params)
     for field in (*itertools.chain(*given), *dependant.body_params):
         yield f"{where} {field.alias}", Annotated[field.field_info.annotation, field.field_info]
@@ -285,7 +289,7 @@ def declared_inputs(where: str, dependant: Dependant) -> Iterator[tuple[str, Any
 
 
 def texts(where: str, kind: Any, rules: Sequence[Any] = ()) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Yield every text inside a type, at any depth: where it stands, and the rules it is declared with."""
+    """Yield the name and the rules of each text inside a type, at any depth."""
     if isinstance(kind, TypeAliasType):
         yield from texts(where, kind.__value__, rules)
     elif get_origin(kind) is Annotated:
@@ -304,31 +308,31 @@ def texts(where: str, kind: Any, rules: Sequence[Any] = ()) -> Iterator[tuple[st
 
 
 def is_ruled(rules: Sequence[Any]) -> bool:
-    """Say whether the characters of a text are ruled: by one of our types, by a pattern, or because it has none."""
+    """Return whether the characters of a text are limited: by one of our types, by a pattern, or because it must be empty."""
     known = {Plain, Printable, PrintableLines, PrintableSecret, OpaqueSecret}
     ours = any(rule in known for rule in rules if isinstance(rule, AfterValidator))
     return ours or any(getattr(rule, "pattern", None) or getattr(rule, "max_length", None) == 0 for rule in rules)
 
 
-def test_every_text_that_comes_in_says_which_characters_it_may_hold(application: FastAPI) -> None:
+def test_each_input_text_declares_its_allowed_characters(application: FastAPI) -> None:
     found = {
         where: is_ruled(rules)
         for name, _, route in operations(application)
         for place_, kind in declared_inputs(name, route.dependant)
         for where, rules in texts(place_, kind)
     }
-    exempt = {where for where in found if where in LOOKED_UP or where.rpartition(".")[2] in UNENDING}
+    exempt = {where for where in found if where in FIXED_NAMES or where.rpartition(".")[2] in UNBOUNDED}
 
     assert any(found.values())
     loose = {where for where, ruled in found.items() if not ruled} - exempt
     assert not loose, (
-        f"{loose} may hold anything: NUL, controls, half a character; use ShortText, or add Printable (PrintableSecret for what is "
-        "kept, OpaqueSecret for what is only compared, Plain for what nobody reads) from app.core.schemas.fields"
+        f"{loose} accept any characters, such as NUL or half a surrogate pair: use ShortText, or add Printable, PrintableSecret "
+        "(stored secrets), OpaqueSecret (compared secrets) or Plain (no control characters) of app.core.schemas.fields"
     )
-    assert LOOKED_UP.keys() <= found.keys(), "take what is gone out of LOOKED_UP"
+    assert FIXED_NAMES.keys() <= found.keys(), "remove outdated entries from FIXED_NAMES"
 
 
-def test_every_secret_that_is_kept_has_an_end(application: FastAPI) -> None:
+def test_each_stored_secret_has_a_maximum_length(application: FastAPI) -> None:
     found = {
         where: rules
         for name, _, route in operations(application)
@@ -338,11 +342,13 @@ def test_every_secret_that_is_kept_has_an_end(application: FastAPI) -> None:
     }
 
     assert found
-    endless = {where for where, rules in found.items() if not any(getattr(rule, "max_length", None) for rule in rules)}
-    assert not endless, f"{endless} has no end: give the secret a max_length"
+    unbounded = {
+        where for where, rules in found.items() if not any(getattr(rule, "max_length", None) for rule in rules)
+    }
+    assert not unbounded, f"{unbounded} have no maximum length: give the secret a max_length"
 
 
-def test_every_body_that_comes_in_is_a_payload(application: FastAPI) -> None:
+def test_each_request_body_is_a_payload(application: FastAPI) -> None:
     found = {
         (name, kind)
         for name, _, route in operations(application)
@@ -361,7 +367,7 @@ def test_every_body_that_comes_in_is_a_payload(application: FastAPI) -> None:
 
 
 def models_in(kind: Any) -> Iterator[type[BaseModel]]:
-    """Yield every model inside a type, at any depth."""
+    """Yield each model inside a type, at any depth."""
     if isinstance(kind, TypeAliasType):
         yield from models_in(kind.__value__)
     elif isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -373,16 +379,16 @@ def models_in(kind: Any) -> Iterator[type[BaseModel]]:
             yield from models_in(argument)
 
 
-def test_a_path_parameter_is_described_by_its_type(application: FastAPI) -> None:
+def test_each_path_parameter_is_declared(application: FastAPI) -> None:
     for path, item in application.openapi()["paths"].items():
         named = set(re.findall(r"{(\w+)}", path))
         for method, operation in item.items():
             declared = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
 
-            assert declared == named, f"{method.upper()} {path} does not declare what stands in its path"
+            assert declared == named, f"{method.upper()} {path} must declare each parameter of its path, and no other"
 
 
-def test_nothing_is_loaded_lazily() -> None:
+def test_no_relationship_is_loaded_lazily() -> None:
     lazy = [
         where
         for file in FILES
@@ -394,10 +400,10 @@ def test_nothing_is_loaded_lazily() -> None:
         )
     ]
 
-    assert not lazy, f'say relationship(…, lazy="raise") in {lazy}: async code cannot load on access'
+    assert not lazy, f'write relationship(…, lazy="raise") in {lazy}: async code cannot load on access'
 
 
-def test_whoever_writes_for_others_is_confirmed_in_the_same_transaction() -> None:
+def test_each_writer_is_confirmed_in_the_transaction_of_the_write() -> None:
     operations = {
         f"{place(file)} {function.name}": function
         for file in FILES
@@ -406,20 +412,20 @@ def test_whoever_writes_for_others_is_confirmed_in_the_same_transaction() -> Non
         if isinstance(function, ast.AsyncFunctionDef)
         and any(ast.unparse(one.annotation).endswith("Writer") for one in function.args.args if one.annotation)
     }
-    careless = [
+    unconfirmed = [
         name
         for name, function in operations.items()
         if not any(isinstance(node, ast.Attribute) and node.attr == "confirm" for node in ast.walk(function))
     ]
 
     assert operations
-    assert not careless, (
-        f"{careless} could write by a token that has been revoked meanwhile: call `writer.confirm(session)`, or hand it to "
+    assert not unconfirmed, (
+        f"{unconfirmed} could write after the token was revoked: call `writer.confirm(session)`, or pass it to "
         "the service that locks the row first"
     )
 
 
-def test_imports_stand_at_the_top() -> None:
+def test_imports_are_at_the_top_of_the_file() -> None:
     found = {
         f"{place(file)} {function}"
         for file in FILES
@@ -428,21 +434,21 @@ def test_imports_stand_at_the_top() -> None:
     }
 
     assert found == DEFERRED_IMPORTS.keys(), (
-        "an import inside a function hides that the layers are wrong; if it saves time that counts, name it in "
+        "an import inside a function hides an error in the layers; if it saves start time, add it to "
         "DEFERRED_IMPORTS with the reason"
     )
 
 
-def test_files_are_named_after_what_they_know() -> None:
+def test_files_have_specific_names() -> None:
     paths = {place(file) for file in FILES} | {place(folder) for folder in SOURCE.rglob("*/") if folder.is_dir()}
     vague = [path for path in sorted(paths) if VAGUE & set(re.split(r"[/_.]", path))]
 
-    assert not vague, f"{vague} could hold anything: name each after what it knows"
+    assert not vague, f"{vague} have vague names: name each file after its content"
 
 
 @pytest.mark.parametrize("setting", list(variables()), ids=lambda setting: setting[0])
-def test_every_setting_is_explained(setting: tuple[str, str, Any]) -> None:
+def test_each_setting_has_a_description(setting: tuple[str, str, Any]) -> None:
     variable, name, model = setting
     description = model.model_fields[name].description or ""
 
-    assert description.endswith((".", "`")), f"say in the description of {variable} what it does, in sentences"
+    assert description.endswith((".", "`")), f"describe {variable} in full sentences"

@@ -1,4 +1,4 @@
-"""The account that docs/security.md gives to the running service: enough for everything it does, and for nothing else."""
+"""The database role that docs/security.md defines for the running service has all rights that it needs, and no others."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -31,7 +31,7 @@ NEW_PASSWORD = "five quiet herons at dawn"
 
 @pytest.fixture
 async def service_url(clone_url: str) -> AsyncIterator[str]:
-    """A database of the test's own, and the account of the service in it."""
+    """The URL of a new database for the role of the service."""
     role = f"service_{uuid4().hex[:12]}"
     owner = await asyncpg.connect(clone_url.replace("+asyncpg", ""))
     try:
@@ -46,7 +46,7 @@ async def service_url(clone_url: str) -> AsyncIterator[str]:
         await owner.close()
 
 
-async def test_the_service_needs_no_more_than_the_documented_rights(
+async def test_the_documented_rights_are_enough_for_the_service(
     service_url: str, hasher: PasswordHasher, tmp_path: Path
 ) -> None:
     settings = make_settings(
@@ -61,7 +61,7 @@ async def test_the_service_needs_no_more_than_the_documented_rights(
 
     async with running(create_app(settings)) as client:
         headers = await log_in(client, EMAIL)
-        answers = [
+        responses = [
             await client.get("/readyz"),
             await client.post("/api/v1/auth/register", json={"email": "new@example.com", "password": NEW_PASSWORD}),
             await client.post("/api/v1/auth/password/forgot", json={"email": EMAIL}),
@@ -75,12 +75,12 @@ async def test_the_service_needs_no_more_than_the_documented_rights(
     await audit_jobs.purge(purging)
     await auth_jobs.purge(purging)
 
-    assert [answer.status_code for answer in answers] == [200, 202, 202, 201, 200, 200, 204]
+    assert [response.status_code for response in responses] == [200, 202, 202, 201, 200, 200, 204]
     await database.dispose()
 
 
 async def all_are_done(database: Database, folder: Path) -> bool:
-    """Say whether every job has succeeded and the three mails have gone out."""
+    """Return whether all jobs have succeeded and the three mails were sent."""
     return set(await statuses(database)) == {"succeeded"} and mails_in(folder) == 3
 
 
@@ -104,7 +104,9 @@ def mails_in(folder: Path) -> int:
         "COPY users TO PROGRAM 'cat'",
     ],
 )
-async def test_the_account_of_the_service_cannot_change_what_guards_it(service_url: str, statement: str) -> None:
+async def test_the_role_of_the_service_cannot_change_the_schema_or_the_audit_log(
+    service_url: str, statement: str
+) -> None:
     connection = await asyncpg.connect(service_url.replace("+asyncpg", ""))
     try:
         await connection.execute("INSERT INTO audit_events (id, event, detail) VALUES (gen_random_uuid(), 'x', '{}')")

@@ -1,4 +1,4 @@
-"""What the documents tell people to run, open or set: it must be there."""
+"""The commands, files, links, tests, log events and settings in the documents exist."""
 
 import ast
 import asyncio
@@ -51,18 +51,18 @@ def name(document: object) -> str | None:
 
 
 def prose(document: Path) -> str:
-    """Give a document without its listings."""
+    """Return the text of a document without its listings."""
     return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(document: Path) -> set[str]:
-    """Give the anchors that its headings have, as code forges make them."""
+    """Return the anchors of its headings, in the format of GitHub."""
     headings = re.findall(r"^#+ +(.*)$", prose(document), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(document: Path) -> Iterator[list[str]]:
-    """Give the commands that a document shows, in its listings and between backticks."""
+    """Yield the commands in the listings of a document and in its inline code."""
     shell = [listing.text for listing in listings(document) if listing.language == "bash"]
     lines = [line for text in shell for line in text.replace("\\\n", " ").splitlines()]
     for line in [*lines, *_CODE.findall(prose(document))]:
@@ -76,7 +76,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_links_inside_the_project_lead_somewhere(document: Path) -> None:
+def test_relative_links_have_a_target(document: Path) -> None:
     for path, anchor in _LINK.findall(prose(document)):
         target = (document.parent / path).resolve() if path else document
 
@@ -142,7 +142,7 @@ def test_log_events_that_are_named_exist(document: Path) -> None:
 
 
 def _strings() -> Iterator[str]:
-    """Yield every string of the program."""
+    """Yield each string constant of the program."""
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -184,7 +184,7 @@ async def test_curl_lines_work_as_pasted(
     await database.dispose()
 
     async with real_server(clone_url) as server:
-        # An answer that is an error fails the script, where curl alone would print it and be content.
+        # With --fail-with-body, an error response makes the script fail.
         script = 'curl() { command curl --fail-with-body "$@"; }\n' + listing.text.replace(ADDRESS, server.base_url)
         process = await asyncio.create_subprocess_exec(
             *("bash", "-euo", "pipefail", "-c", script),
@@ -198,5 +198,5 @@ async def test_curl_lines_work_as_pasted(
     assert output.startswith(b"{")
 
 
-def test_the_documents_show_something_to_try() -> None:
+def test_the_readme_has_a_curl_listing() -> None:
     assert any(document.name == "README.md" and "curl" in listing.text for document, listing in SNIPPETS)

@@ -18,13 +18,13 @@ from tests.factories import PASSWORD, make_user
 from tests.servers import real_server
 
 SCENARIO = ROOT / "tests" / "client_scenario.py"
-# The generator knows JSON by its first name only.
+# The generator only knows the media type application/json.
 CONFIGURATION = {"content_type_overrides": {"application/problem+json": "application/json"}}
 
 
 async def run(directory: Path, *arguments: str | Path) -> None:
-    """Run a Python module or file beside the generated client."""
-    # The generator formats what it writes with the ruff it finds on the path.
+    """Run a Python module or file that can import the generated client."""
+    # The generator formats its output with the first ruff on the path.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *map(str, arguments)),
@@ -39,7 +39,7 @@ async def run(directory: Path, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 async def generated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generate `generated_client` from the application's OpenAPI document, and give the directory it is in."""
+    """Generate `generated_client` from the OpenAPI document, and return its directory."""
     directory = tmp_path_factory.mktemp("generated")
     (directory / "openapi.json").write_text(json.dumps(create_app(settings).openapi()))
     (directory / "configuration.yml").write_text(json.dumps(CONFIGURATION))
@@ -57,7 +57,7 @@ def test_the_openapi_document_is_valid(settings: Settings) -> None:
     assert [error.message for error in errors] == []
 
 
-async def test_a_generated_client_is_typed_and_works_against_a_running_server(
+async def test_a_generated_client_passes_mypy_and_works_with_a_running_server(
     hasher: PasswordHasher, clone_url: str, generated: Path
 ) -> None:
     database = Database(make_settings(clone_url).database)
@@ -79,7 +79,7 @@ async def test_a_generated_client_is_typed_and_works_against_a_running_server(
     ]
 
 
-def test_generated_names_are_ones_that_a_person_would_choose(generated: Path) -> None:
+def test_generated_names_are_readable(generated: Path) -> None:
     code = {path.stem: path.read_text() for path in generated.glob("generated_client/**/*.py")}
 
     assert {"user_page", "user_read", "problem", "field_problem", "list_users", "update_me"} <= code.keys()

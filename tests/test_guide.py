@@ -1,4 +1,4 @@
-"""`docs/adding-a-feature.md`, followed to the letter in a copy of the repository."""
+"""The listings of `docs/adding-a-feature.md` work in a copy of the repository."""
 
 import asyncio
 import os
@@ -20,8 +20,8 @@ NEW = [listing.path for listing in LISTINGS if listing.path and listing.language
 (MIGRATION,) = (listing for listing in LISTINGS if "/versions/" in str(listing.path))
 TOUCHED = {listing.path for listing in LISTINGS if listing.language == "diff"}
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider")
-# The rules that bind a new feature; the rest of these files would pass or fail without it just the same.
-BINDING = (
+# The tests of these files that check a new feature. The result of the others does not depend on it.
+RELEVANT = (
     "notes or table_names or test_boundaries or test_conventions "
     "or own_downgrade or schema_agree or in_use or by_its_date or is_recorded"
 )
@@ -30,11 +30,10 @@ CONVENTIONS = [f"tests/test_{name}.py" for name in ("access", "boundaries", "con
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository in which somebody has followed the guide."""
+    """A copy of the repository after all steps of the guide."""
     copy = tmp_path_factory.mktemp("guide")
     copy_repository(ROOT, copy)
-    # What has been checked in the original need not be checked again. Somebody may be checking it at this moment: what
-    # cannot be copied then is checked again after all.
+    # The cache saves mypy time. It may be incomplete, because another mypy may be writing it at this moment.
     with suppress(FileNotFoundError, shutil.Error):
         shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
     for listing in LISTINGS:
@@ -43,7 +42,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def run(copy: Path, *command: str, **environment: str) -> str:
-    """Run a command in the copy, and give what it wrote."""
+    """Run a command in the copy and return its output."""
     inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -58,7 +57,7 @@ async def run(copy: Path, *command: str, **environment: str) -> str:
     return output.decode()
 
 
-async def test_the_copy_is_what_is_imported(copy: Path) -> None:
+async def test_the_copy_is_imported(copy: Path) -> None:
     output = await run(copy, sys.executable, "-c", "import app.notes; print(app.notes.__file__)")
 
     assert output.strip() == str(copy / "src" / "app" / "notes" / "__init__.py")
@@ -71,13 +70,13 @@ def test_the_guide_adds_one_line_to_one_existing_file() -> None:
     assert [path for path in NEW if (ROOT / path).exists()] == []
 
 
-def test_the_guides_migration_follows_the_newest_one() -> None:
+def test_the_migration_of_the_guide_follows_the_newest_one() -> None:
     followed = re.findall(r'^down_revision = "(.*)"$', MIGRATION.text, flags=re.MULTILINE)
 
-    assert followed == [head()], "write the guide again: make docs"
+    assert followed == [head()], "update the guide: make docs"
 
 
-async def test_the_guides_command_drafts_the_file_that_the_guide_shows(tmp_path: Path, clone_url: str) -> None:
+async def test_the_command_of_the_guide_drafts_the_same_migration(tmp_path: Path, clone_url: str) -> None:
     copy_repository(ROOT, tmp_path)
     for listing in LISTINGS[: LISTINGS.index(MIGRATION)]:
         apply(listing, tmp_path)
@@ -90,12 +89,12 @@ async def test_the_guides_command_drafts_the_file_that_the_guide_shows(tmp_path:
 
     (draft,) = set((tmp_path / "src").rglob("*.py")) - before
     assert str(draft.relative_to(tmp_path)) == MIGRATION.path
-    # Black's quotes are not Alembic's.
+    # Alembic writes single quotes.
     assert named(draft.read_text().replace("'", '"')) == named(MIGRATION.text)
 
 
 def named(migration: str) -> set[str]:
-    """Give what a migration says about itself, and what it makes."""
+    """Return the revisions of a migration and the names of the objects that it creates."""
     return set(re.findall(r'^(?:down_)?revision = .*$|op\.f\("\w+"\)', migration, flags=re.MULTILINE))
 
 
@@ -107,48 +106,48 @@ def named(migration: str) -> set[str]:
         pytest.param(("mypy", *NEW, *TOUCHED), id="types", marks=pytest.mark.slow),
     ],
 )
-async def test_what_the_guide_adds_passes_the_checks(copy: Path, command: tuple[str, ...]) -> None:
+async def test_the_code_of_the_guide_passes_the_checks(copy: Path, command: tuple[str, ...]) -> None:
     await run(copy, str(Path(sys.executable).with_name(command[0])), *command[1:])
 
 
-async def test_what_the_guide_adds_keeps_the_import_contracts(copy: Path) -> None:
+async def test_the_code_of_the_guide_keeps_the_import_contracts(copy: Path) -> None:
     contracts = copy / "contracts.toml"
     contracts.write_text(await run(copy, sys.executable, "-m", "app.dev", "contracts"))
 
-    said = await run(
+    output = await run(
         copy, str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--config", str(contracts)
     )
 
-    assert "The queries of notes are private to it KEPT" in said
+    assert "The queries of notes are private to it KEPT" in output
 
 
-async def test_the_guides_migration_makes_what_its_model_says(copy: Path, clone_url: str) -> None:
+async def test_the_migration_of_the_guide_matches_its_model(copy: Path, clone_url: str) -> None:
     await run(copy, sys.executable, "-m", "app", "migrate", DATABASE_URL=clone_url, APP_ENVIRONMENT="local")
 
-    said = await run(copy, sys.executable, "-m", "alembic", "check", DATABASE_URL=clone_url)
+    output = await run(copy, sys.executable, "-m", "alembic", "check", DATABASE_URL=clone_url)
 
-    assert "No new upgrade operations detected" in said
+    assert "No new upgrade operations detected" in output
 
 
 @pytest.mark.slow
-async def test_the_guides_tests_pass_and_the_feature_keeps_the_conventions(copy: Path, template_url: str) -> None:
-    said = await run(copy, *PYTEST, "tests/notes", *CONVENTIONS, "-k", BINDING, DATABASE_URL=template_url)
+async def test_the_tests_of_the_guide_and_the_conventions_pass(copy: Path, template_url: str) -> None:
+    output = await run(copy, *PYTEST, "tests/notes", *CONVENTIONS, "-k", RELEVANT, DATABASE_URL=template_url)
 
-    assert re.search(r"^[1-9][0-9]+ passed", said, re.MULTILINE), said
+    assert re.search(r"^[1-9][0-9]+ passed", output, re.MULTILINE), output
 
 
 @pytest.mark.skipif("GUIDE" not in os.environ, reason="takes minutes: make guide")
-async def test_the_guides_tests_cover_the_feature(copy: Path, template_url: str) -> None:
+async def test_the_tests_of_the_guide_cover_the_feature(copy: Path, template_url: str) -> None:
     coverage = ("--cov=app.notes", "--cov-branch", "--cov-fail-under=100", "--cov-report=term-missing")
 
-    said = await run(copy, *PYTEST, *coverage, "tests/notes", DATABASE_URL=template_url)
+    output = await run(copy, *PYTEST, *coverage, "tests/notes", DATABASE_URL=template_url)
 
-    assert re.search(r"^TOTAL +[1-9]", said, re.MULTILINE), said
+    assert re.search(r"^TOTAL +[1-9]", output, re.MULTILINE), output
 
 
 @pytest.mark.skipif("GUIDE" not in os.environ, reason="takes minutes: make guide")
-async def test_everything_passes_in_the_copy(copy: Path) -> None:
-    """What the guide's reader runs before committing, environment and database included."""
+async def test_make_check_and_make_test_pass_in_the_copy(copy: Path) -> None:
+    """Run the same commands as a reader of the guide, with a new environment and database."""
     bare = dict.fromkeys(("PYTHONPATH", "DATABASE_URL", "GUIDE"), "")
     await run(copy, "git", "init", "--quiet")
 

@@ -1,4 +1,4 @@
-"""What the application counts and measures, as a scraper sees it."""
+"""The metrics of the application, read over HTTP like a scraper."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ ME = "/api/v1/users/me"
 
 @dataclass(frozen=True)
 class Site:
-    """The application on a database of its own, and the port of its metrics."""
+    """An application on its own database, and the port of its metrics."""
 
     client: AsyncClient
     port: int
@@ -40,10 +40,10 @@ class Site:
     async def scrape(self) -> Scrape:
         return await scrape(self.port)
 
-    async def until(self, is_so: Callable[[Scrape], bool]) -> Scrape:
-        """Scrape until that is so."""
+    async def until(self, condition: Callable[[Scrape], bool]) -> Scrape:
+        """Scrape until the condition is true."""
         async with asyncio.timeout(20):
-            while not is_so(shown := await self.scrape()):  # noqa: ASYNC110  # Metrics are asked for; they send no event.
+            while not condition(shown := await self.scrape()):  # noqa: ASYNC110  # Metrics must be polled.
                 await asyncio.sleep(0.05)
         return shown
 
@@ -59,10 +59,10 @@ class Site:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _requests_of_other_tests_are_forgotten() -> None:
-    """All tests of a process count into one registry: thousands of series, which each scrape would write out."""
-    for distribution in (middleware._DURATION, middleware._STATEMENTS, middleware._DATABASE):
-        distribution._series.clear()
+def _without_requests_of_other_tests() -> None:
+    """All tests of a process use one registry. Its thousands of series would slow down each scrape."""
+    for histogram in (middleware._DURATION, middleware._STATEMENTS, middleware._DATABASE):
+        histogram._series.clear()
 
 
 @asynccontextmanager
@@ -78,14 +78,14 @@ async def site_on(url: str, **groups: Any) -> AsyncIterator[Site]:
 
 @pytest.fixture(scope="module")
 async def site(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]:
-    """One application for these tests, with one account, ada@example.com: they look at what is added."""
+    """One application for all tests, with the account ada@example.com. The tests compare the values before and after."""
     async with cloned(template_url) as url, site_on(url, auth={"refresh_reuse_grace": 0}) as site:
         async with site.database.begin() as session:
             await make_user(session, hasher, email="ada@example.com")
         yield site
 
 
-async def test_requests_are_counted_by_route_method_and_class_of_status(site: Site) -> None:
+async def test_requests_are_counted_by_route_method_and_status_class(site: Site) -> None:
     before = await site.scrape()
 
     await site.client.get("/problems/not-found")
@@ -106,7 +106,7 @@ async def test_requests_are_counted_by_route_method_and_class_of_status(site: Si
     assert "BREW" not in after.text
 
 
-async def test_how_long_a_request_took_is_in_its_bucket(site: Site) -> None:
+async def test_the_duration_of_a_request_is_in_its_bucket(site: Site) -> None:
     before = await site.scrape()
 
     await site.client.get("/livez")
@@ -119,7 +119,7 @@ async def test_how_long_a_request_took_is_in_its_bucket(site: Site) -> None:
     assert 0 < more("http_request_duration_seconds_sum") < 10
 
 
-async def test_a_request_s_statements_are_counted_and_timed(site: Site) -> None:
+async def test_the_statements_of_a_request_are_counted_and_timed(site: Site) -> None:
     pair = await site.log_in("ada@example.com")
     await site.until(lambda shown: shown.value("revocation_mode", mode="listening") == 1)
     before = await site.scrape()
@@ -138,7 +138,7 @@ async def test_a_request_s_statements_are_counted_and_timed(site: Site) -> None:
     assert 0 < more("http_request_database_seconds_sum", ME) < more("http_request_duration_seconds_sum", ME)
 
 
-async def test_a_request_that_is_being_answered_is_in_flight(site: Site) -> None:
+async def test_a_running_request_counts_as_in_flight(site: Site) -> None:
     async with site.database.begin() as holder:
         await holder.execute(text("LOCK TABLE rate_limits IN ACCESS EXCLUSIVE MODE"))
         waiting = asyncio.create_task(site.client.post("/api/v1/auth/register", json=registration("x@example.com")))
@@ -151,7 +151,7 @@ async def test_a_request_that_is_being_answered_is_in_flight(site: Site) -> None
     assert after.value("database_pool_in_use", pool="write") == 0
 
 
-async def test_who_waits_for_a_connection_is_seen(clone_url: str) -> None:
+async def test_tasks_that_wait_for_a_connection_are_counted(clone_url: str) -> None:
     async with (
         site_on(clone_url, database={"pool_size": 1, "pool_wait": "60s"}) as site,
         site.database.sessions() as holder,
@@ -167,7 +167,7 @@ async def test_who_waits_for_a_connection_is_seen(clone_url: str) -> None:
     assert during.value("database_pool_waiting", pool="read") == 0
 
 
-async def test_logins_are_counted_by_what_came_of_them(site: Site) -> None:
+async def test_logins_are_counted_by_outcome(site: Site) -> None:
     before = await site.scrape()
 
     await site.log_in("ada@example.com")
@@ -185,7 +185,7 @@ async def test_logins_are_counted_by_what_came_of_them(site: Site) -> None:
     assert more("password_hashes_total", outcome="begun") == 3
 
 
-async def test_refreshes_and_stolen_tokens_are_counted(site: Site) -> None:
+async def test_refreshes_and_reused_tokens_are_counted(site: Site) -> None:
     before = await site.scrape()
 
     first = await site.log_in("ada@example.com")
@@ -201,7 +201,7 @@ async def test_refreshes_and_stolen_tokens_are_counted(site: Site) -> None:
     assert more("refresh_token_alarms_total", event="auth.refresh_reuse_detected") == 1
 
 
-async def test_what_a_limit_refuses_is_counted_under_its_name(site: Site) -> None:
+async def test_attempts_are_counted_by_rate_limit(site: Site) -> None:
     before = await site.scrape()
 
     for _ in range(12):
@@ -221,18 +221,18 @@ async def test_what_a_limit_refuses_is_counted_under_its_name(site: Site) -> Non
     )
 
 
-async def test_the_state_of_revocations_is_shown(site: Site) -> None:
+async def test_the_state_of_the_revocation_listener_is_exposed(site: Site) -> None:
     shown = await site.until(lambda shown: shown.value("revocation_mode", mode="listening") == 1)
 
     assert shown.value("revocation_mode") == 1
     assert 0 <= shown.value("revocation_age_seconds") < 10
 
 
-async def test_a_full_queue_of_passwords_is_shown(clone_url: str) -> None:
+async def test_a_full_hash_queue_is_exposed(clone_url: str) -> None:
     auth = {"hash_threads": 1, "hash_queue": 1, "bcrypt_cost": 12}
     async with site_on(clone_url, auth=auth) as site:
         before = await site.scrape()
-        # One is hashed and one waits; on a busy machine a third may come when the first has gone, but not so many more.
+        # One password is hashed and one waits. On a busy machine a few more may be hashed, but not all.
         logins = [asyncio.create_task(site.log_in(f"{name}@example.com")) for name in "abcdefgh"]
         during = await site.until(lambda shown: shown.value("password_hash_waiting") == 1)
         await asyncio.gather(*logins)
@@ -249,7 +249,7 @@ async def test_a_full_queue_of_passwords_is_shown(clone_url: str) -> None:
 # Jobs and mail
 
 
-async def test_jobs_and_mails_are_counted_by_how_they_ended(clone_url: str, tmp_path: Path) -> None:
+async def test_jobs_and_mails_are_counted_by_outcome(clone_url: str, tmp_path: Path) -> None:
     groups = {"jobs": {"in_process": True}, "mail": {"url": tmp_path.as_uri()}}
     async with site_on(clone_url, **groups) as site:
         before = await site.scrape()
@@ -266,7 +266,7 @@ async def test_jobs_and_mails_are_counted_by_how_they_ended(clone_url: str, tmp_
     assert done.value("job_duration_seconds_count", task="users.jobs:mail_link") >= 1
 
 
-async def test_the_queue_is_shown_by_what_the_database_holds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_queue_metrics_are_read_from_the_database(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async with site.database.begin() as session:
         await session.execute(text("TRUNCATE procrastinate_jobs RESTART IDENTITY CASCADE"))
     for number in range(3):
@@ -291,20 +291,20 @@ def registration(email: str) -> dict[str, str]:
     return {"email": email, "password": "five quiet herons at dawn"}
 
 
-# What the documents say
+# Documentation
 
 
 DOCUMENT = ROOT / "docs" / "operations" / "metrics.md"
 
 
-async def test_every_metric_is_explained_in_a_sentence(site: Site) -> None:
+async def test_each_metric_is_described_in_a_sentence(site: Site) -> None:
     shown = await site.until(lambda shown: "revocation_age_seconds" in shown.types)
 
     for family in text_string_to_metric_families(shown.text):
         assert re.match(r"[A-Z0-9].*[a-z].*\.$", family.documentation), f"{family.name}: {family.documentation}"
 
 
-async def test_the_list_of_metrics_names_each_with_its_type_and_its_labels(site: Site) -> None:
+async def test_the_document_lists_each_metric_with_its_type_and_labels(site: Site) -> None:
     await site.log_in("ada@example.com")
     shown = await site.until(lambda shown: "revocation_age_seconds" in shown.types)
 

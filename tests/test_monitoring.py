@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules: whatever they name must be in what the application exposes."""
+"""The dashboard and the alert rules use only metrics and labels that the application exposes."""
 
 import json
 import re
@@ -19,7 +19,7 @@ import_module("app.worker")
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yaml"
 DASHBOARD = MONITORING / "dashboard.json"
-# What Prometheus adds itself.
+# Labels that Prometheus adds.
 TARGET = {"job", "instance"}
 OF_PROMETHEUS = {"up": set[str]()}
 _WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "bool"}
@@ -31,7 +31,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Yield every expression with where it stands."""
+    """Yield each expression with the name of its alert or panel."""
     for rule in rules():
         yield rule["alert"], rule["expr"]
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
@@ -40,7 +40,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def named(expression: str) -> tuple[dict[str, set[str]], set[str]]:
-    """Give the metrics of an expression with the labels they are selected by, and the labels that it groups by."""
+    """Return the metrics of an expression, each with the labels in its selector, and the labels that it groups by."""
     text = re.sub(r'"[^"]*"', '""', expression)
     text = re.sub(r"\[[^\]]*\]", "", text)
     grouped: set[str] = set()
@@ -67,7 +67,9 @@ async def exposed(template_url: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("place", "expression"), list(expressions()))
-async def test_what_is_asked_for_is_exposed(exposed: dict[str, set[str]], place: str, expression: str) -> None:
+async def test_each_metric_of_an_expression_is_exposed(
+    exposed: dict[str, set[str]], place: str, expression: str
+) -> None:
     metrics, grouped = named(expression)
 
     assert metrics, place
@@ -77,13 +79,13 @@ async def test_what_is_asked_for_is_exposed(exposed: dict[str, set[str]], place:
         assert grouped <= exposed[name] | TARGET, f"{place}: {name} has no label {grouped - exposed[name] - TARGET}"
 
 
-def test_an_expression_is_read_for_its_metrics_and_labels() -> None:
+def test_metrics_and_labels_are_read_from_an_expression() -> None:
     text = 'sum by (le, route) (rate(a_bucket{status="5xx", method!~"G{1}ET"}[5m])) > 1 and on (pool) b_total'
 
     assert named(text) == ({"a_bucket": {"status", "method"}, "b_total": set()}, {"le", "route", "pool"})
 
 
-def test_legends_and_summaries_show_labels_that_are_left() -> None:
+def test_legends_and_summaries_use_existing_labels() -> None:
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
             shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
@@ -95,7 +97,7 @@ def test_legends_and_summaries_show_labels_that_are_left() -> None:
         assert shown <= (grouped or {"instance"}), rule["alert"]
 
 
-def test_every_alert_is_explained_to_whoever_is_woken_by_it() -> None:
+def test_each_alert_is_explained_in_the_documentation() -> None:
     page = (ROOT / "docs" / "operations" / "metrics.md").read_text()
     explained = re.findall(r"^\| `([A-Z][a-z]\w+)` \|", page, flags=re.MULTILINE)
 
@@ -111,7 +113,7 @@ def test_prometheus_accepts_the_rules() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_dashboard_s_panels_do_not_overlap() -> None:
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         place = panel["gridPos"]

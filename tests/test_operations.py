@@ -21,7 +21,7 @@ from tests.servers import real_server
 
 DOCUMENT = ROOT / "docs" / "operations" / "logs.md"
 ME = "/api/v1/users/me"
-# What no request of this test brings about: as the program writes it.
+# Records that no request of this test causes, in the format of the log.
 SAMPLES = [
     {"event": "unhandled error", "level": "error", "exception": "Traceback:\n  in f\nZeroDivisionError: by zero\n"},
     {"event": "revocation listener lost its connection", "level": "warning", "timestamp": "2026-11-26T12:00:00Z"},
@@ -54,7 +54,7 @@ def questions() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Log:
-    """What a server wrote, and who and what is in it."""
+    """The log of a server, with the ids of an account and of a request in it."""
 
     directory: Path
     user_id: str
@@ -76,18 +76,18 @@ async def log(template_url: str, hasher: PasswordHasher, tmp_path_factory: pytes
             database.begin() as holder,
         ):
             headers = await log_in(client, user.email)
-            # Whoever waits for a lock is slow on any machine.
+            # A request that waits for a lock is slow on any machine.
             await holder.execute(text("LOCK TABLE users IN ACCESS EXCLUSIVE MODE"))
             waiting = asyncio.create_task(client.get(ME, headers=headers))
             async with asyncio.timeout(20):
                 while not await holder.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
                     pass
-            # From now on it has waited, and here for how long.
+            # The request waits for at least this time.
             await asyncio.sleep(0.01)
             await holder.rollback()
             request_id = (await waiting).headers["x-request-id"]
             async with asyncio.timeout(20):
-                # Slow statements have the id as well, and are written before.
+                # The lines of slow statements contain the id too, but come earlier.
                 while request_id not in {line["request_id"] for line in server.records("request")}:  # noqa: ASYNC110  # Its file.
                     await asyncio.sleep(0.01)
             lines = server.lines()

@@ -1,4 +1,4 @@
-"""The README's way into production, word for word, against a PostgreSQL that accepts TLS alone."""
+"""The production listing of the README works unchanged, with a PostgreSQL server that accepts only TLS."""
 
 import asyncio
 import os
@@ -19,13 +19,13 @@ from tests.conftest import ROOT, outside
 from tests.core.db.test_tls import needs_tls
 from tests.tls import TlsServer, tls_server
 
-# An address of this machine that nobody else listens on at the port of the listing.
+# A loopback address on which no other process uses the port of the listing.
 ADDRESS = "127.53.0.1"
 DATABASE_HOST = "db.internal"
 PASSWORD = "a password of the database"
 ADMIN_PASSWORD = "the first of all administrators"
 _START_PATIENCE = 120.0
-# Everything in it is a copy: what the listing writes below /etc is gone with the namespace.
+# /etc is a copy here. Files that the listing writes there disappear with the namespace.
 _NAMESPACE = """
 set -e
 mount --bind "$PLACE/etc" /etc
@@ -45,7 +45,7 @@ pytestmark = [
 
 
 def listings() -> tuple[str, list[str]]:
-    """Give the commands that prepare, and those that run."""
+    """Return the setup commands, and the commands of the services."""
     _, section = (ROOT / "README.md").read_text().split("## In production\n")
     _, prepare, run = re.findall(r"```bash\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
     return prepare, run.splitlines()
@@ -53,7 +53,7 @@ def listings() -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine as an operator has it: names in /etc/hosts, an authority that the system trusts, a virtual environment."""
+    """A machine with host names in /etc/hosts, a trusted certificate authority and a virtual environment."""
 
     place: Path
     environment: dict[str, str]
@@ -109,14 +109,14 @@ async def running(machine: Machine, script: str, log: Path) -> AsyncIterator[asy
             os.killpg(process.pid, signal.SIGKILL)
 
 
-async def test_the_listing_of_the_readme_ends_in_a_service_that_answers(machine: Machine) -> None:
+async def test_the_production_listing_of_the_readme_starts_a_working_service(machine: Machine) -> None:
     prepare, (serve, work) = listings()
-    # Only the system's certificates are added to: the listing names none.
+    # The listing uses the certificates of the system, so the test authority is added to them.
     trust = f"export SSL_CERT_FILE={machine.place}/etc/trusted.pem\n"
     exports = "".join(line + "\n" for line in prepare.splitlines() if line.startswith("export "))
     install, _, rest = prepare.partition("\n")
 
-    said = ""
+    output = ""
     for script in (install, trust + rest):
         prepared = await asyncio.to_thread(
             subprocess.run,
@@ -128,8 +128,8 @@ async def test_the_listing_of_the_readme_ends_in_a_service_that_answers(machine:
             text=True,
             check=False,
         )
-        said = prepared.stdout
-        assert prepared.returncode == 0, said + prepared.stderr
+        output = prepared.stdout
+        assert prepared.returncode == 0, output + prepared.stderr
     logs = {name: machine.place / f"{name}.log" for name in ("serve", "worker")}
     async with (
         running(machine, trust + exports + serve, logs["serve"]),
@@ -147,7 +147,7 @@ async def test_the_listing_of_the_readme_ends_in_a_service_that_answers(machine:
             while '"event":"job done"' not in logs["worker"].read_text():  # noqa: ASYNC110  # Another process writes.
                 await asyncio.sleep(0.2)
 
-    assert "Created administrator you@example.com" in said
+    assert "Created administrator you@example.com" in output
     assert login.status_code == 200, login.text
     assert forgotten.status_code == 202
 

@@ -1,4 +1,4 @@
-"""`docs/recipes.md`: its listings, run a thousand times, leave no connection taken."""
+"""The listings of `docs/recipes.md` return all connections to the pools, even after a thousand runs."""
 
 import asyncio
 import importlib
@@ -43,7 +43,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 @dataclass
 class Site:
-    """The application with the recipes in it, on real sockets; `watcher` is a connection that it does not know of."""
+    """The application with the recipes, on real sockets. `watcher` is a separate connection to the database."""
 
     database: Database
     connections: Connections
@@ -54,7 +54,7 @@ class Site:
     modules: dict[str, ModuleType]
 
     async def is_at_rest(self) -> bool:
-        """Say whether every request has ended, no connection is taken from a pool, and none is at work in the server."""
+        """Return whether no request runs, no connection is checked out of a pool, and no session of PostgreSQL is busy."""
         busy = await self.watcher.fetchval(
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
@@ -63,7 +63,7 @@ class Site:
         return not self.connections.tasks and taken == [0, 0] and busy == 0
 
     async def count(self, event: str) -> int:
-        """Count the events of this name in the audit log."""
+        """Return the number of audit events with this name."""
         found: int = await self.watcher.fetchval("SELECT count(*) FROM audit_events WHERE event = $1", event)
         return found
 
@@ -77,7 +77,7 @@ class Site:
 
 @pytest.fixture
 def reports(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
-    """The listings as modules of a package `app.reports`, and no trace of them afterwards."""
+    """The listings as modules of a package `app.reports`, which is removed after the test."""
     folder = tmp_path / "reports"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -115,7 +115,7 @@ async def site(clone_url: str, hasher: PasswordHasher, reports: dict[str, Module
 
 @asynccontextmanager
 async def listening(app: Any, state: dict[str, Any]) -> AsyncIterator[tuple[Connections, tuple[str, int]]]:
-    """Serve as `app serve` does, in this process."""
+    """Serve the application like `app serve`, in this process."""
     config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, access_log=False)
     config.load()
     connections = Connections(ServerSettings(), limit=100)
@@ -128,12 +128,12 @@ async def listening(app: Any, state: dict[str, Any]) -> AsyncIterator[tuple[Conn
         for connection in list(connections.connections):
             connection.transport.abort()
         async with asyncio.timeout(10):
-            while connections.tasks or connections.connections:  # noqa: ASYNC110  # They tell nobody.
+            while connections.tasks or connections.connections:  # noqa: ASYNC110  # There is no event to wait for.
                 await asyncio.sleep(0.01)
 
 
 async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:
-    """Do something so many times, ten at once."""
+    """Call a function this many times, ten calls at a time."""
 
     async def some(number: int) -> None:
         for _ in range(number):
@@ -142,8 +142,8 @@ async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:
     await asyncio.gather(*(some(times // CONCURRENT) for _ in range(CONCURRENT)))
 
 
-async def begin_to_read(site: Site) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Ask for a stream that is longer than what sockets hold, and read its beginning."""
+async def start_reading(site: Site) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Request a stream that does not fit into the socket buffers, and read its first line."""
     reader, writer = await asyncio.open_connection(*site.address, limit=1024)
     path = f"{API_PREFIX}/reports/accounts".encode()
     writer.write(_HEAD % (path, site.headers["Authorization"].encode()))
@@ -168,13 +168,13 @@ async def test_streams_are_complete_and_give_their_connections_back(site: Site, 
 async def test_streams_whose_clients_disconnect_give_their_connections_back(site: Site, times: int) -> None:
     await site.add_accounts(MANY)
 
-    async def break_off() -> None:
-        _, writer = await begin_to_read(site)
-        # Reset, as a client that crashes does.
+    async def disconnect() -> None:
+        _, writer = await start_reading(site)
+        # A connection reset, as from a crashed client.
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         writer.transport.abort()
 
-    await repeat(times, break_off)
+    await repeat(times, disconnect)
 
     await eventually(site.is_at_rest)
     response = await site.client.get(f"{API_PREFIX}/reports/accounts", headers=site.headers)
@@ -183,9 +183,9 @@ async def test_streams_whose_clients_disconnect_give_their_connections_back(site
 
 async def test_streams_that_a_shutdown_cuts_give_their_connections_back(site: Site) -> None:
     await site.add_accounts(MANY)
-    writers = [(await begin_to_read(site))[1] for _ in range(POOL_SIZE)]
+    writers = [(await start_reading(site))[1] for _ in range(POOL_SIZE)]
 
-    # What the server does when its grace is over.
+    # The server does the same at the end of the shutdown grace.
     for task in list(site.connections.tasks):
         task.cancel()
 
@@ -196,10 +196,10 @@ async def test_streams_that_a_shutdown_cuts_give_their_connections_back(site: Si
 
 @TIMES
 async def test_background_tasks_give_their_connections_back(site: Site, times: int) -> None:
-    async def ask() -> None:
+    async def send() -> None:
         assert (await site.client.post(f"{API_PREFIX}/reports/glances", headers=site.headers)).status_code == 202
 
-    await repeat(times, ask)
+    await repeat(times, send)
 
     await eventually(site.is_at_rest)
     assert await site.count("reports.glanced") == times // CONCURRENT * CONCURRENT
@@ -207,13 +207,13 @@ async def test_background_tasks_give_their_connections_back(site: Site, times: i
 
 @TIMES
 async def test_jobs_run_after_the_response_and_give_their_connections_back(site: Site, times: int) -> None:
-    async def ask() -> None:
+    async def send() -> None:
         assert (await site.client.post(f"{API_PREFIX}/reports/visits", headers=site.headers)).status_code == 202
 
     async def is_done() -> bool:
         return await site.count("reports.visited") == times // CONCURRENT * CONCURRENT
 
-    await repeat(times, ask)
+    await repeat(times, send)
     settings = make_settings(site.database.engine.url.render_as_string(hide_password=False), jobs=QUICK)
     work = make_work(settings, site.database)
 

@@ -1,4 +1,4 @@
-"""What the documents about security claim: it must be so in the code, and the tests they name must exist."""
+"""The security documents agree with the code, and the tests that they name exist."""
 
 import ast
 import re
@@ -32,36 +32,35 @@ DATA_FILES = [
 PRODUCTION = [file for file in sorted(SOURCE.rglob("*.py")) if file.relative_to(SOURCE).parts[0] != "dev"]
 REQUIREMENTS = requirements_of(read("asvs.toml"))
 DATA = read("data.toml")
-# Chapter: how many requirements ASVS 5.0 has in it.
+# Number of requirements in each complete chapter of ASVS 5.0.
 COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
-# Who may open a connection, and to what.
+# The modules that use network libraries, with the purpose of each.
 CONNECTING = {
-    "auth/access/revocation.py": "PostgreSQL: the listener of revocations.",
+    "auth/access/revocation.py": "PostgreSQL: the revocation listener.",
     "core/db/connections.py": "PostgreSQL: the two pools.",
-    "core/db/database.py": "Asks for those two.",
-    "core/db/failures.py": "Names the driver's errors; connects to nothing.",
-    "core/observability/exposition.py": "Listens for Prometheus, and asks the other processes of the service for their metrics.",
-    "core/listening.py": "Listens; connects to nothing.",
-    "core/db/reads.py": "Asks the pool for reading.",
-    "core/db/tls.py": "PostgreSQL: opens each connection of the pools, the listener and the migrations.",
-    "server/supervisor.py": "Talks to its own worker processes; connects to nothing.",
+    "core/db/database.py": "PostgreSQL: creates the two pools.",
+    "core/db/failures.py": "Uses only the exceptions of the driver.",
+    "core/observability/exposition.py": "Listens for Prometheus, and requests the metrics of the other processes of the service.",
+    "core/listening.py": "Only listens.",
+    "core/db/reads.py": "PostgreSQL: uses the read pool.",
+    "core/db/tls.py": "PostgreSQL: opens the connections of the pools, the listener and the migrations.",
+    "server/supervisor.py": "Only talks to its worker processes.",
     "jobs/library.py": "PostgreSQL: the worker.",
     "mail/transports.py": "The configured mail server.",
-    "migrations/env.py": "PostgreSQL: Alembic's own command line.",
+    "migrations/env.py": "PostgreSQL: the command line of Alembic.",
     "migrations/runner.py": "PostgreSQL: migrations.",
-    "server/serve.py": "Listens; connects to nothing.",
+    "server/serve.py": "Only listens.",
 }
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}
 _FACTORIES = {"create_async_engine", "create_engine", "open_connection", "create_connection"}
-
 
 OURS = {"audit", "auth", "core", "jobs", "users"}
 
 
 @cache
 def nodes() -> list[tuple[str, ast.AST]]:
-    """Give every node of the code that runs in production, with the file it stands in."""
+    """Return all nodes of the production code with their files."""
     return [
         (str(file.relative_to(SOURCE)), node) for file in PRODUCTION for node in ast.walk(ast.parse(file.read_text()))
     ]
@@ -76,17 +75,17 @@ def named_in(path: str) -> set[str]:
     }
 
 
-def faults(number: str) -> Iterator[str]:
-    """Yield what is wrong with the account given of one requirement."""
+def problems(number: str) -> Iterator[str]:
+    """Yield the problems of the entry of a requirement."""
     requirement = REQUIREMENTS[number]
     tests = requirement.get("tests", [])
     if requirement["status"] not in STATUSES or requirement["level"] not in {1, 2, 3}:
-        yield f"{number} has no status or level"
+        yield f"{number}: the status or the level is invalid"
     if not requirement["about"].endswith("."):
-        yield f"{number} is not explained in sentences"
+        yield f"{number}: explain it in sentences"
     if bool(tests) != (requirement["status"] == "met"):
-        yield f"{number}: met is what a test proves, and nothing else is"
-    yield from (f"{number} names {test}" for test in tests if not exists(test))
+        yield f"{number}: a met requirement needs a test, and no other one has tests"
+    yield from (f"{number}: there is no test {test}" for test in tests if not exists(test))
 
 
 def exists(test: str) -> bool:
@@ -94,22 +93,22 @@ def exists(test: str) -> bool:
     return (ROOT / path).is_file() and name in named_in(path)
 
 
-def test_every_requirement_is_accounted_for() -> None:
-    assert [fault for number in REQUIREMENTS for fault in faults(number)] == []
+def test_each_requirement_has_a_status_and_an_explanation() -> None:
+    assert [problem for number in REQUIREMENTS for problem in problems(number)] == []
 
 
-def test_the_chapters_that_bind_a_service_are_complete() -> None:
+def test_the_chapters_for_services_are_complete() -> None:
     counted = {chapter: sum(number.split(".")[0] == str(chapter) for number in REQUIREMENTS) for chapter in COMPLETE}
 
     assert counted == COMPLETE
 
 
-def test_the_first_level_has_no_gap() -> None:
+def test_level_one_has_no_gap() -> None:
     assert [number for number, one in REQUIREMENTS.items() if one["level"] == 1 and one["status"] == "gap"] == []
 
 
-def test_every_column_has_a_class() -> None:
-    # A feature of the reader's own is free to name its columns there.
+def test_each_column_has_a_class() -> None:
+    # Features of an adopter may have their columns there, but need not.
     columns = {
         mapper.local_table.name: {column.name for column in mapper.local_table.columns}
         for mapper in Base.registry.mappers
@@ -118,21 +117,21 @@ def test_every_column_has_a_class() -> None:
     classes = {kind for table in DATA["columns"].values() for kind in table.values()}
 
     assert models.__all__
-    assert {name: set(table) for name, table in DATA["columns"].items()} == columns, "say in docs/security/data.toml"
+    assert {name: set(table) for name, table in DATA["columns"].items()} == columns, "add it to docs/security/data.toml"
     assert classes <= DATA["classes"].keys()
 
 
-def test_every_secret_setting_is_in_the_document() -> None:
+def test_each_secret_setting_is_documented() -> None:
     secret = {
         variable
         for variable, name, model in variables()
         if SecretStr in {model.model_fields[name].annotation, *get_args(model.model_fields[name].annotation)}
     }
 
-    assert DATA["secrets"].keys() == secret, "say in docs/security/data.toml what it protects and when it is changed"
+    assert DATA["secrets"].keys() == secret, "add to docs/security/data.toml what it protects and when to change it"
 
 
-def test_every_audit_event_is_in_the_document() -> None:
+def test_each_audit_event_is_documented() -> None:
     foreign_keys = {
         key.target_fullname
         for table in Base.metadata.sorted_tables
@@ -145,10 +144,10 @@ def test_every_audit_event_is_in_the_document() -> None:
         if isinstance(node, ast.Constant) and re.fullmatch(r"(auth|users)\.[a-z_]+", str(node.value))
     }
 
-    assert named - foreign_keys == DATA["events"].keys(), "say in docs/security/data.toml when it is written"
+    assert named - foreign_keys == DATA["events"].keys(), "add to docs/security/data.toml when it is written"
 
 
-def test_every_pathway_in_the_document_exists() -> None:
+def test_each_operation_that_issues_credentials_is_documented() -> None:
     application = create_app(make_settings("postgresql://nobody@127.0.0.1/nothing"))
     operations = [
         (f"{method} {context.path}", context.openapi_extra or {})
@@ -156,7 +155,7 @@ def test_every_pathway_in_the_document_exists() -> None:
         if isinstance(context.original_route, APIRoute)
         for method in context.methods or ()
     ]
-    # What asks for mail or ends a session leads to no credential.
+    # These operations request mail or end a session. They issue no credentials.
     harmless = {"revoke", "resend", "forgot"}
     public = {
         name
@@ -165,10 +164,10 @@ def test_every_pathway_in_the_document_exists() -> None:
     }
 
     assert DATA["pathways"].keys() <= {name for name, _ in operations}
-    assert public <= DATA["pathways"].keys(), "say in docs/security/data.toml what it takes and gives"
+    assert public <= DATA["pathways"].keys(), "add to docs/security/data.toml its input and result"
 
 
-def test_only_the_named_modules_open_connections() -> None:
+def test_only_listed_modules_open_connections() -> None:
     found = set()
     for file, node in nodes():
         imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -177,10 +176,10 @@ def test_only_the_named_modules_open_connections() -> None:
         if called in _FACTORIES or _CONNECTORS.intersection(imported):
             found.add(file)
 
-    assert found == CONNECTING.keys(), "name it in CONNECTING, and in docs/security.md where it connects to"
+    assert found == CONNECTING.keys(), "add the module to CONNECTING, and its connection to docs/security.md"
 
 
-def test_no_pattern_is_built_from_input() -> None:
+def test_no_regular_expression_is_built_from_input() -> None:
     built = {
         f"{file} {function.name}"
         for file, function in nodes()
@@ -210,11 +209,11 @@ def test_secrets_come_from_the_operating_system() -> None:
     }
 
     pauses = {"auth/access/revocation.py", "core/db/retries.py", "jobs/queue.py", "migrations/runner.py"}
-    assert used == {(file, "uniform") for file in pauses}, "a pause may be random; a secret comes from os.urandom"
+    assert used == {(file, "uniform") for file in pauses}, "`random` is only for pauses; create secrets with os.urandom"
     assert imported == set()
 
 
-def test_no_password_ages() -> None:
+def test_no_password_expires() -> None:
     columns = {column.name for table in Base.metadata.sorted_tables for column in table.columns}
     settings = {variable for variable, _, _ in variables()}
 
@@ -233,7 +232,7 @@ def test_the_deadlines_for_dependencies_are_published() -> None:
 
 
 @pytest.mark.parametrize("name", ["base.txt", "dev.txt"])
-def test_every_dependency_is_pinned_with_hashes(name: str) -> None:
+def test_each_dependency_is_pinned_with_hashes(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
     pins = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
@@ -241,7 +240,7 @@ def test_every_dependency_is_pinned_with_hashes(name: str) -> None:
     assert [pin for pin in pins if "==" not in pin or "--hash=sha256:" not in pin] == []
 
 
-def test_the_package_ships_nothing_but_itself(tmp_path: Path) -> None:
+def test_the_package_contains_only_the_application(tmp_path: Path) -> None:
     build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
     made = subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True, text=True)
     with zipfile.ZipFile(tmp_path / made.stdout.split()[-1]) as wheel:

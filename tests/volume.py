@@ -1,4 +1,4 @@
-"""A database of the size at which a bad plan shows, and what a list's statement does there."""
+"""A database that is large enough to reveal bad query plans, and the plans of statements on it."""
 
 import itertools
 import json
@@ -15,8 +15,8 @@ from tests.conftest import cloned, make_settings
 
 ROWS = 100_000
 
-# Neither addresses nor names follow the order of creation: what is sorted one way is scattered in the other. The rare roles
-# and states are as frequent as is worst without an index of their own: too many to sort, too few to meet while walking.
+# Addresses and names do not follow the order of creation, so no order by one of them matches the order of another. The rare roles
+# and states have the worst frequency without an index of their own: too many rows to sort, too few to find by scanning.
 USERS = f"""
     INSERT INTO users (id, email, email_key, full_name, name_key, role, is_active, created_at)
     SELECT gen_random_uuid(), key || '@example.com', key || '@example.com', name, lower(name),
@@ -24,8 +24,8 @@ USERS = f"""
            timestamptz '2020-01-01 00:00+00' + n * interval '10 minutes'
     FROM (SELECT n, md5(n::text) AS key, CASE WHEN n % 3 > 0 THEN initcap(md5('name' || n)) END AS name
           FROM generate_series(1, {ROWS}) AS n) AS numbered
-"""  # noqa: S608  # A number of ours.
-# A thousand accounts act on each other; one of a thousand events is of a rare kind.
+"""  # noqa: S608  # A constant of this file.
+# A thousand accounts act on each other. One in a thousand events is of a rare kind.
 EVENTS = f"""
     INSERT INTO audit_events (id, event, occurred_at, actor_id, subject_id, detail)
     SELECT gen_random_uuid(), CASE WHEN n % 1000 = 7 THEN 'users.deleted' ELSE 'auth.login_succeeded' END,
@@ -40,13 +40,13 @@ _REMOVED = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
 
 @dataclass(frozen=True)
 class Plan:
-    """What PostgreSQL did for one statement."""
+    """The executed plan of a statement."""
 
     nodes: list[dict[str, Any]]
 
     @property
     def cost(self) -> float:
-        """What PostgreSQL took it to cost."""
+        """The cost that PostgreSQL estimated."""
         cost: float = self.nodes[0]["Total Cost"]
         return cost
 
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def rows_fetched(self) -> float:
-        """Rows read from tables, whether or not they were kept."""
+        """Rows read from tables, including those that a filter removed."""
         fetched: float = sum(
             (node["Actual Rows"] + sum(node.get(removed, 0) for removed in _REMOVED)) * node["Actual Loops"]
             for node in self.nodes
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def rows_sorted(self) -> float:
-        """Rows that went into sorts."""
+        """Number of sorted rows."""
         sorts = [node for node in self.nodes if node["Node Type"] in {"Sort", "Incremental Sort"}]
         rows: float = sum(child["Actual Rows"] * child["Actual Loops"] for node in sorts for child in node["Plans"])
         return rows
@@ -83,7 +83,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Plans:
-    """The plan for these very values, and the one PostgreSQL may keep for any values of the same statement."""
+    """The custom plan for these parameters, and the generic plan that PostgreSQL may use for any parameters."""
 
     statement: str
     custom: Plan
@@ -94,7 +94,7 @@ class Plans:
 async def filled(
     template_url: str, statement: str, *, analyze: str = "VACUUM ANALYZE users, audit_events", **settings: Any
 ) -> AsyncIterator[Database]:
-    """Give a database with many rows of one kind."""
+    """A database with the rows that this SQL inserts."""
     async with cloned(template_url) as url:
         connection = await asyncpg.connect(plain(url))
         await connection.execute(statement)
@@ -106,16 +106,16 @@ async def filled(
 
 
 def plain(url: str) -> str:
-    """Write the URL for the driver alone."""
+    """Return the URL in the form that asyncpg accepts."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 async def plans_of(database: Database, run: Callable[[WriteSession], Awaitable[Any]]) -> list[Plan]:
-    """Give the plan of each kind of statement of a piece of work. Nothing of it is committed."""
+    """Return the plan of each different statement that a function executes. Nothing is committed."""
     plans = []
     async with explaining(database) as explainer:
         for statement, parameters in dict(await _statements(database, run)).items():
-            plans.append(await explainer.undone(statement, parameters))
+            plans.append(await explainer.rolled_back(statement, parameters))
     return plans
 
 
@@ -137,7 +137,7 @@ async def _statements(
 
 
 class Explainer:
-    """Explains the one statement that a piece of the application executes, exactly as it executes it."""
+    """Explains the single statement that a function of the application executes."""
 
     def __init__(self, database: Database, connection: asyncpg.Connection) -> None:
         self._database = database
@@ -148,8 +148,8 @@ class Explainer:
         custom, generic = [await self._explain(statement, parameters, mode) for mode in ("custom", "generic")]
         return Plans(statement, custom, generic)
 
-    async def undone(self, statement: str, parameters: tuple[Any, ...]) -> Plan:
-        """Explain a statement that writes, and roll it back."""
+    async def rolled_back(self, statement: str, parameters: tuple[Any, ...]) -> Plan:
+        """Explain a statement that may write, and roll it back."""
         transaction = self._connection.transaction()
         await transaction.start()
         explain = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}"
@@ -169,7 +169,7 @@ class Explainer:
 
 @asynccontextmanager
 async def explaining(database: Database) -> AsyncIterator[Explainer]:
-    """Open a connection to explain on, with the settings of the application's."""
+    """Open a connection for EXPLAIN, without JIT like those of the application."""
     url = database.engine.url.render_as_string(hide_password=False)
     connection = await asyncpg.connect(plain(url), server_settings={"jit": "off"})
     yield Explainer(database, connection)

@@ -1,6 +1,6 @@
 from collections.abc import Mapping
 
-from tests.access import NOBODYS, TARGET, Access, authenticated, public, scoped
+from tests.access import TARGET, UNKNOWN_ID, Access, authenticated, public, scoped
 from tests.factories import PASSWORD
 
 ACCESS: Mapping[str, Access] = {
@@ -9,7 +9,7 @@ ACCESS: Mapping[str, Access] = {
     "POST /api/v1/auth/reauthenticate": authenticated(json={"password": PASSWORD}),
     "GET /api/v1/users/me/sessions": authenticated(),
     "DELETE /api/v1/users/me/sessions": authenticated(),
-    "DELETE /api/v1/users/me/sessions/{session_id}": authenticated(path={"session_id": NOBODYS}, is_found=False),
+    "DELETE /api/v1/users/me/sessions/{session_id}": authenticated(path={"session_id": UNKNOWN_ID}, is_found=False),
     "DELETE /api/v1/users/{user_id}/sessions": scoped("users:write"),
     "GET /api/v1/users/me/export": authenticated(),
     "GET /.well-known/jwks.json": public(),

@@ -387,7 +387,7 @@ async def test_a_connection_that_is_silent_from_the_start_is_given_up(shared_url
         proxy.silent_at = moment
         listener = RevocationListener(database_settings(proxy.url))
         listener.start()
-        await becomes(lambda: not proxy.flows, within=5)
+        await becomes(lambda: not proxy.is_forwarding, within=5)
         tried = proxy.sent.count(moment)
 
         # New connections get through, the silent one stays silent.
@@ -417,7 +417,7 @@ async def test_a_slow_poll_counts_from_the_time_it_was_sent(shared_url: str, mon
     monkeypatch.setattr(revocation, "_POLL_TIMEOUT", PATIENCE)
     async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
         proxy.silent_at = b"pg_snapshot_xmin"
-        await becomes(lambda: not proxy.flows, within=PATIENCE)
+        await becomes(lambda: not proxy.is_forwarding, within=PATIENCE)
         # No other poll follows this one.
         monkeypatch.setattr(revocation, "POLL_INTERVAL", PATIENCE)
         await asyncio.sleep(0.3)
@@ -609,7 +609,7 @@ async def test_without_the_database_no_token_is_accepted_after_the_fence(
             assert int(response.headers["Retry-After"]) >= 1
         for proxy in (direct, pool):
             proxy.resume()
-            proxy.mend()
+            proxy.accept()
 
         async def recovers() -> bool:
             assert await answers(client, ended) in {401, 503}

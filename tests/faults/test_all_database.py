@@ -128,7 +128,7 @@ async def partitioned(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def unanswered(world: World) -> AsyncIterator[None]:
-    world.proxy.deafen()
+    world.proxy.hold_responses()
     yield
     world.proxy.resume()
 
@@ -137,7 +137,7 @@ async def unanswered(world: World) -> AsyncIterator[None]:
 async def reset(world: World) -> AsyncIterator[None]:
     world.proxy.cut()
     yield
-    world.proxy.mend()
+    world.proxy.accept()
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ async def test_connections_to_a_read_only_primary_are_replaced_when_its_address_
                     await asyncio.sleep(0.05)
             await caught_up(old, new)
             await new.promote()
-            proxy.lead_to(new.url)
+            proxy.redirect_to(new.url)
             recovery = await load.writes.recovery_time(within=_TIMEOUT)
             await load.reads.wait_for_writes(100, within=_TIMEOUT)
             on_old = await old.fetch("SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", product.SLUG)

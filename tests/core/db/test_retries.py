@@ -456,7 +456,7 @@ def test_an_unknown_option_of_a_route_is_rejected() -> None:
 def test_an_option_of_another_type_is_rejected_when_the_route_is_declared(given: Any) -> None:
     router = routing.router()
 
-    with pytest.raises(TypeError, match="repeatable is True or False"):
+    with pytest.raises(TypeError, match="repeatable must be True or False"):
 
         @router.post("/charge", openapi_extra=public | routing.options(repeatable=given))
         async def charge() -> None:
@@ -478,7 +478,7 @@ async def test_a_commit_whose_response_is_lost_is_never_retried(
 ) -> None:
     async def act(_session: WriteSession, _number: int) -> None:
         # The next message is the COMMIT. It arrives, but the response does not.
-        proxy.deafen()
+        proxy.hold_responses()
 
     async with proxied(clone_url) as proxy, behind(proxy) as distant, serving(endpoints(calls, act), distant) as client:
         request = asyncio.ensure_future(post(client))
