@@ -13,7 +13,7 @@ import pytest
 
 from app.auth.access import crud as access_crud
 from app.core.db.database import WriteSession
-from app.core.db.keyset import Position
+from app.core.db.keyset import PageRequest, Position
 from app.users import service
 from app.users.models import User
 from app.users.schemas import UserQuery
@@ -56,7 +56,8 @@ def middle(sort: str) -> Position:
 
 async def explain(explainer: Explainer, query: dict[str, str], sort: str, position: Position | None) -> Plans:
     parsed = UserQuery.model_validate({**query, "sort": sort})
-    return await explainer(lambda session: service.list_page(session, parsed, position))
+    page = PageRequest(service.ORDERS[parsed.sort], parsed.limit, position)
+    return await explainer(lambda session: service.list_page(session, parsed, page))
 
 
 def fails(name: str, sort: str, plans: Plans) -> bool:

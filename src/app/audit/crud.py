@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid7
 from app.audit.models import AuditEvent
 from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import Order, Position
+from app.core.db.keyset import PageRequest, PageRows
 
 _COLUMNS = (
     AuditEvent.id,
@@ -39,11 +39,9 @@ def entry(values: Mapping[str, Any]) -> CTE:
     return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
 
 
-async def page(
-    session: ReadSession, conditions: Sequence[ColumnElement[bool]], order: Order, position: Position | None, limit: int
-) -> tuple[Sequence[Row[Any]], Position | None]:
+async def page(session: ReadSession, conditions: Sequence[ColumnElement[bool]], request: PageRequest) -> PageRows:
     """Read one page of events."""
-    return await crud.page(session, _LIST.where(*conditions), order, position, limit=limit)
+    return await crud.page(session, _LIST.where(*conditions), request)
 
 
 async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[Any]]:

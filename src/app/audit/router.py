@@ -26,6 +26,4 @@ async def list_audit_events(
     The log contains successful and failed logins, and every change of an account, with the actor and the network. The newest
     event is first.
     """
-    return await pager.list(
-        query, service.order_of(query), lambda position: service.list_page(session, query, position)
-    )
+    return await pager.list(query, service.ORDERS[query.sort], lambda page: service.list_page(session, query, page))

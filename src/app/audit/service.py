@@ -1,6 +1,6 @@
 """Records events in the transaction of the change, and lists them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,10 +11,10 @@ from app.audit import crud
 from app.audit.models import AuditEvent
 from app.audit.schemas import AuditEventQuery
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import Order, Position
+from app.core.db.keyset import Order, PageRequest, PageRows
 from app.core.http.addresses import Network
 
-_ORDERS = {
+ORDERS = {
     "occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id)),
     "-occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id), descending=True),
 }
@@ -65,16 +65,9 @@ def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[s
     }
 
 
-def order_of(query: AuditEventQuery) -> Order:
-    """Return the sort order of a query."""
-    return _ORDERS[query.sort]
-
-
-async def list_page(
-    session: ReadSession, query: AuditEventQuery, position: Position | None
-) -> tuple[Sequence[Row[Any]], Position | None]:
-    """Read one page of the audit log."""
-    return await crud.page(session, list(_conditions(query)), order_of(query), position, query.limit)
+async def list_page(session: ReadSession, query: AuditEventQuery, page: PageRequest) -> PageRows:
+    """Read one page of the events that match the filters of a query."""
+    return await crud.page(session, list(_conditions(query)), page)
 
 
 def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:

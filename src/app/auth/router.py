@@ -169,9 +169,7 @@ async def list_my_sessions(
     return await pager.list(
         query,
         sessions.ORDER,
-        lambda position: sessions.list_page(
-            session, principal.user_id, position, query.limit, current=principal.session_id
-        ),
+        lambda page: sessions.list_page(session, principal.user_id, page, current=principal.session_id),
     )
 
 

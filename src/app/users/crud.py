@@ -6,13 +6,13 @@ from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, Row, Select, bindparam, delete, func, select, union_all, update
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, delete, func, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
 from app.core.db.failures import constraint_name
-from app.core.db.keyset import Order, Position, after
+from app.core.db.keyset import Order, PageRequest, PageRows, after
 from app.core.db.reads import Reads
 from app.users import locks
 from app.users.models import AccountLink, User
@@ -87,13 +87,11 @@ async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
     return await session.scalar(select(User.hashed_password).where(User.id == user_id))
 
 
-async def page(
-    reads: Reads, filters: Mapping[str, Any], order: Order, position: Position | None, limit: int
-) -> tuple[Sequence[Row[Any]], Position | None]:
+async def page(reads: Reads, filters: Mapping[str, Any], request: PageRequest) -> PageRows:
     """Read one page of the accounts that match every filter, as columns."""
-    statement = _listing(frozenset(filters), order, is_first=position is None)
-    values = {**filters, **order.values(position), "limit": limit + 1}
-    return crud.cut((await reads.execute(statement, values)).all(), order, limit)
+    statement = _listing(frozenset(filters), request.order, is_first=request.position is None)
+    values = {**filters, **request.order.values(request.position), "limit": request.limit + 1}
+    return crud.cut((await reads.execute(statement, values)).all(), request)
 
 
 @cache

@@ -64,7 +64,7 @@ async def list_users(
     _reader: UsersReader, reads: ReadsDep, pager: PagerDep, query: Annotated[UserQuery, Query()]
 ) -> dict[str, Any]:
     """List accounts."""
-    return await pager.list(query, service.order_of(query), lambda position: service.list_page(reads, query, position))
+    return await pager.list(query, service.ORDERS[query.sort], lambda page: service.list_page(reads, query, page))
 
 
 @router.post(

@@ -1,15 +1,15 @@
 """Use cases of accounts: create, read, list, change and delete them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import Row, func
+from sqlalchemy import func
 
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import Order, Position
+from app.core.db.keyset import Order, PageRequest, PageRows
 from app.core.db.reads import Reads
 from app.core.errors import PreconditionFailedError
 from app.core.schemas.emails import InvalidEmailError, identity, name_key, normalize
@@ -36,7 +36,7 @@ class Confirm(Protocol):
 
 _BY_AGE = (User.created_at, User.id)
 _BY_EMAIL = (User.email_key,)
-_ORDERS = {
+ORDERS = {
     "created_at": Order(_BY_AGE),
     "-created_at": Order(_BY_AGE, descending=True),
     "email": Order(_BY_EMAIL),
@@ -76,16 +76,9 @@ async def find_hash(session: ReadSession, user_id: UUID) -> str | None:
     return await crud.get_hash(session, user_id)
 
 
-def order_of(query: UserQuery) -> Order:
-    """Return the sort order of a query."""
-    return _ORDERS[query.sort]
-
-
-async def list_page(
-    reads: Reads, query: UserQuery, position: Position | None
-) -> tuple[Sequence[Row[Any]], Position | None]:
-    """Read one page of accounts."""
-    return await crud.page(reads, _filters(query), order_of(query), position, query.limit)
+async def list_page(reads: Reads, query: UserQuery, page: PageRequest) -> PageRows:
+    """Read one page of the accounts that match the filters of a query."""
+    return await crud.page(reads, _filters(query), page)
 
 
 def _filters(query: UserQuery) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.core.db import crud
 from app.core.db.database import Database, WriteSession
-from app.core.db.keyset import Order
+from app.core.db.keyset import Order, PageRequest
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.factories import make_user
@@ -176,8 +176,8 @@ async def test_each_page_but_the_last_has_a_next_position(session: WriteSession)
     emails = [(await make_user(session, email=f"{letter}@x.co")).email for letter in "abcde"]
     order = Order((User.email_key,))
 
-    first, middle = await crud.page(session, select(User), order, None, limit=3)
-    second, end = await crud.page(session, select(User), order, middle, limit=3)
+    first, middle = await crud.page(session, select(User), PageRequest(order, 3))
+    second, end = await crud.page(session, select(User), PageRequest(order, 3, middle))
 
     assert [row[0].email for row in first] == emails[:3]
     assert [row[0].email for row in second] == emails[3:]
@@ -188,11 +188,11 @@ async def test_a_page_that_ends_with_the_last_row_has_no_next_position(session: 
     for letter in "abc":
         await make_user(session, email=f"{letter}@x.co")
 
-    rows, following = await crud.page(session, select(User.email_key), Order((User.email_key,)), None, limit=3)
+    rows, following = await crud.page(session, select(User.email_key), PageRequest(Order((User.email_key,)), 3))
 
     assert len(rows) == 3
     assert following is None
 
 
 async def test_an_empty_table_has_one_empty_page(session: WriteSession) -> None:
-    assert await crud.page(session, select(User), Order((User.email_key,)), None, limit=3) == ([], None)
+    assert await crud.page(session, select(User), PageRequest(Order((User.email_key,)), 3)) == ([], None)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.core.db import crud
 from app.core.db.database import Database, WriteSession
-from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, Position, after
+from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, PageRequest, Position, after
 
 BINDING = "a list"
 SIGNER = CursorSigner(b"k" * 32)
@@ -109,7 +109,7 @@ async def walk(session: WriteSession, order: Order, limit: int) -> list[int]:
     position: Position | None = None
     id_, value = reversed(order.columns)
     while True:
-        found, following = await crud.page(session, select(id_, value), order, position, limit=limit)
+        found, following = await crud.page(session, select(id_, value), PageRequest(order, limit, position))
         walked += [row.id for row in found]
         if following is None:
             return walked

@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from app.core.db import crud
 from app.core.db.database import Database, WriteSession
-from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, Position, after, binding_of
+from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, PageRequest, Position, after, binding_of
 from app.users.models import User
 from tests.conftest import make_settings
 
@@ -80,7 +80,7 @@ async def test_the_pages_contain_every_remaining_row_exactly_once(
             staying = set(present)
             for changes_here in [*changes, *([[]] * 200)]:
                 found, following = await crud.page(
-                    session, select(User.id, *order.columns), order, position, limit=limit
+                    session, select(User.id, *order.columns), PageRequest(order, limit, position)
                 )
                 assert len(found) <= limit
                 visited += [one[0] for one in found]
@@ -114,7 +114,7 @@ async def test_the_pages_together_are_the_sorted_list(
                 await add_user(session, minute)
             whole = [user.id for user in await session.scalars(after(select(User), order, None))]
             while True:
-                found, position = await crud.page(session, select(User), order, position, limit=limit)
+                found, position = await crud.page(session, select(User), PageRequest(order, limit, position))
                 walked += [one[0].id for one in found]
                 if position is None:
                     break

@@ -44,9 +44,7 @@ async def list_things(query: Annotated[ThingQuery, Query()], session: ReadSessio
     statement = select(User.email, User.email_key)
     if query.role is not None:
         statement = statement.where(User.role == query.role)
-    return await pager.list(
-        query, order, lambda position: crud.page(session, statement, order, position, limit=query.limit)
-    )
+    return await pager.list(query, order, lambda page: crud.page(session, statement, page))
 
 
 @pytest.fixture

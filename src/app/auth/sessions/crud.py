@@ -12,7 +12,7 @@ from app.auth.models import IS_LIVE, LoginSession
 from app.auth.sessions.revoking_crud import LAST_CUTOFF, revoking
 from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import Order, Position
+from app.core.db.keyset import PageRequest, PageRows
 from app.users import locks
 from app.users.models import User
 from app.users.service import Credentials
@@ -214,12 +214,10 @@ async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionSta
     return None if row is None else SessionState._make(row)
 
 
-async def page(
-    session: ReadSession, user_id: UUID, order: Order, position: Position | None, limit: int
-) -> tuple[Sequence[Row[Any]], Position | None]:
+async def page(session: ReadSession, user_id: UUID, request: PageRequest) -> PageRows:
     """Read one page of an account's live sessions."""
     statement = select(*_LISTED).where(LoginSession.user_id == user_id, IS_LIVE)
-    return await crud.page(session, statement, order, position, limit=limit)
+    return await crud.page(session, statement, request)
 
 
 async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:

@@ -22,7 +22,7 @@ from app.auth.sessions.token_pairs import granted_scopes, issue
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import Order, Position
+from app.core.db.keyset import Order, PageRequest, PageRows
 from app.core.http.addresses import subscriber
 from app.jobs import queue
 from app.users import jobs
@@ -158,11 +158,9 @@ async def revoke_all(session: WriteSession, user_id: UUID, reason: RevokeReason,
     await revoking_crud.revoke_all(session, user_id, reason, but=but)
 
 
-async def list_page(
-    session: ReadSession, user_id: UUID, position: Position | None, limit: int, *, current: UUID
-) -> tuple[list[dict[str, Any]], Position | None]:
+async def list_page(session: ReadSession, user_id: UUID, page: PageRequest, *, current: UUID) -> PageRows:
     """Read one page of an account's live sessions, the most recently refreshed first, and mark the current one."""
-    rows, following = await crud.page(session, user_id, ORDER, position, limit)
+    rows, following = await crud.page(session, user_id, page)
     return [{**row._asdict(), "is_current": row.id == current} for row in rows], following
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.db.database import Base, ReadSession, WriteSession
-from app.core.db.keyset import Order, Position, after
+from app.core.db.keyset import PageRequest, PageRows, after
 
 
 async def insert_or_none[M: Base](
@@ -79,21 +79,20 @@ async def remove_expired(
     return max(expiries) if len(expiries) == limit else None
 
 
-async def page(
-    session: ReadSession, statement: Select[*tuple[Any, ...]], order: Order, position: Position | None, *, limit: int
-) -> tuple[Sequence[Any], Position | None]:
-    """Read the next `limit` rows after `position`. Returns them and the position of the next page, or None at the end.
+async def page(session: ReadSession, statement: Select[*tuple[Any, ...]], request: PageRequest) -> PageRows:
+    """Read one page. Returns its rows and the position of the last one, or None if no more rows follow.
 
     The statement reads one more row to detect the end, which saves a count.
     """
-    return cut((await session.execute(after(statement, order, position).limit(limit + 1))).all(), order, limit)
+    statement = after(statement, request.order, request.position).limit(request.limit + 1)
+    return cut((await session.execute(statement)).all(), request)
 
 
-def cut(rows: Sequence[Any], order: Order, limit: int) -> tuple[Sequence[Any], Position | None]:
+def cut(rows: Sequence[Any], request: PageRequest) -> PageRows:
     """Make a page of `limit` rows from up to `limit + 1` rows."""
-    if len(rows) <= limit:
+    if len(rows) <= request.limit:
         return rows, None
-    return rows[:limit], order.position(rows[limit - 1])
+    return rows[: request.limit], request.order.position(rows[request.limit - 1])
 
 
 def _primary_key(model: type[Base]) -> InstrumentedAttribute[UUID]:

@@ -16,6 +16,8 @@ from app.core.db.cursors import Value
 from app.core.errors import MalformedRequestError
 
 type Position = tuple[Value, ...]
+# The rows of one page, and the position of the last one if more rows follow.
+type PageRows = tuple[Sequence[Any], Position | None]
 
 _VERSION = b"\x01"
 _MAC_LENGTH = 16
@@ -62,6 +64,15 @@ class Order:
     def values(self, position: Position | None) -> dict[str, Value]:
         """Return the values of those parameters."""
         return {_name(column): value for column, value in zip(self.columns, position or (), strict=False)}
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """The page to read: up to `limit` rows in this order, after `position` or from the start."""
+
+    order: Order
+    limit: int
+    position: Position | None = None
 
 
 def _name(column: InstrumentedAttribute[Any]) -> str:

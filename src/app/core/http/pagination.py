@@ -1,19 +1,26 @@
 """Pages of lists: converts cursors to positions and rows to pages, and links to the next page."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request, Response
 
-from app.core.db.keyset import CursorSigner, InvalidCursorError, Order, Position, binding_of
+from app.core.db.keyset import (
+    CursorSigner,
+    InvalidCursorError,
+    Order,
+    PageRequest,
+    PageRows,
+    Position,
+    binding_of,
+)
 from app.core.http.problems import raises
 from app.core.schemas.pages import Page, PageQuery
 
 __all__ = ["Page", "PageQuery", "Pager", "PagerDep"]
 
-# Reads the rows after a position (None is the start), and returns the position of the last one if more rows follow.
-type PageReader = Callable[[Position | None], Awaitable[tuple[Sequence[Any], Position | None]]]
+type PageReader = Callable[[PageRequest], Awaitable[PageRows]]
 
 
 class Pager:
@@ -26,7 +33,7 @@ class Pager:
 
     async def list(self, query: PageQuery, order: Order, read: PageReader) -> dict[str, Any]:
         """Return a page. If more rows follow, the page has a cursor, and the `Link` header points to the next page (RFC 8288)."""
-        rows, last = await read(self._position(query, order))
+        rows, last = await read(PageRequest(order, query.limit, self._position(query, order)))
         cursor = None if last is None else self._signer.encode(last, binding=self._binding(query))
         if cursor is not None:
             parameters = {**_texts(query, exclude={"cursor"}), "cursor": cursor}
