@@ -2,10 +2,10 @@
 
     python -m tests.account.measure_enumeration [--samples 1000] [--cost 4]
 
-For login, register, forgot and resend, an address of each kind and one of nobody are asked for in turn, in random order,
-with every limit on, against a server process of its own. The jobs that come of it are left waiting: they run elsewhere.
-The area under the ROC curve is how often a guess by the time alone is right, 0.5 being chance; beside it stands its upper
-95 % bound by a bootstrap. The cheaper the hash, the less it hides: a low cost is the sharper test.
+For login, register, forgot and resend, it sends requests for an address of each kind and for an unknown address, in random order,
+to a separate server process with all limits. The jobs stay in the queue: in production another process runs them.
+The area under the ROC curve is the probability that a guess from the time alone is right; 0.5 is chance. The report adds its upper
+95 % bound from a bootstrap. A cheap hash hides less, so a low cost is the stricter test.
 """
 
 import argparse
@@ -115,13 +115,13 @@ async def ask(client: AsyncClient, operation: str, email: str) -> int:
 
 
 def judge(operation: str, times: Times, *, seed: int = 0) -> list[Finding]:
-    """Say of each kind how well its times tell it from nobody."""
+    """Return how well the times of each kind differ from those of an unknown address."""
     return [_judge(operation, kind, times[kind], times[NOBODY], seed) for kind in KINDS]
 
 
 def _judge(operation: str, kind: str, ours: list[float], nobodys: list[float], seed: int) -> Finding:
     difference = median(ours) - median(nobodys)
-    # Whoever guesses knows which is the slower.
+    # An attacker knows which of the two is slower.
     slower, faster = (ours, nobodys) if _area(ours, nobodys) >= 0.5 else (nobodys, ours)
     chance = random.Random(seed)  # noqa: S311  # No secret.
     drawn = sorted(

@@ -1,4 +1,4 @@
-"""A password from a known breach is refused wherever one is chosen. A broken file locks nobody out."""
+"""A password from a known breach is refused by each operation that sets one. A broken file refuses no password."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -179,7 +179,7 @@ async def test_of_two_pending_changes_the_last_wins(
     assert (await existing(session, ada.id)).email == "second@example.org"
 
 
-async def test_an_address_taken_meanwhile_is_refused_like_a_forged_link(
+async def test_an_address_that_was_taken_since_is_refused_like_a_forged_link(
     client: AsyncClient, session: WriteSession, post: Post, ada: User, pair: Pair
 ) -> None:
     await ask(client, pair)

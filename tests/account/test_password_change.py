@@ -253,7 +253,7 @@ async def test_of_two_concurrent_changes_one_wins_and_the_other_gets_wrong_passw
 
     await database.dispose()
     statuses = [response.status_code for response in answers]
-    # Whoever comes after the winner's commit is refused by their own token, which is of the time before.
+    # Requests after the first commit are refused, because their tokens are older than the change.
     assert statuses.count(204) == 1
     assert set(statuses) <= {204, 401, 403}
     assert [login.status_code == 200 for login in logins] == [status == 204 for status in statuses]

@@ -75,7 +75,7 @@ async def test_mail_goes_only_to_the_stored_spelling(client: AsyncClient, post: 
     assert [mail.to for mail in await post.collect()] == [ada.email]
 
 
-async def test_the_link_leads_to_the_configured_address_whatever_the_request_says(
+async def test_the_link_uses_the_configured_address_with_any_request_headers(
     database_url: str, database: Database, ada: User
 ) -> None:
     settings = make_settings(database_url, server={"public_url": "https://id.example.com"})

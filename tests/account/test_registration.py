@@ -62,7 +62,7 @@ async def test_a_new_account_verifies_its_address_and_logs_in(
     assert account.email_verified_at is not None
 
 
-async def test_nobody_logs_in_before_the_address_is_verified(client: AsyncClient, post: Post) -> None:
+async def test_a_login_before_the_verification_of_the_address_is_refused(client: AsyncClient, post: Post) -> None:
     await register(client, "ada@example.com")
     await post.collect()
 
@@ -72,7 +72,7 @@ async def test_nobody_logs_in_before_the_address_is_verified(client: AsyncClient
     assert response.json()["error"] == "invalid_grant"
 
 
-async def test_the_link_leads_to_the_configured_address_whatever_the_request_says(
+async def test_the_link_uses_the_configured_address_with_any_request_headers(
     database_url: str, database: Database
 ) -> None:
     settings = make_settings(
@@ -218,7 +218,7 @@ async def test_a_weak_password_is_refused_by_its_code(
 
 
 @pytest.mark.parametrize("word", ["a" * 1025, "tab\tin the middle", "line\nin the middle", "nul\0in the middle", "", 5])
-async def test_a_password_that_nobody_could_type_is_refused(client: AsyncClient, word: Any) -> None:
+async def test_a_password_with_untypable_characters_is_refused(client: AsyncClient, word: Any) -> None:
     response = await register(client, "ada@example.com", word)
 
     assert_problem(response, 422, "validation_error", "#/password")

@@ -41,7 +41,7 @@ async def test_no_page_of_the_log_scans_or_sorts_the_table(template_url: str) ->
     used: set[str] = set()
     async with filled(template_url, EVENTS) as database, explaining(database) as explainer:
         async with database.read_sessions() as session:
-            somebody: UUID = (await session.execute(text("SELECT actor_id FROM audit_events LIMIT 1"))).scalar_one()
+            actor_id: UUID = (await session.execute(text("SELECT actor_id FROM audit_events LIMIT 1"))).scalar_one()
         pairs = [
             pair
             for pair in itertools.combinations(list(FILTERS)[1:], 2)
@@ -50,7 +50,7 @@ async def test_no_page_of_the_log_scans_or_sorts_the_table(template_url: str) ->
         selections = [(name,) for name in FILTERS] + pairs
         for names, sort, position in itertools.product(selections, SORTS, (None, MIDDLE)):
             chosen = {key: value for name in names for key, value in FILTERS[name].items()}
-            given = {key: str(somebody) if value == ACTOR else value for key, value in chosen.items()}
+            given = {key: str(actor_id) if value == ACTOR else value for key, value in chosen.items()}
             query = AuditEventQuery.model_validate({**given, "sort": sort})
             page = PageRequest(service.ORDERS[query.sort], query.limit, position)
             plan = (await explainer(partial(service.list_page, query=query, page=page))).custom
@@ -58,7 +58,7 @@ async def test_no_page_of_the_log_scans_or_sorts_the_table(template_url: str) ->
             worst = max(plan.rows_fetched, plan.rows_sorted)
             if plan.scans_a_table or worst > (NEARLY_PAGE if len(names) == 1 else MOST_FETCHED):
                 failures.append(f"{' and '.join(names)} by {sort}: {plan}")
-        about = (await explainer(lambda session: service.list_about(session, somebody, limit=1000))).custom
+        about = (await explainer(lambda session: service.list_about(session, actor_id, limit=1000))).custom
         if about.scans_a_table or about.rows_fetched > MOST_FETCHED:
             failures.append(f"everything about an account: {about}")
 

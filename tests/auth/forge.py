@@ -92,7 +92,7 @@ class Forge:
         return f"{encode(self.header | {'alg': alg})}.{encode(self.claims)}.{signature}"
 
     def public(self, encoding: Encoding, form: PublicFormat) -> bytes:
-        """Write our public key as anybody may have it."""
+        """Return the public key, which attackers know too."""
         return private_key(self.jwk).public_key().public_bytes(encoding, form)
 
     @property

@@ -26,7 +26,7 @@ from tests.factories import PASSWORD
 AUTH = "/api/v1/auth"
 ME = "/api/v1/users/me"
 NEW_PASSWORD = "a wholly different sentence"
-# A burst on a busy machine waits longer than a request should, and here nobody may be sent away for that.
+# On a busy machine, a burst of requests may wait long. These timeouts prevent a 503.
 PATIENT = {"pool_wait": "60s", "lock_timeout": "60s", "statement_timeout": "60s"}
 _NEXT = text("""
     UPDATE procrastinate_jobs SET status = 'succeeded'
@@ -34,7 +34,7 @@ _NEXT = text("""
     RETURNING id, task_name, args
 """)
 _LINK = re.compile(r"https?://\S+#token=\S+")
-_NOBODY: Any = None
+_NO_APP: Any = None
 
 
 class Post:
@@ -68,7 +68,7 @@ class Post:
         if row is None:
             return False
         stored = StoredJob(id=row.id, queue="default", lock=None, queueing_lock=None, task_name=row.task_name)
-        context = JobContext(app=_NOBODY, job=stored, start_timestamp=perf_counter(), abort_reason=lambda: None)
+        context = JobContext(app=_NO_APP, job=stored, start_timestamp=perf_counter(), abort_reason=lambda: None)
         await self._runner.run(context, **row.args)
         return True
 

@@ -90,7 +90,7 @@ async def test_the_audit_log_has_a_stolen_token_without_an_actor(
     response = await send_refresh(client, tokens.refresh)
 
     (written,) = await events(session, "auth.refresh_reuse_detected")
-    # Whoever held the token is not known to be its owner.
+    # The client with the token may not be its owner.
     assert (written.actor_id, written.subject_id) == (None, UUID(tokens.claims["sub"]))
     assert written.session_id == tokens.session_id
     assert (str(written.ip_prefix), written.request_id) == ("127.0.0.0/24", response.headers["x-request-id"])

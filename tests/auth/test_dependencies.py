@@ -215,7 +215,7 @@ async def test_a_token_with_the_scopes_is_accepted(
     assert response.json()["scopes"] == ADMINISTRATION
 
 
-async def test_an_invalid_token_is_401_whatever_its_scopes(guarded_app: FastAPI) -> None:
+async def test_an_invalid_token_is_401_with_any_scopes(guarded_app: FastAPI) -> None:
     async with running(guarded_app) as client:
         response = await client.get("/accounts", headers={"Authorization": "Bearer x"})
 

@@ -408,7 +408,7 @@ async def test_a_process_that_was_paused_does_not_trust_its_state(
     async with listening(shared_url) as listener:
         assert listener.is_current
 
-        time.sleep(0.25)  # noqa: ASYNC251  # Nothing of this process runs meanwhile.
+        time.sleep(0.25)  # noqa: ASYNC251  # This blocks the whole process.
 
         assert not listener.is_current
 
@@ -537,7 +537,7 @@ async def test_a_running_listener_removes_old_entries(
         assert listener.is_current
 
 
-# What requests are answered meanwhile
+# Responses during the loss of the connection
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ type Change = Callable[[str], str]
 
 @pytest.fixture
 async def email(session: WriteSession, hasher: PasswordHasher) -> str:
-    """The address of an account that nobody is logged in to."""
+    """The address of an account without login sessions."""
     account = await make_user(session, hasher)
     await session.commit()
     return account.email
@@ -737,7 +737,7 @@ async def test_the_list_of_sessions_comes_in_pages(client: AsyncClient, email: s
 
 
 @pytest.mark.usefixtures("user")
-async def test_nobody_sees_the_sessions_of_others(client: AsyncClient, email: str) -> None:
+async def test_a_user_cannot_see_the_sessions_of_others(client: AsyncClient, email: str) -> None:
     mine = await start(client, email)
 
     page = (await client.get(SESSIONS, headers=mine.headers)).json()

@@ -33,7 +33,7 @@ from tests.test_access import ACCESS
 
 WHO = "/who"
 MODES = pytest.mark.parametrize("access_check", ["memory", "database"])
-# For what has to happen, whatever the machine is doing meanwhile.
+# Long enough for a busy machine.
 PATIENCE = 20.0
 
 
@@ -171,7 +171,7 @@ async def test_changes_of_credentials_and_accounts_always_query_the_database(
         email = await add_account(database, hasher, role="admin")
         tokens, other = await start(client, email), await start(client, email)
         me = f"/api/v1/users/{tokens.claims['sub']}"
-        # A revocation that nobody was told of: as if the notification were still on its way.
+        # A revocation without a notification, as if it had not arrived yet.
         await run(database, "ALTER TABLE sessions DISABLE TRIGGER sessions_end_is_published")
         await run(database, ENDS["session"], session_id=tokens.session_id)
         operations = [

@@ -92,7 +92,7 @@ def other_key(**members: Any) -> Forgery:
 
 
 def five_parts(**members: Any) -> Forgery:
-    """Write what looks like an encrypted token; whoever opens it would pay."""
+    """Return a function that writes an encrypted token, which would be expensive to decrypt."""
     head = {"alg": "PBES2-HS256+A128KW", "enc": "A128GCM", "typ": "at+jwt", **members}
     return lambda forge: f"{encode(head | {'kid': forge.jwk['kid']})}.AAAA.AAAA.AAAA.AAAA"
 
@@ -498,7 +498,7 @@ def test_an_issued_token_has_exactly_the_members_of_the_contract(forge: Forge, u
     }
     assert claims["sub"] == user.user_id
     assert claims["exp"] - claims["iat"] == 600
-    # The one by the clock of the database, when the transaction began; the other by ours.
+    # `auth_time` is the start of the transaction by the database's clock, `iat` comes from the clock of the process.
     assert abs(claims["auth_time"] - claims["iat"]) <= 10
     assert claims["aud"] == product.SLUG
     assert claims["iss"] == "http://127.0.0.1:8000"

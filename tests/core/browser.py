@@ -109,7 +109,7 @@ class Page:
         return result["result"].get("value")
 
     async def wait_for(self, expression: str) -> Any:
-        """Wait until an expression is true of the page, and give its value. The page may change meanwhile."""
+        """Wait until a JavaScript expression is true, and return its value. The page may change during the wait."""
         async with asyncio.timeout(30):
             while True:
                 with suppress(PageLeftError):

@@ -283,7 +283,7 @@ PATHS = {
 }
 OTHERS = [
     *(Costly("query", name, f"{USERS}?{query}", "GET", who="admin") for name, query in QUERIES.items()),
-    *(Costly("query", f"of nobody: {name}", f"{USERS}?{query}", "GET") for name, query in QUERIES.items()),
+    *(Costly("query", f"without a caller: {name}", f"{USERS}?{query}", "GET") for name, query in QUERIES.items()),
     *(
         Costly(name, what, "/nowhere" if name != "Accept" else USERS, "GET", headers=[(name, value)])
         for name, values in HEADERS.items()

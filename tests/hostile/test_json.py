@@ -215,7 +215,7 @@ SECRETS = [
         codes=("missing",),
     ),
     Attack(
-        "a password where nobody chooses one",
+        "a password where none is expected",
         422,
         "validation-error",
         USERS,

@@ -32,7 +32,7 @@ async def register(work: Work, email: str, full_name: str | None, hashed_passwor
             session, _actor(work), email=email, full_name=full_name, hashed_password=hashed_password
         )
         if user is not None:
-            # Mailed even above the limit: without this link nobody can use the account, and a registration sends it once.
+            # Mailed even above the limit: without this link the account cannot be used, and a registration sends it once.
             await _mail_link(session, work, user.id, "verify_email")
         elif may_mail and (known := await users_service.find_credentials(session, email)):
             await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", known.id)

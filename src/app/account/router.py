@@ -118,7 +118,7 @@ async def confirm_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProo
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
     """Download what is stored about your account, without secrets.
 
-    Events that somebody else caused do not say who caused them, or from where.
+    Events that another account caused do not show that account or its network.
     """
     return await service.export(session, user)
 
@@ -158,7 +158,7 @@ async def change_my_email(
 async def send_password_reset(
     toolkit: ToolkitDep, writer: UsersWriter, session: SessionDep, user_id: UserId
 ) -> Accepted:
-    """Mail the owner of an account a link to set a new password. Nobody else sees the link."""
+    """Mail the owner of an account a link to set a new password. Only the owner sees the link."""
     await writer.confirm(session, user_id)
     await service.send_password_reset(session, toolkit, writer.actor, user_id)
     return Accepted()

@@ -61,7 +61,7 @@ class Accepted(Answer):
     detail: str = "If this can be done, a mail is on its way."
 
 
-# Maximum number of sessions, and of events. An export is serialized in one piece, which blocks other requests meanwhile.
+# Maximum number of sessions, and of events. An export is serialized in one piece, which blocks other requests for that time.
 EXPORTED = 2000
 
 

@@ -1,6 +1,6 @@
 """The life of an account: registration, verification, passwords, change of address, export.
 
-A client can call register, resend and forgot with the address of somebody else. These functions do the same work for every
+A client can call register, resend and forgot with the address of another person. These functions do the same work for every
 address: they enqueue one job. The job checks whether the account exists, and mails its owner.
 """
 
@@ -109,7 +109,7 @@ async def change_password(
     hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
 
     async def change(session: WriteSession) -> None:
-        # If another request has changed the password meanwhile, for example by a reset link, that change wins.
+        # If another request has changed the password since, for example by a reset link, that change wins.
         if not await users_service.replace_password(
             session, account.id, old=stored, new=hashed_password, confirm=confirm
         ):
@@ -147,7 +147,7 @@ async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     async with _count_misuse(kit, actor), kit.database.begin() as session:
         link, account = await _use_link(session, kit, secret, _CONFIRMS)
         if link.email is None or not await users_service.set_email(session, account.id, link.email):
-            # Another account has taken the address meanwhile. The error is that of an invalid link: it must not reveal the account.
+            # Another account has taken the address since. The error is that of an invalid link: it must not reveal the account.
             raise InvalidLinkError
         # The owner may no longer read mail at the old address, so links that were sent there are deleted.
         await links.discard(session, account.id, _ALL)

@@ -93,7 +93,7 @@ def _for_owner(row: Row[Any], owner_id: UUID) -> dict[str, Any]:
     event = row._asdict()
     if row.actor_id != owner_id:
         event |= {"actor_id": None, "ip_prefix": None, "request_id": None}
-        # Without an actor, the session belongs to this account: somebody unknown used one of its tokens.
+        # Without an actor, the session belongs to this account: an unknown client used one of its tokens.
         event["session_id"] = row.session_id if row.actor_id is None else None
     if row.subject_id != owner_id:
         event |= {"subject_id": None, "detail": {}}

@@ -82,7 +82,7 @@ class LoginSession(Base):
     device_family: Mapped[str]
 
 
-# SQL condition: the session is live, by the clock of the database.
+# SQL condition: the session is live according to the clock of the database.
 IS_LIVE = (
     LoginSession.revoked_at.is_(None)
     & (LoginSession.idle_expires_at > func.now())

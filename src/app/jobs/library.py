@@ -114,7 +114,7 @@ class _JobManager(JobManager):
         """
         try:
             yield
-        except Exception:  # noqa: BLE001  # Whatever the error is, the stored status is still `doing`.
+        except Exception:  # noqa: BLE001  # After any error, the stored status is still `doing`.
             log.warning("outcome of a job could not be stored; the job will run again", extra={"job_id": job.id})
             self._on_lost_job()
 

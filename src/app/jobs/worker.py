@@ -104,7 +104,7 @@ class JobWorker:
             try:
                 async with self._database.read_sessions() as session:
                     await session.execute(text("SELECT 1"))
-            except Exception as error:  # noqa: BLE001  # Whatever the error is, the worker can only wait.
+            except Exception as error:  # noqa: BLE001  # After any error, the worker can only wait.
                 if not is_unavailable:
                     log.warning("database is unavailable; jobs wait", extra={"error": str(error.__cause__ or error)})
                 is_unavailable = True

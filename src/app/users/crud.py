@@ -174,7 +174,7 @@ async def use_link(session: WriteSession, link_id: UUID) -> bool:
 
 
 async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: timedelta) -> UUID:
-    """Add a link that expires after `lifetime`, by the clock of the database."""
+    """Add a link that expires after `lifetime`. The clock of the database decides."""
     link = AccountLink(**values, expires_at=func.now() + lifetime)
     session.add(link)
     await session.flush()

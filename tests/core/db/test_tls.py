@@ -30,7 +30,7 @@ needs_tls = pytest.mark.skipif(
 )
 ENCRYPTED = """SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"""
 REFUSED = "refused"
-STRANGER = Authority.create("Somebody else")
+STRANGER = Authority.create("Another authority")
 
 
 class Paths(NamedTuple):

@@ -126,7 +126,7 @@ def test_a_secret_may_contain_invisible_characters(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["\0", "\x85", "\ue000", "\uf8ff", "\ufdd0", "\uffff", "\U0005fffe", "\ufffd"])
-def test_a_secret_must_not_contain_characters_that_nobody_can_type(text: str) -> None:
+def test_a_secret_must_not_contain_untypable_characters(text: str) -> None:
     assert codes(SECRET, text) == ["unprintable"]
 
 

@@ -148,7 +148,7 @@ class RevocationListener:
                     await self._listen(connection)
                     pause = _FIRST_RETRY
                     await self._follow(connection)
-            except Exception as error:  # noqa: BLE001  # After any error it must reconnect: nobody restarts it.
+            except Exception as error:  # noqa: BLE001  # After any error it must reconnect: it is not restarted.
                 if self.mode != "fallback":
                     log.warning("revocation listener lost its connection", extra={"reason": type(error).__name__})
             self._last_ok, self.mode = None, "fallback"

@@ -46,7 +46,7 @@ class LockedUser(NamedTuple):
 
 
 class Created(NamedTuple):
-    """The times of a new session, by the clock of the database, and whether its device is new."""
+    """The times of a new session, from the clock of the database, and whether its device is new."""
 
     auth_time: datetime
     idle_expires_at: datetime
@@ -56,7 +56,7 @@ class Created(NamedTuple):
 
 
 class StoredState(NamedTuple):
-    """A session that could not be rotated, and what explains it, by the clock of the database."""
+    """A session that could not be rotated, and the facts that explain it, from the clock of the database."""
 
     state: SessionState
     is_live: bool

@@ -10,7 +10,7 @@ _BATCH = 5000
 
 
 async def end_every_session(database: Database, *, batch: int = _BATCH) -> int:
-    """End every login session and return how many. Logins that start meanwhile or later are not affected.
+    """End every login session and return how many. Logins that start during the call or later are not affected.
 
     The cut-off is committed first, and all processes apply it at once. Then short transactions end the sessions. If it is
     interrupted, run it again to end the rest.

@@ -74,7 +74,7 @@ async def revoke_before(
 
 
 async def revoke_locked(session: WriteSession, session_id: UUID) -> bool:
-    """Wait for the lock of a session that `revoke_before` has left, and end it; return False if it has ended meanwhile."""
+    """Wait for the lock of a session that `revoke_before` has left, and end it. Return False if it had already ended."""
     return bool(await _revoke(session, (LoginSession.id == session_id) & IS_LIVE, "all"))
 
 

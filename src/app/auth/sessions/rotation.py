@@ -1,7 +1,7 @@
 """Rotation of refresh tokens.
 
 A refresh token works once. Presented again within the grace period it gives the same successor, so a lost response or a second
-browser tab logs nobody out, and a session cannot fork. Presented later, or two generations old, it has probably been stolen: the
+browser tab does not log the user out, and a session cannot fork. Presented later, or two generations old, it has probably been stolen: the
 session ends.
 """
 

@@ -16,7 +16,7 @@ from app.core.errors import AppError
 
 PUBLIC_KEY = "x-public"
 public: dict[str, Any] = {PUBLIC_KEY: True}
-"""Write `openapi_extra=public` at an operation that anybody may call."""
+"""Write `openapi_extra=public` at an operation that needs no authentication."""
 
 
 class Guard(ABC):

@@ -288,7 +288,7 @@ def _request_id(given: bytes | None) -> str:
 
 
 def _route_template(scope: MutableMapping[str, Any]) -> str:
-    # The template, never the path: somebody may have pasted a secret into the path.
+    # The template, never the path: a client may have pasted a secret into the path.
     context = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None) or "(none)"
 

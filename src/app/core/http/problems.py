@@ -156,7 +156,7 @@ def _title(problem: str) -> str:
 
 
 def problem_response(scope: Any, error: AppError) -> Response:
-    """Render an error. This never raises, whatever the request contains."""
+    """Render an error. This never raises, for any content of the request."""
     more: dict[str, Any] = {}
     if isinstance(error, InvalidInputError):
         more["errors"] = [

@@ -22,7 +22,7 @@ from app.core.schemas import characters
 
 
 def refuse_controls(text: str) -> str:
-    """Return the text, or refuse it if it contains a character that nobody can type."""
+    """Return the text, or refuse it if it contains a character that cannot be typed."""
     if not characters.is_printable(text):
         raise PydanticCustomError("unprintable", "This holds a control character. Remove it.", {"ours": True})
     return text
@@ -47,7 +47,7 @@ def refuse_unprintable_lines(text: str) -> str:
 
 
 def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
-    """Return the secret, or refuse it if it contains a character that nobody can type. Invisible characters are allowed."""
+    """Return the secret, or refuse it if it contains a character that cannot be typed. Invisible characters are allowed."""
     refuse_controls(secret.get_secret_value())
     return secret
 

@@ -169,7 +169,7 @@ def _create_if_missing(files: ClusterFiles, lock: int, *, durable: bool) -> None
 def _create(files: ClusterFiles, lock: int, *, durable: bool) -> None:
     data, password = files.staging / "data", files.staging / "password"
     files.staging.mkdir()
-    # The user that runs PostgreSQL must be able to enter this directory, whatever the umask. The data and the password have
+    # The user that runs PostgreSQL must be able to enter this directory with any umask. The data and the password have
     # stricter permissions.
     files.staging.chmod(0o755)
     data.mkdir(mode=0o700)
