@@ -537,7 +537,7 @@ async def test_a_running_listener_removes_old_entries(
         assert listener.is_current
 
 
-# Responses during the loss of the connection
+# Responses without a working listener or database
 
 
 @asynccontextmanager
