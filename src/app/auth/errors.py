@@ -20,7 +20,7 @@ class MissingTokenError(UnauthenticatedError):
 
 
 class InvalidTokenError(UnauthenticatedError):
-    """An access token was sent and is refused. The client is not told why."""
+    """An access token was sent and is refused. The response does not say why."""
 
     code = "invalid_token"
     detail = "The access token is not valid. Refresh it, or log in again."

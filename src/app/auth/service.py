@@ -78,7 +78,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     verification = await _verify(kit, counted, payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
         await _record_failure(kit, actor, credentials, "account_limit" if is_limited else _reason(credentials))
-        # Above the limit everybody gets the same error. It reveals neither the account nor from where its owner logs in.
+        # Above the limit, all clients get the same error. It reveals neither the account nor from where its owner logs in.
         raise InvalidGrantError if retry_after is None else RateLimitedError(retry_after=retry_after)
     if kit.settings.of(AuthSettings).require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")

@@ -1,4 +1,4 @@
-"""Logs everybody out: one row ends all existing login sessions, but none that starts later."""
+"""Ends all login sessions: one row ends the existing ones, but none that starts later."""
 
 from uuid import UUID
 
