@@ -77,13 +77,13 @@ class Site:
     def noted(self) -> Iterator[list[str]]:
         """Record the executed statements until the block ends."""
         statements: list[str] = []
-        note = self.database.watch.note
+        record = self.database.query_log.record
 
-        def noting(statement: str, duration: float) -> None:
+        def recording(statement: str, duration: float) -> None:
             statements.append(statement)
-            note(statement, duration)
+            record(statement, duration)
 
-        with patch.object(self.database.watch, "note", noting):
+        with patch.object(self.database.query_log, "record", recording):
             yield statements
 
 

@@ -42,7 +42,7 @@ class SchemaWatch:
                 return reason
             # Checked until it succeeds: later migrations may only add values, not remove those that this program uses.
             if not self._allows_choices:
-                reason = await choices.refused(session, Base.metadata)
+                reason = await choices.outdated_constraint(session, Base.metadata)
                 self._allows_choices = reason is None
             return reason
 

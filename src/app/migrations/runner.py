@@ -71,7 +71,7 @@ async def _move(connection: AsyncConnection, directory: ScriptDirectory, revisio
 
 
 async def _check_choices(connection: AsyncConnection) -> None:
-    problem = await choices.refused(connection, Base.metadata)
+    problem = await choices.outdated_constraint(connection, Base.metadata)
     await connection.rollback()
     if problem:
         raise MigrationError(problem)

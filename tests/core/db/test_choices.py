@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import CheckConstraint, Column, MetaData, Table, Text, text
 from sqlalchemy.sql.elements import conv
 
-from app.core.db.choices import one_of, refused
+from app.core.db.choices import one_of, outdated_constraint
 from app.core.db.database import WriteSession
 from app.models import Base
 from app.users.roles import GRANTS, SCOPES, Role
@@ -22,7 +22,7 @@ async def make_table(session: WriteSession, check: str) -> None:
 
 
 async def test_the_database_accepts_every_declared_value(session: WriteSession) -> None:
-    assert await refused(session, Base.metadata) is None
+    assert await outdated_constraint(session, Base.metadata) is None
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ async def test_the_database_accepts_every_declared_value(session: WriteSession) 
 async def test_a_constraint_may_have_any_form_and_allow_more_values(session: WriteSession, check: str) -> None:
     await make_table(session, check)
 
-    assert await refused(session, declared("red", "green")) is None
+    assert await outdated_constraint(session, declared("red", "green")) is None
 
 
 async def test_the_text_names_rejected_values_and_what_to_do(session: WriteSession) -> None:
     await make_table(session, "colour IN ('red')")
 
-    complaint = await refused(session, declared("red", "it's 1:1, 100%", "green"))
+    complaint = await outdated_constraint(session, declared("red", "it's 1:1, 100%", "green"))
 
     assert complaint == (
         "the code declares it's 1:1, 100%, green for colour, but the constraint ck_paints_colour of the database "
@@ -56,12 +56,12 @@ async def test_a_value_may_contain_any_characters(session: WriteSession) -> None
     metadata = declared("it's 1:1, 100%")
     await (await session.connection()).run_sync(metadata.create_all)
 
-    assert await refused(session, metadata) is None
+    assert await outdated_constraint(session, metadata) is None
     await session.execute(metadata.tables["paints"].insert().values(colour="it's 1:1, 100%"))
 
 
 async def test_without_a_constraint_every_value_is_accepted(session: WriteSession) -> None:
-    assert await refused(session, declared("red")) is None
+    assert await outdated_constraint(session, declared("red")) is None
 
 
 def test_every_constraint_on_values_is_declared_by_one_of() -> None:

@@ -17,7 +17,7 @@ from app.core.db.database import Database
 from app.core.db.failures import DatabaseUnavailableError, is_transient, sqlstate
 from app.core.db.query_log import count_statements
 from app.core.db.reads import DirectReads, SessionReads
-from app.core.db.retries import repeating
+from app.core.db.retries import with_retries
 from app.core.observability.tracing import Tracing
 from app.jobs.metrics import pool_readings
 from app.users.models import User
@@ -177,7 +177,7 @@ async def test_readers_succeed_after_the_end_of_every_connection(clone_url: str)
     database = Database(make_settings(clone_url, database={"pool_size": 4}).database)
     for _ in range(5):
         # With retries, as in an operation: the driver may not have noticed the end of a connection yet.
-        assert await asyncio.gather(*(repeating(lambda: number(database)) for _ in range(20))) == [1] * 20
+        assert await asyncio.gather(*(with_retries(lambda: number(database)) for _ in range(20))) == [1] * 20
         await watcher.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core.db.database import Database, WriteSession
 from app.core.db.failures import DatabaseUnavailableError, sqlstate
 from app.core.db.query_log import count_statements
-from app.core.db.retries import repeating
+from app.core.db.retries import with_retries
 from app.core.errors import ConflictError
 from app.core.http import routing
 from app.core.http.access import public
@@ -645,7 +645,7 @@ async def test_a_task_that_outlives_its_attempt_counts_immediately() -> None:
         assert counted_so_far("test_attempts_total") == before
         return asyncio.create_task(count_later())
 
-    task = await repeating(work)
+    task = await with_retries(work)
     assert counted_so_far("test_attempts_total") == before + 1
     is_over.set()
     await task

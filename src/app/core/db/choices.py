@@ -21,14 +21,14 @@ class _Choices:
 
 
 def one_of(column: str, values: Iterable[str]) -> CheckConstraint:
-    """Return a constraint that limits a text column to these values. `refused` detects a database with an older constraint."""
+    """Return a constraint that limits a text column to these values. `outdated_constraint` detects an older one in the database."""
     choices = _Choices(column, tuple(map(str, values)))
     listed = ", ".join("'{}'".format(value.replace("'", "''")) for value in choices.values)
     return CheckConstraint(f"{column} IN ({listed})", name=column, info={_KEY: choices})
 
 
-async def refused(session: AsyncSession | AsyncConnection, metadata: MetaData) -> str | None:
-    """Return which declared values the database rejects, and what to do; None if it accepts all."""
+async def outdated_constraint(session: AsyncSession | AsyncConnection, metadata: MetaData) -> str | None:
+    """Return a message if a constraint in the database rejects declared values: which values, and what to do."""
     declared = dict(_declared(metadata))
     for name, expression in await session.execute(_EXPRESSIONS, {"names": list(declared)}):
         choices = declared[name]

@@ -20,8 +20,8 @@ from app.core.db import tls
 from app.core.db.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, causes, sqlstates
 from app.core.db.retries import note_commit_sent
 
-# Exceptions that mean the server is unreachable.
-REFUSALS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+# Errors of a failed connection attempt.
+CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # If the connection of a transaction of this age or older is closed, the reason is probably a timeout.
 _SUSPICIOUS_AGE = timedelta(seconds=1)
@@ -46,7 +46,7 @@ class Recycling:
         event.listen(writing.sync_engine, "connect", self._on_write_connect)
         for engine in (writing, reading):
             event.listen(engine.sync_engine, "connect", _note_opened)
-            event.listen(engine.sync_engine, "checkout", self._refuse_older)
+            event.listen(engine.sync_engine, "checkout", self._replace_older)
 
     def _on_write_error(self, context: ExceptionContext) -> None:
         if READ_ONLY not in sqlstates(context.original_exception):
@@ -65,19 +65,19 @@ class Recycling:
             self._is_read_only = False
             self._replace_older_than = monotonic()
 
-    def _refuse_older(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: object) -> None:
+    def _replace_older(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: object) -> None:
         if entry.info["opened"] < self._replace_older_than:
             raise DisconnectionError
 
 
 class Pool(AsyncAdaptedQueuePool):
-    """A pool that counts the tasks that wait for a connection."""
+    """A pool that counts the tasks that wait: until another task returns a connection, or until a new one is open."""
 
     waiting = 0
 
     @contextmanager
     def counted_as_waiting(self) -> Iterator[None]:
-        """Count a task that waits."""
+        """Count the current task as waiting while the block runs."""
         self.waiting += 1
         try:
             yield
@@ -93,7 +93,7 @@ class Pool(AsyncAdaptedQueuePool):
 
 
 def pool_of(engine: AsyncEngine | Engine) -> Pool:
-    """Return the pool that an engine of this module uses now. The engine replaces it when connections break."""
+    """Return the current pool of an engine. Do not store it: the engine replaces its pool when connections break."""
     return cast("Pool", engine.pool)
 
 
@@ -105,12 +105,15 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
 
 
 def create_read_engine(settings: DatabaseSettings) -> AsyncEngine:
-    """Create the engine for reading. PostgreSQL rejects writes on it, and each statement is its own transaction."""
-    # For `read-write`, the driver would reject these connections like those to a standby, because they are read-only.
+    """Create the engine for reading, on which PostgreSQL rejects writes.
+
+    Each statement is a transaction of its own. Behind a transaction pooler, all statements of a session share one transaction.
+    """
+    # With `read-write`, the driver would reject these connections, because they cannot write.
     target = settings.sqlalchemy_url().query["target_session_attrs"]
     arguments = {"target_session_attrs": "primary" if target == "read-write" else target}
     if settings.transaction_pooler:
-        # Behind a pooler, only a transaction keeps several round trips, such as prepare and execute, on one connection.
+        # Prepare and execute are two round trips. Behind a pooler, only a transaction keeps both on one connection.
         return _create_engine(settings, arguments, execution_options={"postgresql_readonly": True})
     return _create_engine(
         settings,
@@ -142,7 +145,7 @@ def _create_engine(
         **options,
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "checkout", _replace_closed)
     event.listen(engine.sync_engine, "handle_error", _keep_other_connections)
     event.listen(engine.sync_engine, "handle_error", _as_database_unavailable)
     _add_timeout_causes(engine, settings.idle_in_transaction_timeout)
@@ -153,23 +156,27 @@ def _connect_arguments(settings: DatabaseSettings, server_settings: Mapping[str,
     return {
         "async_creator_fn": tls.connect,
         "timeout": settings.connect_timeout.total_seconds(),
-        # The statement timeout of the server comes first and gives the reason. This one is for a server that does not respond.
+        # For a server that does not respond. Otherwise its statement timeout ends the statement first, and gives the reason.
         "command_timeout": settings.statement_timeout.total_seconds() + 1,
         **(_through_pooler(settings) if settings.transaction_pooler else _direct(settings, server_settings)),
     }
 
 
 def _as_database_unavailable(context: ExceptionContext) -> Exception | None:
-    """Replace a timeout of the driver or a broken socket: those exceptions do not name the database."""
-    is_silence = isinstance(context.original_exception, TimeoutError | ConnectionError)
-    return DatabaseUnavailableError() if is_silence else None
+    """Return a `DatabaseUnavailableError` to raise instead of a `TimeoutError` or `ConnectionError` of the driver.
+
+    Those builtin exceptions do not show that they come from the database.
+    """
+    is_unreachable = isinstance(context.original_exception, TimeoutError | ConnectionError)
+    return DatabaseUnavailableError() if is_unreachable else None
 
 
 def _add_timeout_causes(engine: AsyncEngine, idle_limit: timedelta) -> None:
-    """Add the missing cause to the error of a transaction that a timeout ended while it was idle. Such work must not be retried.
+    """Add the cause to the error of a transaction that a timeout has ended, so that its work is not retried.
 
     The server sends the reason before it closes the connection, but the driver drops that message while no statement runs. So the
-    age of the transaction decides between a timeout and a crash of the server. Timeouts set elsewhere count too.
+    age of the transaction decides whether a timeout or a crash of the server was the reason. A role or a database can have more
+    timeouts than the settings, such as `transaction_timeout`, so a transaction of one second is old enough.
     """
     suspicious_age = min(idle_limit, _SUSPICIOUS_AGE).total_seconds()
 
@@ -191,25 +198,25 @@ def _note_begin(connection: Connection) -> None:
     connection.info["began"] = monotonic()
 
 
-def _common(settings: DatabaseSettings) -> dict[str, str]:
+def _startup_parameters(settings: DatabaseSettings) -> dict[str, str]:
     return {"application_name": settings.application_name, "timezone": "UTC"}
 
 
-def _limits(settings: DatabaseSettings) -> dict[str, str]:
+def _timeouts_and_jit(settings: DatabaseSettings) -> dict[str, str]:
     # JIT compilation takes longer than any statement of this application.
     return {"jit": "off"} | {name: milliseconds(limit) for name, limit in settings.limits.items()}
 
 
 def _direct(settings: DatabaseSettings, server_settings: Mapping[str, str]) -> dict[str, Any]:
-    return {"server_settings": {**_common(settings), **_limits(settings), **server_settings}}
+    return {"server_settings": {**_startup_parameters(settings), **_timeouts_and_jit(settings), **server_settings}}
 
 
 def _through_pooler(settings: DatabaseSettings) -> dict[str, Any]:
     """Return options for a transaction pooler: no startup parameter that it rejects, and no statements prepared for later."""
-    limits = "".join(f" SET LOCAL {name} = '{value}';" for name, value in _limits(settings).items())
+    after_begin = "".join(f" SET LOCAL {name} = '{value}';" for name, value in _timeouts_and_jit(settings).items())
     return {
-        "server_settings": _common(settings),
-        "connection_class": type("PooledConnection", (_PooledConnection,), {"limits": limits}),
+        "server_settings": _startup_parameters(settings),
+        "connection_class": type("PooledConnection", (_PooledConnection,), {"after_begin": after_begin}),
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
         "prepared_statement_name_func": str,
@@ -243,13 +250,13 @@ def _connect(
     for host_options in each_host(options):
         try:
             return dialect.connect(*args, **host_options)
-        except (*REFUSALS, DBAPIError, dialect.loaded_dbapi.Error) as error:
+        except (*CONNECT_ERRORS, DBAPIError, dialect.loaded_dbapi.Error) as error:
             refusal = error
     raise DatabaseUnavailableError from refusal
 
 
-async def close_for_good(engine: AsyncEngine) -> None:
-    """Close every connection of an engine, and refuse new ones, which nothing would close."""
+async def close_permanently(engine: AsyncEngine) -> None:
+    """Close every connection of an engine. Later attempts to connect fail, because nothing would close such a connection."""
     if event.contains(engine.sync_engine, "do_connect", _connect):
         event.remove(engine.sync_engine, "do_connect", _connect)
         event.listen(engine.sync_engine, "do_connect", _refuse_disposed)
@@ -261,11 +268,11 @@ def _refuse_disposed(*_: object) -> NoReturn:
     raise RuntimeError(message)
 
 
-def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """Replace a connection whose socket is closed.
+def _replace_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
+    """Make the pool replace a connection whose socket is closed. For a `DisconnectionError`, SQLAlchemy opens a new one.
 
-    The event loop already knows, so this check is free. A ping would cost a round trip per checkout. `command_timeout` detects a
-    server that has disappeared without closing the connection.
+    The event loop already knows that the socket is closed, so this check is free. A ping would cost a round trip per checkout.
+    `command_timeout` detects a server that has disappeared without closing the connection.
     """
     driver_connection: asyncpg.Connection[Any] = connection.driver_connection
     if driver_connection.is_closed():
@@ -274,7 +281,7 @@ def _refuse_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _pr
 
 def _keep_other_connections(context: ExceptionContext) -> None:
     # After a lost connection, SQLAlchemy replaces the whole pool, because others may be lost too. Here the server ended this
-    # connection on purpose. If it also ended others, `_refuse_closed` detects that at their checkout.
+    # connection on purpose. If it also ended others, `_replace_closed` detects each one at its checkout.
     if SESSION_ENDED.intersection(sqlstates(context.original_exception)):
         context.invalidate_pool_on_disconnect = False
 
@@ -290,13 +297,13 @@ def _note_opened(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> No
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # The driver publishes no types.
-    """A connection through a transaction pooler. Each transaction may run in another session, so each BEGIN sets the limits."""
+    """A connection through a transaction pooler. Each transaction may run in another session, so each BEGIN sets the timeouts."""
 
-    limits = ""
+    after_begin = ""
 
     @override
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         if query.startswith("BEGIN"):
-            query += self.limits
+            query += self.after_begin
         status: str = await super().execute(query, *args, timeout=timeout)
         return status

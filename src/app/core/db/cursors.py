@@ -81,7 +81,7 @@ def _reader(kind: TypeEngine[Any]) -> Callable[[str], Value] | None:  # noqa: C9
         case types.Time():
             return _time(has_zone=kind.timezone)
         case types.DateTime():
-            return _instant(has_zone=kind.timezone)
+            return _datetime(has_zone=kind.timezone)
         case types.Uuid(as_uuid=True):
             return UUID
         case types.Enum():
@@ -108,6 +108,7 @@ def _integer(bits: int) -> Callable[[str], int]:
 
 
 def _real(text: str) -> float:
+    # REAL has four bytes. A number that is not exactly one of its values fails the comparison in `exactly`.
     value = float(text)
     (narrow,) = struct.unpack("f", struct.pack("f", value))
     return float(narrow)
@@ -141,7 +142,7 @@ def _time(*, has_zone: bool) -> Callable[[str], time]:
     return read
 
 
-def _instant(*, has_zone: bool) -> Callable[[str], datetime]:
+def _datetime(*, has_zone: bool) -> Callable[[str], datetime]:
     def read(text: str) -> datetime:
         value = datetime.fromisoformat(text)
         if (value.tzinfo is not None) != has_zone:

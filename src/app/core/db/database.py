@@ -12,10 +12,10 @@ from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, mapped_
 from uuid_utils.compat import uuid7
 
 from app.core.config import DatabaseSettings
-from app.core.db.connections import Recycling, close_for_good, create_engine, create_read_engine
-from app.core.db.query_log import Watch
+from app.core.db.connections import Recycling, close_permanently, create_engine, create_read_engine
+from app.core.db.query_log import QueryLog
 from app.core.db.reads import DirectReads, Reads, SessionReads
-from app.core.db.retries import note_committed, repeating
+from app.core.db.retries import note_committed, with_retries
 
 MINIMUM_VERSION = 15
 
@@ -91,9 +91,10 @@ class _CommittingSession(_EndingSession):
 
 
 class ReadSession(AsyncSession):
-    """A session for reading. Each statement is its own transaction and costs one round trip.
+    """A session for reading. PostgreSQL rejects writes on its connections.
 
-    PostgreSQL rejects writes on its connections (`default_transaction_read_only`).
+    Each statement is a transaction of its own and costs one round trip, so two statements may see different data. Behind a
+    transaction pooler, the session is one read-only transaction, but each statement still sees the data of its own start.
     """
 
     sync_session_class: type[Session] = _NoFlushSession
@@ -101,7 +102,7 @@ class ReadSession(AsyncSession):
 
     @override
     async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
-        """Run a statement in a transaction, and return its rows as they arrive."""
+        """Run a statement, and return its rows as they arrive. A plain `ReadSession` raises `TypeError`: it has no transaction."""
         if type(self) is ReadSession:
             message = "a ReadSession has no transaction to stream rows in; use StreamSessionDep, see docs/recipes.md"
             raise TypeError(message)
@@ -113,7 +114,7 @@ class ReadSession(AsyncSession):
     async def close(self) -> None:
         """Close the session and the results of `stream`.
 
-        Such a result reads from the connection, which may belong to the transaction of another session afterwards.
+        An open result would read from a connection that another session may use by then.
         """
         for result in self._streams:
             await result.close()
@@ -137,9 +138,9 @@ class Database:
         self.engine = create_engine(settings)
         self.read_engine = create_read_engine(settings)
         Recycling().watch(self.engine, self.read_engine)
-        self.watch = Watch(slow=slow_query.total_seconds() if slow_query else None)
+        self.query_log = QueryLog(slow=slow_query.total_seconds() if slow_query else None)
         for engine in (self.engine, self.read_engine):
-            self.watch.listen(engine.sync_engine)
+            self.query_log.listen(engine.sync_engine)
         self.sessions = async_sessionmaker(self.engine, class_=WriteSession, expire_on_commit=False)
         self.read_sessions = async_sessionmaker(
             self.read_engine, class_=ReadSession, expire_on_commit=False, autoflush=False
@@ -153,13 +154,13 @@ class Database:
         self.reads: Reads = (
             SessionReads(self.read_sessions)
             if settings.transaction_pooler
-            else DirectReads(self.read_engine, self.read_sessions, self.watch)
+            else DirectReads(self.read_engine, self.read_sessions, self.query_log)
         )
 
     async def dispose(self) -> None:
         """Close every connection permanently. Later attempts to connect fail."""
         for engine in (self.engine, self.read_engine):
-            await close_for_good(engine)
+            await close_permanently(engine)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[WriteSession]:
@@ -175,4 +176,4 @@ class Database:
             async with self.begin() as session:
                 return await work(session)
 
-        return await repeating(attempt)
+        return await with_retries(attempt)

@@ -62,7 +62,7 @@ class Order:
         return tuple(bindparam(_name(column), type_=column.property.columns[0].type) for column in self.columns)
 
     def values(self, position: Position | None) -> dict[str, Value]:
-        """Return the values of those parameters."""
+        """Return the values of the bind parameters of `placeholders`."""
         return {_name(column): value for column, value in zip(self.columns, position or (), strict=False)}
 
 

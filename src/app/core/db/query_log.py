@@ -30,26 +30,26 @@ _current: ContextVar[Statements | None] = ContextVar("statements", default=None)
 
 
 def count_statements() -> Statements:
-    """Start to count the statements of the current task and of the tasks it creates."""
+    """Start to count the statements of the current task and of the tasks that it creates from now on."""
     statements = Statements()
     _current.set(statements)
     return statements
 
 
-class Watch:
-    """Counts the statements of a pool, and logs those that take longer than `slow` seconds."""
+class QueryLog:
+    """Counts the statements of all engines that it listens to, and logs those that take longer than `slow` seconds."""
 
     def __init__(self, *, slow: float | None = None) -> None:
         self._slow = slow
 
     def listen(self, engine: Engine) -> None:
-        """Observe every statement of an engine."""
+        """Record every statement of an engine."""
         event.listen(engine, "before_cursor_execute", self._begin)
         event.listen(engine, "after_cursor_execute", self._end)
         event.listen(engine, "handle_error", self._fail)
 
-    def note(self, statement: str, duration: float) -> None:
-        """Count a statement and its duration in seconds, whether it succeeded or failed."""
+    def record(self, statement: str, duration: float) -> None:
+        """Count a statement and its duration in seconds, whether it succeeded or failed. Log it if it was slow."""
         statements = _current.get()
         if statements is not None:
             statements.count += 1
@@ -67,10 +67,10 @@ class Watch:
     def _end(
         self, _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
     ) -> None:
-        self.note(statement, perf_counter() - context.began_at)
+        self.record(statement, perf_counter() - context.began_at)
 
     def _fail(self, failure: ExceptionContext) -> None:
         # A failed connection attempt has no statement.
         began_at = getattr(failure.execution_context, "began_at", None)
         if began_at is not None:
-            self.note(failure.statement or "", perf_counter() - began_at)
+            self.record(failure.statement or "", perf_counter() - began_at)

@@ -20,7 +20,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from app.core.db.connections import pool_of
 from app.core.db.failures import DatabaseUnavailableError
-from app.core.db.query_log import Watch
+from app.core.db.query_log import QueryLog
 
 # Maximum number of compiled statements in the cache.
 _MAX_PREPARED = 1000
@@ -67,15 +67,16 @@ class DirectReads(SessionReads):
     """Runs statements on a pooled connection, without a session.
 
     Each statement must be a constant: `bindparam` stands for each value that varies. The types of its columns must be those that
-    the driver converts itself. A statement that fails, other than by a timeout, runs again in a session, which raises the usual error.
+    the driver converts itself. A statement that fails, other than by a timeout, runs again in a session. There it succeeds, for
+    example after a lost connection, or it raises the usual error of SQLAlchemy.
     """
 
-    def __init__(self, engine: AsyncEngine, sessions: Sessions, watch: Watch) -> None:
+    def __init__(self, engine: AsyncEngine, sessions: Sessions, query_log: QueryLog) -> None:
         super().__init__(sessions)
         self._engine = engine.sync_engine
         # SQLAlchemy's pool may give a free connection to a new task before the waiting ones. A semaphore is fair.
         self._permits = asyncio.Semaphore(pool_of(engine).size())
-        self._watch = watch
+        self._query_log = query_log
         self._prepared = lru_cache(_MAX_PREPARED)(self._prepare)
 
     @override
@@ -130,7 +131,7 @@ class DirectReads(SessionReads):
                 driver.terminate()
             raise
         finally:
-            self._watch.note(text, perf_counter() - began_at)
+            self._query_log.record(text, perf_counter() - began_at)
             connection.close()
         return rows
 

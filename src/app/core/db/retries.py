@@ -28,8 +28,8 @@ class Attempt:
     outer: "Attempt | None" = None
     has_sent_commit: bool = False
     has_committed: bool = False
-    # Callbacks that run when the attempt turns out to be the last one; None afterwards.
-    kept: list[Callable[[], None]] | None = field(default_factory=list)
+    # Callbacks that run if this attempt is the last one. None once they have run or were discarded.
+    deferred: list[Callable[[], None]] | None = field(default_factory=list)
 
     def note_commit_sent(self) -> None:
         """Record that a COMMIT was sent: from now on the outcome is unknown until the server answers."""
@@ -43,18 +43,22 @@ class Attempt:
         if self.outer:
             self.outer.note_committed()
 
-    def keep(self, act: Callable[[], None]) -> None:
-        """Defer a callback until the last attempt. A task that outlives the attempt runs it at once."""
-        if self.kept is None:
-            act()
+    def defer(self, callback: Callable[[], None]) -> None:
+        """Run a callback at the end, if this attempt is the last one. A task that outlives the attempt runs it at once."""
+        if self.deferred is None:
+            callback()
         else:
-            self.kept.append(act)
+            self.deferred.append(callback)
 
-    def settle(self) -> None:
+    def discard_deferred(self) -> None:
+        """Forget the deferred callbacks, because the attempt is retried."""
+        self.deferred = None
+
+    def run_deferred(self) -> None:
         """Run the deferred callbacks, or pass them to the outer attempt, which may still be retried."""
-        kept, self.kept = self.kept or (), None
-        for act in kept:
-            self.outer.keep(act) if self.outer else act()
+        callbacks, self.deferred = self.deferred or (), None
+        for callback in callbacks:
+            self.outer.defer(callback) if self.outer else callback()
 
 
 _current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
@@ -72,15 +76,15 @@ def note_committed() -> None:
         attempt.note_committed()
 
 
-def once(act: Callable[[], None]) -> None:
-    """Run a callback when the current attempt turns out to be the last one; at once without an attempt."""
+def after_last_attempt(callback: Callable[[], None]) -> None:
+    """Run a callback once for a unit of work, after its last attempt, even if that one fails. Outside of one, run it at once."""
     if attempt := _current.get():
-        attempt.keep(act)
+        attempt.defer(callback)
     else:
-        act()
+        callback()
 
 
-async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
+async def with_retries[T](work: Callable[[], Awaitable[T]]) -> T:
     """Run the work. Retry all of it if that may help and cannot repeat an effect."""
     number = 1
     while True:
@@ -89,19 +93,19 @@ async def repeating[T](work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
         except Exception as error:
-            if not _may_repeat(error, attempt, number):
+            if not _may_retry(error, attempt, number):
                 raise
-            attempt.kept = None
+            attempt.discard_deferred()
             log.info("unit of work is retried", extra={"attempt": number + 1, "reason": _reason(error)})
         finally:
             _current.reset(token)
-            attempt.settle()
+            attempt.run_deferred()
         # A random pause separates two transactions that deadlocked. The session is closed: no lock is held.
         await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))  # noqa: S311  # No secret.
         number += 1
 
 
-def _may_repeat(error: Exception, attempt: Attempt, number: int) -> bool:
+def _may_retry(error: Exception, attempt: Attempt, number: int) -> bool:
     if is_undone(error):
         return number < _MAX_ATTEMPTS and not attempt.has_committed
     return is_lost_connection(error) and number == 1 and not attempt.has_sent_commit

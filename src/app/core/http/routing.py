@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import FormData, QueryParams, UploadFile
 
-from app.core.db.retries import repeating
+from app.core.db.retries import with_retries
 from app.core.errors import (
     AppError,
     FieldError,
@@ -171,7 +171,7 @@ def _repeating(handle: _Handler) -> _Handler:
                 request.scope["fastapi_function_astack"] = stack
                 return await handle(request)
 
-        return await repeating(attempt)
+        return await with_retries(attempt)
 
     return work
 

@@ -14,7 +14,7 @@ import prometheus_client
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
-from app.core.db.retries import once
+from app.core.db.retries import after_last_attempt
 from app.core.errors import AppError
 
 _registry = prometheus_client.CollectorRegistry()
@@ -34,7 +34,7 @@ class Counter:
 
     def count(self, *values: str) -> None:
         """Count one event, with label values in the order of the declaration. A retried unit of work counts it once."""
-        once(self._series(*values).inc)
+        after_last_attempt(self._series(*values).inc)
 
     @contextmanager
     def outcome(self, *values: str) -> Iterator[None]:
