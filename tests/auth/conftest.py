@@ -59,5 +59,5 @@ async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Tar
 @pytest.fixture
 def without_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let processes learn of revocations by notification alone: they poll only when a notification says so."""
-    for interval in ("POLL_INTERVAL", "FENCE"):
+    for interval in ("POLL_INTERVAL", "MAX_AGE"):
         monkeypatch.setattr(revocation, interval, _LONGER_THAN_A_TEST)

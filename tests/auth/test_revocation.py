@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import make_url
 
 from app.auth.access import revocation
-from app.auth.access.revocation import FENCE, RevocationListener, RevocationSet
+from app.auth.access.revocation import MAX_AGE, RevocationListener, RevocationSet
 from app.core import product
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
@@ -84,7 +84,7 @@ async def connection(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def knows(listener: RevocationListener, session_id: UUID) -> bool:
-    return listener.covers(session_id=session_id, user_id=UUID(int=0), version=1)
+    return listener.is_revoked(session_id=session_id, user_id=UUID(int=0), version=1)
 
 
 def lacks(listener: RevocationListener, session_id: UUID) -> bool:
@@ -122,10 +122,10 @@ async def test_earlier_revocations_are_known_from_the_start(shared_url: str, con
 
     async with listening(shared_url) as listener:
         nobody = UUID(int=0)
-        assert listener.covers(session_id=session_id, user_id=nobody, version=1)
-        assert listener.covers(session_id=nobody, user_id=user_id, version=4)
-        assert not listener.covers(session_id=nobody, user_id=user_id, version=5)
-        assert not listener.covers(session_id=nobody, user_id=nobody, version=1)
+        assert listener.is_revoked(session_id=session_id, user_id=nobody, version=1)
+        assert listener.is_revoked(session_id=nobody, user_id=user_id, version=4)
+        assert not listener.is_revoked(session_id=nobody, user_id=user_id, version=5)
+        assert not listener.is_revoked(session_id=nobody, user_id=nobody, version=1)
         assert not knows(listener, over)
 
 
@@ -299,7 +299,7 @@ def test_a_payload_without_a_meaning_revokes_nothing(payload: str) -> None:
 
     listener._apply(payload)
 
-    assert not listener.covers(session_id=UUID(int=1), user_id=UUID(int=1), version=0)
+    assert not listener.is_revoked(session_id=UUID(int=1), user_id=UUID(int=1), version=0)
 
 
 @pytest.mark.usefixtures("without_polls")
@@ -323,8 +323,8 @@ async def test_a_forged_notification_can_only_revoke(shared_url: str, connection
         await connection.execute("SELECT pg_notify('revocations', $1)", f"1 {session_id}")
         await becomes(lambda: knows(listener, session_id), within=PATIENCE)
 
-        assert listener.covers(session_id=UUID(int=0), user_id=user_id, version=4)
-        assert not listener.covers(session_id=UUID(int=0), user_id=user_id, version=5)
+        assert listener.is_revoked(session_id=UUID(int=0), user_id=user_id, version=4)
+        assert not listener.is_revoked(session_id=UUID(int=0), user_id=user_id, version=5)
 
 
 async def test_a_flood_of_forged_notifications_costs_few_polls_and_hides_nothing(
@@ -337,7 +337,7 @@ async def test_a_flood_of_forged_notifications_costs_few_polls_and_hides_nothing
         for number in range(300):
             await connection.execute(f"NOTIFY revocations, 'junk {number}'")
         await connection.execute(NOTIFIED, session_id)
-        await becomes(lambda: knows(listener, session_id), within=FENCE)
+        await becomes(lambda: knows(listener, session_id), within=MAX_AGE)
         lasted = time.monotonic() - started
         polls = polls_of(proxy) - before
 
@@ -358,7 +358,7 @@ async def test_a_killed_connection_is_replaced_and_no_revocation_is_lost(
         with caplog.at_level(logging.WARNING, logger=revocation.__name__):
             await connection.execute(f"{kill} AND datname = current_database()", f"{product.SLUG}-revocations")
             await connection.execute(UNNOTIFIED, during)
-            await becomes(lambda: not listener.is_current, within=FENCE)
+            await becomes(lambda: not listener.is_current, within=MAX_AGE)
             assert listener.mode == "fallback"
             await becomes(lambda: knows(listener, during) and listener.is_current, within=5)
             assert listener.loaded.is_set()
@@ -374,7 +374,7 @@ async def test_a_silent_connection_is_detected_within_the_fence_and_replaced(
     async with proxied(shared_url) as proxy, listening(proxy.url) as listener:
         proxy.stall()
         await connection.execute(NOTIFIED, during)
-        await becomes(lambda: not listener.is_current, within=FENCE)
+        await becomes(lambda: not listener.is_current, within=MAX_AGE)
         assert not knows(listener, during)
 
         proxy.resume()
@@ -404,7 +404,7 @@ async def test_a_connection_that_is_silent_from_the_start_is_given_up(shared_url
 async def test_a_process_that_was_paused_does_not_trust_its_state(
     shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revocation, "FENCE", 0.2)
+    monkeypatch.setattr(revocation, "MAX_AGE", 0.2)
     async with listening(shared_url) as listener:
         assert listener.is_current
 
@@ -474,7 +474,7 @@ def test_order_and_repetition_of_revocations_do_not_matter(applied: list[Entry],
         for version in (1, 3, 5):
             for session_id, user_id in ((subject, UUID(int=9)), (UUID(int=9), subject)):
                 covered = [
-                    each.covers(session_id=session_id, user_id=user_id, version=version) for each in (one, other)
+                    each.is_revoked(session_id=session_id, user_id=user_id, version=version) for each in (one, other)
                 ]
                 assert covered[0] == covered[1]
 
@@ -492,9 +492,9 @@ def test_entries_are_removed_when_no_live_token_needs_them(monkeypatch: pytest.M
     known.sweep()
 
     assert len(known) == 2
-    assert known.covers(session_id=kept, user_id=dropped, version=1)
-    assert known.covers(session_id=dropped, user_id=kept, version=1)
-    assert not known.covers(session_id=dropped, user_id=dropped, version=1)
+    assert known.is_revoked(session_id=kept, user_id=dropped, version=1)
+    assert known.is_revoked(session_id=dropped, user_id=kept, version=1)
+    assert not known.is_revoked(session_id=dropped, user_id=dropped, version=1)
 
 
 def test_a_cutoff_covers_lower_sessions_until_no_live_token_needs_it(
@@ -503,7 +503,7 @@ def test_a_cutoff_covers_lower_sessions_until_no_live_token_needs_it(
     known, (below, cutoff, higher) = RevocationSet(), (UUID(int=number << 80) for number in (1, 2, 3))
 
     def covered(session_id: UUID) -> bool:
-        return known.covers(session_id=session_id, user_id=below, version=1)
+        return known.is_revoked(session_id=session_id, user_id=below, version=1)
 
     known.add(4, cutoff, None)
     assert (covered(below), covered(cutoff), covered(higher), len(known)) == (True, False, False, 1)
@@ -572,7 +572,7 @@ async def test_with_a_silent_listener_only_revoked_tokens_stop_working_within_th
             assert await answers(client, good) == 200
             return await answers(client, ended) == 401
 
-        assert await until(is_refused, within=FENCE) <= FENCE
+        assert await until(is_refused, within=MAX_AGE) <= MAX_AGE
         assert await answers(client, good) == 200
         direct.resume()
 
@@ -588,7 +588,7 @@ async def test_without_the_database_no_token_is_accepted_after_the_fence(
     if failure == "cut":
         # No poll notices that the connection has ended.
         monkeypatch.setattr(revocation, "POLL_INTERVAL", 10 * PATIENCE)
-        monkeypatch.setattr(revocation, "FENCE", 10 * PATIENCE)
+        monkeypatch.setattr(revocation, "MAX_AGE", 10 * PATIENCE)
     async with (
         proxied(shared_url) as direct,
         proxied(shared_url) as pool,
@@ -598,7 +598,7 @@ async def test_without_the_database_no_token_is_accepted_after_the_fence(
             proxy.stall() if failure == "stall" else proxy.cut()
         await run(straight, ENDS["session"], session_id=ended.session_id)
         if failure == "stall":
-            await asyncio.sleep(FENCE)
+            await asyncio.sleep(MAX_AGE)
         else:
             await until(partial(is_unavailable, client, good), within=PATIENCE)
 

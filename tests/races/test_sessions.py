@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from app.auth.access.revocation import FENCE
+from app.auth.access.revocation import MAX_AGE
 from app.core import product
 from app.core.security.keys import parse_key_ring
 from app.users import links
@@ -337,7 +337,7 @@ async def test_every_process_knows_a_revocation_within_the_fence_if_the_listener
     await failure(workers, proxy)
 
     await workers.change(REVOKED, revoked["access_token"])
-    await asyncio.gather(*(dies(worker, revoked["access_token"], within=FENCE) for worker in workers.workers))
+    await asyncio.gather(*(dies(worker, revoked["access_token"], within=MAX_AGE) for worker in workers.workers))
 
     assert all([await worker.accepts(good["access_token"]) for worker in workers.workers])
     proxy.resume()
@@ -351,7 +351,7 @@ async def test_a_paused_process_accepts_no_token_revoked_during_the_pause(worker
     paused.server.process.send_signal(signal.SIGSTOP)
     try:
         await workers.change(REVOKED, revoked["access_token"])
-        await asyncio.sleep(FENCE)
+        await asyncio.sleep(MAX_AGE)
         first = [asyncio.create_task(paused.accepts(revoked["access_token"])) for _ in range(5)]
         await asyncio.sleep(0.1)
     finally:

@@ -116,7 +116,7 @@ async def change_password(
             raise WrongPasswordError
         # Links for a pending change of address are deleted too: an attacker may have requested it.
         await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
-        await sessions.revoke_all(session, account.id, "password_changed", but=actor.session_id)
+        await sessions.revoke_all(session, account.id, "password_changed", except_id=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
 
@@ -151,7 +151,7 @@ async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
             raise InvalidLinkError
         # The owner may no longer read mail at the old address, so links that were sent there are deleted.
         await links.discard(session, account.id, _ALL)
-        await sessions.revoke_all(session, account.id, "email_changed", but=link.session_id)
+        await sessions.revoke_all(session, account.id, "email_changed", except_id=link.session_id)
         await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
         await _notify(session, "email_changed", account)
 

@@ -13,8 +13,8 @@ from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
 
 from app.audit.service import Actor
-from app.auth.access import standing
-from app.auth.access.standing import StandingCheck
+from app.auth.access import token_status
+from app.auth.access.token_status import TokenStatusCheck
 from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
@@ -35,7 +35,7 @@ class AuthState(CoreState):
     """The state of the application that logins and tokens need."""
 
     auth: Toolkit
-    standing: StandingCheck
+    token_status: TokenStatusCheck
 
 
 class AuthRequest(Request[AuthState]):
@@ -53,7 +53,7 @@ class Principal:
     auth_time: int
     # The scopes that the operation needs.
     needed: frozenset[str]
-    # Returns where the request comes from. Only writes call it.
+    # Returns the address, user agent and id of the request. Only writes need them, so only writes call it.
     visitor: Callable[[], Actor]
 
     @property
@@ -69,10 +69,10 @@ class Principal:
     async def confirm(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
         """Check again, in the transaction of a write, that the token is not revoked and its role grants the needed scopes.
 
-        Call it before anything else locks a row, and pass every account that the write acts on: it locks all of them in one order,
+        Call it before anything else locks a row. Pass every account that the write acts on: all of them are locked in one order,
         see `users.locks`. With `with_admins` it also locks the active administrators, and returns them.
         """
-        return await standing.lock(
+        return await token_status.lock(
             session,
             user_id=self.user_id,
             session_id=self.session_id,
@@ -86,8 +86,8 @@ class Principal:
 class _TokenGuard(SecurityBase, Guard):
     """Reads the access token from `Authorization: Bearer …` alone: no query, form or cookie (RFC 9700, 4.3.2)."""
 
-    def __init__(self, *, ask: bool = False) -> None:
-        self._ask = ask
+    def __init__(self, *, always_query: bool = False) -> None:
+        self._always_query = always_query
         self.scheme_name = "login"
         self.model = OAuth2(
             flows=OAuthFlows(password=OAuthFlowPassword(tokenUrl=TOKEN_PATH, scopes=SCOPES)),
@@ -99,10 +99,10 @@ class _TokenGuard(SecurityBase, Guard):
         return (MissingTokenError, InvalidTokenError, *((InsufficientScopeError,) if scopes else ()))
 
     async def principal(self, request: AuthRequest, needed: SecurityScopes) -> Principal:
-        """Return the caller, or raise the error that says what is missing."""
+        """Verify the token, then check that it is not revoked, then check its scopes. Return the caller."""
         state = request.state
         claims = state["auth"].access_tokens.read(_bearer_token(request))
-        await state["standing"].refuse_revoked(claims, needed.scopes, ask=self._ask)
+        await state["token_status"].refuse_revoked(claims, needed.scopes, always_query=self._always_query)
         request.scope["user_id"], request.scope["session_id"] = claims.user_id, claims.session_id
         if not claims.scopes.issuperset(needed.scopes):
             raise InsufficientScopeError(needed.scopes)
@@ -177,8 +177,9 @@ def _bearer_token(request: AuthRequest) -> str:
 
 
 access_token = AccessTokenGuard()
-# Queries the database for every request: for changes of credentials, and for changes by administrators.
-confirmed_access_token = AccessTokenGuard(ask=True)
+# "Confirmed": every request queries the database for a revocation, and does not rely on the copy in memory. For changes of
+# credentials, and for changes by administrators.
+confirmed_access_token = AccessTokenGuard(always_query=True)
 
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
 type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
@@ -194,7 +195,7 @@ async def _current_account(reads: Reads, principal: Principal) -> Account:
 
 
 async def get_confirmed_user(principal: ConfirmedPrincipal, database: DatabaseDep) -> Account:
-    """Read the caller's account for a change of credentials."""
+    """Read the caller's account for a change of credentials. The database has confirmed that the token is not revoked."""
     # `reads` holds no connection afterwards, while the password is hashed.
     return await _current_account(database.reads, principal)
 

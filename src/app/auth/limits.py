@@ -8,35 +8,35 @@ from app.core.http.addresses import subscriber
 from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.rate_limits import Counted, Limit
 
-_QUARTER = timedelta(minutes=15)
-_LOGIN_HERE = Limit("login-account-address", 10, _QUARTER)
-_LOGIN_HERE_DAY = Limit("login-account-address-day", 100, timedelta(days=1))
+_QUARTER_HOUR = timedelta(minutes=15)
+_LOGIN_ACCOUNT_ADDRESS = Limit("login-account-address", 10, _QUARTER_HOUR)
+_LOGIN_ACCOUNT_ADDRESS_DAY = Limit("login-account-address-day", 100, timedelta(days=1))
 # Does not refuse by itself: attackers could lock the owner out. The login still accepts the owner from known addresses.
 _LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1), refuses=False)
-_LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER)
-_PASSWORD_HERE = Limit("password-account-address", 10, _QUARTER)
-_TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER)
+_LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER_HOUR)
+_PASSWORD_ACCOUNT_ADDRESS = Limit("password-account-address", 10, _QUARTER_HOUR)
+_TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER_HOUR)
 
 
 def login(actor: Actor, username: str) -> tuple[Counted, ...]:
-    """Count a login by account and address, by account, and by address. All spellings of an account count as one."""
+    """Return the limits of a login: by account and address, by account, and by address. All spellings of an account count together."""
     try:
         account = identity(username)
     except InvalidEmailError:
         account = username
     return (
-        (_LOGIN_HERE, f"{account}\0{subscriber(actor.address)}"),
-        (_LOGIN_HERE_DAY, f"{account}\0{subscriber(actor.address)}"),
+        (_LOGIN_ACCOUNT_ADDRESS, f"{account}\0{subscriber(actor.address)}"),
+        (_LOGIN_ACCOUNT_ADDRESS_DAY, f"{account}\0{subscriber(actor.address)}"),
         (_LOGIN_ACCOUNT, account),
         (_LOGIN_ADDRESS, subscriber(actor.address)),
     )
 
 
 def password(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
-    """Count a password that a logged-in client gives again."""
-    return ((_PASSWORD_HERE, f"{user_id}\0{subscriber(actor.address)}"),)
+    """Return the limit of passwords that a logged-in client gives again, by account and address."""
+    return ((_PASSWORD_ACCOUNT_ADDRESS, f"{user_id}\0{subscriber(actor.address)}"),)
 
 
 def token_misuse(actor: Actor) -> tuple[Counted, ...]:
-    """Count an invalid refresh token or link, by address."""
+    """Return the limit of invalid refresh tokens and links, by address."""
     return ((_TOKEN_MISUSE, subscriber(actor.address)),)

@@ -1,10 +1,10 @@
-"""What logins and tokens need for the life of a web process."""
+"""Resources of logins and tokens that live as long as the web process."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.auth.access.revocation import RevocationListener
-from app.auth.access.standing import StandingCheck
+from app.auth.access.token_status import TokenStatusCheck
 from app.auth.access.tokens import AccessTokens
 from app.auth.settings import AuthSettings, issuer
 from app.auth.toolkit import Toolkit
@@ -15,7 +15,7 @@ from app.core.security.rate_limits import RateLimiter
 
 @asynccontextmanager
 async def open_for_web(core: Foundation) -> AsyncIterator[Resources]:
-    """Start the threads that hash passwords and, unless the database is asked each time, the listener of revocations."""
+    """Start the threads that hash passwords and, if `access_check` is `memory`, the revocation listener."""
     settings = core.settings.of(AuthSettings)
     hasher = PasswordHasher(settings)
     listener = RevocationListener(core.settings.database) if settings.access_check == "memory" else None
@@ -23,7 +23,7 @@ async def open_for_web(core: Foundation) -> AsyncIterator[Resources]:
         listener.start()
     try:
         yield Resources(
-            state={"auth": _toolkit(core, hasher), "standing": StandingCheck(core.database, listener)},
+            state={"auth": _toolkit(core, hasher), "token_status": TokenStatusCheck(core.database, listener)},
             instruments=[hasher.readings, *([listener.readings] if listener else [])],
             readiness=[listener.unready] if listener else [],
         )

@@ -177,7 +177,7 @@ async def list_my_sessions(
 async def end_my_other_sessions(principal: ConfirmedPrincipal, session: SessionDep) -> None:
     """End all your login sessions but this one. Their access tokens stop working at once."""
     await principal.confirm(session)
-    await sessions.end_others(session, principal.actor, principal.user_id, but=principal.session_id)
+    await sessions.end_others(session, principal.actor, principal.user_id, except_id=principal.session_id)
 
 
 @me.delete(

@@ -28,11 +28,9 @@ from app.core.security.rate_limits import Counted
 from app.users import service as users_service
 from app.users.service import Credentials
 
-_LOGINS = Counter("logins", "Logins with a password, by what came of them.", outcome=("succeeded", "invalid_grant"))
+_LOGINS = Counter("logins", "Logins with a password, by outcome.", outcome=("succeeded", "invalid_grant"))
 _FAILURES = Counter("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
-_REFRESHES = Counter(
-    "token_refreshes", "Uses of refresh tokens, by what came of them.", outcome=("succeeded", "invalid_grant")
-)
+_REFRESHES = Counter("token_refreshes", "Uses of refresh tokens, by outcome.", outcome=("succeeded", "invalid_grant"))
 
 
 async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
@@ -65,10 +63,14 @@ async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedErr
 
 
 async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
-    """Exchange an address and a password for a pair of tokens. Every refusal takes the same work and looks the same."""
+    """Exchange an address and a password for a pair of tokens.
+
+    Until the password is proved, neither a refusal nor the time that it takes reveals whether the account exists.
+    """
     counted = limits.login(actor, payload.username)
     retry_after = await kit.limiter.hit(*counted)
     if retry_after is not None:
+        # The exhausted limit has not counted this attempt, so a success must not decrement its counter.
         counted = tuple((limit, subject) for limit, subject in counted if limit.refuses)
     # The connection goes back to the pool before hashing, which is slow. The writes use another one.
     async with kit.database.read_sessions() as session:
@@ -78,7 +80,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     verification = await _verify(kit, counted, payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
         await _record_failure(kit, actor, credentials, "account_limit" if is_limited else _reason(credentials))
-        # Above the limit, all clients get the same error. It reveals neither the account nor from where its owner logs in.
+        # Above the limit, every caller gets the same error. It reveals neither the account nor the addresses of its owner.
         raise InvalidGrantError if retry_after is None else RateLimitedError(retry_after=retry_after)
     if kit.settings.of(AuthSettings).require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
@@ -89,7 +91,7 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
         user = await _lock_unchanged(session, credentials)
         forgiven = kit.limiter.forgiveness(*counted)
-        return await sessions.start(session, kit, actor, user, payload.scope, along=(forgiven,))
+        return await sessions.start(session, kit, actor, user, payload.scope, ctes=(forgiven,))
 
     return await kit.database.unit(start)
 

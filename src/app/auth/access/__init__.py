@@ -1,1 +1,1 @@
-"""Access tokens: how they are issued and verified, and whether one is still good."""
+"""Access tokens: how they are issued and verified, and whether one is still valid."""

@@ -1,4 +1,4 @@
-"""The statements that decide whether an access token is still good; private to auth's services."""
+"""The statements that decide whether an access token is still valid. Private to auth's services."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -15,8 +15,8 @@ from app.users.models import User
 from app.users.roles import Role
 
 
-class Standing(NamedTuple):
-    """What decides whether an access token is still good, and for which scopes."""
+class TokenStatus(NamedTuple):
+    """The columns that decide whether an access token is still valid, and for which scopes."""
 
     is_active: bool
     authz_version: int
@@ -24,14 +24,14 @@ class Standing(NamedTuple):
     is_session_live: bool
 
 
-class LockedStanding(NamedTuple):
-    """The standing, and the active administrators among the locked accounts."""
+class LockedTokenStatus(NamedTuple):
+    """The status of a token, and the active administrators among the locked accounts."""
 
-    standing: Standing
+    status: TokenStatus
     admins: Sequence[UUID]
 
 
-_STANDING = (
+_STATUS = (
     select(
         User.is_active,
         User.authz_version,
@@ -45,7 +45,7 @@ _IS_ADMIN = (User.role == Role.ADMIN) & User.is_active
 
 
 def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
-    """Build the statement that locks these accounts and then the caller's login session, and reads the caller's standing."""
+    """Build the statement that locks these accounts and then the caller's login session, and reads the status of the caller's token."""
     locked = locks.in_order(select(User).where(User.id == any_(account_ids))).cte("locked_users")
     is_caller = locked.c.id == bindparam("user_id")
     # The aggregates need all rows, so every account is locked before the session.
@@ -70,29 +70,29 @@ def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
 
 
 _ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
-_LOCKED_STANDING = _locking(_ACCOUNT_IDS)
-_LOCKED_STANDING_WITH_ADMINS = _locking(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
+_LOCKED_STATUS = _locking(_ACCOUNT_IDS)
+_LOCKED_STATUS_WITH_ADMINS = _locking(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
 
 
-async def get_standing(session: ReadSession, user_id: UUID, session_id: UUID) -> Standing | None:
-    """Read the standing of an access token, by primary keys."""
+async def get_token_status(session: ReadSession, user_id: UUID, session_id: UUID) -> TokenStatus | None:
+    """Read the status of an access token. Both tables are read by primary key."""
     parameters = {"user_id": user_id, "session_id": session_id}
-    row = (await session.execute(_STANDING, parameters)).one_or_none()
-    return None if row is None else Standing._make(row)
+    row = (await session.execute(_STATUS, parameters)).one_or_none()
+    return None if row is None else TokenStatus._make(row)
 
 
-async def lock_standing(
+async def lock_token_status(
     session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
-) -> LockedStanding | None:
-    """Read the standing, and lock the accounts and then the login session until the transaction ends.
+) -> LockedTokenStatus | None:
+    """Read the status of an access token, and lock the accounts and then the login session until the transaction ends.
 
     Locks the caller's account, those given and, with `with_admins`, those of all active administrators.
     """
-    statement = _LOCKED_STANDING_WITH_ADMINS if with_admins else _LOCKED_STANDING
+    statement = _LOCKED_STATUS_WITH_ADMINS if with_admins else _LOCKED_STATUS
     account_ids = [user_id, *accounts]
     parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
     row = (await session.execute(statement, parameters)).one_or_none()
-    return None if row is None else LockedStanding(Standing._make(row[:-1]), row.admins or ())
+    return None if row is None else LockedTokenStatus(TokenStatus._make(row[:-1]), row.admins or ())
 
 
 async def purge_revocations(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:

@@ -2,9 +2,9 @@
 
 The listener has one connection of its own, outside of the pool. It first sends LISTEN and then reads all revocations; the
 other order could miss one. After that it applies notifications, and polls every second over the same connection. The poll shows
-that the connection works, and finds revocations whose notification was lost. Entries are only added and raised, so their
-order and repetition do not matter. If the last successful poll is older than `FENCE`, requests query the database instead; see
-`StandingCheck`.
+that the connection works, and finds revocations whose notification was lost. A revocation only adds an
+entry or raises one, so the order of revocations and their repetition do not matter. If the last successful poll is older than
+`MAX_AGE`, requests query the database instead; see `TokenStatusCheck`.
 """
 
 import asyncio
@@ -20,11 +20,12 @@ import asyncpg
 
 from app.core.config import DatabaseSettings
 from app.core.db import tls
-from app.core.db.connections import CONNECT_ERRORS, each_host
+from app.core.db.connections import each_host
 from app.core.observability.metrics import Reading
 
 CHANNEL = "revocations"
-FENCE = 3.0
+# Seconds since the last successful poll. Above that, requests query the database.
+MAX_AGE = 3.0
 POLL_INTERVAL = 1.0
 _POLL_TIMEOUT = 1.0
 # The minimum time between polls, also when many notifications cannot be parsed.
@@ -32,8 +33,8 @@ _MIN_POLL_DELAY = 0.05
 _FIRST_RETRY, _MAX_RETRY = 0.1, 5.0
 _PROBE_TIMEOUT = 2.0
 _SWEEP_INTERVAL = 60.0
-_SESSION_ENDED, _USER_BELOW, _SESSIONS_BEFORE = 1, 2, 4
-_NOTHING = UUID(int=0), 0.0
+_SESSION, _USER_BELOW_VERSION, _SESSIONS_BELOW_ID = 1, 2, 4
+_NO_CUTOFF = UUID(int=0), 0.0
 # Seconds. No access token lives longer, so an entry is not needed for longer.
 _MAX_ENTRY_AGE = 17 * 60.0
 
@@ -55,12 +56,12 @@ class RevocationSet:
     def __init__(self) -> None:
         self._sessions: dict[UUID, float] = {}
         self._users: dict[UUID, tuple[int, float]] = {}
-        self._cutoff: tuple[UUID, float] = _NOTHING
+        self._cutoff: tuple[UUID, float] = _NO_CUTOFF
 
     def __len__(self) -> int:
-        return len(self._sessions) + len(self._users) + (self._cutoff is not _NOTHING)
+        return len(self._sessions) + len(self._users) + (self._cutoff is not _NO_CUTOFF)
 
-    def covers(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
+    def is_revoked(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
         """Return whether a token with these claims is revoked."""
         return (
             session_id in self._sessions
@@ -69,13 +70,13 @@ class RevocationSet:
         )
 
     def add(self, kind: int, subject: UUID | None, min_version: int | None) -> None:
-        """Apply one revocation. A repeated one, or one of an unknown kind, changes nothing."""
+        """Apply one revocation. A repeated one only keeps its entry for longer; one of an unknown kind is ignored."""
         ends = monotonic() + _MAX_ENTRY_AGE
-        if kind == _SESSION_ENDED and subject:
+        if kind == _SESSION and subject:
             self._sessions[subject] = ends
-        elif kind == _USER_BELOW and subject and min_version:
+        elif kind == _USER_BELOW_VERSION and subject and min_version:
             self._users[subject] = (max(min_version, self._users.get(subject, (0, 0.0))[0]), ends)
-        elif kind == _SESSIONS_BEFORE and subject:
+        elif kind == _SESSIONS_BELOW_ID and subject:
             self._cutoff = max(self._cutoff, (subject, ends))
 
     def sweep(self) -> None:
@@ -84,7 +85,7 @@ class RevocationSet:
         self._sessions = {key: ends for key, ends in self._sessions.items() if ends > now}
         self._users = {key: value for key, value in self._users.items() if value[1] > now}
         if self._cutoff[1] <= now:
-            self._cutoff = _NOTHING
+            self._cutoff = _NO_CUTOFF
 
 
 class RevocationListener:
@@ -132,15 +133,16 @@ class RevocationListener:
 
     @property
     def is_current(self) -> bool:
-        """Whether the set may decide: it holds every revocation that is older than `FENCE` seconds."""
+        """Whether requests may rely on the set: it contains every revocation that was committed over `MAX_AGE` seconds ago."""
         age = self.age
-        return age is not None and age < FENCE
+        return age is not None and age < MAX_AGE
 
-    def covers(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
+    def is_revoked(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
         """Return whether a token is revoked, as far as this process knows; see `is_current`."""
-        return self._set.covers(session_id=session_id, user_id=user_id, version=version)
+        return self._set.is_revoked(session_id=session_id, user_id=user_id, version=version)
 
     async def _run(self) -> None:
+        """Connect, read all revocations, and follow the new ones. After any error, start again with a new connection."""
         pause = _FIRST_RETRY
         while True:
             try:
@@ -148,7 +150,7 @@ class RevocationListener:
                     await self._listen(connection)
                     pause = _FIRST_RETRY
                     await self._follow(connection)
-            except Exception as error:  # noqa: BLE001  # After any error it must reconnect: it is not restarted.
+            except Exception as error:  # noqa: BLE001  # Nothing restarts this task.
                 if self.mode != "fallback":
                     log.warning("revocation listener lost its connection", extra={"reason": type(error).__name__})
             self._last_ok, self.mode = None, "fallback"
@@ -156,6 +158,7 @@ class RevocationListener:
             pause = min(2 * pause, _MAX_RETRY)
 
     async def _listen(self, connection: asyncpg.Connection) -> None:
+        """Send LISTEN, read all revocations, and find out whether notifications arrive."""
         self._cursor = _ALL_ROWS
         heard = asyncio.Event()
 
@@ -163,7 +166,7 @@ class RevocationListener:
             heard.set()
             self._apply(str(payload))
 
-        # When the connection ends, this wakes the poll, which fails at once.
+        # When the connection ends, this triggers a poll. Its error makes the listener reconnect.
         connection.add_termination_listener(lambda _: self._wake.set())
         await connection.add_listener(CHANNEL, on_notification)
         await self._poll(connection)
@@ -172,6 +175,7 @@ class RevocationListener:
         self.loaded.set()
 
     async def _follow(self, connection: asyncpg.Connection) -> None:
+        """Poll every `POLL_INTERVAL` seconds, and earlier when `_wake` is set. This ends only with an error."""
         swept = monotonic()
         while True:
             with suppress(TimeoutError):
@@ -184,7 +188,7 @@ class RevocationListener:
                 swept = monotonic()
 
     async def _poll(self, connection: asyncpg.Connection) -> None:
-        # The time before the query counts: its result does not show what was revoked while it ran.
+        # The age is counted from before the query: the result does not contain revocations that are committed while it runs.
         sent = monotonic()
         rows = await connection.fetch(_READ, self._cursor, timeout=_POLL_TIMEOUT)
         for row in rows:
@@ -228,17 +232,18 @@ async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connec
 
 
 async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> asyncpg.Connection:
-    refusal: Exception = OSError()
+    """Connect to the first host that accepts. If none does, raise the error of the last host."""
+    last_error: Exception = OSError()
     for host in each_host(options):
         try:
             return await tls.connect(
                 **host,
                 timeout=settings.connect_timeout.total_seconds(),
-                # Also for LISTEN: a server that does not respond must not keep the listener from trying another.
+                # Limits LISTEN too. If the server stops responding, the listener must reconnect.
                 command_timeout=_POLL_TIMEOUT,
                 statement_cache_size=0,
                 server_settings={"application_name": f"{settings.application_name}-revocations"},
             )
-        except CONNECT_ERRORS as error:
-            refusal = error
-    raise refusal
+        except REFUSALS as error:
+            last_error = error
+    raise last_error

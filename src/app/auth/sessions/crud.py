@@ -46,7 +46,7 @@ class LockedUser(NamedTuple):
 
 
 class Created(NamedTuple):
-    """The times of a new session, from the clock of the database, and whether its device is new."""
+    """The times of a new session, from the clock of the database, and whether its device is known."""
 
     auth_time: datetime
     idle_expires_at: datetime
@@ -56,7 +56,7 @@ class Created(NamedTuple):
 
 
 class StoredState(NamedTuple):
-    """A session that could not be rotated, and the facts that explain it, from the clock of the database."""
+    """A session, whether it is live, and whether its previous refresh token may be used again, at the time of the database."""
 
     state: SessionState
     is_live: bool
@@ -127,12 +127,12 @@ async def create(
     idle: timedelta,
     absolute: timedelta,
     keep: int,
-    along: Sequence[CTE] = (),
+    ctes: Sequence[CTE] = (),
 ) -> Created:
-    """Insert a session, whose times are those of the database, and return whether its device is known.
+    """Insert a session, and return its times and whether its device is known.
 
-    The `keep` most recently refreshed live sessions of the account stay, with the new one; the others end. The statements in
-    `along` run as part of the same statement.
+    At most `keep` sessions of the account stay live: the new one, and the most recently refreshed of the others. The rest end.
+    `ctes` run as parts of the same statement.
     """
     ends = {"idle_expires_at": func.now() + min(idle, absolute), "absolute_expires_at": func.now() + absolute}
     earlier = aliased(LoginSession)
@@ -148,7 +148,7 @@ async def create(
             (~of_user).label("is_first"),
             of_user.where(earlier.device_family == values["device_family"]).label("is_known_device"),
         )
-        .add_cte(_eviction(values["user_id"], keep - 1), *along)
+        .add_cte(_eviction(values["user_id"], keep - 1), *ctes)
     )
     return Created._make((await session.execute(statement)).one())
 
@@ -166,14 +166,14 @@ def _eviction(user_id: UUID, keep: int) -> CTE:
 async def rotate(
     session: WriteSession, session_id: UUID, generation: int, *, pepper_id: int, idle: timedelta
 ) -> SessionState | None:
-    """Rotate a live session of an active account to the next generation. Of concurrent callers, all but one get None."""
+    """Rotate a live session of an active account to the next generation. Only one of several concurrent calls succeeds."""
     values = {"presented_id": session_id, "presented": generation, "new_pepper_id": pepper_id, "idle": idle}
     row = (await session.execute(_ROTATION, values)).one_or_none()
     return None if row is None else SessionState._make(row)
 
 
 async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta) -> StoredState | None:
-    """Lock a session that could not be rotated, and read why."""
+    """Lock a session, and read whether it is live and whether its previous refresh token may be used again."""
     statement = (
         select(
             *_STATE,

@@ -11,7 +11,7 @@ from app.core.db.database import WriteSession
 _LOWEST = UUID(int=0)
 LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()).limit(1)
 _LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
-# A UUIDv7 begins with 48 bits of time (RFC 9562); the other 80 bits are random, but for version and variant.
+# A UUIDv7 begins with 48 bits of time (RFC 9562); the other 80 bits are random, except for version and variant.
 _RANDOM_BITS = 80
 
 
@@ -24,11 +24,11 @@ async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason:
 
 
 async def revoke_all(
-    session: WriteSession, user_id: UUID, reason: RevokeReason, *, but: UUID | None = None
+    session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None
 ) -> Sequence[UUID]:
-    """End every session of an account, but for `but`."""
+    """End every session of an account, except `except_id`."""
     condition = (LoginSession.user_id == user_id) & LoginSession.revoked_at.is_(None)
-    return await _revoke(session, condition & (LoginSession.id != but) if but else condition, reason)
+    return await _revoke(session, condition & (LoginSession.id != except_id) if except_id else condition, reason)
 
 
 async def cut_off(session: WriteSession) -> UUID:

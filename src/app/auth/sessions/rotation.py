@@ -1,8 +1,8 @@
 """Rotation of refresh tokens.
 
-A refresh token works once. Presented again within the grace period it gives the same successor, so a lost response or a second
-browser tab does not log the user out, and a session cannot fork. Presented later, or two generations old, it has probably been stolen: the
-session ends.
+A refresh token works once. If it is presented again within the grace period, it gives the same successor. So a lost response or
+a second browser tab does not log the user out, and a token never has two successors. If it is presented later, or is two
+generations old, it has probably been stolen: the session ends.
 """
 
 from app.audit import service as audit
@@ -23,7 +23,7 @@ from app.users import jobs
 _MAX_REPLAYS = 200
 _ALARMS = Counter(
     "refresh_token_alarms",
-    "Login sessions ended because of a genuine refresh token that should not exist any more, or not yet.",
+    "Login sessions ended because a refresh token was used again too late, or is newer than the database.",
     event=("auth.refresh_reuse_detected", "auth.refresh_from_the_future"),
 )
 
@@ -53,6 +53,7 @@ async def refresh(
 async def _refresh_used(
     session: WriteSession, kit: Toolkit, actor: Actor, presented: Presented, scope: str | None
 ) -> TokenPair:
+    """Handle a token that did not rotate its session: return the same successor again, or end the session, or refuse."""
     stored = await crud.classify(session, presented.session_id, grace=kit.settings.of(AuthSettings).refresh_reuse_grace)
     if stored is None or not refresh_tokens.is_genuine(kit.keys, presented, stored.state.nonce):
         raise InvalidGrantError

@@ -41,11 +41,11 @@ async def start(
     user: LockedUser,
     requested_scope: str | None,
     *,
-    along: Sequence[CTE] = (),
+    ctes: Sequence[CTE] = (),
 ) -> TokenPair:
     """Start a login session for an account that the caller has locked and knows to be active.
 
-    One statement ends sessions above the maximum, records the login, runs the statements in `along`, and inserts the session.
+    One statement ends sessions above the maximum, records the login, runs `ctes`, and inserts the session.
     """
     settings = kit.settings.of(AuthSettings)
     session_id = revoking_crud.beyond(user.cutoff, uuid7())
@@ -59,19 +59,19 @@ async def start(
         "scope": scope,
         "ip_prefix": actor.ip_prefix,
         "origin": origin(kit, actor),
-        "user_agent": _shortened(actor.user_agent),
-        "device_family": _VERSION.sub("", _shortened(actor.user_agent) or ""),
+        "user_agent": _cleaned(actor.user_agent),
+        "device_family": _VERSION.sub("", _cleaned(actor.user_agent) or ""),
     }
     owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
-    made = await crud.create(
+    created = await crud.create(
         session,
         values,
         idle=settings.refresh_idle_ttl,
         absolute=settings.refresh_absolute_ttl,
         keep=settings.sessions_per_user,
-        along=(audit.entry(owner, "auth.login_succeeded", subject_id=user.id), *along),
+        ctes=(audit.entry(owner, "auth.login_succeeded", subject_id=user.id), *ctes),
     )
-    if not made.is_first and not made.is_known_device:
+    if not created.is_first and not created.is_known_device:
         await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
     state = SessionState(
         id=session_id,
@@ -80,9 +80,9 @@ async def start(
         nonce=nonce,
         pepper_id=pepper_id,
         scope=scope,
-        auth_time=made.auth_time,
-        idle_expires_at=made.idle_expires_at,
-        absolute_expires_at=made.absolute_expires_at,
+        auth_time=created.auth_time,
+        idle_expires_at=created.idle_expires_at,
+        absolute_expires_at=created.absolute_expires_at,
         role=user.role,
         authz_version=user.authz_version,
     )
@@ -96,7 +96,8 @@ def origin(kit: Toolkit, actor: Actor) -> str | None:
     return hmac.digest(kit.keys.derive("login-origin"), subscriber(actor.address).encode(), "sha256").hex()
 
 
-def _shortened(user_agent: str | None) -> str | None:
+def _cleaned(user_agent: str | None) -> str | None:
+    """Remove unprintable characters, and shorten the text to `_MAX_USER_AGENT`."""
     if user_agent is None:
         return None
     return "".join(islice(filter(str.isprintable, user_agent), _MAX_USER_AGENT))
@@ -140,9 +141,9 @@ async def end_one(session: WriteSession, actor: Actor, user_id: UUID, session_id
     await audit.record(session, actor, "auth.session_ended", subject_id=user_id, ended=str(session_id))
 
 
-async def end_others(session: WriteSession, actor: Actor, user_id: UUID, *, but: UUID) -> None:
-    """End all of an account's sessions but one."""
-    ended = await revoking_crud.revoke_all(session, user_id, "user", but=but)
+async def end_others(session: WriteSession, actor: Actor, user_id: UUID, *, except_id: UUID) -> None:
+    """End all sessions of an account except one."""
+    ended = await revoking_crud.revoke_all(session, user_id, "user", except_id=except_id)
     await audit.record(session, actor, "auth.other_sessions_ended", subject_id=user_id, count=len(ended))
 
 
@@ -153,9 +154,11 @@ async def end_all(session: WriteSession, actor: Actor, user_id: UUID) -> None:
     await audit.record(session, actor, "auth.all_sessions_ended", subject_id=user_id, count=len(ended), reason="admin")
 
 
-async def revoke_all(session: WriteSession, user_id: UUID, reason: RevokeReason, *, but: UUID | None = None) -> None:
-    """End all of an account's sessions but one, as part of a change that records an event of its own."""
-    await revoking_crud.revoke_all(session, user_id, reason, but=but)
+async def revoke_all(
+    session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None
+) -> None:
+    """End all sessions of an account except `except_id`, as part of a change that records its own event."""
+    await revoking_crud.revoke_all(session, user_id, reason, except_id=except_id)
 
 
 async def list_page(session: ReadSession, user_id: UUID, page: PageRequest, *, current: UUID) -> PageRows:

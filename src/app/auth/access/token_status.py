@@ -1,13 +1,13 @@
-"""Checks whether a verified access token is still good: its session live, its account active and unchanged.
+"""Checks whether a verified access token is still valid: its session is live, and its account is active and unchanged.
 
-The check needs no query while the revocation listener is current.
+While the revocation listener is current, the check needs no query.
 """
 
 from collections.abc import Collection
 from uuid import UUID
 
 from app.auth.access import crud
-from app.auth.access.crud import Standing
+from app.auth.access.crud import TokenStatus
 from app.auth.access.revocation import RevocationListener
 from app.auth.access.tokens import AccessClaims
 from app.auth.errors import InsufficientScopeError, InvalidTokenError
@@ -15,30 +15,32 @@ from app.core.db.database import Database, WriteSession
 from app.users.roles import granted
 
 
-class StandingCheck:
+class TokenStatusCheck:
     """Refuses tokens of ended sessions, and of disabled or changed accounts."""
 
     def __init__(self, database: Database, listener: RevocationListener | None) -> None:
         self._database = database
         self._listener = listener
 
-    async def refuse_revoked(self, claims: AccessClaims, needed: Collection[str] = (), *, ask: bool = False) -> None:
-        """Raise `InvalidTokenError` for a revoked token. With `ask`, always query the database.
+    async def refuse_revoked(
+        self, claims: AccessClaims, needed: Collection[str] = (), *, always_query: bool = False
+    ) -> None:
+        """Raise `InvalidTokenError` for a revoked token. With `always_query`, always query the database.
 
         A query also checks that the account's role grants the needed scopes; without one, the scopes of the token count. If the
         listener is not current and the database is unreachable, the error of the database is raised: the response is a 503.
         """
         listener = self._listener
-        if listener is not None and not ask and listener.is_current:
-            if listener.covers(session_id=claims.session_id, user_id=claims.user_id, version=claims.version):
+        if listener is not None and not always_query and listener.is_current:
+            if listener.is_revoked(session_id=claims.session_id, user_id=claims.user_id, version=claims.version):
                 raise InvalidTokenError
             return
         await self._query(claims, needed)
 
     async def _query(self, claims: AccessClaims, needed: Collection[str]) -> None:
         async with self._database.read_sessions() as session:
-            standing = await crud.get_standing(session, claims.user_id, claims.session_id)
-        _check(standing, claims.version, needed)
+            status = await crud.get_token_status(session, claims.user_id, claims.session_id)
+        _check(status, claims.version, needed)
 
 
 async def lock(
@@ -51,23 +53,23 @@ async def lock(
     accounts: Collection[UUID] = (),
     with_admins: bool = False,
 ) -> Collection[UUID]:
-    """Raise unless the token is still good and its role grants the needed scopes. This stays true until the transaction ends.
+    """Raise unless the token is still valid and its role grants the needed scopes. Both stay true until the transaction ends.
 
     Locks the caller's account, the other accounts given and, with `with_admins`, all active administrators; then the login
     session. Returns the active administrators among the locked accounts. Transactions that end the session or change one of the
     accounts wait.
     """
-    locked = await crud.lock_standing(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
-    _check(locked and locked.standing, version, needed)
+    locked = await crud.lock_token_status(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
+    _check(locked and locked.status, version, needed)
     return locked.admins if locked else ()
 
 
-def _check(standing: Standing | None, version: int, needed: Collection[str]) -> None:
-    if standing is None or not standing.is_active or not standing.is_session_live:
+def _check(status: TokenStatus | None, version: int, needed: Collection[str]) -> None:
+    if status is None or not status.is_active or not status.is_session_live:
         raise InvalidTokenError
     # A higher version than that of the account means that the database was restored to an earlier state.
-    if version != standing.authz_version:
+    if version != status.authz_version:
         raise InvalidTokenError
     # The token is current, but the role of the account no longer grants these scopes.
-    if not granted(standing.role).issuperset(needed):
+    if not granted(status.role).issuperset(needed):
         raise InsufficientScopeError(needed)
