@@ -9,7 +9,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import text
 
 from app.account import service
-from app.account.schemas import EXPORTED
+from app.account.schemas import MAX_EXPORTED
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.core.db.database import WriteSession
@@ -108,7 +108,7 @@ async def test_the_export_has_the_stolen_session_but_not_the_network_of_the_thie
 async def test_a_truncated_export_has_the_newest_rows_and_says_so(
     client: AsyncClient, session: WriteSession, user: LoggedIn, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(service, "EXPORTED", 3)
+    monkeypatch.setattr(service, "MAX_EXPORTED", 3)
     if kind == "sessions":
         add = text("""
             INSERT INTO sessions (id, user_id, nonce, pepper_id, scope, device_family, idle_expires_at, absolute_expires_at,
@@ -130,7 +130,7 @@ async def test_a_truncated_export_has_the_newest_rows_and_says_so(
     assert (complete["is_complete"], document["is_complete"]) == (True, False)
     told = [one.get("user_agent") or one.get("event") for one in document[kind]]
     assert told[1:] == (["1", "2"] if kind == "sessions" else ["n.1", "n.2"])
-    assert EXPORTED >= 1000
+    assert MAX_EXPORTED >= 1000
 
 
 async def test_the_export_has_account_sessions_and_events_but_no_secret(

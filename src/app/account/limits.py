@@ -15,15 +15,15 @@ _MAIL_HOUR = Limit("mail-hour", 5, timedelta(hours=1))
 
 
 def mail_request(actor: Actor) -> tuple[Counted, ...]:
-    """Count a request that may send mail to an address of the client's choice, by the address of the client."""
+    """Return the limit of requests that may send mail to any given address, by the address of the client."""
     return ((_MAIL_REQUESTS, subscriber(actor.address)),)
 
 
 def mail(email: str) -> tuple[Counted, ...]:
-    """Count a mail by the address that it goes to, for all clients together."""
+    """Return the limits of mails to one address. The requests of all clients count together."""
     return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
 
 
 def email_change(user_id: UUID, email: str) -> tuple[Counted, ...]:
-    """Count a requested change of address, by the account and as a mail to the new address."""
+    """Return the limits of requested changes of address: by account, and those of mails to the new address."""
     return ((_EMAIL_CHANGES, str(user_id)), *mail(email))

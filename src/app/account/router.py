@@ -1,4 +1,4 @@
-"""The life of an account over HTTP, below `/auth` and `/users`."""
+"""Endpoints for registration, verification, passwords, change of address and export, below `/auth` and `/users`."""
 
 from http import HTTPStatus
 from typing import Any

@@ -10,7 +10,7 @@ from app.auth.schemas import Secret, SessionExport
 from app.core.schemas.fields import Answer, Payload, PrintableSecret, ShortText
 from app.users.schemas import Email, UserRead
 
-# Wider than the rules in `core/security/passwords.py`, which refuse a password with a code of their own.
+# These limits are wider than the rules in `core/security/passwords.py`, which reject a password with their own error codes.
 FreshPassword = Annotated[SecretStr, Field(min_length=1, max_length=1024), PrintableSecret]
 
 
@@ -61,8 +61,8 @@ class Accepted(Answer):
     detail: str = "If this can be done, a mail is on its way."
 
 
-# Maximum number of sessions, and of events. An export is serialized in one piece, which blocks other requests for that time.
-EXPORTED = 2000
+# Maximum number of sessions, and of events. The serialization of an export blocks the other requests of the process.
+MAX_EXPORTED = 2000
 
 
 class AccountExport(Answer):
@@ -72,7 +72,7 @@ class AccountExport(Answer):
     sessions: list[SessionExport] = Field(description="The most recently refreshed first.")
     audit_events: list[AuditEventExport] = Field(description="Newest first.")
     is_complete: bool = Field(
-        description=f"False when there are more sessions or events: an export holds the newest {EXPORTED:,} of each."
+        description=f"False when there are more sessions or events: an export holds the newest {MAX_EXPORTED:,} of each."
     )
 
 

@@ -1,4 +1,4 @@
-"""The life of an account: registration, verification, passwords, change of address, export.
+"""Use cases of an account: registration, verification, passwords, change of address, export.
 
 A client can call register, resend and forgot with the address of another person. These functions do the same work for every
 address: they enqueue one job. The job checks whether the account exists, and mails its owner.
@@ -12,7 +12,7 @@ from uuid import UUID
 from app import features
 from app.account import jobs, limits
 from app.account.errors import InvalidLinkError, RegistrationClosedError
-from app.account.schemas import EXPORTED, EmailChange, NewPassword, PasswordChange, Registration
+from app.account.schemas import MAX_EXPORTED, EmailChange, NewPassword, PasswordChange, Registration
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import service as auth
@@ -30,10 +30,10 @@ from app.users import service as users_service
 from app.users.models import AccountLink, Purpose
 from app.users.service import Account, Confirm
 
-_VERIFIES = frozenset[Purpose]({"verify_email"})
-_SETS_PASSWORD = frozenset[Purpose]({"set_password", "reset_password"})
-_CONFIRMS = frozenset[Purpose]({"confirm_email"})
-_ALL = _VERIFIES | _SETS_PASSWORD | _CONFIRMS
+_VERIFICATION_LINKS = frozenset[Purpose]({"verify_email"})
+_PASSWORD_LINKS = frozenset[Purpose]({"set_password", "reset_password"})
+_EMAIL_CHANGE_LINKS = frozenset[Purpose]({"confirm_email"})
+_ALL_LINKS = _VERIFICATION_LINKS | _PASSWORD_LINKS | _EMAIL_CHANGE_LINKS
 _NEW_PASSWORD = "#/new_password"
 
 
@@ -65,7 +65,7 @@ async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, ema
 async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Use a verification link: it proves that the address belongs to the owner of the account."""
     async with _count_misuse(kit, actor), kit.database.begin() as session:
-        _, account = await _use_link(session, kit, secret, _VERIFIES)
+        _, account = await _use_link(session, kit, secret, _VERIFICATION_LINKS)
         if account.email_verified_at is not None:
             raise InvalidLinkError
         await users_service.verify_email(session, account.id)
@@ -80,8 +80,8 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
         _refuse_weak(kit, await _owner(kit, secret), password)
         hashed_password = await kit.hasher.hash(password, pointer=_NEW_PASSWORD)
         async with kit.database.begin() as session:
-            _, account = await _use_link(session, kit, secret, _SETS_PASSWORD)
-            await links.discard(session, account.id, _ALL)
+            _, account = await _use_link(session, kit, secret, _PASSWORD_LINKS)
+            await links.discard(session, account.id, _ALL_LINKS)
             await users_service.set_password(session, account.id, hashed_password)
             await sessions.revoke_all(session, account.id, "password_reset")
             await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
@@ -91,7 +91,7 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
 async def _owner(kit: Toolkit, secret: str) -> Account:
     """Return the account that a link belongs to. This does not use the link, and holds no connection afterwards."""
     async with kit.database.read_sessions() as session:
-        link = await links.find_by_secret(session, kit.keys, secret, _SETS_PASSWORD)
+        link = await links.find_by_secret(session, kit.keys, secret, _PASSWORD_LINKS)
         account = await users_service.find_account(session, link.user_id) if link else None
     if account is None:
         raise InvalidLinkError
@@ -109,13 +109,13 @@ async def change_password(
     hashed_password = await kit.hasher.hash(new, pointer=_NEW_PASSWORD)
 
     async def change(session: WriteSession) -> None:
-        # If another request has changed the password since, for example by a reset link, that change wins.
+        # If another request has changed the password since, for example with a reset link, this change is refused.
         if not await users_service.replace_password(
             session, account.id, old=stored, new=hashed_password, confirm=confirm
         ):
             raise WrongPasswordError
         # Links for a pending change of address are deleted too: an attacker may have requested it.
-        await links.discard(session, account.id, _SETS_PASSWORD | _CONFIRMS)
+        await links.discard(session, account.id, _PASSWORD_LINKS | _EMAIL_CHANGE_LINKS)
         await sessions.revoke_all(session, account.id, "password_changed", except_id=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
@@ -132,8 +132,8 @@ async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: Em
         link_id = await links.create(
             session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
         )
-        # `links.create` has locked the account. A password reset that came first has deleted such links and ended this session,
-        # so the check after the lock refuses this request.
+        # Check only now, because `links.create` has locked the account. If a password reset was committed before, it has ended
+        # this session, and the check refuses this request.
         await confirm(session)
         await queue.enqueue(session, user_jobs.mail_link, link_id)
         await audit.record(session, actor, "auth.email_change_requested", subject_id=account.id)
@@ -145,12 +145,12 @@ async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: Em
 async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Use the link that was mailed to a new address: the account moves to it, and the old address gets a notice."""
     async with _count_misuse(kit, actor), kit.database.begin() as session:
-        link, account = await _use_link(session, kit, secret, _CONFIRMS)
+        link, account = await _use_link(session, kit, secret, _EMAIL_CHANGE_LINKS)
         if link.email is None or not await users_service.set_email(session, account.id, link.email):
             # Another account has taken the address since. The error is that of an invalid link: it must not reveal the account.
             raise InvalidLinkError
         # The owner may no longer read mail at the old address, so links that were sent there are deleted.
-        await links.discard(session, account.id, _ALL)
+        await links.discard(session, account.id, _ALL_LINKS)
         await sessions.revoke_all(session, account.id, "email_changed", except_id=link.session_id)
         await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
         await _notify(session, "email_changed", account)
@@ -165,15 +165,18 @@ async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor,
 
 
 async def export(session: ReadSession, user: Account) -> dict[str, Any]:
-    """Return what is stored about an account without secrets: at most the newest `EXPORTED` sessions and events."""
+    """Return what is stored about an account, without secrets, and what the `export.py` of each feature adds.
+
+    This contains at most the newest `MAX_EXPORTED` sessions and events.
+    """
     found = {
-        "sessions": await sessions.list_newest(session, user.id, limit=EXPORTED + 1),
-        "audit_events": await audit.list_about(session, user.id, limit=EXPORTED + 1),
+        "sessions": await sessions.list_newest(session, user.id, limit=MAX_EXPORTED + 1),
+        "audit_events": await audit.list_about(session, user.id, limit=MAX_EXPORTED + 1),
     }
-    is_complete = all(len(rows) <= EXPORTED for rows in found.values())
+    is_complete = all(len(rows) <= MAX_EXPORTED for rows in found.values())
     return {
         "user": user,
-        **{name: rows[:EXPORTED] for name, rows in found.items()},
+        **{name: rows[:MAX_EXPORTED] for name, rows in found.items()},
         "is_complete": is_complete,
         **{name: await module.export(session, user.id) for name, module in features.parts("export")},
     }
@@ -183,7 +186,7 @@ async def _use_link(
     session: WriteSession, kit: Toolkit, secret: str, purposes: frozenset[Purpose]
 ) -> tuple[AccountLink, Account]:
     link = await links.find_by_secret(session, kit.keys, secret, purposes)
-    # The account is locked before the link is used: other changes of the account are committed already, or wait.
+    # Lock the account before the use of the link. Other changes of the account are then committed already, or they wait.
     account = await users_service.lock_account(session, link.user_id) if link else None
     if link is None or account is None or not account.is_active or not await links.use(session, link):
         raise InvalidLinkError
@@ -192,7 +195,10 @@ async def _use_link(
 
 @asynccontextmanager
 async def _count_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
-    """Count an invalid link or password by the client's address, after the failed transaction has returned its connection."""
+    """Count an invalid link or a refused new password by the client's address, so that the client cannot retry without a limit.
+
+    The failed transaction has returned its connection before the count.
+    """
     try:
         yield
     except (InvalidLinkError, InvalidInputError):
