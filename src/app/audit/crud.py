@@ -33,7 +33,7 @@ async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
     await session.execute(insert(AuditEvent).values(**values))
 
 
-def entry(values: Mapping[str, Any]) -> CTE:
+def create_cte(values: Mapping[str, Any]) -> CTE:
     """Return a CTE that adds an event as part of another statement."""
     # SQLAlchemy does not apply the Python default of `id` to an insert in a CTE.
     return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
@@ -57,7 +57,7 @@ async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequ
 
 
 async def purge(session: WriteSession, _after: bool | None, *, age: timedelta, batch: int) -> bool | None:
-    """Delete the oldest `batch` events above an age. Returns True if there may be more, and None at the end.
+    """Delete the oldest `batch` events that are older than `age`. Returns True if there may be more, and None at the end.
 
     The trigger on the table rejects every other way to delete an event.
     """

@@ -48,9 +48,9 @@ async def record(
     await crud.create(session, _values(actor, event, subject_id, detail))
 
 
-def entry(actor: Actor, event: str, *, subject_id: UUID | None = None, **detail: str | bool | int | None) -> CTE:
+def record_cte(actor: Actor, event: str, *, subject_id: UUID | None = None, **detail: str | bool | int | None) -> CTE:
     """Return a CTE that does the same as `record` within another statement, which saves a round trip."""
-    return crud.entry(_values(actor, event, subject_id, detail))
+    return crud.create_cte(_values(actor, event, subject_id, detail))
 
 
 def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,11 @@ async def list_about(session: ReadSession, owner_id: UUID, *, limit: int) -> lis
 
 
 def _for_owner(row: Row[Any], owner_id: UUID) -> dict[str, Any]:
-    """Remove data of other accounts: who acted on this account and from where, or on whom the owner acted and how."""
+    """Remove the data of other accounts.
+
+    If another account acted, this removes who and from where. If the owner acted on another account, it removes on whom, and the
+    detail.
+    """
     event = row._asdict()
     if row.actor_id != owner_id:
         event |= {"actor_id": None, "ip_prefix": None, "request_id": None}

@@ -25,29 +25,32 @@ _running_checks: set[asyncio.Task[Any]] = set()
 class SchemaWatch:
     """Checks whether this program can work with the schema of the database.
 
-    It can work with its own schema, and with a newer one that a migration makes while it is running: each migration keeps the
-    previous release working. A process that starts with an unknown schema is not ready, because its release may be far too old.
+    It can work with its own schema. It can also work with a newer one that a migration makes while it is running, because each
+    migration keeps the previous release working. A process that starts with an unknown schema is not ready, because its release
+    may be far too old. With `accepts_newer`, it is ready.
     """
 
     def __init__(self, *, head: str, known: frozenset[str], accepts_newer: bool) -> None:
         self._head = head
         self._known = known
         self._accepts_newer = accepts_newer
-        self._allows_choices = False
+        self._accepts_declared_values = False
 
     async def unready(self, database: Database) -> str | None:
         """Return why this program cannot work with the schema of a database, or None if it can."""
         async with database.read_sessions() as session:
             if reason := self._wrong_revision(await revisions.applied(session)):
                 return reason
-            # Checked until it succeeds: later migrations may only add values, not remove those that this program uses.
-            if not self._allows_choices:
+            # The columns must accept all values that the code declares, such as roles. One success is enough: later migrations
+            # may only add values, not remove those that this program uses.
+            if not self._accepts_declared_values:
                 reason = await choices.outdated_constraint(session, Base.metadata)
-                self._allows_choices = reason is None
+                self._accepts_declared_values = reason is None
             return reason
 
     def _wrong_revision(self, applied: Sequence[str]) -> str | None:
         if list(applied) == [self._head]:
+            # From now on, a newer schema means that a migration has run while this program was running.
             self._accepts_newer = True
             return None
         is_newer = not self._known.issuperset(applied)
@@ -97,7 +100,7 @@ async def _result_in_time[T](engine: AsyncEngine, check: Coroutine[Any, Any, T])
     await asyncio.wait({task}, timeout=_TIMEOUT)
     fault = _fault(engine)
     try:
-        # Do not wait for the end of a cancelled task: it can take as long again to close a silent connection.
+        # Do not wait for the end of a cancelled task: to close a connection that does not respond can take as long again.
         return fault if task.cancel() else task.result()
     except Exception as error:
         if not is_transient(error):

@@ -47,8 +47,8 @@ class Credentials(NamedTuple):
 # The last Unicode character. Every text with a prefix sorts between the prefix and the prefix followed by this character.
 _LAST = "\U0010ffff"
 
-# Statements are built once, because building one costs more than running it. They select columns of the table, not of the class:
-# the ORM would double the time of each execution, and rows that are only shown do not need it.
+# Statements are built once, because building one costs more than running it. They select columns of the table, not of the class.
+# The ORM would double the time of each execution, and rows that are only shown do not need it.
 _TABLE = User.__table__.c
 _ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
 _LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
@@ -174,7 +174,7 @@ async def use_link(session: WriteSession, link_id: UUID) -> bool:
 
 
 async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: timedelta) -> UUID:
-    """Add a link that expires after `lifetime`. The clock of the database decides."""
+    """Add a link that expires after `lifetime`, measured with the clock of the database."""
     link = AccountLink(**values, expires_at=func.now() + lifetime)
     session.add(link)
     await session.flush()

@@ -80,7 +80,7 @@ async def find_by_secret(
 
 
 async def use(session: WriteSession, link: AccountLink) -> bool:
-    """Use a link. Of several concurrent calls, only one returns True."""
+    """Use a link. If several calls use it at the same time, only one returns True."""
     return await crud.use_link(session, link.id)
 
 

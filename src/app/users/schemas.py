@@ -71,7 +71,8 @@ class UserQuery(PageQuery):
 
     email: Email | None = Field(default=None, description="Only the user with this address, in any spelling.")
     q: ShortText | None = Field(
-        default=None, description="Only users whose address or name begins with this text, in any case."
+        default=None,
+        description="Only users whose address or name begins with this text, regardless of upper and lower case.",
     )
     role: Role | None = Field(default=None, description="Only users with this role.")
     is_active: QueryFlag | None = Field(default=None, description="Only active users, or only disabled ones.")

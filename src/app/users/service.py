@@ -131,9 +131,10 @@ async def create_admin(
 async def create_first_admin(
     session: WriteSession, hasher: PasswordHasher, *, email: str, password: str
 ) -> User | None:
-    """Create an administrator if the database has no account; otherwise return None."""
+    """Create an administrator if the database has no account; otherwise return None. For `make run`."""
     if await crud.any_exist(session):
         return None
+    # The password is generated, so the minimum length of the settings does not apply to it.
     return await create_admin(session, hasher, email=email, password=password, min_length=len(password))
 
 
@@ -208,7 +209,7 @@ async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
 async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
 ) -> User:
-    """Change an account by its owner. Raises `PreconditionFailedError` if its version is not in `versions`."""
+    """Change an account on behalf of its owner. Raises `PreconditionFailedError` if its version is not in `versions`."""
     return await _change(session, actor, await _lock(session, user_id, versions), payload)
 
 
@@ -221,7 +222,7 @@ async def update(
     versions: frozenset[int] | None,
     confirm: Confirm,
 ) -> User:
-    """Change an account by an administrator. Earlier tokens become invalid if the role or `is_active` changes.
+    """Change an account on behalf of an administrator. Earlier tokens become invalid if the role or `is_active` changes.
 
     Raises `PreconditionFailedError` if the version of the account is not in `versions`.
     """
@@ -275,7 +276,7 @@ async def delete(
 
 
 def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
-    # All administrators are locked, so each of them stays one until this transaction ends.
+    # All administrators are locked, so each of them stays an active administrator until this transaction ends.
     if user.role == Role.ADMIN and user.is_active and set(admins) <= {user.id}:
         raise LastAdminError
 

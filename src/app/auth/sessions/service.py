@@ -69,7 +69,7 @@ async def start(
         idle=settings.refresh_idle_ttl,
         absolute=settings.refresh_absolute_ttl,
         keep=settings.sessions_per_user,
-        ctes=(audit.entry(owner, "auth.login_succeeded", subject_id=user.id), *ctes),
+        ctes=(audit.record_cte(owner, "auth.login_succeeded", subject_id=user.id), *ctes),
     )
     if not created.is_first and not created.is_known_device:
         await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
