@@ -25,7 +25,7 @@ from app.core.observability.metrics import Counter
 BATCH = 1000
 # Maximum duration of one run. The next run continues.
 BUDGET = timedelta(minutes=1)
-# Seconds between two steps, in which requests get their turn.
+# Seconds between two steps, in which requests can use the database.
 _PAUSE = 0.005
 
 _RUNS = Counter("housekeeping_runs", "Runs of housekeeping tasks, by outcome.", task=(), outcome=())
@@ -55,15 +55,15 @@ async def watched(task: str) -> AsyncIterator[None]:
 
 
 def _log_failure(task: str, error: Exception) -> None:
-    number = _failures_in_a_row[task]
+    failures_in_a_row = _failures_in_a_row[task]
     is_transient = failures.is_transient(error)
     # A long outage must not fill the log: only failures 1, 2, 4, 8, … are logged.
-    if number & (number - 1) == 0:
+    if failures_in_a_row & (failures_in_a_row - 1) == 0:
         cause = error.orig or error if isinstance(error, DBAPIError) else error
         log.log(
-            logging.WARNING if is_transient and number == 1 else logging.ERROR,
+            logging.WARNING if is_transient and failures_in_a_row == 1 else logging.ERROR,
             "housekeeping failed",
-            extra={"task": task, "failures_in_a_row": number, "reason": failures.reason(cause)},
+            extra={"task": task, "failures_in_a_row": failures_in_a_row, "reason": failures.reason(cause)},
             exc_info=None if is_transient else error,
         )
 

@@ -34,14 +34,14 @@ type PolicyOf = Callable[[str], Policy]
 type Run = Callable[..., Awaitable[None]]
 
 
-def make_library(
+def make_app(
     settings: DatabaseSettings, run: Run, *, jobs: Iterable[str], crons: Iterable[tuple[str, str]], policy_of: PolicyOf
 ) -> procrastinate.App:
     """Register the names of the jobs and their schedules in procrastinate. `run` runs all jobs."""
     app = procrastinate.App(
         connector=procrastinate.PsycopgConnector(
             conninfo=conninfo(settings),
-            # Behind a transaction pooler, another connection could meet the prepared statement.
+            # Behind a transaction pooler, the next statement may use another connection, which lacks the prepared statements.
             kwargs={"prepare_threshold": None},
             # No connections at startup: opening them would wait 30 s, while the first statement waits only for `timeout`.
             min_size=0,
@@ -61,7 +61,7 @@ def make_library(
 def make_worker(app: procrastinate.App, settings: JobsSettings) -> Worker:
     """Make a worker for one run."""
     for name in ("procrastinate.manager", "procrastinate.utils", "procrastinate.worker"):
-        logging.getLogger(name).addFilter(_is_not_logged_elsewhere)
+        logging.getLogger(name).addFilter(_should_log)
     stalled_after = settings.stalled_after.total_seconds()
     worker = Worker(
         app=app,
@@ -90,7 +90,7 @@ class _JobManager(JobManager):
     @override
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> StoredJob | None:
         job = await super().fetch_job(queues, worker_id)
-        # Without a task, the worker would fail the job for good. A newer version of this program may know the job.
+        # Without a task, the worker would fail the job permanently. A newer version of this program may know the job.
         if job and job.task_name not in self._app.tasks:
             self._app.add_task_alias(self._app.tasks[_UNKNOWN], job.task_name)
         return job
@@ -175,13 +175,13 @@ def _joined(value: object) -> str | None:
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Tell whether an error of one of the two drivers means that the database is unavailable."""
+    """Return whether an error of procrastinate or of SQLAlchemy means that the database is unavailable."""
     if isinstance(error, exceptions.ConnectorException):
         return isinstance(error.__cause__, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction)
     return isinstance(error, Exception) and is_transient(error)
 
 
-def _is_not_logged_elsewhere(record: logging.LogRecord) -> bool:
-    """Drop records about failed jobs, which contain the arguments, and about outages. The application logs both itself."""
+def _should_log(record: logging.LogRecord) -> bool:
+    """Return False for records about failed jobs, which contain the arguments, and about outages: this application logs both."""
     error = record.exc_info[1] if record.exc_info else None
     return getattr(record, "action", None) != "job_error" and not is_outage(error)

@@ -50,7 +50,7 @@ class Work:
     mailer: "Mailer"
     keys: KeyRing
     settings: Settings
-    # What the features opened for the worker, see `app.core.resources`.
+    # Resources that the features opened for the worker, see `app.core.resources`.
     state: Mapping[str, Any] = field(default_factory=dict)
     request_id: str | None = None
     key: str = ""

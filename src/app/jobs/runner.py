@@ -25,7 +25,7 @@ from app.jobs.queue import AnyJob, Policy, Work, from_json, names_of, parameters
 # A job that a newer release enqueued waits 15 minutes for a worker of that release.
 _UNKNOWN = Policy(max_attempts=6, first_delay=timedelta(seconds=30))
 
-_RUNS = Counter("job_runs", "Runs of jobs, by how they ended.", task=(), outcome=())
+_RUNS = Counter("job_runs", "Runs of jobs, by outcome.", task=(), outcome=())
 _DURATION = Histogram(
     "job_duration_seconds", "How long jobs ran.", "task", buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 )

@@ -14,7 +14,7 @@ from app.core.observability.logs import redact
 from app.core.observability.metrics import Reading
 from app.jobs.queue import Policy
 
-_MAX_ERROR = 500
+_MAX_ERROR_LENGTH = 500
 
 
 def _sql(name: str) -> TextClause:
@@ -106,25 +106,26 @@ async def readings(session: ReadSession) -> Iterator[Reading]:
 
 async def retry(session: WriteSession, ids: Sequence[int] | None) -> list[int]:
     """Put failed jobs back into the queue with all their attempts; None means all failed jobs."""
-    put_back = sorted((await session.scalars(_RETRY, {"ids": ids})).all())
-    if missing := sorted(set(ids or ()) - set(put_back)):
+    retried = sorted((await session.scalars(_RETRY, {"ids": ids})).all())
+    if missing := sorted(set(ids or ()) - set(retried)):
         raise NotFailedError(missing)
-    return put_back
+    return retried
 
 
 async def record_error(session: WriteSession, job_id: int, error: BaseException) -> None:
     """Store the first line of a job's last error, for `app jobs failed`."""
     line = next(iter(str(error).splitlines()), "")
-    clean = redact(None, "", {"error": f"{type(error).__name__}: {line}"[:_MAX_ERROR]})
+    clean = redact(None, "", {"error": f"{type(error).__name__}: {line}"[:_MAX_ERROR_LENGTH]})
     await session.execute(_RECORD_ERROR, {"job_id": job_id, **clean})
 
 
 async def release_orphans(
     session: WriteSession, policy: Callable[[str], Policy], *, stalled_after: timedelta, batch: int
 ) -> list[tuple[int, str]]:
-    """Put the jobs of dead workers back into the queue. Each counts as a failed attempt: the job may be what kills workers.
+    """Put the jobs of dead workers back into the queue. Each counts as a failed attempt, because the job may have killed its worker.
 
-    One call handles at most `batch` dead workers and `batch` jobs.
+    A job without further attempts becomes a failed job. So does a periodic job, which is never retried. One call handles at most
+    `batch` dead workers and `batch` jobs.
     """
     await _delete_stalled_workers(session, stalled_after, batch)
     orphans = (await session.execute(_FIND_ORPHANS, {"batch": batch})).all()

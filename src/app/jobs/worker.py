@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from app.core.observability.tracing import UNTRACED
 from app.jobs import housekeeping, service
-from app.jobs.library import REPORTS_PER_STALL, is_outage, make_library, make_worker
+from app.jobs.library import REPORTS_PER_STALL, is_outage, make_app, make_worker
 from app.jobs.queue import AnyJob, Periodic, Work, name_of
 from app.jobs.runner import JobRunner
 from app.jobs.settings import JobsSettings
@@ -74,22 +74,22 @@ class JobWorker:
     async def _run_once(self) -> None:
         try:
             if await self._wait_for_database():
-                async with self._library().open_async() as library:
-                    await self._work(library)
+                async with self._make_app().open_async() as app:
+                    await self._work(app)
         except Exception as error:
             if not is_outage(error):
                 log.exception("worker failed and will be restarted")
         await self._pause()
 
-    async def _work(self, library: procrastinate.App) -> None:
+    async def _work(self, app: procrastinate.App) -> None:
         # Await nothing between this check and the start: procrastinate's worker ignores a stop that comes before its start.
         if not self._stopping.is_set():
-            self._worker = make_worker(library, self._settings.of(JobsSettings))
+            self._worker = make_worker(app, self._settings.of(JobsSettings))
             log.info("worker started", extra={"jobs": self._runner.names})
             await self._worker.run()  # type: ignore[no-untyped-call]  # It declares no return type.
 
-    def _library(self) -> procrastinate.App:
-        return make_library(
+    def _make_app(self) -> procrastinate.App:
+        return make_app(
             self._settings.database,
             self._runner.run,
             jobs=self._runner.names,

@@ -18,7 +18,8 @@ from app.core.errors import PermanentError, TemporaryError
 from app.mail.message import Message
 from app.mail.settings import MailSettings
 
-_PERMANENT = 500
+# SMTP reply codes from 500 are permanent errors (RFC 5321, 4.2.1).
+_FIRST_PERMANENT_CODE = 500
 _ADDRESS = re.compile(r"[^\s<>]+@[^\s<>]+")
 
 log = logging.getLogger(__name__)
@@ -113,9 +114,10 @@ def _text(error: Exception) -> str:
 
 
 def _is_permanent(error: Exception) -> bool:
-    # The operator can correct a refused sender or login; then a retry succeeds.
+    # Only errors about the recipient or the content are permanent. The operator can correct a refused sender or login, and then
+    # a retry succeeds.
     if isinstance(error, aiosmtplib.SMTPRecipientRefused | aiosmtplib.SMTPDataError):
-        return error.code >= _PERMANENT
+        return error.code >= _FIRST_PERMANENT_CODE
     # The recipient is not ASCII and the server lacks SMTPUTF8. The same class reports a missing STARTTLS or AUTH, which the
     # operator can correct.
     return isinstance(error, aiosmtplib.SMTPNotSupported) and "SMTPUTF8" in str(error)
