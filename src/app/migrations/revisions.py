@@ -43,8 +43,8 @@ async def applied(connection: AsyncConnection | AsyncSession) -> Sequence[str]:
     return (await connection.scalars(_APPLIED)).all()
 
 
-def missing(revisions: Sequence[str]) -> str | None:
-    """Return a sentence about the difference if these revisions are not what this release needs."""
+def mismatch(revisions: Sequence[str]) -> str | None:
+    """Return a sentence that says how these revisions differ from the one that this release needs, or None if they are equal."""
     if list(revisions) == [head()]:
         return None
     return f"the schema is at revision {named(revisions)}, this program needs {head()}"

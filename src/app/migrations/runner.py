@@ -24,7 +24,7 @@ from app.core.db.database import MINIMUM_VERSION
 from app.core.db.failures import reason, sqlstate
 from app.migrations import revisions, scripts
 from app.migrations.errors import MigrationError
-from app.migrations.steps import Move, resolve, resolve_offline
+from app.migrations.steps import MigrationResult, resolve, resolve_offline
 from app.migrations.steps import status as describe
 from app.models import Base
 
@@ -37,7 +37,7 @@ _TABLE_LOCK_PAUSE = 1.0
 log = logging.getLogger(__name__)
 
 
-async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
+async def upgrade(settings: DatabaseSettings, revision: str = "head") -> MigrationResult:
     """Upgrade or downgrade the schema to a revision. A second runner waits for the first and then has nothing to do."""
     directory = scripts.read()
     if revision == "head":
@@ -47,7 +47,7 @@ async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
         deadline = monotonic() + _TABLE_LOCK_TIMEOUT
         while True:
             try:
-                return await _move(connection, directory, revision)
+                return await _migrate(connection, directory, revision)
             except DBAPIError as error:
                 if sqlstate(error) != _LOCK_NOT_AVAILABLE or monotonic() > deadline:
                     raise
@@ -58,19 +58,21 @@ async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Move:
             await asyncio.sleep(_TABLE_LOCK_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  # Not a secret.
 
 
-async def _move(connection: AsyncConnection, directory: ScriptDirectory, revision: str) -> Move:
+async def _migrate(connection: AsyncConnection, directory: ScriptDirectory, revision: str) -> MigrationResult:
     before = await _current(connection)
     step = resolve(directory, before, revision)
     if step:
-        migrate = command.downgrade if step.is_downgrade else command.upgrade
-        await connection.run_sync(_run, lambda configuration: migrate(configuration, step.target))
+        run_step = command.downgrade if step.is_downgrade else command.upgrade
+        await connection.run_sync(_run, lambda configuration: run_step(configuration, step.target))
     after = await _current(connection)
-    if not revisions.missing(after):
-        await _check_choices(connection)
-    return Move(before, after)
+    # Another revision, for example after a downgrade, need not accept the values of this release.
+    if not revisions.mismatch(after):
+        await _check_declared_values(connection)
+    return MigrationResult(before, after)
 
 
-async def _check_choices(connection: AsyncConnection) -> None:
+async def _check_declared_values(connection: AsyncConnection) -> None:
+    """Raise if the database rejects a value that the code declares, such as a new role."""
     problem = await choices.outdated_constraint(connection, Base.metadata)
     await connection.rollback()
     if problem:
@@ -81,10 +83,10 @@ async def check(settings: DatabaseSettings) -> str:
     """Return a sentence about the schema if it is at the newest revision; otherwise raise a `MigrationError`."""
     revisions.head()
     async with _connect(settings) as connection:
-        if problem := revisions.missing(await _current(connection)):
+        if problem := revisions.mismatch(await _current(connection)):
             message = f"{problem}; run `app migrate`"
             raise MigrationError(message)
-        await _check_choices(connection)
+        await _check_declared_values(connection)
     return f"The schema is at {revisions.head()}, which this program needs."
 
 
@@ -161,8 +163,8 @@ async def _check_server_version(connection: AsyncConnection) -> None:
 async def _exclusive(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
     async with _connect(settings) as connection:
         deadline = monotonic() + _RUNNER_LOCK_TIMEOUT
-        # The lock is polled. A statement that waits for it would hold a snapshot, and if the other runner builds an index
-        # concurrently, that would wait for the snapshot: a deadlock.
+        # The lock is polled. A statement that waits for it would hold a snapshot. If the other runner builds an index
+        # concurrently, the build would wait for that snapshot: a deadlock.
         while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}):
             await connection.rollback()
             if monotonic() > deadline:

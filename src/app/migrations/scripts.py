@@ -173,7 +173,7 @@ def _parents_of(module: ModuleType) -> list[object]:
 
 
 def _merge_revision(scripts: ScriptDirectory, heads: list[str]) -> str:
-    # The dates of migrations must follow their order.
+    """Return an unused revision for a merge. Its date is not before those of the heads, so the files sort in their order."""
     date = max([f"{datetime.now(UTC):%Y%m%d}", *(name[:8] for name in heads if name[:8].isdigit())])
     taken = {script.revision for script in scripts.walk_revisions()}
     names = (f"{date}_merge{f'_{number}' if number > 1 else ''}" for number in count(1))

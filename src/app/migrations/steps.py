@@ -18,7 +18,7 @@ _EXPRESSION = re.compile(r"[-+@:]")
 
 
 @dataclass(frozen=True)
-class Move:
+class MigrationResult:
     """The revisions of a schema before and after a migration."""
 
     before: tuple[str, ...]
@@ -135,6 +135,7 @@ def _as_list(given: str | Collection[str] | None) -> list[str]:
 
 
 def _absolute(directory: ScriptDirectory, revision: str) -> str:
+    """Return the revision that `head`, a name or the beginning of a name stands for. `base` stays `base`."""
     if revision in {"head", "heads"}:
         return scripts.head(directory)
     if revision == "base":
@@ -154,19 +155,19 @@ def _relative(directory: ScriptDirectory, current: tuple[str, ...], steps: int) 
     if len(current) > 1:
         message = f"the schema is at {named(current)}, so a number of steps is ambiguous; name a revision"
         raise MigrationError(message)
-    place = current[0] if current else "base"
+    revision = current[0] if current else "base"
     for _ in range(abs(steps)):
-        place = _next_revision(directory, place, is_downgrade=steps < 0)
-    return place
+        revision = _next_revision(directory, revision, is_downgrade=steps < 0)
+    return revision
 
 
-def _next_revision(directory: ScriptDirectory, place: str, *, is_downgrade: bool) -> str:
-    script = None if place == "base" else directory.get_revision(place)
+def _next_revision(directory: ScriptDirectory, revision: str, *, is_downgrade: bool) -> str:
+    script = None if revision == "base" else directory.get_revision(revision)
     neighbours = _parents(script) if is_downgrade else _children(directory, script)
     if len(neighbours) != 1:
         direction = "before" if is_downgrade else "after"
         found = f"{named(neighbours)} are" if neighbours else "no migration is"
-        message = f"{found} {direction} {place}; name a revision"
+        message = f"{found} {direction} {revision}; name a revision"
         raise MigrationError(message)
     return neighbours[0]
 
