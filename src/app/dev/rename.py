@@ -44,7 +44,7 @@ class Identity:
 
 def rename(root: Path, name: str, slug: str = "") -> list[Path]:
     """Change the name and return the changed files. An invalid name changes no file."""
-    chosen = _checked(root, name, slug)
+    chosen = _validated(root, name, slug)
     texts = _renamed(root, chosen)
     for path, text in texts.items():
         path.write_text(text)
@@ -66,7 +66,7 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
-def _checked(root: Path, name: str, slug: str) -> Identity:
+def _validated(root: Path, name: str, slug: str) -> Identity:
     if not name.isprintable():
         raise RenameError("The name contains a control character or another invisible character. Remove it.")
     name = " ".join(name.split())

@@ -32,6 +32,7 @@ class PostgresBinaries:
 
 
 def find_binaries(environment: Mapping[str, str] = os.environ) -> PostgresBinaries:
+    """Return the installation in `PG_BINDIR` or, without that variable, the first supported one of the candidates."""
     if named := environment.get("PG_BINDIR"):
         return _supported(_inspect_named(Path(named)))
     too_old: PostgresBinaries | None = None

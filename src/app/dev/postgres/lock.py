@@ -63,8 +63,8 @@ def _wait_for(lock: int, files: ClusterFiles) -> None:
 
 
 def _interrupt_orphan(files: ClusterFiles) -> None:
-    # Usually the watchdog is already shutting the server down. If the watchdog was killed too, nothing else does; Linux also
-    # signals the server in this case, other systems do not.
+    # Usually the watchdog is already shutting the server down. If the watchdog was killed too, Linux signals the server. On other
+    # systems, only this function does.
     pid = _read_pid(files.data / "postmaster.pid")
     if pid and _runs_in(pid, files.data):
         with suppress(ProcessLookupError):
@@ -80,8 +80,8 @@ def _try_lock(lock: int) -> bool:
 
 
 def remove_stale_pid_file(files: ClusterFiles) -> None:
-    # This process holds the lock, so the server that wrote the file has ended. PostgreSQL cannot know that: it refuses to
-    # start while any process has the pid in the file, which is common after a restart of a container.
+    # This process holds the lock, so the server that wrote the file has ended. PostgreSQL cannot know that. It refuses to
+    # start while any process has the pid in the file, and this is common after a restart of a container.
     pid_file = files.data / "postmaster.pid"
     pid = _read_pid(pid_file)
     if pid and _runs_in(pid, files.data):

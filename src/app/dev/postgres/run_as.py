@@ -52,7 +52,9 @@ def watchdog_command(identity: Identity, owner_pipe: int, *command: str) -> list
 
 
 def _can_run(identity: Identity, binaries: PostgresBinaries, writable: Path = _FALLBACK_ROOT) -> bool:
+    """Return whether this identity can run the programs and write to this directory."""
     check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.program("initdb")), str(writable)]
+    # The pipe stays open during the check. When it is closed, the watchdog shuts the program down.
     reader, writer = os.pipe()
     try:
         probe = subprocess.run(

@@ -43,22 +43,24 @@ def keep_user() -> None:
 IDENTITIES: dict[str, Callable[[], None]] = {"same": keep_user, "namespace": enter_namespace, "nobody": become_nobody}
 
 
-def end_with_parent(watchdog: int) -> None:
-    # A change of credentials clears this setting, so it is made after the change. On systems without it, the next start finds
-    # the orphan by its lock and stops it.
+def end_with_parent(watchdog_pid: int) -> None:
+    """On Linux, make the kernel send SIGINT to this process when the watchdog dies. Exit if the watchdog is dead already."""
+    # A change of credentials clears this setting, so make the change first. On systems without this setting, the server outlives
+    # a killed watchdog; the next start finds it by its lock and stops it.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-    if os.getppid() != watchdog:
+    if os.getppid() != watchdog_pid:
         os._exit(1)
 
 
-def execute(identity: str, command: list[str], watchdog: int) -> None:
+def execute(identity: str, command: list[str], watchdog_pid: int) -> None:
+    """Replace the child process by the command, as the user of the identity. This never returns."""
     try:
         signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         IDENTITIES[identity]()
-        end_with_parent(watchdog)
+        end_with_parent(watchdog_pid)
         os.execv(command[0], command)
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
@@ -76,6 +78,7 @@ def exit_status(child: int) -> int | None:
 
 
 def shut_down(child: int) -> int:
+    """Send SIGINT, then SIGQUIT, then SIGKILL, until the child exits. Return its exit status, or 1 if it does not exit."""
     for shutdown_signal, timeout in _SHUTDOWNS:
         os.kill(child, shutdown_signal)
         deadline = time.monotonic() + timeout
@@ -87,6 +90,7 @@ def shut_down(child: int) -> int:
 
 
 def watch(child: int, owner_pipe: int, wakeup: int) -> int:
+    """Wait until the child exits, the owner is gone or a signal asks for a shutdown. Return the exit status of the child."""
     while True:
         readable, _, _ = select.select([owner_pipe, wakeup], [], [])
         arrived = os.read(wakeup, 64) if wakeup in readable else b""
@@ -103,10 +107,10 @@ def main(identity: str, owner_pipe: str, *command: str) -> int:
     signal.set_wakeup_fd(writer)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
-    watchdog = os.getpid()
+    watchdog_pid = os.getpid()
     child = os.fork()
     if child == 0:
-        execute(identity, list(command), watchdog)
+        execute(identity, list(command), watchdog_pid)
     return watch(child, int(owner_pipe), reader)
 
 
