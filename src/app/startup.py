@@ -15,7 +15,7 @@ _STARTUP_FAILURE = 3
 
 
 def prepare(settings: Settings) -> None:
-    """Configure the log, and check the files that the settings name. Later, a bad file would cause a traceback."""
+    """Configure the log, and check the files that the settings name. An error found later would cause a traceback."""
     configure(settings.log, readable=settings.environment == "local")
     load_key_ring(settings.of(KeySettings))
     revisions.head()
@@ -24,8 +24,8 @@ def prepare(settings: Settings) -> None:
         check_breached(breached)
 
 
-def refuse_to_start(sentence: str) -> NoReturn:
+def refuse_to_start(message: str) -> NoReturn:
     """End the process with an error message. ASGI servers print tracebacks of exceptions, but not of SystemExit."""
-    sys.stderr.write(f"app: {sentence}\n")
+    sys.stderr.write(f"app: {message}\n")
     sys.stderr.flush()
     sys.exit(_STARTUP_FAILURE)
