@@ -24,7 +24,7 @@ from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.auth.login_sessions import Pair, refresh, start
-from tests.auth.test_standing import (
+from tests.auth.test_token_status import (
     ENDS,
     PATIENCE,
     WHO,

@@ -1,4 +1,4 @@
-"""Whether a verified token is still good, decided from memory and by a query, with real connections."""
+"""Whether a verified token is still valid, decided from memory and by a query, with real connections."""
 
 import asyncio
 import time
