@@ -154,7 +154,7 @@ class AccessTokens:
             raise ValueError
         if expires <= now or max(issued, authenticated) > now + _SKEW or not 0 < expires - issued <= MAX_LIFETIME:
             raise ValueError
-        # Bedplate does not write `nbf`, but a token that is not valid yet must not be used (RFC 7519, 4.1.5).
+        # This application does not write `nbf`, but a token that is not valid yet must not be used (RFC 7519, 4.1.5).
         if _instant(claims.get("nbf", issued), now) > now + _SKEW:
             raise ValueError
         if type(claims["ver"]) is not int or not isinstance(claims["jti"], str) or not isinstance(claims["scope"], str):
