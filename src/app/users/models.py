@@ -8,13 +8,13 @@ from sqlalchemy import ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db.choices import one_of
-from app.core.db.database import Base, CreatedAt, PrimaryKey, UpdatedAt, Version
+from app.core.db.database import Base, CreatedAt, PrimaryKey, VersionedBase
 from app.users.roles import Role
 
 type Purpose = Literal["verify_email", "set_password", "reset_password", "confirm_email"]
 
 
-class User(Base):
+class User(VersionedBase):
     """One account. `email` is the address for mail; `email_key` is its unique key."""
 
     __tablename__ = "users"
@@ -29,7 +29,6 @@ class User(Base):
         Index(None, "name_key"),
     )
 
-    id: Mapped[PrimaryKey]
     email: Mapped[str]
     email_key: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
     hashed_password: Mapped[str | None]
@@ -42,9 +41,6 @@ class User(Base):
     # Incremented by every change of the password or the rights of the account. Access tokens contain the number, and those with an
     # older one are invalid.
     authz_version: Mapped[int] = mapped_column(server_default=text("1"))
-    created_at: Mapped[CreatedAt]
-    updated_at: Mapped[UpdatedAt]
-    version: Mapped[Version]
 
 
 class AccountLink(Base):

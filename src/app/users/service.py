@@ -8,10 +8,9 @@ from sqlalchemy import func
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.core.db.database import ReadSession, WriteSession
+from app.core.db.database import ReadSession, Versions, WriteSession
 from app.core.db.keyset import Order, PageRequest, PageRows
 from app.core.db.reads import Reads
-from app.core.errors import PreconditionFailedError
 from app.core.schemas.emails import InvalidEmailError, identity, name_key, normalize
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import KeyRing
@@ -207,7 +206,7 @@ async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
 
 
 async def update_me(
-    session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: frozenset[int] | None
+    session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: Versions
 ) -> User:
     """Change an account on behalf of its owner. Raises `PreconditionFailedError` if its version is not in `versions`."""
     return await _change(session, actor, await _lock(session, user_id, versions), payload)
@@ -219,7 +218,7 @@ async def update(
     user_id: UUID,
     payload: UserUpdate,
     *,
-    versions: frozenset[int] | None,
+    versions: Versions,
     confirm: Confirm,
 ) -> User:
     """Change an account on behalf of an administrator. Earlier tokens become invalid if the role or `is_active` changes.
@@ -263,7 +262,7 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
 
 
 async def delete(
-    session: WriteSession, actor: Actor, user_id: UUID, *, versions: frozenset[int] | None = None, confirm: Confirm
+    session: WriteSession, actor: Actor, user_id: UUID, *, versions: Versions = None, confirm: Confirm
 ) -> None:
     """Delete an account. The audit log keeps its events.
 
@@ -281,12 +280,11 @@ def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
         raise LastAdminError
 
 
-async def _lock(session: WriteSession, user_id: UUID, versions: frozenset[int] | None) -> User:
+async def _lock(session: WriteSession, user_id: UUID, versions: Versions) -> User:
     user = await crud.lock(session, user_id)
     if user is None:
         raise UserNotFoundError
-    if versions is not None and user.version not in versions:
-        raise PreconditionFailedError
+    user.require_version(versions)
     return user
 
 

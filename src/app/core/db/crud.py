@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Select, any_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.core.db.database import Base, ReadSession, WriteSession
+from app.core.db.database import Base, ReadSession, VersionedBase, WriteSession
 from app.core.db.keyset import PageRequest, PageRows, after
 
 
@@ -31,13 +31,14 @@ async def insert_or_none[M: Base](
     return await session.scalar(statement)
 
 
-async def change[M: Base](session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any]) -> M | None:
+async def change[M: VersionedBase](
+    session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any]
+) -> M | None:
     """Change one row and increment its version; None if the row does not exist."""
-    columns: Any = model
     statement = (
         update(model)
-        .where(_primary_key(model) == key)
-        .values(**values, version=columns.version + 1)
+        .where(model.id == key)
+        .values(**values, version=model.version + 1)
         .returning(model)
         # An instance that this session has loaded before gets the new values too.
         .execution_options(populate_existing=True)

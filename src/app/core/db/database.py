@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, text
 from sqlalchemy.ext.asyncio import AsyncResult, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 from uuid_utils.compat import uuid7
 
 from app.core.config import DatabaseSettings
@@ -16,6 +16,7 @@ from app.core.db.connections import Recycling, close_permanently, create_engine,
 from app.core.db.query_log import QueryLog
 from app.core.db.reads import DirectReads, Reads, SessionReads
 from app.core.db.retries import note_committed, with_retries
+from app.core.errors import PreconditionFailedError
 
 MINIMUM_VERSION = 15
 
@@ -41,6 +42,27 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: DateTime(timezone=True), str: Text(), int: BigInteger()}  # noqa: RUF012  # Declared an instance variable by SQLAlchemy.
     # The INSERT returns values that the server generates, because async code cannot load them later.
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # As above.
+
+
+# The versions that a row may have for a change; None allows any.
+type Versions = frozenset[int] | None
+
+
+class VersionedBase(Base):
+    """Base class of models that clients read and change by id. The version becomes the `ETag`."""
+
+    __abstract__ = True
+
+    # The id stands first in the table, and the others last.
+    id: Mapped[PrimaryKey] = mapped_column(sort_order=-1)
+    created_at: Mapped[CreatedAt] = mapped_column(sort_order=1)
+    updated_at: Mapped[UpdatedAt] = mapped_column(sort_order=1)
+    version: Mapped[Version] = mapped_column(sort_order=1)
+
+    def require_version(self, versions: Versions) -> None:
+        """Raise `PreconditionFailedError` if the version is not in `versions`. Lock the row first."""
+        if versions is not None and self.version not in versions:
+            raise PreconditionFailedError
 
 
 class SessionEndedError(RuntimeError):

@@ -12,6 +12,7 @@ from fastapi import Depends, Header, Request, Response
 from pydantic import BeforeValidator
 from starlette.types import Scope
 
+from app.core.db.database import Versions
 from app.core.errors import PreconditionFailedError
 from app.core.http.problems import raises
 from app.core.schemas.fields import Printable
@@ -76,7 +77,7 @@ class WriteCondition:
         self._response = response
 
     @property
-    def versions(self) -> frozenset[int] | None:
+    def versions(self) -> Versions:
         """The versions that the row may have; None allows any. The service must compare them while it holds a lock on the row."""
         return acceptable_versions(self.header)
 
@@ -141,7 +142,7 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def acceptable_versions(if_match: str | None) -> frozenset[int] | None:
+def acceptable_versions(if_match: str | None) -> Versions:
     """Return the versions that the row may have, or None if any is allowed. A header without a valid tag matches nothing."""
     if if_match is None or if_match.strip() == "*":
         return None
