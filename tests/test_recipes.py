@@ -32,7 +32,7 @@ from tests.listings import listings
 from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
-MODULES = ("jobs", "streams", "visits", "tasks")
+MODULES = ("jobs", "lists", "streams", "visits", "tasks")
 CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
@@ -130,6 +130,37 @@ async def listening(app: Any, state: dict[str, Any]) -> AsyncIterator[tuple[Conn
         async with asyncio.timeout(10):
             while connections.tasks or connections.connections:  # noqa: ASYNC110  # There is no event to wait for.
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "emails"),
+    [
+        ({"sort": "email", "q": "x%_"}, ["x%_1@x.co", "x%_2@x.co"]),
+        ({"sort": "-email", "q": "x"}, ["xyz@x.co", "x%_2@x.co", "x%_1@x.co"]),
+        ({"sort": "created_at", "q": "x%", "created_after": "2000-01-01T00:00:00Z"}, ["x%_2@x.co", "x%_1@x.co"]),
+        ({"created_after": "2999-01-01T00:00:00Z"}, []),
+    ],
+)
+async def test_lists_are_sorted_and_filtered(site: Site, parameters: dict[str, str], emails: list[str]) -> None:
+    for number, email in enumerate(["x%_2@x.co", "xyz@x.co", "x%_1@x.co"]):
+        await site.watcher.execute(
+            "INSERT INTO users (id, email, email_key, created_at) "
+            "VALUES (gen_random_uuid(), $1, $1, now() + $2 * interval '1 s')",
+            email,
+            number,
+        )
+    listed: list[str] = []
+    query: dict[str, str | int] = {**parameters, "limit": 1}
+
+    while True:
+        response = await site.client.get(f"{API_PREFIX}/reports/list", params=query, headers=site.headers)
+        assert response.status_code == 200, response.text
+        listed += [item["email"] for item in response.json()["items"]]
+        if "next" not in response.links:
+            break
+        query["cursor"] = response.json()["next_cursor"]
+
+    assert listed == emails
 
 
 async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:
