@@ -20,7 +20,7 @@ import asyncpg
 
 from app.core.config import DatabaseSettings
 from app.core.db import tls
-from app.core.db.connections import each_host
+from app.core.db.connections import CONNECT_ERRORS, each_host
 from app.core.observability.metrics import Reading
 
 CHANNEL = "revocations"
@@ -244,6 +244,6 @@ async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> as
                 statement_cache_size=0,
                 server_settings={"application_name": f"{settings.application_name}-revocations"},
             )
-        except REFUSALS as error:
+        except CONNECT_ERRORS as error:
             last_error = error
     raise last_error
