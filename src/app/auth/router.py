@@ -54,7 +54,7 @@ KEY_SET_MAX_AGE = 3600
 class TokenRoute(routing.Route):
     """An operation with the errors that OAuth client libraries expect (RFC 6749, 5.2)."""
 
-    speaks_oauth = True
+    has_oauth_errors = True
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -78,7 +78,7 @@ class Strict(BaseModel):
 
 
 class OAuthRoute(routing.Route):
-    speaks_oauth = True
+    has_oauth_errors = True
 
 
 def make(kind: type[AppError]) -> AppError:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from time import monotonic
 
 _STORED_PREFIX = {4: 24, 6: 48}
-# Requests pass through fewer proxies than this. Each entry costs 20 µs.
+# Maximum number of entries that are read. Real requests pass through fewer proxies, and each entry costs 20 µs.
 _MAX_HOPS = 32
 # An IPv6 customer gets at least a /64, and can use a different address of it for every attempt.
 _SUBSCRIBER_PREFIX = {4: 32, 6: 64}

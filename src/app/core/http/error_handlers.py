@@ -88,7 +88,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_out_of_files_handler(app: FastAPI) -> None:
-    """Return 503 when no file descriptor is free. Even imports need one: libraries import some modules at their first use."""
+    """Return 503 if no file descriptor is free. Even an import needs one: libraries import some modules at their first use."""
     outages = _OutageLog("no file descriptor is free")
 
     async def on_os_error(request: Request, error: Exception) -> Response:
@@ -101,7 +101,7 @@ def _add_out_of_files_handler(app: FastAPI) -> None:
 
 
 def _is_declared_conflict(request: Request, error: DBAPIError) -> bool:
-    """Return whether a foreign key is violated and the operation declares `GoneMeanwhileError`. Without it, it is a bug."""
+    """Return whether a foreign key is violated and the operation declares `GoneMeanwhileError`. An undeclared one is a bug."""
     if sqlstate(error) != FOREIGN_KEY_VIOLATION:
         return False
     declared = getattr(request.scope.get("route"), "responses", {}).get(int(GoneMeanwhileError.status), {})
@@ -118,7 +118,7 @@ class _OutageLog:
         self._withheld: Counter[type] = Counter()
 
     def write(self, error: BaseException) -> None:
-        """Write a line, or count it as withheld if the last one of this kind is less than a second old."""
+        """Write a line. If the last one of this kind is less than a second old, only count it, for the member `withheld` of the next."""
         reason = getattr(error, "orig", None) or error
         kind, now = type(reason), monotonic()
         if now - self._written.get(kind, float("-inf")) < _LOG_INTERVAL:
@@ -173,7 +173,7 @@ def _allowed_methods(app: FastAPI, path: str) -> list[str]:
 
 def _from_validation(scope: Any, errors: Sequence[Any]) -> AppError:
     others = [error for error in errors if error["loc"][0] != "path"]
-    # Like every operation: invalid input is reported before an unknown id.
+    # Other invalid input is reported first. Every operation also checks its input before it looks for an id.
     if others:
         return InvalidInputError(*_field_errors(others))
     # A malformed id gets the same response as an unknown one.

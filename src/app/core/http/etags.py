@@ -25,11 +25,11 @@ _NO_TAG = ""
 
 
 class Versioned(Protocol):
-    """A row with a version, which is raised by every change that clients can see."""
+    """A row with a version. Every change that clients can see increments it."""
 
     @property
     def version(self) -> int:
-        """It starts with 1."""
+        """The first version is 1."""
 
 
 class VersionedResource(Versioned, Protocol):
@@ -62,7 +62,7 @@ class ReadCondition:
         self._response = response
 
     def tag[Row: Versioned](self, row: Row) -> Row:
-        """Set the `ETag`. If the client's copy is current, set the status 304: FastAPI then sends no body."""
+        """Set the `ETag`, and return the row. If the client's copy is current, set the status 304: FastAPI then sends no body."""
         _set_tag(self._response, row)
         if is_current(self.header, row.version):
             self._response.status_code = HTTPStatus.NOT_MODIFIED
@@ -82,7 +82,7 @@ class WriteCondition:
         return acceptable_versions(self.header)
 
     def tag[Row: Versioned](self, row: Row) -> Row:
-        """Set the `ETag`."""
+        """Set the `ETag`, and return the row."""
         _set_tag(self._response, row)
         return row
 
@@ -95,7 +95,7 @@ class Created:
         self._response = response
 
     def tag[Row: VersionedResource](self, row: Row) -> Row:
-        """Set both headers. The URL of the row is the path of this request, followed by its id."""
+        """Set `Location` and `ETag`, and return the row. Its URL is the path of this request, followed by its id."""
         self._response.headers["Location"] = f"{self._path}/{row.id}"
         _set_tag(self._response, row)
         return row
@@ -117,7 +117,7 @@ async def get_write_condition(response: Response, if_match: IfMatchHeader = None
 
 
 async def get_created(request: Request, response: Response) -> Created:
-    """Return what sets the headers of a response with a new row."""
+    """Return the object with which the endpoint sets the headers of a response with a new row."""
     return Created(request.scope["path"], response)
 
 
@@ -151,7 +151,8 @@ def acceptable_versions(if_match: str | None) -> Versions:
 
 
 def is_current(if_none_match: str | None, version: int) -> bool:
-    """Return whether the client's copy is the row at this version."""
+    """Return whether the client has the row at this version. `*` matches any version."""
     if if_none_match is None:
         return False
+    # `If-None-Match` uses weak comparison, so weak tags match too (RFC 9110, 13.1.2).
     return if_none_match.strip() == "*" or any(tag == str(version) for _, tag in _TAG.findall(if_none_match))

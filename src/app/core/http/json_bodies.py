@@ -64,7 +64,7 @@ def _check_limits(body: bytes) -> None:
     # Most bodies return here: with so few brackets and commas they cannot exceed a limit.
     if body.count(b"[") + body.count(b"{") + body.count(b",") <= MAX_DEPTH:
         return
-    # A value has at most two strings: its name and its text. A body that reaches this number is refused without a closer look.
+    # A value has at most two strings: its name and its text. A body that reaches this number is refused at once.
     max_strings = 2 * MAX_VALUES
     rest, strings = _STRING.subn(b"", body, count=max_strings)
     marks = rest.translate(None, _NOT_MARKS)

@@ -153,11 +153,11 @@ class _Exchange:
             self._scope["trace_id"] = trace_id
             structlog.contextvars.bind_contextvars(trace_id=trace_id)
         if self._method == "HEAD":
-            # Every GET operation also serves HEAD. `_send_completed` removes the body.
+            # Every GET operation also serves HEAD. `_send_with_headers` removes the body.
             self._scope["method"] = "GET"
         try:
             self._refuse_early()
-            await app(self._scope, self._receive_counted, self._send_completed)
+            await app(self._scope, self._receive_limited, self._send_with_headers)
         except ClientDisconnect:
             self._status = self._status or _CLIENT_CLOSED_REQUEST
         except AppError as error:
@@ -176,7 +176,7 @@ class _Exchange:
             self._request_log.write(self._scope, self._method, route, self._final_status, duration, self._statements)
 
     def _raise_refusal(self) -> None:
-        # The server sets it for a malformed request and for one that takes too long.
+        # The server sets `refusal` for a malformed request, and for one that takes too long.
         if refusal := self._scope.get("state", {}).get("refusal"):
             raise refusal
 
@@ -193,7 +193,7 @@ class _Exchange:
         if self._content_length.isdigit() and int(self._content_length[:20]) > limit:
             raise _too_large()
 
-    async def _receive_counted(self) -> Message:
+    async def _receive_limited(self) -> Message:
         # An operation may set a lower limit before it reads the body.
         limit: int = min(self._scope.get("max_body_size", self._max_body_size), self._max_body_size)
         self._check_content_length(limit)
@@ -205,7 +205,7 @@ class _Exchange:
                 raise _too_large()
         return message
 
-    async def _send_completed(self, message: Message) -> None:
+    async def _send_with_headers(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = int(message["status"])
             has_content = self._status not in _STATUSES_WITHOUT_CONTENT
@@ -219,9 +219,9 @@ class _Exchange:
         await self._send(message)
 
     async def _fail(self, error: AppError) -> None:
-        # If the response has started, it cannot change any more. The server sees it end early, and closes the connection.
+        # A response that has started cannot be replaced. The server notices that it is incomplete, and closes the connection.
         if self._status is None:
-            await problem_response(self._scope, error)(self._scope, self._receive, self._send_completed)
+            await problem_response(self._scope, error)(self._scope, self._receive, self._send_with_headers)
 
     async def _fail_unexpectedly(self, error: Exception) -> None:
         # Starlette's `ServerErrorMiddleware` would call the handler, but it wraps this middleware and sees no exception.
@@ -230,7 +230,7 @@ class _Exchange:
                 request = Request(self._scope, self._receive)
                 response = await _call(handler, request, error)
                 if self._status is None:
-                    await response(self._scope, self._receive, self._send_completed)
+                    await response(self._scope, self._receive, self._send_with_headers)
             except Exception:
                 log.exception("the handler of unhandled errors failed")
         await self._fail(InternalError())
@@ -247,7 +247,7 @@ class _Exchange:
 
 
 class _RequestLog:
-    """Writes one line for each request. Of successful requests to the sampled routes (health checks) it writes only some."""
+    """Writes one line for each request. Of fast, successful requests to sampled routes (health checks), it writes one in `sample_every`."""
 
     def __init__(self, settings: LogSettings) -> None:
         self._slow = settings.slow_request.total_seconds()
@@ -305,7 +305,7 @@ def _is_ambiguous(scope: Scope) -> bool:
 
 
 def _server_error_handler(scope: Scope) -> ExceptionHandler | None:
-    # It can be registered under two keys. The last registration counts.
+    # An application can register it under two keys: 500 and `Exception`. The last registration counts.
     handlers = scope["app"].exception_handlers if "app" in scope else {}
     return next((handlers[key] for key in reversed(handlers) if key in (500, Exception)), None)
 

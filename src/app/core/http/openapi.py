@@ -77,17 +77,20 @@ class DocumentedAPI(FastAPI):
             schemas |= _component(Problem)
             for operations in schema["paths"].values():
                 for operation in operations.values():
-                    _correct(operation)
+                    _correct_operation(operation)
                     for form in _forms(operation, schemas):
-                        form["properties"] = {name: _not_null(member) for name, member in form["properties"].items()}
+                        form["properties"] = {
+                            name: _without_null(member) for name, member in form["properties"].items()
+                        }
             self.openapi_schema = schema
         return self.openapi_schema
 
 
-def _correct(operation: dict[str, Any]) -> None:
+def _correct_operation(operation: dict[str, Any]) -> None:
+    """Correct what FastAPI generates: parameters are never null, a conditional read may get 304, and `x-public` is internal."""
     operation.pop(PUBLIC_KEY, None)
     for parameter in operation.get("parameters", ()):
-        parameter["schema"] = _with_member_names(_not_null(parameter["schema"]))
+        parameter["schema"] = _with_member_names(_without_null(parameter["schema"]))
         if parameter["name"] == "If-None-Match":
             operation["responses"]["304"] = {"description": "The client's copy is current."}
 
@@ -100,7 +103,7 @@ def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[
             yield schemas[schema["$ref"].rpartition("/")[2]]
 
 
-def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """Remove null from a schema: parameters and form fields are text, so they can be missing but not null."""
     choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     if not choices:

@@ -37,7 +37,7 @@ _RAISES = "declared_errors"
 
 _STATUSES = frozenset(int(status) for status in HTTPStatus)
 _SERVER_ERRORS = 500
-# These represent all statuses without a name.
+# Statuses that Python's `HTTPStatus` does not know have one page for 4xx and one for 5xx. These numbers stand for both groups.
 _UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR = 499, 599
 # Python 3.13 renames this status. The code must be the same in every Python version.
 _RENAMED = {"REQUESTED_RANGE_NOT_SATISFIABLE": "RANGE_NOT_SATISFIABLE"}
@@ -186,7 +186,7 @@ def render_problem(
     if "trace_id" in scope:
         document["trace_id"] = scope["trace_id"]
     sent = dict(headers)
-    if _speaks_oauth(scope):
+    if _has_oauth_errors(scope):
         document |= {"error": kind.oauth_error or "invalid_request", "error_description": detail}
         sent["Pragma"] = "no-cache"
     # ASCII only: JSON can escape a lone surrogate, but UTF-8 cannot encode it.
@@ -194,10 +194,10 @@ def render_problem(
     return Response(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
 
 
-def _speaks_oauth(scope: Any) -> bool:
-    # Some requests are refused before routing, for example because the body is too large. Then the route must be found here.
+def _has_oauth_errors(scope: Any) -> bool:
+    # A request that is refused before routing, for example because its body is too large, has no route yet.
     routes = [scope["route"]] if "route" in scope else routes_at(scope.get("app"), scope["path"])
-    return any(getattr(getattr(route, "original_route", route), "speaks_oauth", False) for route in routes)
+    return any(getattr(getattr(route, "original_route", route), "has_oauth_errors", False) for route in routes)
 
 
 def routes_at(app: FastAPI | None, path: str) -> Iterator[Any]:

@@ -40,7 +40,8 @@ _MAX_RANGES = 100
 MAX_FORM_SIZE = 16_384
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
-_ANYTHING = frozenset({"*/*", JSON})
+# Values of `Accept` that need no parsing.
+_ACCEPTS_JSON = frozenset({"*/*", JSON})
 _JSON_RANGES = (JSON, "application/problem+json", "application/*", "*/*")
 _QUALITY_ZERO = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
 REPEATABLE_KEY = "x-repeatable"
@@ -71,7 +72,8 @@ class _Request(Request):
 class Route(APIRoute):
     """An operation that refuses unknown and repeated parameters, other media types and invalid JSON."""
 
-    speaks_oauth = False
+    # Whether error responses also have the members of RFC 6749, `error` and `error_description`.
+    has_oauth_errors = False
 
     @override
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -94,14 +96,14 @@ class Route(APIRoute):
     @override
     def get_route_handler(self) -> _Handler:
         handle = self._call_endpoint if self._needs_no_request() else super().get_route_handler()
-        work = _repeating(handle) if self._is_repeatable() else handle
+        work = _with_retries(handle) if self._is_repeatable() else handle
         allowed = frozenset(_query_names(self.dependant))
         media_type = self._media_type()
         # Pages for people and health checks choose their media type themselves.
         is_api = self.include_in_schema
 
         async def strict(request: Request) -> Response:
-            if is_api and (accept := request.headers.get("accept", "*/*")) not in _ANYTHING:
+            if is_api and (accept := request.headers.get("accept", "*/*")) not in _ACCEPTS_JSON:
                 _refuse_accept(accept)
             if request.scope["query_string"]:
                 _refuse_parameters(request, allowed)
@@ -138,7 +140,7 @@ class Route(APIRoute):
 
     def _is_repeatable(self) -> bool:
         # Without dependencies there is no session, so there is nothing to retry. A dependency that stays open until the response
-        # is sent would be opened again by each attempt.
+        # is sent prevents retries, because each attempt would open it again.
         may_repeat: bool = (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
         return may_repeat and bool(self.dependant.dependencies) and not _has_request_scope(self.dependant)
 
@@ -161,11 +163,11 @@ class Route(APIRoute):
         yield from errors_of_dependencies(self.dependant)
 
 
-def _repeating(handle: _Handler) -> _Handler:
+def _with_retries(handle: _Handler) -> _Handler:
     async def work(request: Request) -> Response:
         async def attempt() -> Response:
-            # The attempt includes the commit. FastAPI would commit after all attempts: it closes dependencies of scope `function`
-            # in this stack.
+            # FastAPI puts the dependencies of scope `function` into this stack, and closing it commits. A new stack for each attempt
+            # makes the commit a part of the attempt, so a commit that the server rolls back is retried too.
             stack: AsyncExitStack
             async with AsyncExitStack() as stack:
                 request.scope["fastapi_function_astack"] = stack
