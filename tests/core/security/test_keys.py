@@ -145,8 +145,8 @@ def test_every_key_of_the_set_verifies() -> None:
     keys = [{**key_set()[0], "state": state} for state in ("active", "retiring", "next")]
     ring = parse_key_ring(text_of([*keys, pepper()]), source="here")
 
-    assert all(ring.verifying(key["kid"]) for key in keys)
-    assert ring.verifying("unknown") is None
+    assert all(ring.verification_key(key["kid"]) for key in keys)
+    assert ring.verification_key("unknown") is None
     assert ring.pepper(1)
     assert ring.pepper(2) is None
 
@@ -375,7 +375,7 @@ def test_an_unknown_key_id_reloads_the_file_at_once(file: Path, ring: KeyRing) -
     keys = rotated(file)
     replace(file, text_of(keys))
 
-    assert ring.verifying(keys[0]["kid"])
+    assert ring.verification_key(keys[0]["kid"])
     assert ring.active == keys[0]["kid"]
 
 
@@ -392,7 +392,7 @@ def test_a_removed_key_verifies_nothing_after_the_reload(file: Path, ring: KeyRi
 
     ring.reload_if_changed()
 
-    assert ring.verifying(removed) is None
+    assert ring.verification_key(removed) is None
     assert ring.pepper(1) is None
 
 

@@ -121,7 +121,7 @@ class AccessTokens:
 
     def _is_still_valid(self, known: AccessClaims) -> bool:
         # The key may have been removed since the token was verified.
-        return known.expires_at > time.time() and self._ring.verifying(known.kid) is not None
+        return known.expires_at > time.time() and self._ring.verification_key(known.kid) is not None
 
     def _remember(self, digest: bytes, claims: AccessClaims) -> None:
         # The oldest entry is removed first; it also expires first.
@@ -138,7 +138,7 @@ class AccessTokens:
         if header.keys() != _HEADER_MEMBERS or str(header["typ"]).lower() not in _TYPES:
             raise ValueError
         # `str()` makes a value of another type fail: its text is neither a known type nor the id of a key.
-        key = self._ring.verifying(str(header["kid"]))
+        key = self._ring.verification_key(str(header["kid"]))
         if key is None or header["alg"] != key.alg:
             raise ValueError
         jws.deserialize_compact(token, key, registry=_REGISTRY)

@@ -106,14 +106,14 @@ class PasswordHasher:
         # The first scheme hashes new passwords.
         schemes = (argon2, bcrypt_sha256) if is_argon2 else (bcrypt_sha256, argon2)
         self._hashes = PasswordHash((*schemes, _TruncatingBcryptHasher()))
-        # An argon2id decoy has no bcrypt cost to reach.
-        self._rounds = 0 if is_argon2 else settings.bcrypt_cost
-        self._breached = settings.breached_passwords_file
+        # The bcrypt cost up to which `_equalize_time` adds work. An argon2id decoy has no bcrypt cost, so it adds none.
+        self._decoy_rounds = 0 if is_argon2 else settings.bcrypt_cost
+        self._breached_file = settings.breached_passwords_file
         self._thread_count = settings.hash_threads
         self._capacity = settings.hash_threads + settings.hash_queue
         self._admitted = 0
         self._threads = ThreadPoolExecutor(settings.hash_threads, "password-hash", initializer=_lower_priority)
-        # The hash for unknown accounts: it costs the same work, and no password matches it.
+        # The hash that is verified for an unknown account. It costs the same work as a real one, and no password matches it.
         self._decoy = self._hashes.hash(os.urandom(32).hex()) if is_argon2 else _bcrypt_decoy(settings.bcrypt_cost)
 
     def close(self) -> None:
@@ -135,8 +135,8 @@ class PasswordHasher:
         return await self._run(lambda: self._verify(composed(password), stored))
 
     def _hash(self, password: str, pointer: str) -> str:
-        if self._breached:
-            refuse_breached(password, self._breached, pointer=pointer)
+        if self._breached_file:
+            refuse_breached(password, self._breached_file, pointer=pointer)
         return self._hashes.hash(password)
 
     def _verify(self, password: str, stored: str | None) -> Verification:
@@ -154,11 +154,11 @@ class PasswordHasher:
     def _equalize_time(self, compared: str) -> None:
         """Do the work that a bcrypt hash of a lower cost n has saved: 2ⁿ + 2ⁿ + 2ⁿ⁺¹ + … = 2ᵐ, the work of the decoy.
 
-        Otherwise a fast refusal would reveal an account whose owner has not logged in since the cost was raised. The time for a
-        hash of the other scheme, or of a higher cost, is not equalized.
+        Otherwise a fast refusal would reveal an account whose owner has not logged in since the cost was raised. A hash of another
+        scheme or of a higher cost gets no additional work.
         """
         match = _ROUNDS.match(compared)
-        for rounds in range(int(match[1]) if match else self._rounds, self._rounds):
+        for rounds in range(int(match[1]) if match else self._decoy_rounds, self._decoy_rounds):
             bcrypt.hashpw(b"", bcrypt.gensalt(rounds))
 
     async def _run[T](self, work: Callable[[], T]) -> T:
@@ -168,7 +168,7 @@ class PasswordHasher:
         _HASHES.count("begun")
         self._admitted += 1
         future = self._threads.submit(work)
-        # Release the place when the work is done, not when the caller is cancelled: the hash still occupies its thread.
+        # Count down when the work is done, not when the caller is cancelled: until then, the hash occupies its thread.
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: self._release(loop))
         return await asyncio.wrap_future(future)
@@ -183,7 +183,7 @@ class PasswordHasher:
 
 
 def _lower_priority() -> None:
-    # On Linux, niceness is per thread. The value is relative, so hashing also yields in a process that is itself nice.
+    # On Linux, each thread has its own niceness. It is raised relative to that of the process, which may have been started by `nice`.
     thread = threading.get_native_id()
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)

@@ -1,6 +1,6 @@
-"""The keys that tokens are made with: signing keys for access tokens, peppers for refresh tokens and mailed links.
+"""The keys for tokens: signing keys for access tokens, peppers for refresh tokens and mailed links.
 
-They come as one private JSON Web Key set (RFC 7517) from a file or the environment, never from the database. Each key has a
+All keys are in one private JSON Web Key set (RFC 7517), in a file or a variable, never in the database. Each key has a
 `state`. A `next` key is distributed but not used yet, the `active` key makes new tokens, and a `retiring` key only verifies.
 The file may change while the process runs; see `core/security/rotation.py`.
 """
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class KeyRing:
-    """The keys of this process. All users share one object, and its content changes when the file does.
+    """The keys of this process. The whole application shares one object, and its content changes when the file does.
 
     Every key of the set verifies, also `next`: a process that has read a newer file may already make tokens with it.
     """
@@ -60,7 +60,7 @@ class KeyRing:
     # Returns the new key set if the file has changed.
     read_if_changed: Callable[[], "KeyRing | None"] = field(default=lambda: None, repr=False)
 
-    def verifying(self, kid: str) -> SigningKey | None:
+    def verification_key(self, kid: str) -> SigningKey | None:
         """Return the key that verifies tokens with this key id. An unknown id makes the ring check the file at once."""
         if kid not in self.signing:
             self.reload_if_changed()
@@ -81,7 +81,7 @@ class KeyRing:
         return hmac.digest(self.root, purpose.encode(), "sha256")
 
     def reload_if_changed(self) -> None:
-        """Replace the keys of this ring by those of the file, if the file has changed."""
+        """Replace the keys of this ring with those of the file, if the file has changed. The root stays the same."""
         other = self.read_if_changed()
         if other is None:
             return
@@ -196,12 +196,12 @@ def read_key_set(path: Path) -> str:
 
 
 def parse_key_ring(text: str, *, source: str) -> KeyRing:
-    """Read a private key set from its JSON text."""
+    """Read a private key set from its JSON text. Raises `ConfigurationError`, whose text names `source` and never quotes a key."""
     try:
         keys = json.loads(text)["keys"]
         signing = [key for key in keys if key["kty"] != "oct"]
         peppers = [{**key, "kid": int(key["kid"])} for key in keys if is_pepper(key)]
-        secrets = {key["kid"]: _pepper(key) for key in peppers}
+        secrets = {key["kid"]: _pepper_secret(key) for key in peppers}
         ring = KeyRing(
             signing={key["kid"]: _import(key) for key in signing},
             active=_active_kid(signing),
@@ -243,8 +243,9 @@ def _root(keys: list[dict[str, Any]], peppers: dict[int, bytes]) -> bytes:
 
 
 def _active_kid(keys: list[dict[str, Any]]) -> Any:
+    """Return the id of the only active key. Raises `ValueError` for duplicate ids, an unknown state, or not exactly one active key."""
     states = {key["kid"]: key["state"] for key in keys}
-    # No command would ever use a key with a misspelled state.
+    # A key with a misspelled state would never be used.
     if len(states) != len(keys) or not _STATES.issuperset(states.values()):
         raise ValueError
     (active,) = [kid for kid, state in states.items() if state == "active"]
@@ -252,7 +253,7 @@ def _active_kid(keys: list[dict[str, Any]]) -> Any:
 
 
 def _import(key: dict[str, Any]) -> SigningKey:
-    # The table lists each valid combination: the library also accepts a curve that the algorithm cannot sign with.
+    # `_KINDS` lists each valid combination. The library would also accept a curve that the algorithm cannot sign with.
     kind = _KINDS[key["kty"], key["crv"], key["alg"]]
     imported: SigningKey = kind.import_key({name: value for name, value in key.items() if name not in _PRIVATE_MEMBERS})
     if not imported.is_private or imported.thumbprint() != key["kid"] or key.get("use", "sig") != "sig":
@@ -260,7 +261,7 @@ def _import(key: dict[str, Any]) -> SigningKey:
     return imported
 
 
-def _pepper(key: dict[str, Any]) -> bytes:
+def _pepper_secret(key: dict[str, Any]) -> bytes:
     if not 0 <= key["kid"] <= _MAX_PEPPER_ID:
         raise ValueError
     return _secret(key)

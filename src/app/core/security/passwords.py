@@ -20,7 +20,7 @@ _ROWS = tuple(
 
 def refuse_weak(password: str, *, min_length: int, about: Collection[str] = (), pointer: str = "#/password") -> None:
     """Raise an `InvalidInputError` if the password is too short or long (in code points), common, or made of the words in `about`."""
-    # The normalized form counts: an accent that a keyboard sends as a separate character must not make a password longer.
+    # The normalized form is checked: an accent that a keyboard sends as a separate character must not make a password longer.
     for code, detail in _weaknesses(composed(password), min_length, about):
         raise InvalidInputError(FieldError(pointer, code, detail))
 
@@ -52,7 +52,7 @@ def _weaknesses(password: str, min_length: int, about: Collection[str]) -> Itera
 
 def _is_common(password: str) -> bool:
     """Return whether the password is common, or two common ones joined. Users join two to reach the minimum length."""
-    common = _common()
+    common = _common_passwords()
     return password in common or any(
         password[:cut] in common and password[cut:] in common for cut in range(1, len(password))
     )
@@ -71,12 +71,13 @@ def _is_about(password: str, about: Collection[str]) -> bool:
     rest = password
     for word in sorted(words, key=len, reverse=True):
         rest = rest.replace(word, "")
-    # Without the known words, the rest of the password must still have a few letters.
+    # A password that contains such words needs at least four other letters.
     return rest != password and len(re.sub(r"[\W\d_]+", "", rest)) < _MIN_LETTERS
 
 
 @cache
-def _common() -> frozenset[str]:
+def _common_passwords() -> frozenset[str]:
+    # Loading the list takes about 0.1 s. Only a process that sets a password needs it.
     from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
     return frozenset(FREQUENCY_LISTS["passwords"])

@@ -90,11 +90,11 @@ class RateLimiter:
         """
         if not self._enabled:
             return None
-        # The exception rolls the counts back.
+        # `RateLimitedError` rolls the counts back.
         return await self._database.unit(lambda session: self.hit_within(session, *counted))
 
     async def hit_within(self, session: WriteSession, *counted: Counted) -> int | None:
-        """Count in the caller's transaction; see `hit`. For work whose failure makes the caller repeat all of it."""
+        """Count in the caller's transaction; see `hit`. Its rollback undoes the count, so only for a caller that then retries all of it."""
         if not self._enabled:
             return None
         limits = {self._digest(limit, subject): limit for limit, subject in counted}
@@ -113,7 +113,7 @@ class RateLimiter:
         return retry_after
 
     async def forgive(self, *counted: Counted) -> None:
-        """Remove a counted attempt that turned out to be legitimate."""
+        """Subtract an attempt from its counters, because it succeeded or was not made."""
         if self._enabled:
             async with self._database.begin() as session:
                 await session.execute(self._forgive_statement(counted))

@@ -76,7 +76,7 @@ def list_keys(settings: KeySettings) -> list[KeyStatus]:
 
 @contextmanager
 def changing(settings: KeySettings) -> Iterator[list[Key]]:
-    """Yield the keys of the file for a change, and replace the file when the block ends without an error."""
+    """Yield the keys of the file as a list that the block changes. If it raises no exception, replace the file."""
     # The target of a symbolic link is replaced, not the link.
     path = _file(settings).resolve()
     staging = path.with_name(f"{path.name}.new")
@@ -131,6 +131,7 @@ def _copy_permissions_and_sync(output: TextIO, original: os.stat_result) -> None
 
 
 def _sync_folder(folder: Path) -> None:
+    """Write the new directory entry to the disk, so that the replacement survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,7 +154,7 @@ def add(keys: list[Key], kind: Kind, algorithm: Algorithm) -> str:
 
 def retire(keys: list[Key], kid: str, *, force: bool) -> str:
     """Retire the active key, activate the next one, and return the id of the latter."""
-    key = _named(keys, kid)
+    key = _find(keys, kid)
     kind = _kind(key)
     if key["state"] != "active":
         message = f"{kid} is {key['state']}; only the active key can be retired"
@@ -171,7 +172,7 @@ def retire(keys: list[Key], kid: str, *, force: bool) -> str:
 
 def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, force: bool) -> None:
     """Remove a key. All tokens made with it become invalid."""
-    key = _named(keys, kid)
+    key = _find(keys, kid)
     if key["state"] == "active":
         message = f"{kid} is active; first retire it with `app keys retire {kid}`"
         raise KeyChangeError(message)
@@ -182,14 +183,14 @@ def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, forc
 
 
 def _refuse_early(key: Key, period: timedelta, reason: str) -> None:
-    # Without `since`, after an edit by hand, the full period starts now.
+    # An edit by hand can remove `since`. Then the full period counts from now, at each call, so only --force helps.
     since = _since(key) or datetime.now(UTC)
     if since + period > datetime.now(UTC):
         message = f"{reason}; wait until {since + period:%Y-%m-%d %H:%M}Z, or use --force"
         raise KeyChangeError(message)
 
 
-def _named(keys: list[Key], kid: str) -> Key:
+def _find(keys: list[Key], kid: str) -> Key:
     for key in keys:
         if not is_root(key) and key["kid"] == kid:
             return key
