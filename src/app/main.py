@@ -110,7 +110,7 @@ def _lifespan(
         keys = load_key_ring(settings.of(KeySettings))
         database = given or Database(settings.database, slow_query=settings.log.slow_query)
         if tracing:
-            tracing.watch(database)
+            tracing.trace_statements(database)
         try:
             with exposition() as exposed:
                 async with (

@@ -59,7 +59,7 @@ def work(settings: Settings) -> None:
 async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, tracing: Tracing | None) -> None:
     database = Database(settings.database, slow_query=settings.log.slow_query)
     if tracing:
-        tracing.watch(database)
+        tracing.trace_statements(database)
     try:
         async with _opened(Foundation(settings, database, keys), tracing) as (worker, resources):
             for stop_signal in (signal.SIGINT, signal.SIGTERM):

@@ -196,7 +196,7 @@ async def test_statements_are_counted(database: Database) -> None:
 
 async def test_sessions_read_behind_a_pooler_and_while_statements_are_traced(database: Database) -> None:
     behind = Database(make_settings("postgresql://a:b@127.0.0.1:1/d", database={"transaction_pooler": True}).database)
-    Tracing(TracerProvider(), lambda: None).watch(database)
+    Tracing(TracerProvider(), lambda: None).trace_statements(database)
 
     assert type(behind.reads) is SessionReads
     assert type(database.reads) is SessionReads

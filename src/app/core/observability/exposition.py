@@ -28,7 +28,7 @@ from app.core.db.failures import is_transient
 from app.core.listening import listen
 from app.core.observability.metrics import Instrument, Reading, as_families, own_families
 
-# Seconds to wait for another process, and for the database. A process that takes longer counts as silent.
+# Seconds to wait for another process, and for the database. `metrics_silent_workers` counts the processes that take longer.
 _TIMEOUT = 1.0
 # Seconds for which metrics from the database are cached.
 _LOOKUP_TTL = 10.0
@@ -56,20 +56,20 @@ class Exposition:
     async def serving(self, instruments: Sequence[Instrument], lookups: Sequence[Lookup]) -> AsyncIterator[None]:
         """Respond to scrapes, and to the other processes, while the block runs."""
         with self._worker_number() as number:
-            process = _Process(self._directory, number, instruments, lookups)
+            metrics = _MetricsServer(self._directory, number, instruments, lookups)
             async with AsyncExitStack() as stack:
-                stack.callback(process.close)
+                stack.callback(metrics.close)
                 for server in (
-                    await asyncio.start_unix_server(process.send_own, process.address),
-                    # Closing this copy leaves the socket open in the other processes.
-                    await asyncio.start_server(process.handle_scrape, sock=self._listener.dup()),
+                    await asyncio.start_unix_server(metrics.send_own, metrics.address),
+                    # A copy of the socket: the server closes it at the end, and the original stays open.
+                    await asyncio.start_server(metrics.handle_scrape, sock=self._listener.dup()),
                 ):
                     stack.callback(server.close)
                 yield
 
     @contextmanager
     def _worker_number(self) -> Iterator[int]:
-        """Reserve the lowest number that no other live process has. The kernel releases the lock even after a crash."""
+        """Reserve the lowest number that no other live process has, by a file lock. The kernel releases it even after a crash."""
         for number in count():  # pragma: no branch  # Only the return ends this loop.
             with (self._directory / f"{number}.lock").open("w") as lock:
                 try:
@@ -82,7 +82,7 @@ class Exposition:
 
 @contextmanager
 def exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
-    """Open the port for metrics, if the settings name one."""
+    """Open the port for metrics and the directory for the sockets while the block runs. Yield None if the settings name no port."""
     if settings.metrics_port is None:
         yield None
         return
@@ -99,8 +99,8 @@ def exposition(settings: TelemetrySettings) -> Iterator[Exposition | None]:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-class _Process:
-    """The metrics server of one process."""
+class _MetricsServer:
+    """Serves the metrics of one process to the other processes, and those of all processes to scrapes."""
 
     def __init__(
         self, directory: Path, number: int, instruments: Sequence[Instrument], lookups: Sequence[Lookup]
@@ -140,6 +140,7 @@ class _Process:
             await writer.drain()
 
     async def _response(self, method: bytes, target: bytes) -> tuple[bytes, bytes]:
+        """Return the status, with the `Allow` header if there is one, and the body."""
         if target.partition(b"?")[0] != _PATH:
             return b"404 Not Found", b""
         if method not in {b"GET", b"HEAD"}:
@@ -186,7 +187,7 @@ class _Process:
 
 
 class _Families:
-    """Adapts families of metrics to the interface of the library's registry."""
+    """Gives metrics to `generate_latest`, which expects a registry with the method `collect`."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -208,7 +209,7 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
 
 
 async def _receive(address: Path) -> bytes | None:
-    """Return the metrics of another process: empty if that process has ended, None if it does not send them in time."""
+    """Return the metrics of another process: empty if it has ended, None if it does not send them in time."""
     try:
         async with asyncio.timeout(_TIMEOUT):
             reader, writer = await asyncio.open_unix_connection(address)

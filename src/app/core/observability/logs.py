@@ -56,7 +56,7 @@ class _Writer:
     def write(self, line: str) -> None:
         # A log that cannot be written (full disk, closed terminal) must not fail the request; `logging` does the same.
         with suppress(OSError):
-            # One call for text and line end, so that lines of different threads do not mix.
+            # One call writes the text and the line end, so that lines of different threads do not mix.
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
@@ -79,7 +79,11 @@ def discard_unwritable_output() -> None:
 
 
 def configure(settings: LogSettings, *, readable: bool) -> None:
-    """Write all log records of the process, also those of libraries, to standard output: redacted, one per line."""
+    """Write all log records of the process, also those of libraries, to standard output: redacted, one per line.
+
+    `readable` chooses text instead of JSON if the settings name no format.
+    """
+    # A second call must not register the function twice.
     atexit.unregister(discard_unwritable_output)
     atexit.register(discard_unwritable_output)
     level = settings.level.upper()
@@ -109,7 +113,7 @@ def _handler(*, as_text: bool) -> logging.Handler:
 
 
 def _configure_libraries() -> None:
-    # The loggers of these libraries use the root handler. uvicorn's access log is off, because it would repeat that of the application.
+    # These libraries log through the root handler. uvicorn's access log is off, because the application writes one itself.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "sqlalchemy", "alembic"):
         logger = logging.getLogger(name)
         logger.handlers = []
@@ -178,7 +182,7 @@ def clean_text(text: str) -> str:
 
 
 class _AccessLog:
-    """Writes the log line of each request. The general path through `redact` takes four times as long."""
+    """Writes the log line of each request itself. The general path through structlog and `redact` takes four times as long."""
 
     def __init__(self) -> None:
         self._writer = _Writer()
@@ -189,7 +193,7 @@ class _AccessLog:
         self._render = render
 
     def write(self, level: int, facts: Mapping[str, Any]) -> None:
-        """Write a line with `facts` that contain no secret. Only values bound to the log context are redacted."""
+        """Write a line. The caller makes sure that `facts` contain no secret. Only values bound to the log context are redacted."""
         if level < self._min_level:
             return
         event: EventDict = structlog.contextvars.get_contextvars()

@@ -23,7 +23,8 @@ _registry = prometheus_client.CollectorRegistry()
 class Counter:
     """Counts events by labels. Label values must come from the code, never from a request, because each series is kept forever.
 
-    If the declaration lists the values of every label, their series start at zero. So a rate includes the first event.
+    If the declaration lists the values of every label, their series start at zero. So a rate includes the first event. A label with
+    an empty tuple has values that are not known in advance; its series start with the first event.
     """
 
     def __init__(self, name: str, meaning: str, **labels: Iterable[str]) -> None:
@@ -51,7 +52,7 @@ class Counter:
 
 
 class Histogram:
-    """Counts values in buckets, by labels. For label values, see `Counter`. Not thread-safe: observe from one thread only.
+    """Counts values in buckets, by labels. For label values, see `Counter`. Not thread-safe: call `observe` in one thread only.
 
     The library's histogram takes three times as long, and each request makes three observations.
     """
@@ -113,7 +114,7 @@ def own_families() -> Iterator[Metric]:
 
 
 def as_families(readings: Iterable[Reading]) -> Iterable[Metric]:
-    """Convert readings to families of metrics."""
+    """Convert readings to the library's metric families: all values of one name in one family."""
     families: dict[str, Metric] = {}
     for reading in readings:
         family = families.setdefault(reading.name, GaugeMetricFamily(reading.name, reading.meaning))

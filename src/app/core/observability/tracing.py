@@ -23,24 +23,28 @@ _PARENT = "traceparent"
 
 
 class Tracing:
-    """Traces of one process. FastAPI itself makes the spans of requests; this module makes those of statements and jobs."""
+    """The traces of one process. FastAPI makes the spans of requests; this module makes those of statements and jobs."""
 
     def __init__(self, provider: TracerProvider, shutdown: Callable[[], None]) -> None:
         self.provider = provider
-        # Exports the remaining spans, and waits for the collector.
+        # Call it at the end of the process. It exports the remaining spans, and waits for the collector.
         self.shutdown = shutdown
         self.tracer = provider.get_tracer("app")
 
-    def watch(self, database: Database) -> None:
-        """Make a span for each statement of a traced request or job."""
+    def trace_statements(self, database: Database) -> None:
+        """Make a span for each statement of a traced request or job. From now on, `database.reads` uses sessions."""
         for engine in (database.engine, database.read_engine):
             _trace_statements(engine.sync_engine, self.tracer)
-        # Direct reads bypass the engine and its events, so they would have no spans.
+        # `DirectReads` bypasses the events of the engine, so its statements would have no spans.
         database.reads = SessionReads(database.read_sessions)
 
 
 def tracing_from_environment() -> Tracing | None:
-    """Start to trace if the standard variables name an exporter (opentelemetry.io/docs/specs/otel/configuration)."""
+    """Return the traces if the standard variables name an exporter or an endpoint. None if they do not, or disable the SDK.
+
+    Raises `ConfigurationError` for an exporter or a protocol that is not supported. The variables are described in
+    https://opentelemetry.io/docs/specs/otel/configuration.
+    """
     exporter = _exporter_of(os.environ)
     if exporter is None:
         return None
