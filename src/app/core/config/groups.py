@@ -29,6 +29,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def parse_duration(value: object) -> object:
+    """Convert a number of seconds, or a text such as `30s`, to a `timedelta`. Other types are left for pydantic to check."""
     try:
         if isinstance(value, int | float):
             return timedelta(seconds=value)
@@ -40,10 +41,11 @@ def parse_duration(value: object) -> object:
         return refuse(_DURATION_FORM)
 
 
-# Plain assignments: pydantic puts the annotations of a `type` alias into a schema of their own.
+# `Pause` allows zero, `Duration` does not, and `Timeout` is a `Duration` that PostgreSQL can enforce. They are plain assignments,
+# because pydantic puts the annotations of a `type` alias into a schema of their own.
 Pause = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
-# PostgreSQL stores milliseconds in 32 bits, and reads 0 as "no limit".
+# PostgreSQL stores milliseconds in 32 bits, and 0 means "no limit".
 Timeout = Annotated[Duration, Field(ge=timedelta(milliseconds=1), le=timedelta(days=24))]
 
 

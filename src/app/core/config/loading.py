@@ -15,7 +15,7 @@ from app.core.environment import forget_libpq, kubernetes_variables
 from app.core.errors import ConfigurationError
 
 _SAFE_URL = "postgresql://user@host/name?ssl=verify-full"
-# The names that platforms set. The long names take precedence.
+# The names that hosting platforms set. The long names take precedence.
 _PLAIN_NAMES = {"APP_DATABASE__URL": "DATABASE_URL", "APP_SERVER__PORT": "PORT"}
 
 
@@ -31,7 +31,7 @@ def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
         settings = _build(model, overrides)
         problems += [*_unknown_variables(model, os.environ), *settings.unsafe_in_production()]
     except ValidationError as error:
-        problems += _invalid(model, error, overrides)
+        problems += _problems_of(model, error, overrides)
     except SettingsError as error:
         problems += [*_unknown_variables(model, os.environ), str(error)]
     except (OSError, UnicodeDecodeError):
@@ -45,16 +45,17 @@ def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
     return settings
 
 
-def _invalid(model: type[Settings], error: ValidationError, overrides: Mapping[str, object]) -> Iterator[str]:
+def _problems_of(model: type[Settings], error: ValidationError, overrides: Mapping[str, object]) -> Iterator[str]:
     """Yield a problem for each unknown, invalid or unsafe setting."""
     errors = error.errors(include_input=False)
     invalid = {variable: _reason(entry) for entry in errors for variable in _variables_of(model, entry)}
     unknown = list(_unknown_variables(model, os.environ))
-    already = {problem.split(":")[0] for problem in unknown}
+    # An unknown variable of a group is also invalid. It is reported once, with the closest name.
+    reported = {problem.split(":")[0] for problem in unknown}
     yield from unknown
-    yield from (f"{variable}: {reason}" for variable, reason in invalid.items() if variable not in already)
-    repaired = _build_repaired(model, overrides, [entry["loc"] for entry in errors])
-    unsafe = repaired.unsafe_in_production() if repaired else ()
+    yield from (f"{variable}: {reason}" for variable, reason in invalid.items() if variable not in reported)
+    valid_settings = _build_without(model, overrides, [entry["loc"] for entry in errors])
+    unsafe = valid_settings.unsafe_in_production() if valid_settings else ()
     yield from (problem for problem in unsafe if problem.split(":")[0] not in invalid)
 
 
@@ -62,25 +63,27 @@ def _build(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
     return model(_secrets_dir=secrets_dir(), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
 
 
-def _build_repaired(
+def _build_without(
     model: type[Settings], overrides: Mapping[str, object], invalid: list[tuple[int | str, ...]]
 ) -> Settings | None:
     """Build the settings without the invalid ones, so that the error can list the unsafe ones too."""
 
-    class Repaired(model):  # type: ignore[valid-type,misc]  # A class created at run time.
+    class ValidSettings(model):  # type: ignore[valid-type,misc]  # A class created at run time.
         @model_validator(mode="before")
         @classmethod
         def _remove_invalid(cls, values: dict[str, Any]) -> dict[str, Any]:
+            """Remove each invalid member of a group. If a whole group is invalid, remove all of its members."""
             for group, *rest in invalid:
                 members = values.pop(str(group), {}) if rest else {}
                 values[str(group)] = {name: value for name, value in members.items() if name != rest[0]}
+            # The URL is required. If it was removed, a safe one takes its place.
             return {**values, "database": {"url": _SAFE_URL, **values["database"]}}
 
     if ("environment",) in invalid:
         # The environment decides which settings are unsafe.
         return None
     try:
-        return Repaired(_secrets_dir=secrets_dir(), **overrides)
+        return ValidSettings(_secrets_dir=secrets_dir(), **overrides)
     except ValidationError:
         # A feature has a required setting that is missing.
         return None

@@ -15,6 +15,7 @@ _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 
 
 def _parse_origins(value: object) -> object:
+    """Split a text at its commas, and refuse an origin that is neither `*` nor `http(s)://host`, optionally with a port."""
     origins = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
     if isinstance(origins, tuple | list) and not all(_ORIGIN.fullmatch(str(origin)) for origin in origins):
         refuse("write origins as https://host, separated by commas")

@@ -26,7 +26,7 @@ SECRETS_DIR = "APP_SECRETS_DIR"
 
 
 class _PlainEnvironment(PydanticBaseSettingsSource):
-    """Reads `DATABASE_URL` and `PORT`, which platforms set."""
+    """Reads `DATABASE_URL` and `PORT`, which hosting platforms set."""
 
     @override
     def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
 
     @property
     def drain_delay(self) -> timedelta:
-        """How long the server still accepts requests after SIGTERM."""
+        """Time after SIGTERM in which the server still accepts requests. The default depends on the environment."""
         default = timedelta(seconds=5 if self.is_production else 0)
         return default if self.server.drain_delay is None else self.server.drain_delay
 

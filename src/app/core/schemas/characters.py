@@ -50,7 +50,10 @@ _HAS_INVISIBLE = re.compile(f"[{_INVISIBLE}]").search
 
 
 def is_printable(text: str) -> bool:
-    """Return whether the text holds only characters that a person can type."""
+    """Return whether the text has no control, surrogate, private-use, noncharacter or replacement character.
+
+    Invisible characters are allowed; see `is_visible`.
+    """
     return _HAS_UNPRINTABLE(text) is None
 
 
@@ -63,7 +66,7 @@ def is_visible(text: str) -> bool:
 
 
 def has_only_visible(text: str) -> bool:
-    """Return whether the text has no invisible character at all: joiners and variation selectors count, too."""
+    """Return whether the text has no invisible character at all. Unlike in `is_visible`, joiners and variation selectors are refused."""
     return _HAS_INVISIBLE(text) is None
 
 

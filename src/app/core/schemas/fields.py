@@ -46,14 +46,14 @@ def refuse_unprintable_lines(text: str) -> str:
     return text
 
 
-def refuse_unprintable_secret(secret: SecretStr) -> SecretStr:
-    """Return the secret, or refuse it if it contains a character that cannot be typed. Invisible characters are allowed."""
+def refuse_controls_in_secret(secret: SecretStr) -> SecretStr:
+    """Like `refuse_controls`, for a secret. Invisible characters are allowed, unlike in `refuse_unprintable`."""
     refuse_controls(secret.get_secret_value())
     return secret
 
 
 def refuse_unencodable(secret: SecretStr) -> SecretStr:
-    """Return the secret, or refuse it if it contains a lone surrogate: that cannot be encoded, and so not hashed or compared."""
+    """Return the secret, or refuse it if it contains a lone surrogate. UTF-8 cannot encode it, so it cannot be hashed or compared."""
     try:
         secret.get_secret_value().encode()
     except UnicodeEncodeError as error:
@@ -90,7 +90,7 @@ class Answer(BaseModel):
 Printable = AfterValidator(refuse_unprintable)
 Plain = AfterValidator(refuse_controls)
 PrintableLines = AfterValidator(refuse_unprintable_lines)
-PrintableSecret = AfterValidator(refuse_unprintable_secret)
+PrintableSecret = AfterValidator(refuse_controls_in_secret)
 # For a secret that is compared and never stored. Do not declare max_length: a secret that is too long is simply wrong, and gets the
 # same error as any wrong one. The limit of the body size applies.
 OpaqueSecret = AfterValidator(refuse_unencodable)
