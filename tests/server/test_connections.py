@@ -212,7 +212,7 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive_timeout(server:
 # Shutdown
 
 
-@pytest.mark.parametrize("method", ["shutdown", "close_if_idle"])
+@pytest.mark.parametrize("method", ["shutdown", "close_idle"])
 async def test_a_connection_is_not_closed_if_a_request_has_just_arrived(server: LocalServer, method: str) -> None:
     async with server.client() as client:
         await client.send(GET)
@@ -262,8 +262,8 @@ async def test_a_closing_connection_is_not_closed_again(server: LocalServer) -> 
         await server.wait_for_state(lambda connection: connection.idle_since is not None)
         [connection] = server.open_connections
 
-        assert connection.close_if_idle() is True
-        assert connection.close_if_idle() is False
+        assert connection.close_idle() is True
+        assert connection.close_idle() is False
 
 
 # The connection limit

@@ -51,20 +51,20 @@ class Connections(ServerState):
             connection.enforce_timeouts(now)
 
     def make_room(self) -> bool:
-        """Close an idle connection if the limit is exceeded. Returns False if none can be closed."""
+        """Close an idle connection if the limit is exceeded. Returns False if the limit is exceeded and none can be closed."""
         if len(self.connections) <= self.limit:
             return True
         idle = ((one.idle_since, one) for one in self._all() if one.idle_since is not None)
         # The search ends after a few: a full search would be slowest when the server is busiest.
         _, longest_idle = min(islice(idle, _SAMPLE), key=lambda pair: pair[0], default=(None, None))
-        return longest_idle is not None and longest_idle.close_if_idle()
+        return longest_idle is not None and longest_idle.close_idle()
 
     def _all(self) -> "list[TimedConnection]":
         return [connection for connection in self.connections if isinstance(connection, TimedConnection)]
 
 
 class TimedConnection(HttpToolsProtocol):
-    """A connection with timeouts. `Connection` adds how requests are read."""
+    """A connection with timeouts. The subclass `Connection` reads the requests."""
 
     server_state: Connections
 
@@ -136,7 +136,7 @@ class TimedConnection(HttpToolsProtocol):
         elif self._is_request_late(now):
             self.refuse(RequestTimeoutError())
         elif _has_passed(self.idle_since, limits.keep_alive if self._has_had_request else limits.header_timeout, now):
-            self.close_if_idle()
+            self.close_idle()
 
     def _keeps_client_waiting(self) -> bool:
         """Return whether the server has paused reading, or has not sent `100 Continue` yet."""
@@ -153,20 +153,24 @@ class TimedConnection(HttpToolsProtocol):
 
     @override
     def shutdown(self) -> None:
+        """Close the connection if it is idle. A request in progress still gets its response, as the last one of the connection.
+
+        A new connection has a second for its first request.
+        """
         if self._is_responding:
             self.cycle.keep_alive = False
         elif self._has_had_request and self.idle_since is not None:
-            self.close_if_idle()
+            self.close_idle()
         else:
-            # The connection may have been accepted a moment ago, with its request on the way.
+            # The connection is new, and its first request may be on its way, or a request is being read.
             self.loop.call_later(_FIRST_REQUEST_WAIT, self._close_if_still_idle)
 
     def _close_if_still_idle(self) -> None:
         if self.idle_since is not None:
-            self.close_if_idle()
+            self.close_idle()
 
-    def close_if_idle(self) -> bool:
-        """Close an idle connection. Returns False if unread data has arrived, or if the connection is closing already."""
+    def close_idle(self) -> bool:
+        """Close this idle connection. Returns False if unread data has arrived, or if the connection is closing already."""
         if self.transport.is_closing():
             return False
         unread = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, struct.pack("i", 0))

@@ -1,8 +1,8 @@
-"""How the requests of a connection are read: strictly, and with limits.
+"""Reads the requests of a connection strictly, and with limits.
 
-uvicorn expects a proxy in front that limits and checks what clients send. This class does it without one. A refused request
-still goes to the application, with the error as `refusal` in its state. So the client gets a problem document with a request
-id, and the request is logged.
+uvicorn relies on a proxy in front of it that limits and checks what clients send. `Connection` does that itself. The application
+also gets a refused request, with the error as `refusal` in its state. So the client gets a problem document with a request id,
+and the request is logged.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class Connection(TimedConnection):
                 return
 
     def _read_body_after_upgrade(self, framing: bytes) -> None:
-        # This parser takes the body for data of the other protocol. A second parser, without the Upgrade header, reads it.
+        # After an Upgrade header, the first parser does not read a body. A second parser, without that header, reads it.
         self.parser = httptools.HttpRequestParser(_BodyCallbacks(self))
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
         # The second parser has no callbacks for another request.
@@ -221,7 +221,7 @@ class Connection(TimedConnection):
     @override
     def on_message_complete(self) -> None:
         if self._framing and self.parser.should_upgrade():
-            # The parser ends a request with an Upgrade header after the head. The body follows.
+            # For a request with an Upgrade header, the parser calls this after the head, but the body has not been read yet.
             return
         super().on_message_complete()
         self._framing = self._body_since = None
@@ -260,10 +260,12 @@ class Connection(TimedConnection):
                 self.cycle.message_event.set()
 
     def _respond_with(self, error: AppError) -> None:
+        """Let the application respond with this error to a request whose head is incomplete or invalid, or to no request at all."""
         if self._head_since is None:
+            # No request has begun. This creates an empty scope for the response.
             super().on_message_begin()
         self.idle_since = self._head_since = None
-        # The head is incomplete. The parser knows the method once it has read a part of the target.
+        # The parser knows the method once it has read a part of the target.
         self.scope["method"] = self.parser.get_method().decode() if self.url else "(none)"
         self.scope["path"], self.scope["raw_path"], self.scope["query_string"] = "/", b"/", b""
         self.scope["state"]["refusal"] = error

@@ -1,4 +1,4 @@
-"""How responses are written."""
+"""Writes responses: head and body in one packet if possible, and a close that does not lose a response."""
 
 from collections.abc import Callable
 from typing import Any, override

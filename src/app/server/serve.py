@@ -102,7 +102,7 @@ def _run_worker(  # pragma: no cover  # As above.
     except BaseException:
         log.exception("worker failed")
     finally:
-        # The reader of standard output may be gone.
+        # The process that reads standard output may have exited.
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
@@ -127,7 +127,8 @@ def _raise_file_limit(wanted: int) -> None:
 
 
 def _accept_backlog(listener: socket.socket) -> Iterator[socket.socket]:
-    """Accept every connection in the backlog. Another process that shares the socket may accept them first, or close it."""
+    """Accept every connection in the backlog, until it is empty. Other workers that share the socket may accept some of them."""
+    # On an error, the backlog is empty, `_retire` has closed the socket of this worker, or no file descriptor is free.
     with suppress(OSError):
         # With a backlog of zero, a client that connects after the last accept is refused before it sends a request.
         listener.listen(0)
@@ -146,7 +147,7 @@ def _connection_limit(settings: ServerSettings) -> int:
 
 
 class _Server(uvicorn.Server):
-    """The server of one process. It stops without losing a request."""
+    """The server of one process. At shutdown, it still responds to requests in progress, and to those in the backlog."""
 
     def __init__(
         self,

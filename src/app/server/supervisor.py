@@ -51,7 +51,7 @@ class _Worker:
 
     def send(self, command: bytes) -> None:
         self.is_stopping = True
-        # If the worker has just exited, the supervisor is about to read end of file.
+        # If the worker has just exited, the supervisor will read end of file from its socket, and handle the exit then.
         with suppress(OSError):
             self.control.sendall(command)
 
@@ -137,7 +137,10 @@ class Supervisor:
             self._renew()
 
     def _renew(self) -> None:
-        """Replace workers of an older generation one at a time. Each call takes the next step."""
+        """Replace workers of an older generation one at a time: start a successor, and retire the old worker once it is ready.
+
+        Each call takes the next step, if the previous one is complete.
+        """
         old = [worker for worker in self._workers if worker.generation < self._generation]
         if not old or any(worker.is_stopping for worker in old):
             return
@@ -190,6 +193,7 @@ class Supervisor:
                 self._on_exit(worker)
 
     def _on_signal(self, received: signal.Signals) -> None:
+        """Renew the workers on SIGHUP, drain them on SIGTERM, stop them on SIGINT, and kill them on a second SIGINT."""
         if received == signal.SIGHUP:
             log.info("workers renewing")
             self._generation += 1
