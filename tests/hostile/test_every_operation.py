@@ -43,12 +43,12 @@ class Operation:
         content = declared.get("requestBody", {}).get("content", {})
         self.media_type = next(iter(content), None)
         self._schema = content[self.media_type]["schema"] if self.media_type else {}
-        self.speaks_oauth = "/auth/token" in path or path.endswith("/auth/revoke")
+        self.has_oauth_errors = "/auth/token" in path or path.endswith("/auth/revoke")
         self.has_form = self.media_type == FORM[1]
 
     def attack(self, name: str, status: int, problem: str, query: str = "", **more: Any) -> Attack:
         options = {"headers": (("Content-Type", self.media_type),) if self.media_type else (), "who": self.who, **more}
-        oauth = "invalid_request" if self.speaks_oauth else None
+        oauth = "invalid_request" if self.has_oauth_errors else None
         return Attack(
             f"{self.name}: {name}", status, problem, f"{self.address}{query}", self.method, oauth=oauth, **options
         )
@@ -95,7 +95,7 @@ async def test_every_operation_refuses_parameters_it_does_not_declare(
 ) -> None:
     attacks = []
     for one in operations:
-        status, problem = (400, "malformed-request") if one.speaks_oauth else (422, "validation-error")
+        status, problem = (400, "malformed-request") if one.has_oauth_errors else (422, "validation-error")
         body = {"body": b"{}"} if one.media_type == JSON[1] else {}
         attacks += [
             one.attack("an unknown parameter", status, problem, f"?foo={CANARY}", **body),
