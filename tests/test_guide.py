@@ -23,7 +23,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider")
 # The tests of these files that check a new feature. The result of the others does not depend on it.
 RELEVANT = (
     "notes or table_names or test_boundaries or test_conventions "
-    "or own_downgrade or schema_agree or in_use or by_its_date or is_recorded"
+    "or own_downgrade or schema_agree or in_use or its_date or not_dated or is_recorded"
 )
 CONVENTIONS = [f"tests/test_{name}.py" for name in ("access", "boundaries", "conventions", "migrations")]
 
