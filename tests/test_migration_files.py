@@ -207,6 +207,9 @@ def test_two_heads_are_reported_with_the_command_that_merges_them(
     assert program == ".venv/bin/alembic"
     (merge,) = {script.stem for script in repository.versions.glob("*.py")} - {"root", "left", "right"}
     assert re.fullmatch(r"20\d{6}_merge", merge)
+    for check in (["check"], ["format", "--check"]):
+        file = repository.versions / f"{merge}.py"
+        subprocess.run([sys.executable, "-m", "ruff", *check, "--no-cache", file], cwd=repository.root, check=True)
     assert app("migrate", url=empty_url) == (0, f"The schema is at {merge} now; it was at none.\n", "")
     assert tables(empty_url) == {"root", "left", "right"}
     assert stored(empty_url) == {merge}
