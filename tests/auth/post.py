@@ -38,7 +38,7 @@ _NO_APP: Any = None
 
 
 class Post:
-    """Runs jobs on request, one after the other, and gives the mails that come of it."""
+    """Runs jobs on request, one after the other, and returns the mails that they send."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database

@@ -45,8 +45,8 @@ SESSION = text("""
     ("name", "absolute", "revoked", "stays"),
     [
         ("live", 1, None, True),
-        ("ended of itself lately", -29, None, True),
-        ("ended of itself long ago", -31, None, False),
+        ("expired recently", -29, None, True),
+        ("expired long ago", -31, None, False),
         ("revoked lately", 1, -29, True),
         ("revoked long ago", 1, -31, False),
     ],
