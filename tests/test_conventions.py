@@ -74,7 +74,7 @@ DEFERRED_IMPORTS = {
     "cli.py migrate": "Only migrations need Alembic.",
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
     "main.py _jobs": "Only a web process that runs jobs needs the job library.",
-    "core/security/passwords.py _common": "The list of common passwords takes 0.1 s to load.",
+    "core/security/passwords.py _common_passwords": "The list of common passwords takes 0.1 s to load.",
     "core/observability/tracing.py tracing_from_environment": "Only traces need the SDK of OpenTelemetry.",
 }
 OTHER_ROUTERS = {
