@@ -1,4 +1,6 @@
-"""Rewrites imports of modules that have moved. The table in docs/upgrading.md lists them.
+"""Rewrites imports of modules that have moved, and names the lines that still mention a moved module.
+
+The table in docs/upgrading.md lists the modules.
 
 Use: .venv/bin/python scripts/upgrade_imports.py src/app/notes tests/notes
 """
@@ -14,6 +16,7 @@ _ROW = re.compile(r"^\| `(app[\w.]*)` \| `(app[\w.]*)` \|$", re.MULTILINE)
 _IMPORT = re.compile(
     r"^(?P<indent>[ \t]*)from (?P<module>app[\w.]*) import (?P<names>\([^()#]*\)|[^(#\n]+)$", re.MULTILINE
 )
+_DOTTED = re.compile(r"\bapp(?:\.\w+)+")
 
 
 def moved_modules() -> dict[str, str]:
@@ -45,9 +48,28 @@ def _present(module: str, name: str, moved: Mapping[str, str]) -> tuple[str, str
         local = alias or original
         return package, last if last == local else f"{last} as {local}"
     # A module may have become a package of the same name: what is a module of the package has its new name already.
-    if module in moved and not (ROOT / "src" / Path(*module.split(".")) / f"{original}.py").exists():
+    if module in moved and not _exists(f"{module}.{original}"):
         return moved[module], name
     return module, name
+
+
+def leftovers(text: str, moved: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yield the line number and the name of each mention of a moved module: in a string, or in an import with a comment."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        yield from ((number, name) for name in _DOTTED.findall(line) if _is_former(name, moved))
+
+
+def _is_former(name: str, moved: Mapping[str, str]) -> bool:
+    parts = name.split(".")
+    prefixes = [".".join(parts[:length]) for length in range(2, len(parts) + 1)]
+    return any(
+        prefix in moved and not _exists(longer) for prefix, longer in zip(prefixes, [*prefixes[1:], name], strict=True)
+    )
+
+
+def _exists(module: str) -> bool:
+    path = ROOT / "src" / Path(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
 
 
 def main(places: Iterable[str]) -> None:
@@ -57,6 +79,8 @@ def main(places: Iterable[str]) -> None:
         if (after := rewrite(before, moved)) != before:
             file.write_text(after)
             sys.stdout.write(f"{file}\n")
+        for number, name in leftovers(after, moved):
+            sys.stdout.write(f"{file}:{number}: {name} has moved; change it by hand\n")
 
 
 def _python_files(places: Iterable[str]) -> Iterator[Path]:

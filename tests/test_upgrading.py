@@ -3,7 +3,7 @@
 import pkgutil
 
 import pytest
-from scripts.upgrade_imports import moved_modules, rewrite
+from scripts.upgrade_imports import leftovers, moved_modules, rewrite
 
 MOVED = moved_modules()
 
@@ -47,3 +47,20 @@ def test_everything_in_the_table_exists(place: str) -> None:
 def test_imports_of_moved_modules_are_rewritten(before: str, after: str) -> None:
     assert rewrite(f"import re\n\n{before}\n", MOVED) == f"import re\n\n{after}\n"
     assert rewrite(f"{after}\n", MOVED) == f"{after}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('patch("app.core.security.bcrypt.checkpw", never)', ["app.core.security.bcrypt.checkpw"]),
+        ('patch("app.audit.jobs.BATCH", 5)', ["app.audit.jobs.BATCH"]),
+        ("from app.core.crud import page  # A reason.", ["app.core.crud"]),
+        ("import app.core.keyset as keyset", ["app.core.keyset"]),
+        ('patch("app.core.security.hashing.bcrypt.checkpw", never)', []),
+        ("from app.core.db.crud import page  # A reason.", []),
+        ("from app.server import serve", []),
+        ('"app.example.com"', []),
+    ],
+)
+def test_mentions_of_moved_modules_that_are_left_are_named(line: str, found: list[str]) -> None:
+    assert list(leftovers(f"\n{line}\n", MOVED)) == [(2, name) for name in found]
