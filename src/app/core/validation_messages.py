@@ -40,8 +40,8 @@ _DETAILS = {
 
 def detail_of(error: Mapping[str, Any]) -> str:
     """Return the message for one validation error of pydantic."""
-    kind = error["type"]
+    kind = error.get("type")
     if kind in _DETAILS:
         return _DETAILS[kind].format_map(error.get("ctx", {}))
     # Only the field types of this application set `ours`. Any other message comes from pydantic and may quote the value.
-    return str(error["msg"]) if error.get("ctx", {}).get("ours") else "This value is not valid."
+    return str(error["msg"]) if (error.get("ctx") or {}).get("ours") else "This value is not valid."

@@ -9,13 +9,15 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from fastapi import Form, Query
 from httpx2 import AsyncClient
 from pydantic import BaseModel, Field, Json, SecretStr, create_model
 
 from app.core.db.database import Database
 from app.core.http import routing
 from app.core.http.access import public
-from app.core.schemas.fields import Omittable, Payload, ShortText
+from app.core.http.openapi import DocumentedAPI
+from app.core.schemas.fields import FormPayload, Omittable, Payload, ShortText
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.conftest import make_settings, running
@@ -263,3 +265,76 @@ async def test_an_optional_parameter_of_any_type_is_never_null(kind: Any) -> Non
 
     (parameter,) = document["paths"]["/things"]["get"]["parameters"]
     assert {"type": "null"} not in parameter["schema"].get("anyOf", ())
+
+
+def test_the_options_of_the_framework_for_the_document_have_an_effect() -> None:
+    app = DocumentedAPI(
+        servers=[{"url": "https://api.example.com"}],
+        contact={"name": "Ada"},
+        license_info={"name": "MIT"},
+        openapi_external_docs={"url": "https://docs.example.com/"},
+    )
+
+    @app.webhooks.post("paid")
+    async def paid() -> None:
+        """Announce a payment."""
+
+    document = app.openapi()
+
+    assert document["servers"] == [{"url": "https://api.example.com"}]
+    assert (document["info"]["contact"], document["info"]["license"]) == ({"name": "Ada"}, {"name": "MIT"})
+    assert document["externalDocs"] == {"url": "https://docs.example.com/"}
+    assert "paid" in document["webhooks"]
+
+
+def test_a_route_that_is_added_later_is_in_the_document() -> None:
+    app = DocumentedAPI()
+    before = app.openapi()["paths"]
+
+    async def late(name: Annotated[str | None, Query()] = None) -> None:
+        """Come late."""
+        del name
+
+    app.add_api_route("/late", late)
+    (parameter,) = app.openapi()["paths"]["/late"]["get"]["parameters"]
+
+    assert before == {}
+    assert parameter["schema"] == {"type": "string", "title": "Name"}
+    assert app.openapi() is app.openapi()
+
+
+class FirstForm(FormPayload):
+    name: str | None = None
+
+
+class SecondForm(FormPayload):
+    title: str
+
+
+@pytest.mark.parametrize("form", [FirstForm | None, FirstForm | SecondForm])
+async def test_an_operation_with_optional_or_several_forms_is_documented(form: Any) -> None:
+    app = DocumentedAPI()
+
+    async def read(payload: Any = None) -> None:
+        """Read a form."""
+        del payload
+
+    read.__annotations__["payload"] = Annotated[form, Form()]
+    app.add_api_route("/forms", read, methods=["POST"])
+
+    document = app.openapi()
+
+    assert "/forms" in document["paths"]
+    assert document["components"]["schemas"]["FirstForm"]["properties"]["name"] == {"type": "string", "title": "Name"}
+
+
+def test_a_parameter_without_a_schema_of_its_own_is_kept() -> None:
+    app = DocumentedAPI()
+    extra = {"parameters": [{"$ref": "#/components/parameters/shared"}]}
+
+    async def read() -> None:
+        """Read."""
+
+    app.add_api_route("/extra", read, openapi_extra=extra)
+
+    assert app.openapi()["paths"]["/extra"]["get"]["parameters"] == extra["parameters"]

@@ -17,12 +17,14 @@ from asyncpg import (
     UniqueViolationError,
 )
 from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
-from httpx2 import AsyncClient
+from httpx2 import ASGITransport, AsyncClient
 from pydantic import BaseModel, Field, SecretStr
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.types import Receive, Scope, Send
 
 from app.core import errors
 from app.core.db.failures import DatabaseUnavailableError
@@ -525,6 +527,41 @@ async def test_an_endpoint_that_raises_405_sets_allow_itself() -> None:
 
     assert problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "PUT"
+
+
+async def test_405_names_the_methods_of_a_path_below_the_root_path() -> None:
+    app = with_state(application(raising_router(HTTPException(400))))
+
+    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": "/proxy"}, receive, send)
+
+    async with AsyncClient(transport=ASGITransport(below), base_url="http://test") as client:
+        response = await client.post("/proxy/raise")
+
+    assert problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD"
+
+
+async def test_a_mounted_application_that_raises_405_keeps_its_allow() -> None:
+    async def mounted(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise HTTPException(405, headers={"Allow": "PUT"})
+
+    app = application(raising_router(HTTPException(400)))
+    app.mount("/mounted", mounted)
+    async with AsyncClient(transport=ASGITransport(with_state(app)), base_url="http://test") as client:
+        response = await client.get("/mounted/x")
+
+    assert problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "PUT"
+
+
+@pytest.mark.parametrize("errors", [[], [{}], [{"loc": (), "type": "x", "msg": "y"}], [{"loc": ("path",)}]])
+async def test_a_validation_error_of_the_application_is_a_problem(errors: list[Any]) -> None:
+    async with serving(raising_router(RequestValidationError(errors))) as client:
+        response = await client.get("/raise")
+
+    assert response.status_code in {404, 422}
+    assert response.headers["content-type"] == MEDIA_TYPE
 
 
 async def test_security_schemes_of_fastapi_keep_their_challenge() -> None:

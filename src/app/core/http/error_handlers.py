@@ -156,8 +156,15 @@ def _detail_of(error: HTTPException, kind: type[AppError] | UnnamedKind) -> tupl
 
 def _allow(app: FastAPI, scope: Any) -> dict[str, str]:
     # An endpoint that raises 405 for its own method sets `Allow` itself.
-    methods = _allowed_methods(app, scope["path"])
-    return {} if scope["method"] in methods else {"Allow": ", ".join(methods)}
+    methods = _allowed_methods(app, _route_path(scope))
+    return {"Allow": ", ".join(methods)} if methods and scope["method"] not in methods else {}
+
+
+def _route_path(scope: Any) -> str:
+    """Return the path below `root_path`, which is a prefix of the path (ASGI 3)."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _allowed_methods(app: FastAPI, path: str) -> list[str]:
@@ -172,17 +179,17 @@ def _allowed_methods(app: FastAPI, path: str) -> list[str]:
 
 
 def _from_validation(scope: Any, errors: Sequence[Any]) -> AppError:
-    others = [error for error in errors if error["loc"][0] != "path"]
+    others = [error for error in errors if tuple(error.get("loc", ()))[:1] != ("path",)]
     # Other invalid input is reported first. Every operation also checks its input before it looks for an id.
-    if others:
+    if others or not errors:
         return InvalidInputError(*_field_errors(others))
     # A malformed id gets the same response as an unknown one.
-    return _not_found(scope["route"], errors[0]["loc"][1])()
+    return _not_found(scope.get("route"), str(errors[0]["loc"][-1]))()
 
 
 def _not_found(route: Any, parameter: str) -> type[AppError]:
     """Return the error that the operation declares for an unknown id in this path parameter."""
-    examples = route.responses.get(404, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+    examples = getattr(route, "responses", {}).get(404, {}).get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
     kinds = [kind for kind in error_kinds() if kind.code in examples and kind.status == HTTPStatus.NOT_FOUND]
     named = [kind for kind in kinds if kind.code == f"{parameter.removesuffix('_id')}_not_found"]
     return (named or kinds or [NotFoundError])[0]
@@ -190,9 +197,9 @@ def _not_found(route: Any, parameter: str) -> type[AppError]:
 
 def _field_errors(errors: Sequence[Any]) -> Iterator[FieldError]:
     for error in errors[:MAX_ERRORS]:
-        place, *names = error["loc"]
-        path = names if place == "body" else [place, *names]
-        yield FieldError(pointer=pointer(*path), code=error["type"], detail=detail_of(error))
+        names = list(error.get("loc", ()))
+        path = names[1:] if names[:1] == ["body"] else names
+        yield FieldError(pointer=pointer(*path), code=error.get("type", "value_error"), detail=detail_of(error))
 
 
 def _phrase(status: int) -> str:

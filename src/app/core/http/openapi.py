@@ -2,19 +2,17 @@
 
 import importlib.resources
 import json
-from collections.abc import Iterator
 from functools import cache
 from html import escape
 from typing import Any, override
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from app.core.errors import NotFoundError
 from app.core.http.access import PUBLIC_KEY
 from app.core.http.problems import Problem
-from app.core.http.routing import FORM
+from app.core.schemas.fields import without_null
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -60,56 +58,34 @@ window.ui = SwaggerUIBundle({
 
 
 class DocumentedAPI(FastAPI):
-    """A FastAPI application whose OpenAPI document describes errors as problem documents."""
+    """A FastAPI application whose OpenAPI document describes errors as problem documents.
+
+    FastAPI generates the document, and generates it again when routes are added. This class only corrects it.
+    """
+
+    _corrected: dict[str, Any] | None = None
 
     @override
     def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            schema = get_openapi(
-                title=self.title,
-                version=self.version,
-                summary=self.summary,
-                description=self.description,
-                routes=self.routes,
-                tags=self.openapi_tags,
-            )
+        schema = super().openapi()
+        if schema is not self._corrected:
             schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas |= _component(Problem)
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     _correct_operation(operation)
-                    for form in _forms(operation, schemas):
-                        form["properties"] = {
-                            name: _without_null(member) for name, member in form["properties"].items()
-                        }
-            self.openapi_schema = schema
-        return self.openapi_schema
+            self._corrected = schema
+        return schema
 
 
 def _correct_operation(operation: dict[str, Any]) -> None:
     """Correct what FastAPI generates: parameters are never null, a conditional read may get 304, and `x-public` is internal."""
     operation.pop(PUBLIC_KEY, None)
     for parameter in operation.get("parameters", ()):
-        parameter["schema"] = _with_member_names(_without_null(parameter["schema"]))
-        if parameter["name"] == "If-None-Match":
+        if "schema" in parameter:
+            parameter["schema"] = _with_member_names(without_null(parameter["schema"]))
+        if parameter.get("name") == "If-None-Match":
             operation["responses"]["304"] = {"description": "The client's copy is current."}
-
-
-def _forms(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the schemas of the forms that an operation accepts."""
-    body = operation.get("requestBody", {}).get("content", {}).get(FORM, {}).get("schema", {})
-    for schema in (body, *body.get("oneOf", ())):
-        if "$ref" in schema:
-            yield schemas[schema["$ref"].rpartition("/")[2]]
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Remove null from a schema: parameters and form fields are text, so they can be missing but not null."""
-    choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    if not choices:
-        return schema
-    others = {name: value for name, value in schema.items() if name != "anyOf"}
-    return others | (choices[0] if len(choices) == 1 else {"anyOf": choices})
 
 
 def _with_member_names(schema: dict[str, Any]) -> dict[str, Any]:

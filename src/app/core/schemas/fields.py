@@ -74,10 +74,23 @@ class Payload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Remove null from a JSON schema. Parameters and form fields are text: they can be missing, but not null."""
+    choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    if not choices:
+        return schema
+    others = {name: value for name, value in schema.items() if name != "anyOf"}
+    return others | (choices[0] if len(choices) == 1 else {"anyOf": choices})
+
+
+def _fields_without_null(schema: dict[str, Any]) -> None:
+    schema["properties"] = {name: without_null(field) for name, field in schema.get("properties", {}).items()}
+
+
 class FormPayload(Payload):
     """Base class of OAuth forms. Unknown members are ignored (RFC 6749, 3.2)."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_fields_without_null)
 
 
 class Answer(BaseModel):
