@@ -356,3 +356,13 @@ def test_a_failed_change_leaves_the_file_as_it_was(keys: Run, file: Path) -> Non
     refused(keys, file, "add", "pepper")
 
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_pepper_with_an_algorithm_is_refused_and_changes_nothing(keys: Run, file: Path) -> None:
+    before = file.read_text()
+
+    code, _, errors = keys("add", "pepper", "--algorithm", "EdDSA")
+
+    assert code == 2
+    assert "a pepper has no algorithm" in errors
+    assert file.read_text() == before

@@ -56,11 +56,15 @@ def list_keys() -> None:
 @keys.command("add")
 def add_key(
     kind: Annotated[Literal["signing", "pepper"], typer.Argument(help="Kind of the key.")],
-    algorithm: Annotated[Literal["ES256", "EdDSA"], typer.Option(help="Algorithm of a signing key.")] = "ES256",
+    algorithm: Annotated[
+        Literal["ES256", "EdDSA"] | None, typer.Option(help="Algorithm of a signing key.  [default: ES256]")
+    ] = None,
 ) -> None:
     """Add the next key. `app keys retire` makes it the active one."""
+    if kind == "pepper" and algorithm:
+        raise typer.BadParameter("a pepper has no algorithm; leave --algorithm out")
     with rotation.changing(load_settings().of(AuthSettings)) as stored:
-        kid = rotation.add(stored, kind, algorithm)
+        kid = rotation.add(stored, kind, algorithm or "ES256")
     ready = datetime.now(UTC) + rotation.LEAD[kind]
     typer.echo(f"Added {kid}. It can become the active key at {ready:%Y-%m-%d %H:%M}Z.")
 
