@@ -94,7 +94,8 @@ def reports(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
 
 @pytest.fixture
 async def site(clone_url: str, hasher: PasswordHasher, reports: dict[str, ModuleType]) -> AsyncIterator[Site]:
-    patient = {"pool_wait": "30s", "connect_timeout": "30s", "statement_timeout": "30s"}
+    # A thousand background tasks wait for three connections at once.
+    patient = {"pool_wait": "300s", "connect_timeout": "30s", "statement_timeout": "30s"}
     settings = make_settings(clone_url, database={"pool_size": POOL_SIZE, **patient}, jobs=QUICK)
     database = Database(settings.database)
     async with database.begin() as session:
