@@ -4,11 +4,21 @@ import asyncio
 import re
 import shutil
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from app import features
+from app import cli, features, main, settings, worker
+from app.core.commands import command_group
+from app.core.config import SettingsGroup, loading
+from app.core.config.settings import with_groups
+from app.core.errors import ConfigurationError
+from app.core.resources import Foundation, Resources, opened
+from app.users import roles
 from tests.conftest import ROOT, outside
 from tests.listings import apply, copy_repository, listings
 
@@ -184,3 +194,68 @@ async def test_the_listings_of_the_page_pass_the_linter(copy: Path, command: tup
     code, output = await run(copy, "-m", *command, *files)
 
     assert code == 0, output
+
+
+class ProbeSettings(SettingsGroup):
+    """A group with a required setting."""
+
+    needed: int
+
+
+class OtherSettings(SettingsGroup):
+    """A second group of the same module."""
+
+
+def with_part(monkeypatch: pytest.MonkeyPatch, part: str, **members: Any) -> None:
+    """Add a feature `probe` that has one part with these members."""
+    found = list(features.parts(part))
+    probe = ModuleType(f"app.probe.{part}")
+    vars(probe).update(members)
+    monkeypatch.setattr(features, "parts", lambda name: iter([*found, ("probe", probe)] if name == part else []))
+
+
+def test_unusable_parts_are_errors_that_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, members, read, message in (
+        ("commands", {"COMMANDS": (command_group("keys", "Keys."),)}, cli._add_commands, "app.probe.commands"),
+        ("scopes", {"SCOPES": {"users:read": "Read"}}, roles._declared, "app.probe.scopes"),
+        ("router", {}, lambda: list(main._routers()), "app.probe.router has neither ROUTERS nor ROOT_ROUTERS"),
+        ("jobs", {}, lambda: list(worker._listed("JOBS")), "app.probe.jobs has neither JOBS nor PERIODIC"),
+    ):
+        with monkeypatch.context() as changed:
+            with_part(changed, part, **members)
+            with pytest.raises((TypeError, ValueError), match=message):
+                read()
+
+
+def test_a_module_with_two_groups_of_settings_is_refused() -> None:
+    with pytest.raises(TypeError, match="exactly one subclass of SettingsGroup, not 2"):
+        settings._group(globals(), __name__)
+
+
+def test_a_feature_cannot_take_the_name_of_a_group_of_core() -> None:
+    with pytest.raises(ValueError, match="log"):
+        with_groups({"log": OtherSettings})
+
+
+def test_a_missing_setting_of_a_missing_group_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://a@b/c")
+    monkeypatch.setenv("APP_ENVIRONMENT", "test")
+
+    with pytest.raises(ConfigurationError, match="APP_PROBE__NEEDED: is missing"):
+        loading.load(with_groups({"probe": ProbeSettings}), {})
+
+
+async def test_two_resources_of_one_name_are_an_error() -> None:
+    @asynccontextmanager
+    async def open_one(_core: Foundation) -> AsyncIterator[Resources]:
+        yield Resources(state={"one": 1})
+
+    with pytest.raises(ValueError, match="one"):
+        async with opened([open_one, open_one], Foundation(Any, Any, Any)):  # type: ignore[arg-type]  # Not used.
+            pass
+
+
+def test_the_features_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.list_features()
+
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(features.names())

@@ -117,7 +117,7 @@ def test_a_port_in_use_is_reported_with_its_owner_before_the_database_starts(
         sentence = refusal(capfd)
 
     assert re.search(
-        rf"port {port} is in use by .+ \(pid {os.getpid()}\); set PORT to another one, for example", sentence
+        rf"port {port} is in use by .+ \(pid {os.getpid()}\); set PORT to another port, for example", sentence
     )
     assert not (local / "postgres").exists()
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -25,6 +27,7 @@ from app.core.errors import ConfigurationError
 from app.core.listening import listen
 from app.core.security.hashing import PasswordHasher
 from app.server import serve
+from app.server.serve import _Server
 from app.server.supervisor import DRAIN, QUIT, READY, RETIRE
 from tests.conftest import make_settings
 from tests.factories import PASSWORD, make_user
@@ -268,3 +271,14 @@ def test_a_missing_file_of_breached_passwords_is_an_error_before_the_server_list
 
     with pytest.raises(ConfigurationError, match=r"^APP_AUTH__BREACHED_PASSWORDS_FILE: .*: No such file or directory$"):
         serve.serve(settings)
+
+
+def test_a_second_ctrl_c_ends_the_server_without_a_drain() -> None:
+    server: Any = SimpleNamespace(_control=None, started=True, _is_draining=False, should_exit=False, force_exit=False)
+    _Server.handle_exit(server, signal.SIGINT, None)
+    first = (server.should_exit, server.force_exit)
+
+    _Server.handle_exit(server, signal.SIGINT, None)
+
+    assert first == (True, False)
+    assert server.force_exit
