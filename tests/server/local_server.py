@@ -145,6 +145,8 @@ async def local_server(*, limit: int = 100, **settings: Any) -> AsyncIterator[Lo
         yield server
     finally:
         application.may_respond.set()
+        # asyncio leaks a connection that is accepted at the moment in which the listener is closed.
+        await asyncio.sleep(0.02)
         listener.close()
         for connection in server.open_connections:
             connection.transport.abort()
