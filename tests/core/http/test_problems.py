@@ -529,13 +529,18 @@ async def test_an_endpoint_that_raises_405_sets_allow_itself() -> None:
     assert response.headers["allow"] == "PUT"
 
 
-async def test_405_names_the_methods_of_a_path_below_the_root_path() -> None:
-    app = with_state(application(raising_router(HTTPException(400))))
+def below_proxy(router: APIRouter) -> AsyncClient:
+    """Return a client of an application whose root path is `/proxy`."""
+    app = with_state(application(router))
 
     async def below(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": "/proxy"}, receive, send)
 
-    async with AsyncClient(transport=ASGITransport(below), base_url="http://test") as client:
+    return AsyncClient(transport=ASGITransport(below), base_url="http://test")
+
+
+async def test_405_names_the_methods_of_a_path_below_the_root_path() -> None:
+    async with below_proxy(raising_router(HTTPException(400))) as client:
         response = await client.post("/proxy/raise")
 
     assert problem(response, 405, "method_not_allowed")
@@ -555,12 +560,15 @@ async def test_a_mounted_application_that_raises_405_keeps_its_allow() -> None:
     assert response.headers["allow"] == "PUT"
 
 
-@pytest.mark.parametrize("errors", [[], [{}], [{"loc": (), "type": "x", "msg": "y"}], [{"loc": ("path",)}]])
-async def test_a_validation_error_of_the_application_is_a_problem(errors: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [([], 422), ([{}], 422), ([{"loc": (), "type": "x", "msg": "y"}], 422), ([{"loc": ("path",)}], 404)],
+)
+async def test_a_validation_error_of_the_application_is_a_problem(errors: list[Any], status: int) -> None:
     async with serving(raising_router(RequestValidationError(errors))) as client:
         response = await client.get("/raise")
 
-    assert response.status_code in {404, 422}
+    assert response.status_code == status
     assert response.headers["content-type"] == MEDIA_TYPE
 
 
@@ -1002,3 +1010,10 @@ async def test_a_kind_without_an_oauth_name_is_an_invalid_request(app: AsyncClie
 
     assert response.status_code == 405
     assert response.json()["error"] == "invalid_request"
+
+
+async def test_a_request_refused_before_routing_below_a_root_path_has_the_oauth_members() -> None:
+    async with below_proxy(router) as client:
+        large = await client.post("/proxy/oauth", json={"password": "x" * 5000})
+
+    assert (large.status_code, large.json()["error"]) == (413, "invalid_request")

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from app.core.db.failures import (
     FOREIGN_KEY_VIOLATION,
@@ -80,8 +81,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return problem_response(request.scope, DatabaseUnavailableError())
 
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
-    app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]
-    app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]  # As above.
+    app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]  # As above.
     for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
     _add_out_of_files_handler(app)
@@ -129,7 +130,7 @@ class _OutageLog:
         log.warning("%s: %s", self._event, text, extra={"withheld": self._withheld.pop(kind, 0)})
 
 
-def _http_problem(app: FastAPI, scope: Any, error: HTTPException) -> Response:
+def _http_problem(app: FastAPI, scope: Scope, error: HTTPException) -> Response:
     """Render an `HTTPException` of the framework, a library or an endpoint. It keeps its status, detail and headers."""
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("HTTP error %d: %s", error.status_code, error.detail, exc_info=error)
@@ -154,23 +155,16 @@ def _detail_of(error: HTTPException, kind: type[AppError] | UnnamedKind) -> tupl
     return (kind.detail if detail == _phrase(error.status_code) else detail), {}
 
 
-def _allow(app: FastAPI, scope: Any) -> dict[str, str]:
+def _allow(app: FastAPI, scope: Scope) -> dict[str, str]:
     # An endpoint that raises 405 for its own method sets `Allow` itself.
-    methods = _allowed_methods(app, _route_path(scope))
+    methods = _allowed_methods(app, scope)
     return {"Allow": ", ".join(methods)} if methods and scope["method"] not in methods else {}
 
 
-def _route_path(scope: Any) -> str:
-    """Return the path below `root_path`, which is a prefix of the path (ASGI 3)."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    return path.removeprefix(root) if path.startswith(f"{root}/") else path
-
-
-def _allowed_methods(app: FastAPI, path: str) -> list[str]:
+def _allowed_methods(app: FastAPI, scope: Scope) -> list[str]:
     """Return the methods of all routes that match the path."""
     methods: set[str] = set()
-    for route in routes_at(app, path):
+    for route in routes_at(app, scope):
         # A mount of static files declares no methods.
         methods |= {"GET"} if isinstance(getattr(route, "app", None), StaticFiles) else set(route.methods or ())
     if "GET" in methods:
@@ -178,7 +172,7 @@ def _allowed_methods(app: FastAPI, path: str) -> list[str]:
     return sorted(methods)
 
 
-def _from_validation(scope: Any, errors: Sequence[Any]) -> AppError:
+def _from_validation(scope: Scope, errors: Sequence[Any]) -> AppError:
     others = [error for error in errors if tuple(error.get("loc", ()))[:1] != ("path",)]
     # Other invalid input is reported first. Every operation also checks its input before it looks for an id.
     if others or not errors:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
+from starlette.types import Scope
 
 from app.core.db.failures import DatabaseUnavailableError
 from app.core.errors import (
@@ -194,14 +195,18 @@ def render_problem(
     return Response(content, status_code=status, headers=sent, media_type=MEDIA_TYPE)
 
 
-def _has_oauth_errors(scope: Any) -> bool:
+def _has_oauth_errors(scope: Scope) -> bool:
     # A request that is refused before routing, for example because its body is too large, has no route yet.
-    routes = [scope["route"]] if "route" in scope else routes_at(scope.get("app"), scope["path"])
+    routes = [scope["route"]] if "route" in scope else routes_at(scope.get("app"), scope)
     return any(getattr(getattr(route, "original_route", route), "has_oauth_errors", False) for route in routes)
 
 
-def routes_at(app: FastAPI | None, path: str) -> Iterator[Any]:
-    """Yield the routes that match a path, for any method."""
+def routes_at(app: FastAPI | None, scope: Scope) -> Iterator[Any]:
+    """Yield the routes that match the path of a request, for any method."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    if path.startswith(f"{root}/"):
+        # `root_path` is a prefix of the path (ASGI 3).
+        path = path.removeprefix(root)
     for route in iter_route_contexts(app.routes if app else ()):
         pattern: re.Pattern[str] | None = getattr(route, "path_regex", None)
         if pattern is not None and pattern.match(path):
