@@ -7,7 +7,6 @@ import asyncio
 import gc
 import logging
 import re
-import socket
 import tomllib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -345,8 +344,7 @@ async def server(_url: str) -> object:
             await super().shutdown(sockets)
 
     running = Recording(make_server().config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        await running.serve([listener])
+    await running.serve()
     assert called == ["startup", "on_tick", "shutdown"]
     # The handler is an attribute of the server, and an overridden one records no signal to raise again.
     with running.capture_signals():
