@@ -123,6 +123,7 @@ async def test_a_contract_fails_without_its_part(
     if part.startswith('"'):
         pytest.skip("a text in the library cannot be removed")
     found = resolve(owner)
+    listeners = record_listeners(monkeypatch)
     if isclass(found):
         monkeypatch.setattr(found, part, Missing(), raising=False)
     else:
@@ -131,7 +132,24 @@ async def test_a_contract_fails_without_its_part(
     with pytest.raises(Exception):  # noqa: B017, PT011  # Any error shows that the contract needs the part.
         await check(row, database_url)
     monkeypatch.undo()
+    for listener in listeners:
+        listener.close()
     gc.collect()
+
+
+def record_listeners(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.AbstractServer]:
+    """Return the list of listeners opened from now on: a server that lacks a part cannot close its own."""
+    loop = asyncio.get_running_loop()
+    create_server = loop.create_server
+    listeners: list[asyncio.AbstractServer] = []
+
+    async def recorded(*args: Any, **options: Any) -> asyncio.Server:
+        listener = await create_server(*args, **options)
+        listeners.append(listener)
+        return listener
+
+    monkeypatch.setattr(loop, "create_server", recorded)
+    return listeners
 
 
 # uvicorn
