@@ -13,6 +13,7 @@ from typing import Any
 
 FEATURES: tuple[str, ...] = (
     "health",
+    "home",
     "audit",
     "users",
     "auth",

@@ -189,7 +189,7 @@ def _welcome_text(settings: Settings, welcome: Welcome, *, is_embedded: bool) ->
         f"  address         {address}",
         *([f"  documentation   {address}/docs"] if settings.serves_docs else []),
         *(
-            ["  mail            .local/mail"]
+            [f"  mails           {address}/local/mails"]
             if settings.of(MailSettings).url.get_secret_value() == MAIL.as_uri()
             else []
         ),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import override
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -86,6 +86,12 @@ class MailSettings(SettingsGroup):
     def delivers(self) -> bool:
         """Whether mail is sent to its recipients."""
         return urlsplit(self.url.get_secret_value()).scheme in {"smtp", "smtps"}
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that mails are written to, with `file:`."""
+        url = urlsplit(self.url.get_secret_value())
+        return Path(unquote(url.path)) if url.scheme == "file" else None
 
     @property
     def demands_tls(self) -> bool:

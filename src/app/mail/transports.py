@@ -44,8 +44,8 @@ def make_transport(settings: MailSettings) -> Transport:
     url = urlsplit(settings.url.get_secret_value())
     if url.scheme == "console":
         return ConsoleTransport()
-    if url.scheme == "file":
-        return FileTransport(Path(unquote(url.path)))
+    if settings.directory:
+        return FileTransport(settings.directory)
     return SMTPTransport(settings)
 
 

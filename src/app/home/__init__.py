@@ -1,0 +1,1 @@
+"""The page at `/`, and pages for development: the mails that were sent."""
