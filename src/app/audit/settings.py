@@ -10,9 +10,5 @@ from app.core.config.groups import Duration, SettingsGroup
 class AuditSettings(SettingsGroup):
     """Audit log."""
 
-    keep: Duration = Field(
-        default=timedelta(days=400),
-        ge=timedelta(days=1),
-        le=timedelta(days=36_500),
-        description="Age after which audit events are deleted. The deletion runs once a day.",
-    )
+    keep: Duration = Field(default=timedelta(days=400), ge=timedelta(days=1), le=timedelta(days=36_500))
+    """Age after which audit events are deleted. The deletion runs once a day."""

@@ -13,49 +13,29 @@ from app.core.config.groups import Duration, Pause
 class AuthSettings(KeySettings, HashingSettings):
     """Login, tokens, passwords."""
 
-    issuer: str | None = Field(
-        default=None, max_length=255, description="Issuer (`iss`) of access tokens. Unset: the public URL."
-    )
-    audience: str = Field(
-        default=product.SLUG, min_length=1, max_length=255, description="Audience (`aud`) of access tokens."
-    )
-    access_token_ttl: Duration = Field(
-        default=timedelta(minutes=10),
-        le=timedelta(minutes=15),
-        description="Lifetime of an access token, at most 15 minutes.",
-    )
-    registration: Literal["open", "invite"] = Field(
-        default="open",
-        description="Who can create an account. With `invite`, only administrators can, and registration returns 404.",
-    )
-    refresh_idle_ttl: Duration = Field(
-        default=timedelta(days=14), description="Time without a refresh after which a login session expires."
-    )
-    refresh_absolute_ttl: Duration = Field(
-        default=timedelta(days=90),
-        description="Time after the login at which a login session expires, even if it is used.",
-    )
-    refresh_reuse_grace: Pause = Field(
-        default=timedelta(seconds=30),
-        description="Time in which a used refresh token returns the same new tokens again, for retries after a lost response and for "
-        "other browser tabs. With 0, each second use ends the session.",
-    )
-    sessions_per_user: int = Field(
-        default=25,
-        ge=1,
-        le=1000,
-        description="Maximum number of active login sessions of an account. A further login ends the session that was unused for "
-        "the longest time.",
-    )
-    access_check: Literal["memory", "database"] = Field(
-        default="memory",
-        description="Where a request looks up whether its access token is revoked. `memory`: in a copy that PostgreSQL "
-        "notifications keep current. `database`: with a query for each request.",
-    )
-    require_verified_email: bool = Field(
-        default=True,
-        description="Refuse logins of accounts without a verified email address (403 `email_not_verified`).",
-    )
+    issuer: str | None = Field(default=None, max_length=255)
+    """Issuer (`iss`) of access tokens. Unset: the public URL."""
+    audience: str = Field(default=product.SLUG, min_length=1, max_length=255)
+    """Audience (`aud`) of access tokens."""
+    access_token_ttl: Duration = Field(default=timedelta(minutes=10), le=timedelta(minutes=15))
+    """Lifetime of an access token, at most 15 minutes."""
+    registration: Literal["open", "invite"] = "open"
+    """Who can create an account. With `invite`, only administrators can, and registration returns 404."""
+    refresh_idle_ttl: Duration = timedelta(days=14)
+    """Time without a refresh after which a login session expires."""
+    refresh_absolute_ttl: Duration = timedelta(days=90)
+    """Time after the login at which a login session expires, even if it is used."""
+    refresh_reuse_grace: Pause = timedelta(seconds=30)
+    """Time in which a used refresh token returns the same new tokens again, for retries after a lost response and for
+    other browser tabs. With 0, each second use ends the session."""
+    sessions_per_user: int = Field(default=25, ge=1, le=1000)
+    """Maximum number of active login sessions of an account. A further login ends the session that was unused for the
+    longest time."""
+    access_check: Literal["memory", "database"] = "memory"
+    """Where a request looks up whether its access token is revoked. `memory`: in a copy that PostgreSQL notifications
+    keep current. `database`: with a query for each request."""
+    require_verified_email: bool = True
+    """Refuse logins of accounts without a verified email address (403 `email_not_verified`)."""
 
 
 def issuer(settings: Settings) -> str:

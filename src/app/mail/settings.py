@@ -21,35 +21,22 @@ _MAILBOX = re.compile(
 class MailSettings(SettingsGroup):
     """Outgoing mail."""
 
-    url: SecretStr = Field(
-        default=SecretStr("console:"),
-        description="`smtp://user:password@host:587` (STARTTLS), `smtps://host`, `file:///directory` (one `.eml` file per mail) or "
-        "`console:`. Percent-encode special characters of the password: `%40` for `@`.",
-    )
-    from_address: str = Field(
-        default="no-reply@localhost", max_length=254, description="Sender of all mail. Production requires it."
-    )
-    from_name: str = Field(
-        default=product.NAME,
-        min_length=1,
-        max_length=100,
-        description="Name of the sender. The text of mails uses it as the name of the application.",
-    )
-    timeout: Duration = Field(
-        default=timedelta(seconds=20), description="Maximum wait for each response of the mail server."
-    )
-    require_tls: bool = Field(
-        default=True,
-        description="Refuse to send mail without TLS, except to a server on this machine. Turn it off only on a trusted network: "
-        "TLS is then used if the server offers it, and its certificate is not checked.",
-    )
-    ca_file: Path | None = Field(
-        default=None,
-        description="File of CA certificates (PEM) to trust instead of those of the system, for a private CA.",
-    )
-    allow_undelivered: bool = Field(
-        default=False, description="Accept `console:` and `file:` in production. They deliver no mail to its recipient."
-    )
+    url: SecretStr = SecretStr("console:")
+    """`smtp://user:password@host:587` (STARTTLS), `smtps://host`, `file:///directory` (one `.eml` file per mail) or
+    `console:`. Percent-encode special characters of the password: `%40` for `@`."""
+    from_address: str = Field(default="no-reply@localhost", max_length=254)
+    """Sender of all mail. Production requires it."""
+    from_name: str = Field(default=product.NAME, min_length=1, max_length=100)
+    """Name of the sender. The text of mails uses it as the name of the application."""
+    timeout: Duration = timedelta(seconds=20)
+    """Maximum wait for each response of the mail server."""
+    require_tls: bool = True
+    """Refuse to send mail without TLS, except to a server on this machine. Turn it off only on a trusted network: TLS
+    is then used if the server offers it, and its certificate is not checked."""
+    ca_file: Path | None = None
+    """File of CA certificates (PEM) to trust instead of those of the system, for a private CA."""
+    allow_undelivered: bool = False
+    """Accept `console:` and `file:` in production. They deliver no mail to its recipient."""
 
     @field_validator("url")
     @classmethod

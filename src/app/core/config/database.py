@@ -22,68 +22,44 @@ _TLS_MODES = (*_UNVERIFIED_MODES, "require", "verify-ca", "verify-full")
 class DatabaseSettings(SettingsGroup):
     """PostgreSQL, 15 or newer."""
 
-    url: SecretStr = Field(
-        description="`postgresql://user:password@host:5432/name`. `DATABASE_URL` works too. For TLS, append `?ssl=verify-full`. "
-        "`sslmode`, `sslrootcert`, `sslcert` and `sslkey` have the same meaning as in libpq."
-    )
-    direct_url: SecretStr | None = Field(
-        default=None,
-        description="URL of the same database that bypasses the transaction pooler. Used where a session of its own is needed: "
-        "the revocation listener, workers and, behind a pooler, migrations. Unset: the URL above.",
-    )
-    transaction_pooler: bool = Field(
-        default=False,
-        description="Set to `true` if the URL points to a transaction pooler such as PgBouncer. The application then keeps no "
-        "state in a database session and sets the timeouts in each transaction. Set the direct URL too.",
-    )
-    require_tls: bool = Field(
-        default=True, description="Refuse a URL without TLS in production. Turn it off only on a trusted network."
-    )
-    ca_file: Path | None = Field(
-        default=None,
-        description="File of CA certificates (PEM) to trust instead of those of the system, for a private CA. `sslrootcert` in the "
-        "URL takes precedence. A changed file takes effect at the next start.",
-    )
-    pool_size: int = Field(
-        default=10,
-        ge=1,
-        le=500,
-        description="Maximum number of connections in each pool. Each process has two pools, one for writes and one for reads.",
-    )
-    pool_wait: Duration = Field(
-        default=timedelta(seconds=2), description="Maximum wait for a connection of the pool. The response is then 503."
-    )
-    pool_recycle: Duration = Field(
-        default=timedelta(minutes=30), description="Age after which a connection is replaced."
-    )
-    connect_timeout: Duration = Field(
-        default=timedelta(seconds=2), description="Maximum wait for a new connection. The response is then 503."
-    )
-    statement_timeout: Timeout = Field(
-        default=timedelta(seconds=5),
-        description="Maximum time of one statement. PostgreSQL then cancels it. If it does not, the client gives up 1 s later.",
-    )
-    lock_timeout: Timeout = Field(default=timedelta(seconds=2), description="Maximum wait of a statement for a lock.")
-    idle_in_transaction_timeout: Timeout = Field(
-        default=timedelta(seconds=10),
-        description="Maximum idle time of a session inside a transaction. PostgreSQL then ends the session.",
-    )
-    accept_newer_schema: bool = Field(
-        default=False,
-        description="Report ready even if the schema has migrations that this release does not know. Needed to start the previous "
-        "release: for a rollback, or to scale it during a deployment.",
-    )
-    application_name: str = Field(
-        default=product.SLUG, max_length=40, description="Name of the sessions in `pg_stat_activity`."
-    )
-    migration_lock_timeout: Timeout = Field(
-        default=timedelta(milliseconds=100),
-        description="Maximum wait of a migration for a lock. Other statements queue behind this wait, so the migration gives up "
-        "and retries after one second, for one minute.",
-    )
-    migration_statement_timeout: Timeout = Field(
-        default=timedelta(minutes=10), description="Maximum time of one statement of a migration."
-    )
+    url: SecretStr
+    """`postgresql://user:password@host:5432/name`. `DATABASE_URL` works too. For TLS, append `?ssl=verify-full`.
+    `sslmode`, `sslrootcert`, `sslcert` and `sslkey` have the same meaning as in libpq."""
+    direct_url: SecretStr | None = None
+    """URL of the same database that bypasses the transaction pooler. Used where a session of its own is needed: the
+    revocation listener, workers and, behind a pooler, migrations. Unset: the URL above."""
+    transaction_pooler: bool = False
+    """Set to `true` if the URL points to a transaction pooler such as PgBouncer. The application then keeps no state in
+    a database session and sets the timeouts in each transaction. Set the direct URL too."""
+    require_tls: bool = True
+    """Refuse a URL without TLS in production. Turn it off only on a trusted network."""
+    ca_file: Path | None = None
+    """File of CA certificates (PEM) to trust instead of those of the system, for a private CA. `sslrootcert` in the URL
+    takes precedence. A changed file takes effect at the next start."""
+    pool_size: int = Field(default=10, ge=1, le=500)
+    """Maximum number of connections in each pool. Each process has two pools, one for writes and one for reads."""
+    pool_wait: Duration = timedelta(seconds=2)
+    """Maximum wait for a connection of the pool. The response is then 503."""
+    pool_recycle: Duration = timedelta(minutes=30)
+    """Age after which a connection is replaced."""
+    connect_timeout: Duration = timedelta(seconds=2)
+    """Maximum wait for a new connection. The response is then 503."""
+    statement_timeout: Timeout = timedelta(seconds=5)
+    """Maximum time of one statement. PostgreSQL then cancels it. If it does not, the client gives up 1 s later."""
+    lock_timeout: Timeout = timedelta(seconds=2)
+    """Maximum wait of a statement for a lock."""
+    idle_in_transaction_timeout: Timeout = timedelta(seconds=10)
+    """Maximum idle time of a session inside a transaction. PostgreSQL then ends the session."""
+    accept_newer_schema: bool = False
+    """Report ready even if the schema has migrations that this release does not know. Needed to start the previous
+    release: for a rollback, or to scale it during a deployment."""
+    application_name: str = Field(default=product.SLUG, max_length=40)
+    """Name of the sessions in `pg_stat_activity`."""
+    migration_lock_timeout: Timeout = timedelta(milliseconds=100)
+    """Maximum wait of a migration for a lock. Other statements queue behind this wait, so the migration gives up and
+    retries after one second, for one minute."""
+    migration_statement_timeout: Timeout = timedelta(minutes=10)
+    """Maximum time of one statement of a migration."""
 
     @field_validator("url", "direct_url")
     @classmethod

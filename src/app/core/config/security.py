@@ -16,11 +16,10 @@ _MAX_HASH_THREADS = 64
 class KeySettings(SettingsGroup):
     """Private keys. The group `auth` inherits these settings."""
 
-    signing_keys: SecretStr | None = Field(
-        default=None,
-        description="Private keys for access tokens, as a JSON Web Key set. Create them with `app keys generate`.",
-    )
-    signing_keys_file: Path | None = Field(default=None, description="File with this key set.")
+    signing_keys: SecretStr | None = None
+    """Private keys for access tokens, as a JSON Web Key set. Create them with `app keys generate`."""
+    signing_keys_file: Path | None = None
+    """File with this key set."""
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:
@@ -32,30 +31,19 @@ class KeySettings(SettingsGroup):
 class HashingSettings(SettingsGroup):
     """Passwords. The group `auth` inherits these settings."""
 
-    password_hash: Literal["bcrypt", "argon2id"] = Field(
-        default="bcrypt", description="Scheme of new hashes: bcrypt over an HMAC-SHA-256 pre-hash, or argon2id."
-    )
-    bcrypt_cost: int = Field(
-        default=12, ge=4, le=16, description="Cost of bcrypt. One more doubles the time of a hash."
-    )
-    password_min_length: int = Field(default=15, ge=8, le=64, description="Minimum password length, in code points.")
-    breached_passwords_file: Path | None = Field(
-        default=None,
-        description="File of passwords from known data breaches, which users cannot choose. It is the single sorted file of the "
-        "Pwned Passwords downloader (`SHA1:COUNT` lines). The file is searched on disk, not loaded into memory.",
-    )
-    hash_threads: int = Field(
-        default=min(_MAX_HASH_THREADS, usable_cores()),
-        ge=1,
-        le=_MAX_HASH_THREADS,
-        description="Number of passwords hashed at the same time. Default: the CPU cores that the process may use, at most 64.",
-    )
-    hash_queue: int = Field(
-        default=32,
-        ge=0,
-        le=10_000,
-        description="Maximum number of passwords that wait for a hash thread. Further requests get 503.",
-    )
+    password_hash: Literal["bcrypt", "argon2id"] = "bcrypt"
+    """Scheme of new hashes: bcrypt over an HMAC-SHA-256 pre-hash, or argon2id."""
+    bcrypt_cost: int = Field(default=12, ge=4, le=16)
+    """Cost of bcrypt. One more doubles the time of a hash."""
+    password_min_length: int = Field(default=15, ge=8, le=64)
+    """Minimum password length, in code points."""
+    breached_passwords_file: Path | None = None
+    """File of passwords from known data breaches, which users cannot choose. It is the single sorted file of the Pwned
+    Passwords downloader (`SHA1:COUNT` lines). The file is searched on disk, not loaded into memory."""
+    hash_threads: int = Field(default=min(_MAX_HASH_THREADS, usable_cores()), ge=1, le=_MAX_HASH_THREADS)
+    """Number of passwords hashed at the same time. Default: the CPU cores that the process may use, at most 64."""
+    hash_queue: int = Field(default=32, ge=0, le=10_000)
+    """Maximum number of passwords that wait for a hash thread. Further requests get 503."""
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:
@@ -67,10 +55,8 @@ class HashingSettings(SettingsGroup):
 class RateLimitSettings(SettingsGroup):
     """Rate limits."""
 
-    enabled: bool = Field(
-        default=True,
-        description="Enforce the rate limits. Requests above a limit get 429. Production refuses to start without them.",
-    )
+    enabled: bool = True
+    """Enforce the rate limits. Requests above a limit get 429. Production refuses to start without them."""
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:

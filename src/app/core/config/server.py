@@ -25,72 +25,43 @@ def _parse_origins(value: object) -> object:
 class ServerSettings(SettingsGroup):
     """The HTTP server."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on. `PORT` works too. 0 chooses a free port."
-    )
-    public_url: AnyHttpUrl | None = Field(
-        default=None,
-        description="Address at which clients reach this service. It is never taken from a request. Production needs an "
-        "`https://` address. Unset: `http://127.0.0.1:$PORT`.",
-    )
-    docs: bool | None = Field(
-        default=None, description="Serve `/docs` and `/openapi.json`. Unset: everywhere except in production."
-    )
-    max_body_size: int = Field(default=1_048_576, ge=1024, description="Maximum size of a request body, in bytes.")
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = Field(
-        default=(),
-        description="Origins of the browser applications that may call this API, separated by commas: "
-        "`https://app.example.com,https://admin.example.com`.",
-    )
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
-        default=(),
-        description='Networks of the reverse proxies, as JSON: `["10.0.0.0/8"]`. `X-Forwarded-For` is trusted only from these. '
-        "Without this setting, all clients behind a proxy share the limit on failed logins.",
-    )
-    workers: int = Field(
-        default=1,
-        ge=1,
-        le=128,
-        description="Number of worker processes that share the port. `app serve --workers` takes precedence.",
-    )
-    drain_delay: Pause | None = Field(
-        default=None,
-        description="Time after SIGTERM in which the server still accepts requests. `/readyz` fails and each response closes its "
-        "connection, so that load balancers stop sending requests. Unset: 5s in production, otherwise 0.",
-    )
-    shutdown_grace: Duration = Field(
-        default=timedelta(seconds=15),
-        description="Time for running requests to finish after the server stops accepting connections. The others then get 503.",
-    )
-    max_connections: int = Field(
-        default=4096,
-        ge=16,
-        le=1_000_000,
-        description="Maximum number of connections of a process. A further connection replaces an idle one; if none is idle, it "
-        "gets 503.",
-    )
-    header_timeout: Duration = Field(
-        default=timedelta(seconds=10),
-        description="Maximum time to receive the request line and the headers. It also limits the wait for the first request of a "
-        "new connection.",
-    )
-    body_timeout: Duration = Field(
-        default=timedelta(seconds=30),
-        description="Maximum time to receive a body, counted from the end of the headers.",
-    )
-    read_timeout: Duration = Field(
-        default=timedelta(seconds=10), description="Maximum time without new data while a body is received."
-    )
-    write_timeout: Duration = Field(
-        default=timedelta(seconds=30),
-        description="Maximum time that the send buffer stays full because the client does not read the response.",
-    )
-    keep_alive: Duration = Field(
-        default=timedelta(seconds=75),
-        description="Maximum idle time of a connection between two requests. It should be longer than the idle timeout of the "
-        "proxy.",
-    )
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on. `PORT` works too. 0 chooses a free port."""
+    public_url: AnyHttpUrl | None = None
+    """Address at which clients reach this service. It is never taken from a request. Production needs an `https://`
+    address. Unset: `http://127.0.0.1:$PORT`."""
+    docs: bool | None = None
+    """Serve `/docs` and `/openapi.json`. Unset: everywhere except in production."""
+    max_body_size: int = Field(default=1_048_576, ge=1024)
+    """Maximum size of a request body, in bytes."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = ()
+    """Origins of the browser applications that may call this API, separated by commas:
+    `https://app.example.com,https://admin.example.com`."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks of the reverse proxies, as JSON: `["10.0.0.0/8"]`. `X-Forwarded-For` is trusted only from these. Without
+    this setting, all clients behind a proxy share the limit on failed logins."""
+    workers: int = Field(default=1, ge=1, le=128)
+    """Number of worker processes that share the port. `app serve --workers` takes precedence."""
+    drain_delay: Pause | None = None
+    """Time after SIGTERM in which the server still accepts requests. `/readyz` fails and each response closes its
+    connection, so that load balancers stop sending requests. Unset: 5s in production, otherwise 0."""
+    shutdown_grace: Duration = timedelta(seconds=15)
+    """Time for running requests to finish after the server stops accepting connections. The others then get 503."""
+    max_connections: int = Field(default=4096, ge=16, le=1_000_000)
+    """Maximum number of connections of a process. A further connection replaces an idle one; if none is idle, it gets 503."""
+    header_timeout: Duration = timedelta(seconds=10)
+    """Maximum time to receive the request line and the headers. It also limits the wait for the first request of a new
+    connection."""
+    body_timeout: Duration = timedelta(seconds=30)
+    """Maximum time to receive a body, counted from the end of the headers."""
+    read_timeout: Duration = timedelta(seconds=10)
+    """Maximum time without new data while a body is received."""
+    write_timeout: Duration = timedelta(seconds=30)
+    """Maximum time that the send buffer stays full because the client does not read the response."""
+    keep_alive: Duration = timedelta(seconds=75)
+    """Maximum idle time of a connection between two requests. It should be longer than the idle timeout of the proxy."""
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:

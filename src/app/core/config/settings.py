@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, override
 
-from pydantic import Field, create_model
+from pydantic import create_model
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -51,13 +51,12 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
+        use_attribute_docstrings=True,
         nested_model_default_partial_update=True,
     )
 
-    environment: Literal["local", "test", "production"] = Field(
-        default="production",
-        description="`production` refuses unsafe settings. `make run` uses `local`, the tests use `test`.",
-    )
+    environment: Literal["local", "test", "production"] = "production"
+    """`production` refuses unsafe settings. `make run` uses `local`, the tests use `test`."""
     server: ServerSettings = ServerSettings()
     database: DatabaseSettings
     rate_limit: RateLimitSettings = RateLimitSettings()
