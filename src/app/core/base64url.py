@@ -13,6 +13,5 @@ def decode(text: str) -> bytes:
     raw = urlsafe_b64decode(text + "=" * (-len(text) % 4))
     # Python's decoder skips characters outside the alphabet, and ignores bits after the last byte.
     if encode(raw) != text:
-        message = "this is not base64url without padding"
-        raise ValueError(message)
+        raise ValueError("this is not base64url without padding")
     return raw

@@ -17,8 +17,7 @@ def listen(host: str, port: int, *, setting: str = "PORT") -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "invalid host name"
-        message = f"cannot listen on {host}:{port}: {reason}"
-        raise PortInUseError(message) from None
+        raise PortInUseError(f"cannot listen on {host}:{port}: {reason}") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -50,8 +50,9 @@ async def opened(openers: Iterable[Opener], foundation: Foundation) -> AsyncIter
         state: dict[str, Any] = {}
         for each in found:
             if taken := state.keys() & each.state.keys():
-                message = f"two features open a resource with the same name: {', '.join(sorted(taken))}; rename one"
-                raise ValueError(message)
+                raise ValueError(
+                    f"two features open a resource with the same name: {', '.join(sorted(taken))}; rename one"
+                )
             state |= each.state
         yield Resources(
             state,

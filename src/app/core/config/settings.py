@@ -131,8 +131,9 @@ def groups(model: type[Settings]) -> Iterator[tuple[type[SettingsGroup], str]]:
 def with_groups(features: Mapping[str, type[SettingsGroup]]) -> type[Settings]:
     """Return a settings model with the groups of the features, each under the name of its feature."""
     if taken := features.keys() & Settings.model_fields.keys():
-        message = f"core already has a group of settings with this name: {', '.join(sorted(taken))}; rename the feature"
-        raise ValueError(message)
+        raise ValueError(
+            f"core already has a group of settings with this name: {', '.join(sorted(taken))}; rename the feature"
+        )
     fields: dict[str, Any] = {name: (group, _default(group)) for name, group in features.items()}
     return create_model("Settings", __base__=Settings, __doc__=Settings.__doc__, **fields)
 

@@ -244,8 +244,7 @@ def _connect(
     """Connect. Every failure becomes a `DatabaseUnavailableError`."""
     if not in_greenlet():
         # Raise before the driver creates a coroutine that would never be awaited.
-        message = "a connection must be opened in a greenlet"
-        raise MissingGreenlet(message)
+        raise MissingGreenlet("a connection must be opened in a greenlet")
     refusal: Exception | None = None
     for host_options in each_host(options):
         try:
@@ -264,8 +263,7 @@ async def close_permanently(engine: AsyncEngine) -> None:
 
 
 def _refuse_disposed(*_: object) -> NoReturn:
-    message = "this database has been disposed of, because its application has stopped; create another one"
-    raise RuntimeError(message)
+    raise RuntimeError("this database has been disposed of, because its application has stopped; create another one")
 
 
 def _replace_closed(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:

@@ -48,11 +48,10 @@ def reader_of(name: str, kind: TypeEngine[Any]) -> Callable[[str], Value]:
     """
     read = _reader(kind)
     if read is None:
-        message = (
+        raise TypeError(
             f"{name} is of type {kind!r}, which cursors do not support; sort by a column of type {_SUPPORTED} "
             "(with Python's default type for it), or by another column"
         )
-        raise TypeError(message)
 
     def exactly(text: str) -> Value:
         value = read(text)

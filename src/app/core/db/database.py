@@ -101,8 +101,7 @@ class _NoFlushSession(_EndingSession):
     @override
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.new or self.dirty or self.deleted:
-            message = "a read session cannot write; use a WriteSession"
-            raise RuntimeError(message)
+            raise RuntimeError("a read session cannot write; use a WriteSession")
 
 
 class _CommittingSession(_EndingSession):
@@ -126,8 +125,9 @@ class ReadSession(AsyncSession):
     async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
         """Run a statement, and return its rows as they arrive. A plain `ReadSession` raises `TypeError`: it has no transaction."""
         if type(self) is ReadSession:
-            message = "a ReadSession has no transaction to stream rows in; use StreamSessionDep, see docs/recipes.md"
-            raise TypeError(message)
+            raise TypeError(
+                "a ReadSession has no transaction to stream rows in; use StreamSessionDep, see docs/recipes.md"
+            )
         result: AsyncResult[Any] = await super().stream(*arguments, **options)
         self._streams = [*self._streams, result]
         return result

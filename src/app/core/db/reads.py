@@ -109,8 +109,7 @@ class DirectReads(SessionReads):
                 async with asyncio.timeout(pool.timeout()):
                     await self._permits.acquire()
         except TimeoutError as error:
-            message = f"no connection of the pool became free within {pool.timeout():g} s"
-            raise PoolTimeoutError(message) from error
+            raise PoolTimeoutError(f"no connection of the pool became free within {pool.timeout():g} s") from error
 
     async def _connection(self) -> PoolProxiedConnection:
         if pool_of(self._engine).checkedin():
@@ -140,8 +139,7 @@ class DirectReads(SessionReads):
         compiled = statement.compile(dialect=dialect)
         for column in statement.selected_columns:
             if not isinstance(column.type, _UNCONVERTED_TYPES):
-                message = f"SQLAlchemy may convert the values of {column}; use a session"
-                raise TypeError(message)
+                raise TypeError(f"SQLAlchemy may convert the values of {column}; use a session")
         return _Prepared(
             text=str(compiled),
             names=compiled.positiontup or (),

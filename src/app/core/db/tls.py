@@ -77,10 +77,9 @@ def _context(tls: Tls) -> ssl.SSLContext:
             # With an empty password, an encrypted key is an error instead of a prompt.
             context.load_cert_chain(tls.sslcert, tls.sslkey, password="")
     except OSError as error:
-        message = (
+        raise ConfigurationError(
             f"DATABASE_URL: certificates cannot be used ({', '.join(filter(None, tls[1:]))}): {error.strerror or error}"
-        )
-        raise ConfigurationError(message) from error
+        ) from error
     return context
 
 

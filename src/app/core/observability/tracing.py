@@ -63,12 +63,10 @@ def _exporter_of(environment: Mapping[str, str]) -> str | None:
     if setting("OTEL_SDK_DISABLED") == "true" or exporter == "none":
         return None
     if exporter not in _EXPORTERS:
-        message = f"OTEL_TRACES_EXPORTER: {exporter} is not supported; set otlp, console or none"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"OTEL_TRACES_EXPORTER: {exporter} is not supported; set otlp, console or none")
     protocol = setting("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or setting("OTEL_EXPORTER_OTLP_PROTOCOL") or _PROTOCOL
     if protocol != _PROTOCOL:
-        message = f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not supported; set {_PROTOCOL}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol} is not supported; set {_PROTOCOL}")
     return exporter
 
 

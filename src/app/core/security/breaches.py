@@ -59,8 +59,7 @@ def check_breached(file: Path) -> None:
         reason = str(error)
     else:
         return
-    message = f"APP_AUTH__BREACHED_PASSWORDS_FILE: {file}: {reason}"
-    raise ConfigurationError(message)
+    raise ConfigurationError(f"APP_AUTH__BREACHED_PASSWORDS_FILE: {file}: {reason}")
 
 
 def _digest(password: str) -> bytes:
@@ -90,10 +89,9 @@ def _line_at(lines: FileIO, position: int) -> tuple[int, int, bytes]:
     block = os.pread(lines.fileno(), 2 * _LONGEST_LINE, first)
     line = _LINE.match(block, block.rfind(b"\n", 0, position - first) + 1)
     if line is None:
-        message = (
+        raise ValueError(
             f"invalid line at byte {position}; expected a SHA-1 digest in upper-case hexadecimal, a colon and a count"
         )
-        raise ValueError(message)
     return first + line.start(), first + line.end(), line[1]
 
 
@@ -102,5 +100,4 @@ def _check_samples(lines: FileIO, size: int) -> None:
     samples = [_line_at(lines, position) for position in (*positions, max(size - 1, 0))]
     for (begin, _, digest), (later, _, other) in pairwise(samples):
         if later > begin and other <= digest:
-            message = f"the file is not sorted by digest; compare the lines at bytes {begin} and {later}"
-            raise ValueError(message)
+            raise ValueError(f"the file is not sorted by digest; compare the lines at bytes {begin} and {later}")

@@ -191,8 +191,7 @@ def read_key_set(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not a text file"
-        message = f"{path}: the signing keys cannot be read: {reason}"
-        raise ConfigurationError(message) from None
+        raise ConfigurationError(f"{path}: the signing keys cannot be read: {reason}") from None
 
 
 def parse_key_ring(text: str, *, source: str) -> KeyRing:
@@ -211,8 +210,9 @@ def parse_key_ring(text: str, *, source: str) -> KeyRing:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JoseError):
         # The cause is not chained: its text may quote the file.
-        message = f"{source}: this is not a private key set in the format of `app keys generate`"
-        raise ConfigurationError(message) from None
+        raise ConfigurationError(
+            f"{source}: this is not a private key set in the format of `app keys generate`"
+        ) from None
     return ring
 
 

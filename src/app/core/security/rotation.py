@@ -115,11 +115,11 @@ def _create_staging_file(staging: Path, path: Path) -> int:
     try:
         return os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        message = f"{path}: another command is changing the keys; if it was interrupted, remove {staging}"
-        raise KeyChangeError(message) from None
+        raise KeyChangeError(
+            f"{path}: another command is changing the keys; if it was interrupted, remove {staging}"
+        ) from None
     except OSError as error:
-        message = f"{path}: the file cannot be replaced: {os.strerror(error.errno or 0)}"
-        raise KeyChangeError(message) from None
+        raise KeyChangeError(f"{path}: the file cannot be replaced: {os.strerror(error.errno or 0)}") from None
 
 
 def _copy_permissions_and_sync(output: TextIO, original: os.stat_result) -> None:
@@ -142,10 +142,9 @@ def _sync_folder(folder: Path) -> None:
 def add(keys: list[Key], kind: Kind, algorithm: Algorithm) -> str:
     """Add a `next` key, and return its id."""
     if known := _in_state(keys, kind, "next"):
-        message = (
+        raise KeyChangeError(
             f"{known['kid']} is already the next {kind} key; retire the active key so that it takes over, or remove it"
         )
-        raise KeyChangeError(message)
     pepper_ids = [int(key["kid"]) for key in keys if is_pepper(key)]
     key = new_signing_key(algorithm, "next") if kind == "signing" else new_pepper(max(pepper_ids) + 1, "next")
     keys.append(key)
@@ -157,12 +156,10 @@ def retire(keys: list[Key], kid: str, *, force: bool) -> str:
     key = _find(keys, kid)
     kind = _kind(key)
     if key["state"] != "active":
-        message = f"{kid} is {key['state']}; only the active key can be retired"
-        raise KeyChangeError(message)
+        raise KeyChangeError(f"{kid} is {key['state']}; only the active key can be retired")
     successor = _in_state(keys, kind, "next")
     if successor is None:
-        message = f"there is no {kind} key that can replace {kid}; first add one with `app keys add {kind}`"
-        raise KeyChangeError(message)
+        raise KeyChangeError(f"there is no {kind} key that can replace {kid}; first add one with `app keys add {kind}`")
     if not force:
         _refuse_early(successor, LEAD[kind], f"some processes or services may not know {successor['kid']} yet")
     successor |= state_members("active")
@@ -174,8 +171,7 @@ def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, forc
     """Remove a key. All tokens made with it become invalid."""
     key = _find(keys, kid)
     if key["state"] == "active":
-        message = f"{kid} is active; first retire it with `app keys retire {kid}`"
-        raise KeyChangeError(message)
+        raise KeyChangeError(f"{kid} is active; first retire it with `app keys retire {kid}`")
     if key["state"] == "retiring" and not force:
         lifetime = refresh_token_lifetime if is_pepper(key) else SIGNED_TOKEN_LIFETIME
         _refuse_early(key, lifetime, f"tokens made with {kid} may still be valid")
@@ -186,16 +182,14 @@ def _refuse_early(key: Key, period: timedelta, reason: str) -> None:
     # An edit by hand can remove `since`. Then the full period counts from now, at each call, so only --force helps.
     since = _since(key) or datetime.now(UTC)
     if since + period > datetime.now(UTC):
-        message = f"{reason}; wait until {since + period:%Y-%m-%d %H:%M}Z, or use --force"
-        raise KeyChangeError(message)
+        raise KeyChangeError(f"{reason}; wait until {since + period:%Y-%m-%d %H:%M}Z, or use --force")
 
 
 def _find(keys: list[Key], kid: str) -> Key:
     for key in keys:
         if not is_root(key) and key["kid"] == kid:
             return key
-    message = f"there is no key {kid}; `app keys list` shows all keys"
-    raise KeyChangeError(message)
+    raise KeyChangeError(f"there is no key {kid}; `app keys list` shows all keys")
 
 
 def _in_state(keys: list[Key], kind: Kind, state: str) -> Key | None:
