@@ -1,25 +1,5 @@
 """Kinds of errors that clients see, and the HTTP status of each.
 
-    AppError
-    ├── MalformedRequestError     400  cannot be parsed
-    ├── InvalidInputError         422  parsed, but a value is invalid
-    ├── UnauthenticatedError      401  not authenticated
-    ├── ForbiddenError            403  authenticated, but not allowed
-    ├── NotFoundError             404
-    ├── MethodNotAllowedError     405
-    ├── NotAcceptableError        406
-    ├── RequestTimeoutError       408  request not received in time
-    ├── ConflictError             409
-    ├── PreconditionFailedError   412
-    ├── PayloadTooLargeError      413
-    ├── UriTooLongError           414
-    ├── UnsupportedMediaTypeError 415
-    ├── ExpectationFailedError    417
-    ├── RateLimitedError          429
-    ├── HeadersTooLargeError      431
-    ├── InternalError             500
-    └── UnavailableError          503
-
 A feature subclasses a kind and sets `code` and `detail`. This module depends on no web framework.
 """
 
@@ -27,7 +7,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, override
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +26,13 @@ class AppError(Exception):
     problem: ClassVar[str] = "internal-error"
     code: ClassVar[str] = "internal_error"
     detail: str = "Something went wrong on our side."
-    oauth_error: ClassVar[str | None] = None
+    oauth_error: ClassVar[str] = "invalid_request"
+
+    @override
+    def __init_subclass__(cls) -> None:
+        # The code of a kind names the kind too. The errors below it inherit this name.
+        if AppError in cls.__bases__ and "problem" not in vars(cls):
+            cls.problem = cls.code.replace("_", "-")
 
     def __init__(self, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(self.detail)
@@ -54,23 +40,17 @@ class AppError(Exception):
 
 
 class MalformedRequestError(AppError):
-    """The request cannot be parsed."""
-
     status = HTTPStatus.BAD_REQUEST
-    problem = "malformed-request"
     code = "malformed_request"
     detail = "The request could not be parsed."
-    oauth_error = "invalid_request"
 
 
 class InvalidInputError(AppError):
     """The request can be parsed, but some of its values are invalid."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    problem = "validation-error"
     code = "validation_error"
     detail = "Some values are invalid. See `errors`."
-    oauth_error = "invalid_request"
 
     def __init__(self, *errors: FieldError) -> None:
         super().__init__()
@@ -78,10 +58,7 @@ class InvalidInputError(AppError):
 
 
 class UnauthenticatedError(AppError):
-    """The caller is not authenticated."""
-
     status = HTTPStatus.UNAUTHORIZED
-    problem = "unauthorized"
     code = "unauthorized"
     detail = "This operation requires an access token."
     oauth_error = "invalid_client"
@@ -91,7 +68,6 @@ class ForbiddenError(AppError):
     """The caller is authenticated, but not allowed to do this."""
 
     status = HTTPStatus.FORBIDDEN
-    problem = "forbidden"
     code = "forbidden"
     detail = "You are not allowed to do this."
     oauth_error = "access_denied"
@@ -101,44 +77,30 @@ class NotFoundError(AppError):
     """The resource does not exist, or the caller may not see it."""
 
     status = HTTPStatus.NOT_FOUND
-    problem = "not-found"
     code = "not_found"
     detail = "There is no resource at this address."
 
 
 class MethodNotAllowedError(AppError):
-    """The resource exists, but does not support the method."""
-
     status = HTTPStatus.METHOD_NOT_ALLOWED
-    problem = "method-not-allowed"
     code = "method_not_allowed"
     detail = "This resource does not support the method. `Allow` lists the methods that it supports."
 
 
 class NotAcceptableError(AppError):
-    """The client accepts no media type that the server can send."""
-
     status = HTTPStatus.NOT_ACCEPTABLE
-    problem = "not-acceptable"
     code = "not_acceptable"
     detail = "The response is available as JSON only, and `Accept` excludes JSON."
 
 
 class RequestTimeoutError(AppError):
-    """The server did not receive the whole request in time."""
-
     status = HTTPStatus.REQUEST_TIMEOUT
-    problem = "request-timeout"
     code = "request_timeout"
     detail = "The server did not receive the whole request in time."
-    oauth_error = "invalid_request"
 
 
 class ConflictError(AppError):
-    """The request conflicts with stored data."""
-
     status = HTTPStatus.CONFLICT
-    problem = "conflict"
     code = "conflict"
     detail = "The request conflicts with the current state of the resource."
 
@@ -154,57 +116,37 @@ class GoneMeanwhileError(ConflictError):
 
 
 class PreconditionFailedError(AppError):
-    """The resource changed since the client read it."""
-
     status = HTTPStatus.PRECONDITION_FAILED
-    problem = "precondition-failed"
     code = "precondition_failed"
     detail = "The resource has changed since you read it. Read it again."
 
 
 class PayloadTooLargeError(AppError):
-    """The body is longer than the limit."""
-
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    problem = "payload-too-large"
     code = "payload_too_large"
     detail = "The body is larger than this server accepts."
-    oauth_error = "invalid_request"
 
 
 class UriTooLongError(AppError):
-    """The request target is longer than the limit."""
-
     status = HTTPStatus.REQUEST_URI_TOO_LONG
-    problem = "uri-too-long"
     code = "uri_too_long"
     detail = "The address is longer than this server accepts."
 
 
 class UnsupportedMediaTypeError(AppError):
-    """The operation does not support the media type of the body."""
-
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    problem = "unsupported-media-type"
     code = "unsupported_media_type"
     detail = "This operation does not support the media type of the body."
-    oauth_error = "invalid_request"
 
 
 class ExpectationFailedError(AppError):
-    """The server does not support the value of `Expect`."""
-
     status = HTTPStatus.EXPECTATION_FAILED
-    problem = "expectation-failed"
     code = "expectation_failed"
     detail = "The only supported value of `Expect` is `100-continue`."
 
 
 class RateLimitedError(AppError):
-    """The caller sends too many requests."""
-
     status = HTTPStatus.TOO_MANY_REQUESTS
-    problem = "rate-limited"
     code = "rate_limited"
     detail = "Too many requests. Wait for the number of seconds in `Retry-After`."
     oauth_error = "temporarily_unavailable"
@@ -214,10 +156,7 @@ class RateLimitedError(AppError):
 
 
 class HeadersTooLargeError(AppError):
-    """There are too many headers, or they are too long."""
-
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    problem = "headers-too-large"
     code = "headers_too_large"
     detail = "There are more headers than this server accepts, or they are too long."
 
@@ -232,7 +171,6 @@ class UnavailableError(AppError):
     """A required service is unreachable or overloaded. A later retry may succeed."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    problem = "service-unavailable"
     code = "service_unavailable"
     detail = "The service is temporarily unavailable. Try again shortly."
     oauth_error = "temporarily_unavailable"

@@ -188,7 +188,7 @@ def render_problem(
         document["trace_id"] = scope["trace_id"]
     sent = dict(headers)
     if _has_oauth_errors(scope):
-        document |= {"error": kind.oauth_error or "invalid_request", "error_description": detail}
+        document |= {"error": kind.oauth_error, "error_description": detail}
         sent["Pragma"] = "no-cache"
     # ASCII only: JSON can escape a lone surrogate, but UTF-8 cannot encode it.
     content = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
