@@ -9,7 +9,7 @@ never retried.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -22,90 +22,80 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Attempt:
-    """One attempt at a unit of work, and the state of its commits. The sessions update it."""
+class _Attempt:
+    """One attempt at a unit of work, and the state of its commits."""
 
-    outer: "Attempt | None" = None
+    outer: "_Attempt | None"
     has_sent_commit: bool = False
     has_committed: bool = False
     # Callbacks that run if this attempt is the last one. None once they have run or were discarded.
     deferred: list[Callable[[], None]] | None = field(default_factory=list)
 
-    def note_commit_sent(self) -> None:
-        """Record that a COMMIT was sent: from now on the outcome is unknown until the server answers."""
-        self.has_sent_commit = True
-        if self.outer:
-            self.outer.note_commit_sent()
 
-    def note_committed(self) -> None:
-        """Record a commit: from now on a retry would repeat its effects."""
-        self.has_committed = True
-        if self.outer:
-            self.outer.note_committed()
-
-    def defer(self, callback: Callable[[], None]) -> None:
-        """Run a callback at the end, if this attempt is the last one. A task that outlives the attempt runs it at once."""
-        if self.deferred is None:
-            callback()
-        else:
-            self.deferred.append(callback)
-
-    def discard_deferred(self) -> None:
-        """Forget the deferred callbacks, because the attempt is retried."""
-        self.deferred = None
-
-    def run_deferred(self) -> None:
-        """Run the deferred callbacks, or pass them to the outer attempt, which may still be retried."""
-        callbacks, self.deferred = self.deferred or (), None
-        for callback in callbacks:
-            self.outer.defer(callback) if self.outer else callback()
+_current: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
 
 
-_current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+def _attempts() -> Iterator[_Attempt]:
+    """Yield the current attempt, then those around it."""
+    attempt = _current.get()
+    while attempt:
+        yield attempt
+        attempt = attempt.outer
 
 
 def note_commit_sent(*_: object) -> None:
-    """Tell the current attempt, if there is one, that a COMMIT was sent."""
-    if attempt := _current.get():
-        attempt.note_commit_sent()
+    """Record that a COMMIT was sent: from now on the outcome is unknown until the server answers."""
+    for attempt in _attempts():
+        attempt.has_sent_commit = True
 
 
 def note_committed() -> None:
-    """Tell the current attempt, if there is one, that a commit succeeded."""
-    if attempt := _current.get():
-        attempt.note_committed()
+    """Record a commit: from now on a retry would repeat its effects."""
+    for attempt in _attempts():
+        attempt.has_committed = True
 
 
 def after_last_attempt(callback: Callable[[], None]) -> None:
-    """Run a callback once for a unit of work, after its last attempt, even if that one fails. Outside of one, run it at once."""
-    if attempt := _current.get():
-        attempt.defer(callback)
-    else:
+    """Run a callback once for a unit of work, after its last attempt, even if that one fails.
+
+    Outside of a unit of work, and in a task that outlives it, run the callback at once.
+    """
+    attempt = _current.get()
+    if attempt is None or attempt.deferred is None:
         callback()
+    else:
+        attempt.deferred.append(callback)
 
 
 async def with_retries[T](work: Callable[[], Awaitable[T]]) -> T:
     """Run the work. Retry all of it if that may help and cannot repeat an effect."""
     number = 1
     while True:
-        attempt = Attempt(outer=_current.get())
+        attempt = _Attempt(outer=_current.get())
         token = _current.set(attempt)
         try:
             return await work()
         except Exception as error:
             if not _may_retry(error, attempt, number):
                 raise
-            attempt.discard_deferred()
+            attempt.deferred = None
             log.info("unit of work is retried", extra={"attempt": number + 1, "reason": _reason(error)})
         finally:
             _current.reset(token)
-            attempt.run_deferred()
+            _run_deferred(attempt)
         # A random pause separates two transactions that deadlocked. The session is closed: no lock is held.
         await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))  # noqa: S311  # No secret.
         number += 1
 
 
-def _may_retry(error: Exception, attempt: Attempt, number: int) -> bool:
+def _run_deferred(attempt: _Attempt) -> None:
+    """Run the callbacks of an ended attempt, or pass them to the outer attempt, which may still be retried."""
+    callbacks, attempt.deferred = attempt.deferred or (), None
+    for callback in callbacks:
+        after_last_attempt(callback)
+
+
+def _may_retry(error: Exception, attempt: _Attempt, number: int) -> bool:
     if is_undone(error):
         return number < _MAX_ATTEMPTS and not attempt.has_committed
     return is_lost_connection(error) and number == 1 and not attempt.has_sent_commit
