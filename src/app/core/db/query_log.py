@@ -44,8 +44,8 @@ class QueryLog:
 
     def listen(self, engine: Engine) -> None:
         """Record every statement of an engine."""
-        event.listen(engine, "before_cursor_execute", self._begin)
-        event.listen(engine, "after_cursor_execute", self._end)
+        event.listen(engine, "before_cursor_execute", self._begin, named=True)
+        event.listen(engine, "after_cursor_execute", self._end, named=True)
         event.listen(engine, "handle_error", self._fail)
 
     def record(self, statement: str, duration: float) -> None:
@@ -59,14 +59,10 @@ class QueryLog:
             text = " ".join(statement.split())[:_MAX_TEXT]
             log.warning("slow query", extra={"statement": text, "duration_ms": round(duration * 1000, 2)})
 
-    def _begin(
-        self, _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
-    ) -> None:
+    def _begin(self, context: Any, **_: object) -> None:
         context.began_at = perf_counter()
 
-    def _end(
-        self, _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
-    ) -> None:
+    def _end(self, statement: str, context: Any, **_: object) -> None:
         self.record(statement, perf_counter() - context.began_at)
 
     def _fail(self, failure: ExceptionContext) -> None:

@@ -71,18 +71,14 @@ def _exporter_of(environment: Mapping[str, str]) -> str | None:
 
 
 def _trace_statements(engine: Engine, tracer: Tracer) -> None:
-    def begin(
-        _connection: object, _cursor: object, statement: str, _parameters: object, context: Any, _many: bool
-    ) -> None:
+    def begin(statement: str, context: Any, **_: object) -> None:
         # Statements outside of requests and jobs, such as the queries of the job worker, would each start a new trace.
         if current_trace_id():
             operation = statement.split(None, 1)[0].upper()
             attributes = {"db.system.name": "postgresql", "db.operation.name": operation, "db.query.text": statement}
             context.span = tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
 
-    def end(
-        _connection: object, _cursor: object, _statement: str, _parameters: object, context: Any, _many: bool
-    ) -> None:
+    def end(context: Any, **_: object) -> None:
         if span := getattr(context, "span", None):
             span.end()
 
@@ -94,8 +90,8 @@ def _trace_statements(engine: Engine, tracer: Tracer) -> None:
             span.set_status(StatusCode.ERROR)
             span.end()
 
-    event.listen(engine, "before_cursor_execute", begin)
-    event.listen(engine, "after_cursor_execute", end)
+    event.listen(engine, "before_cursor_execute", begin, named=True)
+    event.listen(engine, "after_cursor_execute", end, named=True)
     event.listen(engine, "handle_error", fail)
 
 
