@@ -127,7 +127,7 @@ def create_read_engine(settings: DatabaseSettings) -> AsyncEngine:
 
 def _create_engine(
     settings: DatabaseSettings,
-    arguments: Mapping[str, Any],
+    arguments: dict[str, Any],
     *,
     server_settings: Mapping[str, str] | None = None,
     **options: Any,
@@ -141,7 +141,7 @@ def _create_engine(
         pool_timeout=settings.pool_wait.total_seconds(),
         pool_recycle=int(settings.pool_recycle.total_seconds()),
         hide_parameters=True,
-        connect_args={**_connect_arguments(settings, server_settings or {}), **arguments},
+        connect_args=_connect_arguments(settings, server_settings or {}) | arguments,
         **options,
     )
     event.listen(engine.sync_engine, "do_connect", _connect)
@@ -153,12 +153,26 @@ def _create_engine(
 
 
 def _connect_arguments(settings: DatabaseSettings, server_settings: Mapping[str, str]) -> dict[str, Any]:
-    return {
+    startup = {"application_name": settings.application_name, "timezone": "UTC"}
+    # JIT compilation takes longer than any statement of this application.
+    session = {"jit": "off"} | {name: milliseconds(limit) for name, limit in settings.limits.items()}
+    arguments = {
         "async_creator_fn": tls.connect,
         "timeout": settings.connect_timeout.total_seconds(),
         # For a server that does not respond. Otherwise its statement timeout ends the statement first, and gives the reason.
         "command_timeout": settings.statement_timeout.total_seconds() + 1,
-        **(_through_pooler(settings) if settings.transaction_pooler else _direct(settings, server_settings)),
+        "server_settings": {**startup, **session, **server_settings},
+    }
+    if not settings.transaction_pooler:
+        return arguments
+    after_begin = "".join(f" SET LOCAL {name} = '{value}';" for name, value in session.items())
+    return arguments | {
+        # A transaction pooler rejects other startup parameters, and cannot keep statements prepared for later.
+        "server_settings": startup,
+        "connection_class": type("PooledConnection", (_PooledConnection,), {"after_begin": after_begin}),
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": str,
     }
 
 
@@ -196,31 +210,6 @@ def _add_timeout_causes(engine: AsyncEngine, idle_limit: timedelta) -> None:
 
 def _note_begin(connection: Connection) -> None:
     connection.info["began"] = monotonic()
-
-
-def _startup_parameters(settings: DatabaseSettings) -> dict[str, str]:
-    return {"application_name": settings.application_name, "timezone": "UTC"}
-
-
-def _timeouts_and_jit(settings: DatabaseSettings) -> dict[str, str]:
-    # JIT compilation takes longer than any statement of this application.
-    return {"jit": "off"} | {name: milliseconds(limit) for name, limit in settings.limits.items()}
-
-
-def _direct(settings: DatabaseSettings, server_settings: Mapping[str, str]) -> dict[str, Any]:
-    return {"server_settings": {**_startup_parameters(settings), **_timeouts_and_jit(settings), **server_settings}}
-
-
-def _through_pooler(settings: DatabaseSettings) -> dict[str, Any]:
-    """Return options for a transaction pooler: no startup parameter that it rejects, and no statements prepared for later."""
-    after_begin = "".join(f" SET LOCAL {name} = '{value}';" for name, value in _timeouts_and_jit(settings).items())
-    return {
-        "server_settings": _startup_parameters(settings),
-        "connection_class": type("PooledConnection", (_PooledConnection,), {"after_begin": after_begin}),
-        "statement_cache_size": 0,
-        "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": str,
-    }
 
 
 def milliseconds(limit: timedelta) -> str:
