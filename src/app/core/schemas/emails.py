@@ -36,11 +36,10 @@ def normalize(address: str) -> str:
 def identity(address: str) -> str:
     """Return the unique key of an address. Addresses that differ only in case have the same key."""
     local_part, _, domain = normalize(address).rpartition("@")
-    # Case folding can produce text that is not in NFC, hence the second pass.
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", local_part).casefold())
-    return f"{folded}@{domain}"
+    return f"{name_key(local_part)}@{domain}"
 
 
 def name_key(name: str) -> str:
     """Return the form in which names and search terms are compared, without regard to case."""
+    # Case folding can produce text that is not in NFC, hence the second pass.
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
