@@ -53,13 +53,9 @@ def check_breached(file: Path) -> None:
     try:
         with FileIO(file) as lines:
             _check_samples(lines, _size(lines))
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-    except ValueError as error:
-        reason = str(error)
-    else:
-        return
-    raise ConfigurationError(f"APP_AUTH__BREACHED_PASSWORDS_FILE: {file}: {reason}")
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
+        raise ConfigurationError(f"APP_AUTH__BREACHED_PASSWORDS_FILE: {file}: {reason}") from None
 
 
 def _digest(password: str) -> bytes:
