@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from app.core.errors import NotFoundError
 from app.core.http.access import PUBLIC_KEY
 from app.core.http.problems import Problem
-from app.core.schemas.fields import without_null
+from app.core.schemas.fields import remove_null
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -83,18 +83,18 @@ def _correct_operation(operation: dict[str, Any]) -> None:
     operation.pop(PUBLIC_KEY, None)
     for parameter in operation.get("parameters", ()):
         if "schema" in parameter:
-            parameter["schema"] = _with_member_names(without_null(parameter["schema"]))
+            remove_null(parameter["schema"])
+            _name_members(parameter["schema"])
         if parameter.get("name") == "If-None-Match":
             operation["responses"]["304"] = {"description": "The client's copy is current."}
 
 
-def _with_member_names(schema: dict[str, Any]) -> dict[str, Any]:
+def _name_members(schema: dict[str, Any]) -> None:
     """Add names for the members of a sort order. Generated clients cannot derive a name from a minus sign."""
     members = schema.get("enum", ())
-    if not any(isinstance(member, str) and member.startswith("-") for member in members):
-        return schema
-    names = [member.removeprefix("-") + ("_descending" if member.startswith("-") else "") for member in members]
-    return schema | {"x-enum-varnames": [name.upper() for name in names]}
+    if any(isinstance(member, str) and member.startswith("-") for member in members):
+        names = [member.removeprefix("-") + ("_descending" if member.startswith("-") else "") for member in members]
+        schema["x-enum-varnames"] = [name.upper() for name in names]
 
 
 def _component(model: type[BaseModel]) -> dict[str, Any]:

@@ -74,17 +74,16 @@ class Payload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+def remove_null(schema: dict[str, Any]) -> None:
     """Remove null from a JSON schema. Parameters and form fields are text: they can be missing, but not null."""
-    choices: list[dict[str, Any]] = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    if not choices:
-        return schema
-    others = {name: value for name, value in schema.items() if name != "anyOf"}
-    return others | (choices[0] if len(choices) == 1 else {"anyOf": choices})
+    # Some types are unions themselves: a Decimal is a number or a string.
+    choices = [choice for choice in schema.pop("anyOf", ()) if choice != {"type": "null"}]
+    schema.update(choices[0] if len(choices) == 1 else {"anyOf": choices} if choices else {})
 
 
 def _fields_without_null(schema: dict[str, Any]) -> None:
-    schema["properties"] = {name: without_null(field) for name, field in schema.get("properties", {}).items()}
+    for field in schema.get("properties", {}).values():
+        remove_null(field)
 
 
 class FormPayload(Payload):
@@ -122,9 +121,7 @@ def _refuse_null(value: object) -> object:
 
 def _without_null(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
-    # Some types are unions themselves: a Decimal is a number or a string.
-    present = [kind for kind in schema.pop("anyOf", ()) if kind != {"type": "null"}]
-    schema.update(present[0] if len(present) == 1 else {"anyOf": present} if present else {})
+    remove_null(schema)
 
 
 _T = TypeVar("_T")
