@@ -10,6 +10,7 @@ from typing import Any, Literal, override
 from pydantic import create_model
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NestedSecretsSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -23,23 +24,8 @@ from app.core.config.server import ServerSettings
 
 PREFIX = "APP_"
 SECRETS_DIR = "APP_SECRETS_DIR"
-
-
-class _PlainEnvironment(PydanticBaseSettingsSource):
-    """Reads `DATABASE_URL` and `PORT`, which hosting platforms set."""
-
-    @override
-    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False  # pragma: no cover  # Abstract in the base class; `__call__` reads both.
-
-    @override
-    def __call__(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if url := os.environ.get("DATABASE_URL"):
-            found["database"] = {"url": url}
-        if port := os.environ.get("PORT"):
-            found["server"] = {"port": port}
-        return found
+# Variables that hosting platforms set.
+_PLATFORM_VARIABLES = {"DATABASE_URL": ("database", "url"), "PORT": ("server", "port")}
 
 
 class Settings(BaseSettings):
@@ -73,7 +59,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources = [init_settings, env_settings, _PlainEnvironment(settings_cls)]
+        sources = [init_settings, env_settings, InitSettingsSource(settings_cls, _from_platform())]
         if secrets_dir():
             sources.append(
                 NestedSecretsSettingsSource(file_secret_settings, secrets_prefix=PREFIX, secrets_nested_delimiter="__")
@@ -114,6 +100,14 @@ class Settings(BaseSettings):
         if self.is_production:
             for _, name in groups(type(self)):
                 yield from getattr(self, name).unsafe_in_production()
+
+
+def _from_platform() -> dict[str, Any]:
+    return {
+        group: {name: os.environ[variable]}
+        for variable, (group, name) in _PLATFORM_VARIABLES.items()
+        if os.environ.get(variable)
+    }
 
 
 @cache
