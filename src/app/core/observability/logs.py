@@ -32,7 +32,6 @@ _SECRET_PATTERNS = (
     ("://", re.compile(r"(\w+://[^\s:/@]+:)[^\s@]+@"), rf"\1{REDACTED}@"),
 )
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+")
-_PLAIN = (bool, int, float)
 # Context of every request. These ids contain only letters, digits, - and _, so they need no redaction.
 _IDS = frozenset({"request_id", "trace_id"})
 _LEVELS = {logging.INFO: "info", logging.WARNING: "warning"}
@@ -42,25 +41,8 @@ _CONTEXT: tuple[Processor, ...] = (
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
-_to_json = json.JSONEncoder().encode
 
 type Renderer = Callable[[object, str, EventDict], str]
-
-
-class _Writer:
-    """Writes finished lines to the current `sys.stdout`, which may be replaced at run time."""
-
-    def __init__(self, name: str = "app") -> None:
-        self.name = name
-
-    def write(self, line: str) -> None:
-        # A log that cannot be written (full disk, closed terminal) must not fail the request; `logging` does the same.
-        with suppress(OSError):
-            # One call writes the text and the line end, so that lines of different threads do not mix.
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-
-    debug = info = warning = error = critical = write
 
 
 def discard_unwritable_output() -> None:
@@ -88,25 +70,27 @@ def configure(settings: LogSettings, *, readable: bool) -> None:
     atexit.register(discard_unwritable_output)
     level = settings.level.upper()
     as_text = settings.format == "console" or (settings.format is None and readable)
+    render = structlog.dev.ConsoleRenderer() if as_text else _as_json
     structlog.configure(
-        processors=[*_CONTEXT, *_rendering(as_text=as_text)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=_Writer,
-        cache_logger_on_first_use=False,
+        processors=[*_CONTEXT, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
     )
-    access_log.configure(settings.level, _renderer(as_text=as_text))
+    access_log.configure(level, render)
     root = logging.getLogger()
-    root.handlers = [_handler(as_text=as_text)]
+    root.handlers = [_handler(render)]
     root.setLevel(level)
     _configure_libraries()
 
 
-def _handler(*, as_text: bool) -> logging.Handler:
+def _handler(render: Renderer) -> logging.Handler:
+    formatter = structlog.stdlib.ProcessorFormatter
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        formatter(
             foreign_pre_chain=[*_CONTEXT, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(as_text=as_text)],
+            # Format the traceback before the redaction, because exceptions quote values.
+            processors=[formatter.remove_processors_meta, structlog.processors.format_exc_info, redact, render],
         )
     )
     return handler
@@ -124,22 +108,13 @@ def _configure_libraries() -> None:
     logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
-def _rendering(*, as_text: bool) -> list[Processor]:
-    # Format the traceback before the redaction, because exceptions quote values.
-    return [structlog.processors.format_exc_info, redact, _renderer(as_text=as_text)]
-
-
-def _renderer(*, as_text: bool) -> Renderer:
-    return structlog.dev.ConsoleRenderer() if as_text else _as_json
-
-
 def _as_json(_logger: object, _method: str, event: EventDict) -> str:
     # After the redaction, all values have JSON types.
     try:
         return to_json(event).decode("ascii")
     except ValueError:
         # Only the slower encoder escapes characters outside ASCII. Lone surrogates and Unicode line separators need that.
-        return _to_json(event)
+        return json.dumps(event)
 
 
 def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -160,7 +135,7 @@ def _is_secret(key: str) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    if value is None or isinstance(value, _PLAIN):
+    if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
         return {str(key): REDACTED if _is_secret(str(key)) else _clean(item) for key, item in value.items()}
@@ -185,11 +160,10 @@ class _AccessLog:
     """Writes the log line of each request itself. The general path through structlog and `redact` takes four times as long."""
 
     def __init__(self) -> None:
-        self._writer = _Writer()
-        self.configure("info", _as_json)
+        self.configure("INFO", _as_json)
 
     def configure(self, level: str, render: Renderer) -> None:
-        self._min_level = logging.getLevelNamesMapping()[level.upper()]
+        self._min_level = logging.getLevelNamesMapping()[level]
         self._render = render
 
     def write(self, level: int, facts: Mapping[str, Any]) -> None:
@@ -201,10 +175,18 @@ class _AccessLog:
             event = redact(None, "", event)
         event.update(facts)
         event["level"], event["logger"], event["timestamp"] = _LEVELS[level], "app.access", _now()
-        self._writer.write(self._render(None, "", event))
+        _write_line(self._render(None, "", event))
 
 
 access_log = _AccessLog()
+
+
+def _write_line(line: str) -> None:
+    # A log that cannot be written (full disk, closed terminal) must not fail the request; `logging` does the same.
+    with suppress(OSError):
+        # One call writes the text and the line end, so that lines of different threads do not mix.
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _now() -> str:
