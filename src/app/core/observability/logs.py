@@ -120,12 +120,7 @@ def _as_json(_logger: object, _method: str, event: EventDict) -> str:
 def redact(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Replace secrets in a log record: by the name of the key, and by patterns in texts."""
     for key, value in event.items():
-        if _is_secret(key):
-            event[key] = REDACTED
-        elif type(value) is str:
-            event[key] = clean_text(value)
-        else:
-            event[key] = _clean(value)
+        event[key] = REDACTED if _is_secret(key) else _clean(value)
     return event
 
 
@@ -135,6 +130,8 @@ def _is_secret(key: str) -> bool:
 
 
 def _clean(value: Any) -> Any:
+    if type(value) is str:
+        return clean_text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
