@@ -186,14 +186,11 @@ class _MetricsServer:
                 log.exception("metrics cannot be read from the database")
 
 
-class _Families:
+class _Families(list[Metric]):
     """Gives metrics to `generate_latest`, which expects a registry with the method `collect`."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
     def collect(self) -> Iterable[Metric]:
-        return self._families
+        return self
 
 
 @asynccontextmanager
