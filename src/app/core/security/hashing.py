@@ -17,6 +17,7 @@ from pwdlib import PasswordHash
 from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers import HasherProtocol
 from pwdlib.hashers.argon2 import Argon2Hasher
+from pwdlib.hashers.base import ensure_str
 from pwdlib.hashers.bcrypt import BcryptHasher
 
 from app.core.config import HashingSettings
@@ -55,7 +56,7 @@ class BcryptSha256Hasher(HasherProtocol):
     @override
     @classmethod
     def identify(cls, hash: str | bytes) -> bool:
-        return _BCRYPT_SHA256.fullmatch(_text(hash)) is not None
+        return _BCRYPT_SHA256.fullmatch(ensure_str(hash)) is not None
 
     @override
     def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
@@ -65,7 +66,7 @@ class BcryptSha256Hasher(HasherProtocol):
 
     @override
     def verify(self, password: str | bytes, hash: str | bytes) -> bool:
-        match = _BCRYPT_SHA256.fullmatch(_text(hash))
+        match = _BCRYPT_SHA256.fullmatch(ensure_str(hash))
         if match is None:
             return False
         rounds, salt, checksum = match.groups()
@@ -74,7 +75,7 @@ class BcryptSha256Hasher(HasherProtocol):
 
     @override
     def check_needs_rehash(self, hash: str | bytes) -> bool:
-        match = _BCRYPT_SHA256.fullmatch(_text(hash))
+        match = _BCRYPT_SHA256.fullmatch(ensure_str(hash))
         return match is None or int(match[1]) != self._rounds
 
 
@@ -83,7 +84,7 @@ class _TruncatingBcryptHasher(BcryptHasher):
 
     @override
     def verify(self, password: str | bytes, hash: str | bytes) -> bool:
-        return super().verify(_bytes(password)[:72], hash)
+        return super().verify(ensure_str(password).encode()[:72], hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +196,4 @@ def _bcrypt_decoy(rounds: int) -> str:
 
 
 def _prehash(password: str | bytes, salt: bytes) -> bytes:
-    return b64encode(digest(salt, _bytes(password), "sha256"))
-
-
-def _bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
-
-
-def _text(data: str | bytes) -> str:
-    return data.decode() if isinstance(data, bytes) else data
+    return b64encode(digest(salt, ensure_str(password).encode(), "sha256"))
