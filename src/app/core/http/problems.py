@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from http import HTTPStatus
 from itertools import chain
@@ -36,7 +36,6 @@ _MAX_NAME = 64
 # Attribute of a dependency that `raises` sets.
 _RAISES = "declared_errors"
 
-_STATUSES = frozenset(int(status) for status in HTTPStatus)
 _SERVER_ERRORS = 500
 # Statuses that Python's `HTTPStatus` does not know have one page for 4xx and one for 5xx. These numbers stand for both groups.
 _UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR = 499, 599
@@ -65,6 +64,9 @@ class UnnamedKind:
     def oauth_error(self) -> str:
         """Error code for OAuth clients."""
         return "server_error" if self.status >= _SERVER_ERRORS else "invalid_request"
+
+
+type Kind = AppError | type[AppError] | UnnamedKind
 
 
 class FieldProblem(BaseModel):
@@ -141,14 +143,18 @@ def merged_responses(
 
 
 def _example(error: type[AppError]) -> dict[str, Any]:
+    return _document(error, int(error.status), error.detail, "/api/v1/…", "0192f0c1a2b37c4d8e5f60718293a4b5")
+
+
+def _document(kind: Kind, status: int, detail: str, instance: str, request_id: str) -> dict[str, Any]:
     return {
-        "type": f"/problems/{error.problem}",
-        "title": _title(error.problem),
-        "status": int(error.status),
-        "detail": error.detail,
-        "instance": "/api/v1/…",
-        "request_id": "0192f0c1a2b37c4d8e5f60718293a4b5",
-        "code": error.code,
+        "type": f"/problems/{kind.problem}",
+        "title": _title(kind.problem),
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        "request_id": request_id,
+        "code": kind.code,
     }
 
 
@@ -160,30 +166,15 @@ def problem_response(scope: Any, error: AppError) -> Response:
     """Render an error. This never raises, for any content of the request."""
     more: dict[str, Any] = {}
     if isinstance(error, InvalidInputError):
-        more["errors"] = [
-            {"pointer": one.pointer, "code": one.code, "detail": one.detail} for one in error.errors[:MAX_ERRORS]
-        ]
+        more["errors"] = [asdict(one) for one in error.errors[:MAX_ERRORS]]
     return render_problem(scope, error, int(error.status), error.detail, error.headers, more)
 
 
 def render_problem(
-    scope: Any,
-    kind: AppError | type[AppError] | UnnamedKind,
-    status: int,
-    detail: str,
-    headers: Mapping[str, str],
-    more: Mapping[str, Any],
+    scope: Any, kind: Kind, status: int, detail: str, headers: Mapping[str, str], more: Mapping[str, Any]
 ) -> Response:
-    document: dict[str, Any] = {
-        "type": f"/problems/{kind.problem}",
-        "title": _title(kind.problem),
-        "status": status,
-        "detail": detail,
-        "instance": quote(scope["path"], safe="/-._~!$&'()*+,;=:@", errors="replace"),
-        "request_id": scope.get("request_id", ""),
-        "code": kind.code,
-        **more,
-    }
+    instance = quote(scope["path"], safe="/-._~!$&'()*+,;=:@", errors="replace")
+    document = {**_document(kind, status, detail, instance, scope.get("request_id", "")), **more}
     if "trace_id" in scope:
         document["trace_id"] = scope["trace_id"]
     sent = dict(headers)
@@ -232,18 +223,13 @@ def kind_of_status(status: int) -> type[AppError] | UnnamedKind:
     for kind in AppError.__subclasses__():
         if kind.status == status:
             return kind
-    name = (
-        HTTPStatus(status).name
-        if status in _STATUSES
-        else "SERVER_ERROR"
-        if status >= _SERVER_ERRORS
-        else "CLIENT_ERROR"
-    )
+    group = "SERVER_ERROR" if status >= _SERVER_ERRORS else "CLIENT_ERROR"
+    name = HTTPStatus(status).name if status in HTTPStatus else group
     return UnnamedKind(status, _RENAMED.get(name, name).lower())
 
 
 def _unnamed_kinds() -> Iterator[UnnamedKind]:
-    for status in (*_STATUSES, _UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR):
+    for status in (*HTTPStatus, _UNKNOWN_CLIENT_ERROR, _UNKNOWN_SERVER_ERROR):
         if status >= HTTPStatus.BAD_REQUEST and isinstance(kind := kind_of_status(status), UnnamedKind):
             yield kind
 
