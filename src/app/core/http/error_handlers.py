@@ -152,24 +152,20 @@ def _detail_of(error: HTTPException, kind: type[AppError] | UnnamedKind) -> tupl
     if not isinstance(detail, str):
         return kind.detail, {"details": json.loads(to_json(detail, fallback=repr, inf_nan_mode="strings"))}
     # Without a detail, Starlette uses the phrase of the status.
-    return (kind.detail if detail == _phrase(error.status_code) else detail), {}
+    phrase = HTTPStatus(error.status_code).phrase if error.status_code in HTTPStatus else ""
+    return (kind.detail if detail == phrase else detail), {}
 
 
 def _allow(app: FastAPI, scope: Scope) -> dict[str, str]:
-    # An endpoint that raises 405 for its own method sets `Allow` itself.
-    methods = _allowed_methods(app, scope)
-    return {"Allow": ", ".join(methods)} if methods and scope["method"] not in methods else {}
-
-
-def _allowed_methods(app: FastAPI, scope: Scope) -> list[str]:
-    """Return the methods of all routes that match the path."""
+    """Return `Allow` with the methods of all routes that match the path."""
     methods: set[str] = set()
     for route in routes_at(app, scope):
         # A mount of static files declares no methods.
         methods |= {"GET"} if isinstance(getattr(route, "app", None), StaticFiles) else set(route.methods or ())
     if "GET" in methods:
         methods.add("HEAD")
-    return sorted(methods)
+    # An endpoint that raises 405 for its own method sets `Allow` itself.
+    return {"Allow": ", ".join(sorted(methods))} if methods and scope["method"] not in methods else {}
 
 
 def _from_validation(scope: Scope, errors: Sequence[Any]) -> AppError:
@@ -194,7 +190,3 @@ def _field_errors(errors: Sequence[Any]) -> Iterator[FieldError]:
         names = list(error.get("loc", ()))
         path = names[1:] if names[:1] == ["body"] else names
         yield FieldError(pointer=pointer(*path), code=error.get("type", "value_error"), detail=detail_of(error))
-
-
-def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase if status in HTTPStatus else ""
