@@ -28,7 +28,7 @@ def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
     problems: list[str] = []
     settings = None
     try:
-        settings = _build(model, overrides)
+        settings = model(_secrets_dir=secrets_dir(), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
         problems += [*_unknown_variables(model, os.environ), *settings.unsafe_in_production()]
     except ValidationError as error:
         problems += _problems_of(model, error, overrides)
@@ -57,10 +57,6 @@ def _problems_of(model: type[Settings], error: ValidationError, overrides: Mappi
     valid_settings = _build_without(model, overrides, [entry["loc"] for entry in errors])
     unsafe = valid_settings.unsafe_in_production() if valid_settings else ()
     yield from (problem for problem in unsafe if problem.split(":")[0] not in invalid)
-
-
-def _build(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
-    return model(_secrets_dir=secrets_dir(), **overrides)  # type: ignore[call-arg,arg-type]  # By name.
 
 
 def _build_without(
