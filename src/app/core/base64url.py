@@ -4,7 +4,6 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 
 def encode(raw: bytes) -> str:
-    """Encode bytes."""
     return urlsafe_b64encode(raw).decode().rstrip("=")
 
 

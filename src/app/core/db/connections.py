@@ -41,7 +41,6 @@ class Recycling:
         self._replace_older_than = float("-inf")
 
     def watch(self, writing: AsyncEngine, reading: AsyncEngine) -> None:
-        """Watch the connections of these engines."""
         event.listen(writing.sync_engine, "handle_error", self._on_write_error)
         event.listen(writing.sync_engine, "connect", self._on_write_connect)
         for engine in (writing, reading):
@@ -98,7 +97,6 @@ def pool_of(engine: AsyncEngine | Engine) -> Pool:
 
 
 def create_engine(settings: DatabaseSettings) -> AsyncEngine:
-    """Create the engine for writing."""
     engine = _create_engine(settings, {})
     event.listen(engine.sync_engine, "commit", note_commit_sent)
     return engine

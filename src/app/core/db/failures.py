@@ -36,7 +36,6 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def constraint_name(error: DBAPIError) -> str | None:
-    """Return the name of the violated constraint."""
     cause = error.orig.__cause__ if error.orig else None
     return getattr(cause, "constraint_name", None)
 
@@ -52,7 +51,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def sqlstates(error: BaseException | None) -> Iterator[str | None]:
-    """Yield the PostgreSQL codes of an error and of its causes."""
     return (getattr(each, "sqlstate", None) for each in causes(error))
 
 

@@ -43,7 +43,6 @@ class QueryLog:
         self._slow = slow
 
     def listen(self, engine: Engine) -> None:
-        """Record every statement of an engine."""
         event.listen(engine, "before_cursor_execute", self._begin, named=True)
         event.listen(engine, "after_cursor_execute", self._end, named=True)
         event.listen(engine, "handle_error", self._fail)

@@ -82,7 +82,6 @@ class WriteCondition:
         return acceptable_versions(self.header)
 
     def tag[Row: Versioned](self, row: Row) -> Row:
-        """Set the `ETag`, and return the row."""
         _set_tag(self._response, row)
         return row
 
@@ -106,18 +105,15 @@ def _set_tag(response: Response, row: Versioned) -> None:
 
 
 async def get_read_condition(response: Response, if_none_match: IfNoneMatchHeader = None) -> ReadCondition:
-    """Return the condition of a request that reads."""
     return ReadCondition(if_none_match, response)
 
 
 @raises(PreconditionFailedError)
 async def get_write_condition(response: Response, if_match: IfMatchHeader = None) -> WriteCondition:
-    """Return the condition of a request that writes."""
     return WriteCondition(if_match, response)
 
 
 async def get_created(request: Request, response: Response) -> Created:
-    """Return the object with which the endpoint sets the headers of a response with a new row."""
     return Created(request.scope["path"], response)
 
 
@@ -138,7 +134,6 @@ def join_conditions(scope: Scope, names: Collection[bytes]) -> None:
 
 
 def etag(version: int) -> str:
-    """Return the strong entity tag of a row at this version."""
     return f'"{version}"'
 
 

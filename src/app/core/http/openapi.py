@@ -103,7 +103,6 @@ def _component(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def add_documentation(app: DocumentedAPI) -> None:
-    """Serve `/openapi.json` and `/docs`."""
 
     async def openapi(_request: Request) -> Response:
         return Response(json.dumps(app.openapi()), media_type="application/json")

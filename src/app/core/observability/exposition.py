@@ -48,7 +48,6 @@ class Exposition:
 
     @property
     def port(self) -> int:
-        """The TCP port for scrapes."""
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -118,12 +117,10 @@ class _MetricsServer:
         self.address.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Cancel a running lookup."""
         if self._lookup_task:
             self._lookup_task.cancel()
 
     async def send_own(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Send the metrics of this process to another process."""
         async with _closing(writer):
             writer.write(self._own_metrics())
             await writer.drain()

@@ -74,7 +74,6 @@ class Histogram:
         series[-1] += size
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all series in the format of the library."""
         family = HistogramMetricFamily(self._name, self._meaning, labels=self.labels)
         for values, (*counts, total) in self._series.items():
             family.add_metric(values, list(zip(self._texts, accumulate(counts), strict=True)), sum_value=total)

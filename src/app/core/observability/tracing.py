@@ -96,7 +96,6 @@ def _trace_statements(engine: Engine, tracer: Tracer) -> None:
 
 
 def current_trace_id() -> str | None:
-    """Return the id of the trace of the current task."""
     context = trace.get_current_span().get_span_context()
     return format(context.trace_id, "032x") if context.is_valid else None
 

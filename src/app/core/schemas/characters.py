@@ -71,7 +71,6 @@ def has_only_visible(text: str) -> bool:
 
 
 def has_too_many_marks(text: str) -> bool:
-    """Return whether a letter carries more than four marks."""
     return _TOO_MANY_MARKS.search(text) is not None
 
 

@@ -124,7 +124,6 @@ def new_signing_key(algorithm: Algorithm, state: State) -> dict[str, Any]:
 
 
 def new_pepper(pepper_id: int, state: State) -> dict[str, Any]:
-    """Create a pepper as a member of a key set."""
     return _new_secret(kid=str(pepper_id), **state_members(state))
 
 
@@ -186,7 +185,6 @@ class _KeyFile:
 
 
 def read_key_set(path: Path) -> str:
-    """Read the text of a key set file."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -222,7 +220,6 @@ def is_root(key: dict[str, Any]) -> bool:
 
 
 def is_pepper(key: dict[str, Any]) -> bool:
-    """Return whether the key is a pepper."""
     return key["kty"] == "oct" and not is_root(key)
 
 

@@ -62,7 +62,6 @@ class KeyStatus:
 
 
 def list_keys(settings: KeySettings) -> list[KeyStatus]:
-    """Return the status of each key."""
     # An invalid key set raises the same error as at the start of the server.
     load_key_ring(settings)
     given = settings.signing_keys
