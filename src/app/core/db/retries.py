@@ -79,7 +79,8 @@ async def with_retries[T](work: Callable[[], Awaitable[T]]) -> T:
             if not _may_retry(error, attempt, number):
                 raise
             attempt.deferred = None
-            log.info("unit of work is retried", extra={"attempt": number + 1, "reason": _reason(error)})
+            reason = sqlstate(error) or type(error).__name__
+            log.info("unit of work is retried", extra={"attempt": number + 1, "reason": reason})
         finally:
             _current.reset(token)
             _run_deferred(attempt)
@@ -99,7 +100,3 @@ def _may_retry(error: Exception, attempt: _Attempt, number: int) -> bool:
     if is_undone(error):
         return number < _MAX_ATTEMPTS and not attempt.has_committed
     return is_lost_connection(error) and number == 1 and not attempt.has_sent_commit
-
-
-def _reason(error: Exception) -> str:
-    return sqlstate(error) or type(error).__name__
