@@ -1,7 +1,7 @@
 """OpenTelemetry traces, enabled by OpenTelemetry's standard variables. While they are disabled, the SDK is not loaded."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ def tracing_from_environment() -> Tracing | None:
     Raises `ConfigurationError` for an exporter or a protocol that is not supported. The variables are described in
     https://opentelemetry.io/docs/specs/otel/configuration.
     """
-    exporter = _exporter_of(os.environ)
+    exporter = _exporter()
     if exporter is None:
         return None
     from app.core.observability import span_export
@@ -54,9 +54,9 @@ def tracing_from_environment() -> Tracing | None:
     return Tracing(provider, provider.shutdown)
 
 
-def _exporter_of(environment: Mapping[str, str]) -> str | None:
+def _exporter() -> str | None:
     def setting(name: str) -> str:
-        return environment.get(name, "").strip().lower()
+        return os.environ.get(name, "").strip().lower()
 
     endpoint = setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or setting("OTEL_EXPORTER_OTLP_ENDPOINT")
     exporter = setting("OTEL_TRACES_EXPORTER") or ("otlp" if endpoint else "none")
