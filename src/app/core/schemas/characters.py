@@ -50,18 +50,12 @@ _HAS_INVISIBLE = re.compile(f"[{_INVISIBLE}]").search
 
 
 def is_printable(text: str) -> bool:
-    """Return whether the text has no control, surrogate, private-use, noncharacter or replacement character.
-
-    Invisible characters are allowed; see `is_visible`.
-    """
+    """Return whether the text has no character of `_UNPRINTABLE`. Invisible characters are allowed; see `is_visible`."""
     return _HAS_UNPRINTABLE(text) is None
 
 
 def is_visible(text: str) -> bool:
-    """Return whether the text has no invisible character and no direction override.
-
-    Joiners and variation selectors are accepted where a script or an emoji needs them.
-    """
+    """Return whether the text has no invisible character, except joiners and variation selectors that a script or an emoji needs."""
     return _HAS_INVISIBLE(text) is None or _HAS_INVISIBLE(_ALLOWED_INVISIBLE.sub("", text)) is None
 
 
