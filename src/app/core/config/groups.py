@@ -14,11 +14,9 @@ _DURATION_FORM = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10
 
 
 class SettingsGroup(BaseModel):
-    """Settings that share a prefix. A feature declares one subclass in its `settings.py`. The prefix is the name of its folder.
+    """Settings that share a prefix. A feature declares one subclass in its `settings.py`. The prefix is the name of its folder."""
 
-    The string below a field is its description in docs/configuration.md.
-    """
-
+    # The string below a field is its description in docs/configuration.md.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def unsafe_in_production(self) -> Iterator[str]:
