@@ -17,23 +17,18 @@ class WatchedProcess:
 
     def __init__(self, run_as: RunAs, lock: int, program: str, *arguments: str, output: int | IO[bytes]) -> None:
         reader, writer = os.pipe()
-        self._owner_pipe: int | None = writer
-        try:
+        self._owner_pipe = os.fdopen(writer, "wb")
+        with os.fdopen(reader, "rb"):
             self._process = subprocess.Popen(
-                watchdog_command(run_as.identity, reader, str(run_as.binaries.program(program)), *arguments),
-                pass_fds=[reader, lock],
-                stdin=subprocess.DEVNULL,
+                watchdog_command(run_as.identity, str(run_as.binaries.program(program)), *arguments),
+                pass_fds=[lock],
+                stdin=reader,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
                 # Ctrl-C signals every process of the terminal. The server must outlive the last request of the application.
                 start_new_session=True,
             )
-        except BaseException:
-            os.close(writer)
-            raise
-        finally:
-            os.close(reader)
 
     def is_running(self) -> bool:
         return self._process.poll() is None
@@ -43,9 +38,7 @@ class WatchedProcess:
         return self._process.returncode, output.decode(errors="replace")
 
     def stop(self) -> None:
-        if self._owner_pipe is not None:
-            os.close(self._owner_pipe)
-            self._owner_pipe = None
+        self._owner_pipe.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_TIMEOUT)
 

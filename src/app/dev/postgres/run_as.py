@@ -47,23 +47,19 @@ def choose_run_as(binaries: PostgresBinaries, directory: Path) -> RunAs:
     return RunAs("nobody", binaries, fallback)
 
 
-def watchdog_command(identity: Identity, owner_pipe: int, *command: str) -> list[str]:
-    return [sys.executable, "-I", "-S", _WATCHDOG, identity, str(owner_pipe), *command]
+def watchdog_command(identity: Identity, *command: str) -> list[str]:
+    return [sys.executable, "-I", "-S", _WATCHDOG, identity, *command]
 
 
 def _can_run(identity: Identity, binaries: PostgresBinaries, writable: Path = _FALLBACK_ROOT) -> bool:
     """Return whether this identity can run the programs and write to this directory."""
     check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.program("initdb")), str(writable)]
+    command = watchdog_command(identity, *check)
     # The pipe stays open during the check. When it is closed, the watchdog shuts the program down.
-    reader, writer = os.pipe()
-    try:
-        probe = subprocess.run(
-            watchdog_command(identity, reader, *check), pass_fds=[reader], capture_output=True, check=False
-        )
-    finally:
-        os.close(reader)
-        os.close(writer)
-    return probe.returncode == 0
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as probe:
+        return probe.wait() == 0
 
 
 def _fallback_directory_of(directory: Path) -> Path:
