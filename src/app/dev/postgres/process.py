@@ -20,7 +20,7 @@ class WatchedProcess:
         self._owner_pipe = os.fdopen(writer, "wb")
         with os.fdopen(reader, "rb"):
             self._process = subprocess.Popen(
-                watchdog_command(run_as.identity, str(run_as.binaries.program(program)), *arguments),
+                watchdog_command(run_as.identity, str(run_as.binaries.directory / program), *arguments),
                 pass_fds=[lock],
                 stdin=reader,
                 stdout=output,

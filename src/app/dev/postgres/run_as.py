@@ -53,7 +53,7 @@ def watchdog_command(identity: Identity, *command: str) -> list[str]:
 
 def _can_run(identity: Identity, binaries: PostgresBinaries, writable: Path = _FALLBACK_ROOT) -> bool:
     """Return whether this identity can run the programs and write to this directory."""
-    check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.program("initdb")), str(writable)]
+    check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.directory / "initdb"), str(writable)]
     command = watchdog_command(identity, *check)
     # The pipe stays open during the check. When it is closed, the watchdog shuts the program down.
     with subprocess.Popen(
