@@ -1,8 +1,6 @@
 """A private PostgreSQL server for development and tests. It runs as long as the process that started it."""
 
-import asyncio
 import errno
-import itertools
 import os
 import re
 import secrets
@@ -13,10 +11,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn, Self
 
-import asyncpg
+import psycopg
+from psycopg.sql import SQL, Identifier
 
 from app.dev.ports import free_port
 from app.dev.postgres.binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
@@ -80,17 +78,28 @@ class Cluster:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql+asyncpg://postgres:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, name: str) -> None:
-        """Create a database unless it exists. The name is not escaped, so never pass user input."""
-        asyncio.run(_create_database(self.url(), name))
+        """Create a database unless it exists."""
+        with self._connect() as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+                connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+
+    def drop_databases(self) -> None:
+        with self._connect() as connection:
+            names = connection.execute(
+                "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'"
+            ).fetchall()
+            for (name,) in names:
+                connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+    def _connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.url().replace("+asyncpg", ""), autocommit=True)
 
     def start(self) -> None:
         with _readable_errors(self.directory):
@@ -131,26 +140,16 @@ class Cluster:
     def _try_start_server(self, files: ClusterFiles, lock: int) -> bool:
         self.port = self._given_port or free_port()
         settings = [*_SETTINGS, f"port={self.port}", *(() if self.durable else _NON_DURABLE_SETTINGS), *self._settings]
-        options = itertools.chain.from_iterable(("-c", setting) for setting in settings)
+        options = [f"--{setting}" for setting in settings]
         with files.log.open("wb") as log:
             self._server = WatchedProcess(files.run_as, lock, "postgres", "-D", str(files.data), *options, output=log)
+        is_ready = False
         try:
-            if _is_ready(self._server, files, self.port):
-                return True
-        except BaseException:
-            self.stop()
-            raise
-        self.stop()
-        return False
-
-
-async def _create_database(url: str, name: str) -> None:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
-        if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
-            await connection.execute(f'CREATE DATABASE "{name}"')
-    finally:
-        await connection.close()
+            is_ready = _is_ready(self._server, files, self.port)
+        finally:
+            if not is_ready:
+                self.stop()
+        return is_ready
 
 
 def _create_if_missing(files: ClusterFiles, lock: int, *, durable: bool) -> None:
@@ -263,19 +262,7 @@ def _start_first_free(directory: Path) -> Cluster:
         cluster = Cluster(directory / str(number), durable=False)
         with suppress(ClusterInUseError):
             cluster.start()
-            asyncio.run(_drop_databases(cluster.url()))
+            # A killed test run leaves its databases behind. No other run uses this server, so all of them can be dropped.
+            cluster.drop_databases()
             return cluster
         number += 1
-
-
-async def _drop_databases(url: str) -> None:
-    # A killed test run leaves its databases behind. No other run uses this server, so all of them can be dropped.
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
-        leftovers = await connection.fetch(
-            "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'"
-        )
-        for (name,) in leftovers:
-            await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
