@@ -5,12 +5,11 @@ import fcntl
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from sqlalchemy import text
 
 from app.auth.settings import AuthSettings
@@ -42,14 +41,6 @@ class AlreadyRunningError(Exception):
     """The application of this clone is already running."""
 
 
-@dataclass(frozen=True)
-class Welcome:
-    """Facts for the welcome text. `password` is set only if this start created the administrator."""
-
-    server_version: str
-    password: str | None
-
-
 def run() -> int:
     """Run until stopped and return the exit code. Errors that a developer can correct are printed as one sentence."""
     # SIGTERM from make and SIGHUP from a closed terminal shut down in the same way as Ctrl-C.
@@ -67,14 +58,17 @@ def run() -> int:
         MigrationFileError,
         PortInUseError,
     ) as error:
-        return _fail(str(error))
+        reason = str(error)
     except MigrationError as error:
-        return _fail(f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}")
+        reason = f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}"
     except AppError as error:
-        return _fail(error.detail)
+        reason = error.detail
     except OSError as error:
-        return _fail(f"The application cannot start: {error.strerror or error} ({error.filename or LOCAL}).")
-    return 0
+        reason = f"The application cannot start: {error.strerror or error} ({error.filename or LOCAL})."
+    else:
+        return 0
+    typer.echo(reason, err=True)
+    return 1
 
 
 def _run() -> None:
@@ -86,8 +80,9 @@ def _run() -> None:
     revisions.head()
     with _database(given) as url:
         settings = _settings(url, port=settings.server.port)
-        welcome = asyncio.run(_prepare(settings))
-        serve(settings, announce=lambda: _print(_welcome_text(settings, welcome, is_embedded=given is None)))
+        version, password = asyncio.run(_prepare(settings))
+        welcome = _welcome_text(settings, version, password, is_embedded=given is None)
+        serve(settings, announce=lambda: typer.echo(welcome))
 
 
 def _given_database() -> str | None:
@@ -164,7 +159,8 @@ def _exclusive() -> Iterator[None]:
         yield
 
 
-async def _prepare(settings: Settings) -> Welcome:
+async def _prepare(settings: Settings) -> tuple[str, str | None]:
+    """Return the version of the server, and the password of the administrator if this start created the account."""
     await runner.upgrade(settings.database)
     database = Database(settings.database)
     hasher = PasswordHasher(settings.of(AuthSettings))
@@ -176,27 +172,24 @@ async def _prepare(settings: Settings) -> Welcome:
     finally:
         hasher.close()
         await database.dispose()
-    return Welcome(str(version), password if admin else None)
+    return str(version), password if admin else None
 
 
-def _welcome_text(settings: Settings, welcome: Welcome, *, is_embedded: bool) -> str:
+def _welcome_text(settings: Settings, version: str, password: str | None, *, is_embedded: bool) -> str:
     address = f"http://127.0.0.1:{settings.server.port}"
     data = "data in .local/postgres" if is_embedded else "DATABASE_URL"
     lines = [
         "",
-        f"  Running on PostgreSQL {welcome.server_version} ({data}). Ctrl-C stops it.",
+        f"  Running on PostgreSQL {version} ({data}). Ctrl-C stops it.",
         "",
         f"  address         {address}",
-        *([f"  documentation   {address}/docs"] if settings.serves_docs else []),
-        *(
-            [f"  mails           {address}/local/mails"]
-            if settings.of(MailSettings).url.get_secret_value() == MAIL.as_uri()
-            else []
-        ),
-        *(_introduction(address, welcome.password) if welcome.password else _reminder(is_embedded=is_embedded)),
-        "",
     ]
-    return "\n".join(lines)
+    if settings.serves_docs:
+        lines.append(f"  documentation   {address}/docs")
+    if settings.of(MailSettings).url.get_secret_value() == MAIL.as_uri():
+        lines.append(f"  mails           {address}/local/mails")
+    lines += _introduction(address, password) if password else _reminder(is_embedded=is_embedded)
+    return "\n".join([*lines, ""])
 
 
 def _introduction(address: str, password: str) -> list[str]:
@@ -220,13 +213,3 @@ def _reminder(*, is_embedded: bool) -> list[str]:
         "",
         f"    {url}APP_ENVIRONMENT=local .venv/bin/app users create-admin you@example.com",
     ]
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def _fail(reason: str) -> int:
-    sys.stderr.write(f"{reason}\n")
-    return 1
