@@ -1,8 +1,7 @@
 """Generates the contracts of import-linter from the folders and `FEATURES`, so that new modules are checked without an edit."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from app import features
@@ -35,7 +34,6 @@ _INSIDE = (
 )
 # The files of a feature that may know HTTP.
 _WEB = {"router", "dependencies", "pages", "resources"}
-_WEB_FRAMEWORKS = ["fastapi", "starlette"]
 _WORKER_ONLY = ("library", "runner", "service", "worker", "metrics")
 
 
@@ -43,31 +41,38 @@ class UnknownModuleError(Exception):
     """The contracts do not cover a module, a package or a feature. The text says what to do."""
 
 
-@dataclass(frozen=True)
-class Contract:
-    """A contract of import-linter."""
-
-    name: str
-    kind: str
-    guidance: str
-    options: Mapping[str, Sequence[str] | bool] = field(default_factory=dict)
+type Contract = dict[str, str | bool | Sequence[str]]
 
 
 def contracts(source: Path) -> list[Contract]:
     """Return the contracts of the package `app` in this directory. `UnknownModuleError` if they do not cover all of it."""
     _check_coverage(source)
-    modules = sorted(_modules(source))
+    paths = [path.relative_to(source) for path in source.rglob("*.py") if path.stem != "__init__"]
+    modules = sorted(".".join(("app", *path.with_suffix("").parts)) for path in paths)
     return [
         _layers(),
-        _inside(source),
-        _core(),
+        _contract(
+            "Inside a feature, imports point down",
+            "layers",
+            "Move the shared part down a layer, or pass it in as an argument.",
+            containers=[f"app.{name}" for name in features.names() if (source / name).is_dir()],
+            layers=[" | ".join(f"({name})" for name in layer.split(" | ")) for layer in _INSIDE],
+        ),
+        _contract(
+            "The packages of core build on each other in one direction",
+            "layers",
+            "Move the shared part down, or pass it in as an argument.",
+            containers=["app.core"],
+            layers=_CORE,
+        ),
         *(_private_queries(modules, feature) for feature in features.names() if _queries(modules, feature)),
         _http(modules),
-        Contract(
+        _contract(
             "core knows no feature",
             "forbidden",
             "Code that two features share and that uses neither belongs to core. Code that uses a feature belongs to the feature.",
-            {"source_modules": ["app.core"], "forbidden_modules": [f"app.{name}" for name in features.names()]},
+            source_modules=["app.core"],
+            forbidden_modules=[f"app.{name}" for name in features.names()],
         ),
         _protected(
             "The HTTP server is optional",
@@ -91,52 +96,25 @@ def as_toml(found: Iterable[Contract]) -> str:
     """Return the contracts as a configuration file of import-linter."""
     lines = ["[tool.importlinter]", 'root_package = "app"', "include_external_packages = true"]
     for contract in found:
-        values: dict[str, object] = {"name": contract.name, "type": contract.kind, **contract.options}
-        values["broken_contract_guidance"] = contract.guidance
-        lines += [
-            "",
-            "[[tool.importlinter.contracts]]",
-            *(f"{name} = {json.dumps(value)}" for name, value in values.items()),
-        ]
+        values = (f"{name} = {json.dumps(value)}" for name, value in contract.items())
+        lines += ["", "[[tool.importlinter.contracts]]", *values]
     return "\n".join(lines) + "\n"
 
 
+def _contract(name: str, kind: str, guidance: str, **options: bool | Sequence[str] | str) -> Contract:
+    return {"name": name, "type": kind, "broken_contract_guidance": guidance, **options}
+
+
 def _layers() -> Contract:
-    below = (*reversed(features.names()), *_BELOW_FEATURES)
-    return Contract(
+    layers = (*_TOP, *reversed(features.names()), *_BELOW_FEATURES)
+    return _contract(
         "Features build on those before them in FEATURES",
         "layers",
         "Move a use case that needs two features into the higher one. See FEATURES in src/app/features.py.",
-        {
-            "layers": [_named(layer) for layer in (*_TOP, *below)],
-            # The routers of low features use dependencies of higher ones, such as the current user, and declare their errors.
-            "ignore_imports": ["app.*.router -> app.*.dependencies", "app.*.router -> app.*.errors"],
-            "unmatched_ignore_imports_alerting": "none",
-        },
-    )
-
-
-def _named(layer: str) -> str:
-    return " | ".join(f"app.{name}" for name in layer.split(" | "))
-
-
-def _inside(source: Path) -> Contract:
-    layers = [" | ".join(f"({name})" for name in layer.split(" | ")) for layer in _INSIDE]
-    containers = [f"app.{name}" for name in features.names() if (source / name).is_dir()]
-    return Contract(
-        "Inside a feature, imports point down",
-        "layers",
-        "Move the shared part down a layer, or pass it in as an argument.",
-        {"containers": containers, "layers": layers},
-    )
-
-
-def _core() -> Contract:
-    return Contract(
-        "The packages of core build on each other in one direction",
-        "layers",
-        "Move the shared part down, or pass it in as an argument.",
-        {"containers": ["app.core"], "layers": list(_CORE)},
+        layers=[" | ".join(f"app.{name}" for name in layer.split(" | ")) for layer in layers],
+        # The routers of low features use dependencies of higher ones, such as the current user, and declare their errors.
+        ignore_imports=["app.*.router -> app.*.dependencies", "app.*.router -> app.*.errors"],
+        unmatched_ignore_imports_alerting="none",
     )
 
 
@@ -161,34 +139,23 @@ def _http(modules: Sequence[str]) -> Contract:
         for name in modules
         if not any(_is_in(name, package) for package in packages) and name.split(".")[-1] not in _WEB
     ]
-    return Contract(
+    return _contract(
         "Business code does not know HTTP",
         "forbidden",
         "Only router.py, dependencies.py, resources.py, pages.py and app.core.http may import FastAPI.",
-        {
-            "source_modules": business,
-            "forbidden_modules": [*_WEB_FRAMEWORKS, "app.*.router", "app.*.dependencies"],
-        },
+        source_modules=business,
+        forbidden_modules=["fastapi", "starlette", "app.*.router", "app.*.dependencies"],
     )
 
 
 def _protected(name: str, modules: Sequence[str], importers: Sequence[str], guidance: str) -> Contract:
-    options: dict[str, Sequence[str] | bool] = {
-        "protected_modules": modules,
-        "allowed_importers": importers,
-        "as_packages": True,
-    }
-    return Contract(name, "protected", guidance, options)
+    return _contract(
+        name, "protected", guidance, protected_modules=modules, allowed_importers=importers, as_packages=True
+    )
 
 
 def _is_in(module: str, package: str) -> bool:
     return f"{module}.".startswith(f"app.{package}.")
-
-
-def _modules(source: Path) -> Iterator[str]:
-    for path in source.rglob("*.py"):
-        if path.stem != "__init__":
-            yield ".".join(("app", *path.relative_to(source).with_suffix("").parts))
 
 
 def _check_coverage(source: Path) -> None:
