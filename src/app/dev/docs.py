@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -59,14 +58,12 @@ def guide() -> str:
     return re.sub(r'^down_revision = ".*"$', f'down_revision = "{newest}"', text, flags=re.MULTILINE)
 
 
-DOCUMENTS: Mapping[Path, Callable[[], str]] = MappingProxyType(
-    {
-        _GUIDE: guide,
-        Path("docs/configuration.md"): configuration,
-        Path("docs/security/asvs.md"): security.report,
-        Path("docs/security/facts.md"): security.facts,
-    }
-)
+DOCUMENTS: Mapping[Path, Callable[[], str]] = {
+    _GUIDE: guide,
+    Path("docs/configuration.md"): configuration,
+    Path("docs/security/asvs.md"): security.report,
+    Path("docs/security/facts.md"): security.facts,
+}
 
 
 def write(root: Path = ROOT) -> None:
@@ -77,11 +74,11 @@ def write(root: Path = ROOT) -> None:
 
 def stale(root: Path = ROOT) -> list[Path]:
     """Return the pages that are missing or outdated."""
-    return [path for path, content in DOCUMENTS.items() if not _has_content(root / path, content())]
-
-
-def _has_content(path: Path, content: str) -> bool:
-    return path.is_file() and path.read_text() == content
+    return [
+        path
+        for path, content in DOCUMENTS.items()
+        if not (root / path).is_file() or (root / path).read_text() != content()
+    ]
 
 
 def _title(model: type[BaseModel]) -> str:

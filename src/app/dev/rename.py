@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,19 +100,15 @@ def _check_length(what: str, text: str, model: type[BaseModel], field: str) -> N
 
 def _renamed(root: Path, chosen: Identity) -> Mapping[Path, str]:
     """Return the new text of each file that the new name changes."""
-    texts: dict[Path, str] = {}
-    for path, pattern, new in _places(root, chosen):
-        old = texts.get(path) or path.read_text()
-        texts[path] = re.sub(pattern, partial(_replace_group, new=new), old, flags=re.MULTILINE)
-    return {path: text for path, text in sorted(texts.items()) if text != path.read_text()}
-
-
-def _places(root: Path, chosen: Identity) -> Iterator[tuple[Path, str, str]]:
     before = current(root)
+    texts: dict[Path, str] = {}
     for places, new in ((_SLUGS, chosen.slug), (_NAMES, chosen.name)):
         for files, pattern in places:
             found = pattern.replace("{slug}", re.escape(before.slug)).replace("{name}", re.escape(before.name))
-            yield from ((path, found, new) for path in root.glob(files))
+            for path in root.glob(files):
+                old = texts.get(path) or path.read_text()
+                texts[path] = re.sub(found, partial(_replace_group, new=new), old, flags=re.MULTILINE)
+    return {path: text for path, text in sorted(texts.items()) if text != path.read_text()}
 
 
 def _replace_group(match: re.Match[str], *, new: str) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from app.account import limits as account_limits
 from app.auth import limits as auth_limits
 from app.core.security.rate_limits import Limit
@@ -31,10 +29,10 @@ _FACTS = """# Security facts from the code
 
 def report() -> str:
     """Return the ASVS report: the counts, the gaps, and all requirements by chapter."""
-    requirements = requirements_of(read("asvs.toml"))
-    chapters: Mapping[str, str] = read("asvs.toml")["chapters"]
+    data = read("asvs.toml")
+    requirements = requirements_of(data)
     parts = [_REPORT.strip(), _counts(requirements), _gaps(requirements)]
-    for number, title in chapters.items():
+    for number, title in data["chapters"].items():
         rows = [_row(name, one) for name, one in requirements.items() if name.partition(".")[0] == number]
         parts.append(f"## V{number} {title}\n\n" + table("id | level | status | implementation | tests", rows))
     return "\n\n".join(parts) + "\n"
@@ -51,8 +49,18 @@ def facts() -> str:
         ),
         "Operations that issue credentials": table("operation | input and result", _pairs(data["pathways"])),
         "Data classes": table("class | meaning", _pairs(data["classes"])),
-        "Stored data": table("table | column | class", _columns(data["columns"])),
-        "Secrets": table("setting | protects | rotation", _secrets(data["secrets"])),
+        "Stored data": table(
+            "table | column | class",
+            (
+                (name, f"`{column}`", kind)
+                for name, columns in data["columns"].items()
+                for column, kind in columns.items()
+            ),
+        ),
+        "Secrets": table(
+            "setting | protects | rotation",
+            ((f"`{variable}`", one["protects"], one["change"]) for variable, one in data["secrets"].items()),
+        ),
         "Audit events": table("event | meaning", _pairs(data["events"])),
     }
     return "\n\n".join([_FACTS.strip(), *(f"## {title}\n\n{table}" for title, table in sections.items())]) + "\n"
@@ -102,19 +110,8 @@ def _settings(reasons: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
 
 def _fields() -> Iterator[tuple[str, ...]]:
     for field in UserRead.model_fields:
-        yield (f"`{field}`", *(_access(field, model) for model in (MeUpdate, UserCreate, UserUpdate)))
-
-
-def _access(field: str, writing: type[BaseModel]) -> str:
-    return "reads, writes" if field in writing.model_fields else "reads"
-
-
-def _columns(tables: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
-    return ((table, f"`{column}`", kind) for table, columns in tables.items() for column, kind in columns.items())
-
-
-def _secrets(secrets: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
-    return ((f"`{variable}`", one["protects"], one["change"]) for variable, one in secrets.items())
+        writes = (field in model.model_fields for model in (MeUpdate, UserCreate, UserUpdate))
+        yield f"`{field}`", *("reads, writes" if is_written else "reads" for is_written in writes)
 
 
 def _pairs(entries: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
