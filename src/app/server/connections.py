@@ -5,9 +5,8 @@ import fcntl
 import struct
 import termios
 from itertools import islice
-from typing import Any, override
+from typing import override
 
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -68,27 +67,19 @@ class TimedConnection(HttpToolsProtocol):
 
     server_state: Connections
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: Connections,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        # Times of the event loop. Each is None while the connection is not in that state: waiting for a request, reading
-        # a head, reading a body, waiting until the client reads what was written.
-        self.idle_since: float | None = None
-        self._head_since: float | None = None
-        self._body_since: float | None = None
-        self._write_paused_since: float | None = None
-        self._last_read_at = 0.0
-        self._has_had_request = False
-        self._is_responding = False
-        # Whether further input is discarded.
-        self._discards_input = False
-        # When a connection that is closing is aborted.
-        self._abort_at: float | None = None
+    # Times of the event loop. Each is None while the connection is not in that state: waiting for a request, reading a head,
+    # reading a body, waiting until the client reads what was written.
+    idle_since: float | None = None
+    _head_since: float | None = None
+    _body_since: float | None = None
+    _write_paused_since: float | None = None
+    _last_read_at = 0.0
+    _has_had_request = False
+    _is_responding = False
+    # Whether further input is discarded.
+    _discards_input = False
+    # When a connection that is closing is aborted.
+    _abort_at: float | None = None
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As in the parent.
@@ -163,15 +154,11 @@ class TimedConnection(HttpToolsProtocol):
             self.close_idle()
         else:
             # The connection is new, and its first request may be on its way, or a request is being read.
-            self.loop.call_later(_FIRST_REQUEST_WAIT, self._close_if_still_idle)
-
-    def _close_if_still_idle(self) -> None:
-        if self.idle_since is not None:
-            self.close_idle()
+            self.loop.call_later(_FIRST_REQUEST_WAIT, self.close_idle)
 
     def close_idle(self) -> bool:
-        """Close this idle connection. Returns False if unread data has arrived, or if the connection is closing already."""
-        if self.transport.is_closing():
+        """Close this connection. Returns False if it is not idle, is closing already, or has unread data."""
+        if self.idle_since is None or self.transport.is_closing():
             return False
         unread = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, struct.pack("i", 0))
         if any(unread):

@@ -8,10 +8,11 @@ and the request is logged.
 import asyncio
 import re
 from collections import deque
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, override
 
 import httptools
-from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.core.errors import (
@@ -22,8 +23,8 @@ from app.core.errors import (
     UriTooLongError,
 )
 from app.core.http.forms import unescape
-from app.server.connections import Connections, TimedConnection
-from app.server.responses import LingeringTransport, ResponseCycle
+from app.server.connections import TimedConnection
+from app.server.responses import ResponseCycle
 
 # Sizes in bytes.
 _MAX_TARGET = 16_000
@@ -41,22 +42,17 @@ _HOST = re.compile(rb"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 class Connection(TimedConnection):
     """A connection: it reads requests, hands each one to the application, and refuses those that are not valid."""
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: Connections,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        # Bytes received of the current head, or of the current body with its framing; and bytes and chunks of the body alone.
-        self._received_size = 0
-        self._body_size = 0
-        self._chunks = 0
-        # The header that gives the length of the body, if there is a body.
-        self._framing: bytes | None = None
-        # Requests that arrived before the response to an earlier one was complete.
-        self._pipelined: deque[RequestResponseCycle] = deque()
+    # Bytes received of the current head, or of the current body with its framing; and bytes and chunks of the body alone.
+    _received_size = 0
+    _body_size = 0
+    _chunks = 0
+    # The header that gives the length of the body, if there is a body.
+    _framing: bytes | None = None
+
+    @cached_property
+    def _pipelined(self) -> deque[RequestResponseCycle]:
+        """Requests that arrived before the response to an earlier one was complete."""
+        return deque()
 
     # Input from the transport
 
@@ -94,9 +90,11 @@ class Connection(TimedConnection):
 
     def _read_body_after_upgrade(self, framing: bytes) -> None:
         # After an Upgrade header, the first parser does not read a body. A second parser, without that header, reads it.
-        self.parser = httptools.HttpRequestParser(_BodyCallbacks(self))
+        self.parser = httptools.HttpRequestParser(
+            SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
+        )
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
-        # The second parser has no callbacks for another request.
+        # It has no callbacks for another request.
         self.cycle.keep_alive = False
 
     def _check_size(self) -> None:
@@ -205,8 +203,9 @@ class Connection(TimedConnection):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def _lingering_transport(self) -> LingeringTransport:
-        return LingeringTransport(
+    def _lingering_transport(self) -> SimpleNamespace:
+        """Return a transport that closes in such a way that a client that is still sending can read the response."""
+        return SimpleNamespace(
             write=self.transport.write, is_closing=self.transport.is_closing, close=self.close_lingering
         )
 
@@ -273,11 +272,3 @@ class Connection(TimedConnection):
         self.cycle.more_body = False
         self._is_responding = True
         self._start(self.cycle)
-
-
-class _BodyCallbacks:
-    """Passes the body of a request, and its end, to the connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.on_body = connection.on_body
-        self.on_message_complete = connection.on_message_complete

@@ -1,6 +1,5 @@
-"""Writes responses: head and body in one packet if possible, and a close that does not lose a response."""
+"""Writes responses: head and body in one packet if possible."""
 
-from collections.abc import Callable
 from typing import Any, override
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
@@ -46,14 +45,3 @@ class ResponseCycle(RequestResponseCycle):
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
         return STATUS_LINE[message["status"]] + b"\r\n".join(map(b": ".join, headers)) + b"\r\n\r\n"
-
-
-class LingeringTransport:
-    """Writes to a transport, and closes it in such a way that a client that is still sending can read the response."""
-
-    def __init__(
-        self, *, write: Callable[[bytes], None], is_closing: Callable[[], bool], close: Callable[[], None]
-    ) -> None:
-        self.write = write
-        self.is_closing = is_closing
-        self.close = close
