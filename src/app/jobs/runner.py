@@ -72,25 +72,17 @@ class JobRunner:
         timestamp: int | None = None,
     ) -> None:
         """Run a stored job. The queue decides by the exception whether it is retried."""
-        name = self._known_name(context.job)
-        with continued(self._tracer, f"job {name}", trace, attempt=context.job.attempts + 1) as trace_id:
-            await self._run(context, arguments or {}, request_id, key, timestamp, trace_id)
-
-    async def _run(
-        self,
-        context: JobContext,
-        arguments: Mapping[str, object],
-        request_id: str | None,
-        key: str | None,
-        timestamp: int | None,
-        trace_id: str | None,
-    ) -> None:
-        stored, started = context.job, perf_counter()
+        stored = context.job
         # A periodic job has no stored key; its scheduled time identifies the run.
         work = replace(self._work, request_id=request_id, key=key or f"{stored.id}-{timestamp}", job_id=stored.id)
+        with continued(self._tracer, f"job {self._known_name(stored)}", trace, attempt=stored.attempts + 1) as trace_id:
+            await self._run(stored, work, arguments or {}, trace_id)
+
+    async def _run(self, stored: StoredJob, work: Work, arguments: Mapping[str, object], trace_id: str | None) -> None:
+        started = perf_counter()
         facts = {"job": stored.task_name, "job_id": stored.id, "attempt": stored.attempts + 1}
         structlog.contextvars.clear_contextvars()
-        ids = {"request_id": request_id, "trace_id": trace_id}
+        ids = {"request_id": work.request_id, "trace_id": trace_id}
         structlog.contextvars.bind_contextvars(**facts, **{name: value for name, value in ids.items() if value})
         try:
             await self._call(stored.task_name, work, arguments)
