@@ -60,10 +60,8 @@ async def upgrade(settings: DatabaseSettings, revision: str = "head") -> Migrati
 
 async def _migrate(connection: AsyncConnection, directory: ScriptDirectory, revision: str) -> MigrationResult:
     before = await _current(connection)
-    step = resolve(directory, before, revision)
-    if step:
-        run_step = command.downgrade if step.is_downgrade else command.upgrade
-        await connection.run_sync(_run, lambda configuration: run_step(configuration, step.target))
+    if step := resolve(directory, before, revision):
+        await connection.run_sync(_run, *step)
     after = await _current(connection)
     # Another revision, for example after a downgrade, need not accept the values of this release.
     if not revisions.mismatch(after):
@@ -182,8 +180,8 @@ async def _current(connection: AsyncConnection) -> tuple[str, ...]:
     return applied
 
 
-def _run(connection: Connection, step: Callable[[Config], None]) -> None:
+def _run(connection: Connection, run: Callable[[Config, str], None], target: str) -> None:
     configuration = scripts.config()
     configuration.attributes["connection"] = connection
     with scripts.migration_errors():
-        step(configuration)
+        run(configuration, target)

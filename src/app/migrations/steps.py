@@ -1,10 +1,12 @@
 """Finds the Alembic command that brings a schema to a revision, and describes the state of a schema."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import override
 
+from alembic import command
+from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 
@@ -15,6 +17,10 @@ from app.migrations.revisions import named
 _RELATIVE = re.compile(r"[+-]\d+")
 # Expressions that only Alembic's own commands accept: relative to a revision, in a branch, or a range.
 _EXPRESSION = re.compile(r"[-+@:]")
+
+
+# A command of Alembic, `upgrade` or `downgrade`, and its target.
+type Step = tuple[Callable[[Config, str], None], str]
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,6 @@ class MigrationResult:
         return f"The schema is at {named(self.after)} now; it was at {named(self.before)}."
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command of Alembic: an upgrade or a downgrade to a revision."""
-
-    target: str
-    is_downgrade: bool
-
-
 def resolve(directory: ScriptDirectory, current: tuple[str, ...], revision: str) -> Step | None:
     """Return the step from the current revisions to a revision of the command line, or None if nothing has to be done."""
     applied = _applied(directory, current)
@@ -48,14 +46,14 @@ def resolve(directory: ScriptDirectory, current: tuple[str, ...], revision: str)
         else _absolute(directory, revision)
     )
     if target == "base":
-        return Step(target, is_downgrade=True) if current else None
+        return (command.downgrade, target) if current else None
     if target not in applied:
-        return Step(target, is_downgrade=False)
+        return command.upgrade, target
     later = _descendants(directory, target) & applied
     if later.isdisjoint(directory.get_revision(target).nextrev) and later:
         message = f"{named(sorted(later))} depends on {target} from another branch; migrate to a revision of that branch first"
         raise MigrationError(message)
-    return Step(target, is_downgrade=True) if later else None
+    return (command.downgrade, target) if later else None
 
 
 def resolve_offline(directory: ScriptDirectory, revision: str) -> str:
@@ -106,13 +104,7 @@ def _applied(directory: ScriptDirectory, current: tuple[str, ...]) -> set[str]:
     if unknown := _unknown(directory, current):
         message = f"the schema is at revision {named(unknown)}, which belongs to a newer release of this program"
         raise MigrationError(message)
-    applied: set[str] = set()
-    unvisited = list(current)
-    while unvisited:
-        script = directory.get_revision(unvisited.pop())
-        applied.add(script.revision)
-        unvisited += set(_parents_of(directory, script)) - applied
-    return applied
+    return {script.revision for script in directory.iterate_revisions(current, "base")}
 
 
 def _descendants(directory: ScriptDirectory, target: str) -> set[str]:
@@ -163,18 +155,13 @@ def _relative(directory: ScriptDirectory, current: tuple[str, ...], steps: int) 
 
 def _next_revision(directory: ScriptDirectory, revision: str, *, is_downgrade: bool) -> str:
     script = None if revision == "base" else directory.get_revision(revision)
-    neighbours = _parents(script) if is_downgrade else _children(directory, script)
+    if is_downgrade:
+        neighbours = [] if script is None else _as_list(script.down_revision) or ["base"]
+    else:
+        neighbours = directory.get_bases() if script is None else sorted(script.nextrev)
     if len(neighbours) != 1:
         direction = "before" if is_downgrade else "after"
         found = f"{named(neighbours)} are" if neighbours else "no migration is"
         message = f"{found} {direction} {revision}; name a revision"
         raise MigrationError(message)
     return neighbours[0]
-
-
-def _parents(script: Script | None) -> list[str]:
-    return [] if script is None else _as_list(script.down_revision) or ["base"]
-
-
-def _children(directory: ScriptDirectory, script: Script | None) -> list[str]:
-    return directory.get_bases() if script is None else sorted(script.nextrev)
