@@ -1,8 +1,9 @@
 """Builds the FastAPI application from the settings and the features."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi import APIRouter, FastAPI
@@ -57,7 +58,7 @@ def create_app(
         description=product.DESCRIPTION,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(settings, database, exposition, tracing, readiness),
+        lifespan=partial(_lifespan, settings, database, exposition, tracing, readiness),
         telemetry=_telemetry(tracing),
     )
     if settings.server.cors_origins:
@@ -98,44 +99,46 @@ def _routers() -> Iterator[tuple[APIRouter, str]]:
         yield from routers
 
 
-def _lifespan(
+@asynccontextmanager
+async def _lifespan(
     settings: Settings,
     given: Database | None,
     exposition: Callable[[], AbstractContextManager[Exposition | None]],
     tracing: Tracing | None,
     readiness: Sequence[ReadinessCheck],
-) -> Callable[[FastAPI], AbstractAsyncContextManager[dict[str, Any]]]:
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        keys = load_key_ring(settings.of(KeySettings))
-        database = given or Database(settings.database, slow_query=settings.log.slow_query)
+    _app: FastAPI,
+) -> AsyncIterator[dict[str, Any]]:
+    keys = load_key_ring(settings.of(KeySettings))
+    database = given or Database(settings.database, slow_query=settings.log.slow_query)
+    if tracing:
+        tracing.trace_statements(database)
+    try:
+        with exposition() as exposed:
+            async with (
+                reloading(keys),
+                opened(features.openers("open_for_web"), Foundation(settings, database, keys)) as resources,
+                _jobs(settings, database, keys, tracing),
+                serving_metrics(exposed, database, resources.instruments),
+            ):
+                core = CoreState(
+                    settings=settings,
+                    database=database,
+                    keys=keys,
+                    cursors=CursorSigner(keys.derive("cursor")),
+                    addresses=ClientAddresses(settings.server.trusted_proxies),
+                    schema=SchemaWatch(
+                        head=revisions.head(),
+                        known=revisions.known(),
+                        accepts_newer=settings.database.accept_newer_schema,
+                    ).unready,
+                    readiness=(*readiness, *resources.readiness),
+                )
+                yield {**core, **resources.state}
+    finally:
+        if given is None:
+            await database.dispose()
         if tracing:
-            tracing.trace_statements(database)
-        try:
-            with exposition() as exposed:
-                async with (
-                    reloading(keys),
-                    opened(features.openers("open_for_web"), Foundation(settings, database, keys)) as resources,
-                    _jobs(settings, database, keys, tracing),
-                    serving_metrics(exposed, database, resources.instruments),
-                ):
-                    core = CoreState(
-                        settings=settings,
-                        database=database,
-                        keys=keys,
-                        cursors=CursorSigner(keys.derive("cursor")),
-                        addresses=ClientAddresses(settings.server.trusted_proxies),
-                        schema=_schema(settings).unready,
-                        readiness=(*readiness, *resources.readiness),
-                    )
-                    yield {**core, **resources.state}
-        finally:
-            if given is None:
-                await database.dispose()
-            if tracing:
-                await asyncio.to_thread(tracing.shutdown)
-
-    return lifespan
+            await asyncio.to_thread(tracing.shutdown)
 
 
 def _jobs(
@@ -149,12 +152,6 @@ def _jobs(
     return worker.in_process(settings, database, keys, tracing)
 
 
-def _schema(settings: Settings) -> SchemaWatch:
-    return SchemaWatch(
-        head=revisions.head(), known=revisions.known(), accepts_newer=settings.database.accept_newer_schema
-    )
-
-
 def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
     # A span per request, not per dependency. Our own metrics and logs contain the same facts and cost less.
     config: TelemetryConfig = {
@@ -163,15 +160,11 @@ def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
         "logs": False,
         "operation_spans": False,
         "auto_configure": False,
-        "exclude": _is_probe,
+        "exclude": lambda scope: scope["path"] in {"/livez", "/readyz"},
     }
     if tracing:
         config["tracer_provider"] = tracing.provider
     return config
-
-
-def _is_probe(scope: MutableMapping[str, Any]) -> bool:
-    return scope["path"] in {"/livez", "/readyz"}
 
 
 # Type checkers must not see this function: they would then accept every name as an attribute of this module.
