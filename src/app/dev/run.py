@@ -1,7 +1,6 @@
 """``make run``: runs the application on its own database until Ctrl-C."""
 
 import asyncio
-import fcntl
 import os
 import secrets
 import signal
@@ -21,6 +20,7 @@ from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import generate_key_set, load_key_ring
 from app.dev.ports import free_port
 from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
+from app.dev.postgres.lock import try_lock
 from app.mail.settings import MailSettings
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError, MigrationFileError
@@ -145,14 +145,12 @@ def _exclusive() -> Iterator[None]:
     """Hold the lock of this clone. The kernel releases it when the process ends, so a stale lock is impossible."""
     LOCAL.mkdir(exist_ok=True)
     with (LOCAL / "run.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock.fileno()):
             lock.seek(0)
             message = (
                 f"The application is already running in this directory (pid {lock.read().strip()}). Stop it first."
             )
-            raise AlreadyRunningError(message) from None
+            raise AlreadyRunningError(message)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

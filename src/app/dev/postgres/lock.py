@@ -52,7 +52,7 @@ def locked(files: ClusterFiles) -> Iterator[int]:
 def _wait_for(lock: int, files: ClusterFiles) -> None:
     """Take the lock. If the owner died, wait until its server has shut down."""
     deadline = time.monotonic() + RETRY_TIMEOUT + STOP_TIMEOUT
-    while not _try_lock(lock):
+    while not try_lock(lock):
         owner = _read_pid(files.lock)
         if owner and not _is_alive(owner):
             _interrupt_orphan(files)
@@ -71,7 +71,7 @@ def _interrupt_orphan(files: ClusterFiles) -> None:
             os.kill(pid, signal.SIGINT)
 
 
-def _try_lock(lock: int) -> bool:
+def try_lock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
