@@ -38,12 +38,10 @@ def parts(part: str) -> Iterator[tuple[str, ModuleType]]:
 
 
 def templates() -> Iterator[Path]:
-    """Yield the directory of mail templates of each feature that has one."""
     return (_directory(feature) / "templates" for feature in names() if has(feature, "templates"))
 
 
 def has(feature: str, part: str) -> bool:
-    """Return whether a feature has this part."""
     directory = _directory(feature)
     return (directory / f"{part}.py").is_file() or (directory / part).is_dir()
 

@@ -47,7 +47,6 @@ async def in_process(
 
 
 def work(settings: Settings) -> None:
-    """Run jobs until SIGINT or SIGTERM."""
     configure(settings.log, readable=settings.environment == "local")
     keys = load_key_ring(settings.of(KeySettings))
     revisions.head()

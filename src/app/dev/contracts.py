@@ -93,7 +93,6 @@ def contracts(source: Path) -> list[Contract]:
 
 
 def as_toml(found: Iterable[Contract]) -> str:
-    """Return the contracts as a configuration file of import-linter."""
     lines = ["[tool.importlinter]", 'root_package = "app"', "include_external_packages = true"]
     for contract in found:
         values = (f"{name} = {json.dumps(value)}" for name, value in contract.items())

@@ -32,7 +32,6 @@ Each setting is an environment variable. `make docs` generates this page from `s
 
 
 def configuration() -> str:
-    """Return the page about the settings, in the order of the code."""
     groups: dict[type[BaseModel], list[tuple[str, ...]]] = {}
     for variable, name, model in variables():
         field = model.model_fields[name]
@@ -73,7 +72,6 @@ def write(root: Path = ROOT) -> None:
 
 
 def stale(root: Path = ROOT) -> list[Path]:
-    """Return the pages that are missing or outdated."""
     return [
         path
         for path, content in DOCUMENTS.items()

@@ -12,7 +12,6 @@ def table(heading: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def cell(text: str | None) -> str:
-    """Format a text for one cell of a table."""
     return " ".join((text or "").split()).replace("|", "\\|")
 
 

@@ -28,7 +28,6 @@ _FACTS = """# Security facts from the code
 
 
 def report() -> str:
-    """Return the ASVS report: the counts, the gaps, and all requirements by chapter."""
     data = read("asvs.toml")
     requirements = requirements_of(data)
     parts = [_REPORT.strip(), _counts(requirements), _gaps(requirements)]
@@ -39,7 +38,6 @@ def report() -> str:
 
 
 def facts() -> str:
-    """Return the page about limits, settings, fields, credentials, stored data, secrets and audit events."""
     data = read("data.toml")
     sections = {
         "Limits": table("limit | maximum | period | what is counted", _limits(data["limits"])),

@@ -59,7 +59,6 @@ def make_app(
 
 
 def make_worker(app: procrastinate.App, settings: JobsSettings) -> Worker:
-    """Make a worker for one run."""
     for name in ("procrastinate.manager", "procrastinate.utils", "procrastinate.worker"):
         logging.getLogger(name).addFilter(_should_log)
     stalled_after = settings.stalled_after.total_seconds()

@@ -28,7 +28,6 @@ def serving_metrics(
 
 
 def pool_readings(database: Database) -> Iterator[Reading]:
-    """Return the size and the use of both connection pools."""
     for name, engine in (("write", database.engine), ("read", database.read_engine)):
         pool = pool_of(engine)
         labels = {"pool": name}

@@ -113,7 +113,6 @@ def policy[**P](chosen: Policy) -> Callable[[Job[P]], Job[P]]:
 
 
 def policy_of(job: AnyJob) -> Policy:
-    """Return the policy that a job was declared with."""
     return _policies.get(job, _DEFAULT)
 
 

@@ -42,8 +42,6 @@ class JobTimeoutError(TemporaryError):
 
 
 class JobRunner:
-    """Runs jobs by their stored names."""
-
     def __init__(self, work: Work, jobs: Iterable[AnyJob], *, tracer: Tracer = UNTRACED) -> None:
         self._work = work
         self._tracer = tracer
@@ -58,7 +56,6 @@ class JobRunner:
         self.names = sorted(self._jobs)
 
     def policy_of(self, name: str) -> Policy:
-        """Return the policy of a job by its stored name."""
         job = self._jobs.get(name)
         return policy_of(job) if job else _UNKNOWN
 

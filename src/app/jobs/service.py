@@ -86,12 +86,10 @@ class FailedJob:
 
 
 async def list_failed(session: ReadSession) -> list[FailedJob]:
-    """Return the failed jobs, oldest first."""
     return [FailedJob(**row) for row in (await session.execute(_LIST_FAILED)).mappings()]
 
 
 async def readings(session: ReadSession) -> Iterator[Reading]:
-    """Return the length and the lateness of the queue."""
     lengths = (await session.execute(_QUEUE_LENGTHS)).one()._asdict()
     lateness = float(lengths.pop("lateness"))
     meanings = {

@@ -29,6 +29,5 @@ class JobsSettings(SettingsGroup):
 
 
 def runs_in_web_process(settings: Settings) -> bool:
-    """Return whether the web process also runs jobs."""
     in_process = settings.of(JobsSettings).in_process
     return settings.environment == "local" if in_process is None else in_process

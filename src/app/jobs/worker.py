@@ -51,7 +51,6 @@ class JobWorker:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run in a background task while the context lasts."""
         task = asyncio.create_task(self.run(), name="jobs")
         try:
             yield

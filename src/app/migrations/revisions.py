@@ -51,7 +51,6 @@ def mismatch(revisions: Sequence[str]) -> str | None:
 
 
 def named(revisions: Sequence[str]) -> str:
-    """Format the revisions of a schema for a sentence."""
     return " and ".join(revisions) or "none"
 
 

@@ -89,7 +89,6 @@ async def check(settings: DatabaseSettings) -> str:
 
 
 async def status(settings: DatabaseSettings) -> str:
-    """Describe the state of the schema, and list the applied and the pending migrations."""
     directory = scripts.read()
     async with _connect(settings) as connection:
         return describe(directory, await _current(connection))

@@ -22,7 +22,6 @@ _LONGEST_REVISION = 32
 
 
 def config() -> Config:
-    """Return the configuration of Alembic, with the migrations of the installed package."""
     configuration = Config()
     configuration.set_main_option("script_location", str(revisions.DIRECTORY).replace("%", "%%"))
     configuration.set_main_option("path_separator", "os")

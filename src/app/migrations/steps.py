@@ -65,7 +65,6 @@ def resolve_offline(directory: ScriptDirectory, revision: str) -> str:
 
 
 def status(directory: ScriptDirectory, current: tuple[str, ...]) -> str:
-    """Describe the state of the schema, and list the migrations."""
     unknown = _unknown(directory, current)
     applied = set() if unknown else _applied(directory, current)
     history = list(directory.walk_revisions())[::-1]
@@ -117,7 +116,6 @@ def _descendants(directory: ScriptDirectory, target: str) -> set[str]:
 
 
 def _parents_of(directory: ScriptDirectory, script: Script) -> list[str]:
-    """Return the migrations that must run before this one: its parents and its dependencies."""
     dependencies = [directory.get_revision(name).revision for name in _as_list(script.dependencies)]
     return [*_as_list(script.down_revision), *dependencies]
 

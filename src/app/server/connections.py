@@ -110,7 +110,6 @@ class TimedConnection(HttpToolsProtocol):
             self.idle_since = self.loop.time()
 
     def enforce_timeouts(self, now: float) -> None:
-        """Refuse the request, or end the connection, if a timeout has passed."""
         limits = self.server_state
         if self._abort_at is None and self.transport.is_closing():
             # The client may still be reading the end of the response.

@@ -29,7 +29,6 @@ class RunAs:
     directory: Path
 
     def give_ownership(self, path: Path) -> None:
-        """Make the user that runs PostgreSQL the owner of a file or directory."""
         if self.identity == "nobody":
             os.chown(path, watchdog.NOBODY, watchdog.NOBODY)
 
@@ -52,7 +51,6 @@ def watchdog_command(identity: Identity, *command: str) -> list[str]:
 
 
 def _can_run(identity: Identity, binaries: PostgresBinaries, writable: Path = _FALLBACK_ROOT) -> bool:
-    """Return whether this identity can run the programs and write to this directory."""
     check = ["/bin/sh", "-c", '"$0" --version && test -w "$1"', str(binaries.directory / "initdb"), str(writable)]
     command = watchdog_command(identity, *check)
     # The pipe stays open during the check. When it is closed, the watchdog shuts the program down.
