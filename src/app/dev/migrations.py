@@ -22,16 +22,14 @@ def leftovers() -> Iterator[str]:
         # `create_table` also creates the enumerations of its columns, but `drop_table` does not drop them. Alembic's drafts
         # do not drop them either.
         created = set(_CREATED.findall(_sql(directory, script.module.upgrade)))
-        for name in sorted(created - _dropped(_sql(directory, script.module.downgrade))):
+        # For example `DROP TYPE one, two CASCADE`.
+        lists = _DROPPED.findall(_sql(directory, script.module.downgrade))
+        dropped = {name.split()[0] for names in lists for name in names.split(",") if name.strip()}
+        for name in sorted(created - dropped):
             yield (
                 f"{Path(script.path).name} creates the type {name}, and its downgrade does not drop it; end downgrade() with: "
                 f'op.execute("DROP TYPE {name}")'
             )
-
-
-def _dropped(sql: str) -> set[str]:
-    # For example `DROP TYPE one, two CASCADE`.
-    return {name.split()[0] for names in _DROPPED.findall(sql) for name in names.split(",") if name.strip()}
 
 
 def _sql(directory: ScriptDirectory, function: Callable[[], None]) -> str:

@@ -73,7 +73,14 @@ class JobWorker:
     async def _run_once(self) -> None:
         try:
             if await self._wait_for_database():
-                async with self._make_app().open_async() as app:
+                app = make_app(
+                    self._settings.database,
+                    self._runner.run,
+                    jobs=self._runner.names,
+                    crons=[(each.cron, name_of(each.job)) for each in self._periodic],
+                    policy_of=self._runner.policy_of,
+                )
+                async with app.open_async():
                     await self._work(app)
         except Exception as error:
             if not is_outage(error):
@@ -86,15 +93,6 @@ class JobWorker:
             self._worker = make_worker(app, self._settings.of(JobsSettings))
             log.info("worker started", extra={"jobs": self._runner.names})
             await self._worker.run()  # type: ignore[no-untyped-call]  # It declares no return type.
-
-    def _make_app(self) -> procrastinate.App:
-        return make_app(
-            self._settings.database,
-            self._runner.run,
-            jobs=self._runner.names,
-            crons=[(each.cron, name_of(each.job)) for each in self._periodic],
-            policy_of=self._runner.policy_of,
-        )
 
     async def _wait_for_database(self) -> bool:
         """Wait until the database responds; log once that it does not. Return False if the worker is stopped."""

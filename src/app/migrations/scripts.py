@@ -30,7 +30,9 @@ def config() -> Config:
 
 def read() -> ScriptDirectory:
     """Load the migration files. Raise a `MigrationFileError` if one is invalid or they do not form a history."""
-    modules = {file: _load(file) for file in _files()}
+    # The same files as Alembic's.
+    files = sorted((revisions.DIRECTORY / "versions").absolute().glob("*.py"))
+    modules = {file: _load(file) for file in files if not file.name.startswith((".#", "__init__"))}
     _check_duplicates(modules)
     _check_references(modules)
     _check_cycles(modules)
@@ -94,12 +96,6 @@ def _location_of(error: Exception) -> str | None:
 
 def _is_migration(file: str | None) -> bool:
     return file is not None and Path(file).parent == (revisions.DIRECTORY / "versions").absolute()
-
-
-def _files() -> list[Path]:
-    # The same rule as Alembic's.
-    files = (revisions.DIRECTORY / "versions").absolute().glob("*.py")
-    return sorted(file for file in files if not file.name.startswith((".#", "__init__")))
 
 
 def _load(file: Path) -> ModuleType:

@@ -56,7 +56,9 @@ def _candidates(environment: Mapping[str, str]) -> Iterator[Path]:
     path = environment.get("PATH", os.defpath)
     if (pg_config := shutil.which("pg_config", path=path)) and (directory := _output(pg_config, "--bindir").strip()):
         yield Path(directory)
-    yield from sorted(_SYSTEM_BINARIES.glob("*/bin"), key=_directory_version, reverse=True)
+    # Before version 10, a major version had two numbers, as in /usr/lib/postgresql/9.6.
+    versions = {path: re.findall(r"\d+", path.parent.name) for path in _SYSTEM_BINARIES.glob("*/bin")}
+    yield from sorted(versions, key=lambda path: [int(number) for number in versions[path]], reverse=True)
     if postgres := shutil.which("postgres", path=path):
         yield Path(postgres).resolve().parent
 
@@ -77,11 +79,6 @@ def _inspect(directory: Path) -> PostgresBinaries | None:
     # Known formats: "18.6" at the end of the line, "15.14" followed by the version of the distribution, and "19beta1".
     version = re.search(r"\(PostgreSQL\) (\d+\S*)", _output(str(directory / "postgres"), "--version"))
     return PostgresBinaries(directory, version[1]) if version else None
-
-
-def _directory_version(directory: Path) -> tuple[int, ...]:
-    # Before version 10, a major version had two numbers, as in /usr/lib/postgresql/9.6.
-    return tuple(int(number) for number in re.findall(r"\d+", directory.parent.name))
 
 
 def _output(*command: str) -> str:
