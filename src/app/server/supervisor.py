@@ -137,10 +137,7 @@ class Supervisor:
             self._renew()
 
     def _renew(self) -> None:
-        """Replace workers of an older generation one at a time: start a successor, and retire the old worker once it is ready.
-
-        Each call takes the next step, if the previous one is complete.
-        """
+        """Take the next step in replacing old workers one at a time: start a successor, then retire the old one once it is ready."""
         old = [worker for worker in self._workers if worker.generation < self._generation]
         if not old or any(worker.is_stopping for worker in old):
             return
@@ -201,14 +198,11 @@ class Supervisor:
             self._stop_by = 0
         else:
             self._is_interrupted = received == signal.SIGINT
-            self._stop(QUIT if self._is_interrupted else DRAIN)
-
-    def _stop(self, command: bytes) -> None:
-        self._due.clear()
-        self._stop_by = self._stop_by or time.monotonic() + self._stop_timeout
-        for worker in self._workers:
-            worker.send(command)
-        self._on_stop()
+            self._due.clear()
+            self._stop_by = self._stop_by or time.monotonic() + self._stop_timeout
+            for worker in self._workers:
+                worker.send(QUIT if self._is_interrupted else DRAIN)
+            self._on_stop()
 
     def _on_exit(self, worker: _Worker) -> None:
         self._forget(worker)
