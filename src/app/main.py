@@ -46,11 +46,7 @@ def create_app(
     tracing: Tracing | None = None,
     readiness: Sequence[ReadinessCheck] = (),
 ) -> FastAPI:
-    """Build the application.
-
-    A caller that passes in a `database` disposes of it. `exposition` is entered in the lifespan. `readiness` adds checks to
-    `/readyz`.
-    """
+    """Build the application. A caller that passes in a `database` disposes of it. `readiness` adds checks to `/readyz`."""
     tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
         title=product.NAME,

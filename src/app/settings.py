@@ -20,10 +20,7 @@ def settings_model() -> type[Settings]:
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings from the environment. `ConfigurationError` lists all problems, without the values.
-
-    Variables of libpq, such as `PGSSLMODE`, are removed from the environment.
-    """
+    """Read the environment, and remove the variables of libpq from it. `ConfigurationError` lists all problems, without values."""
     return loading.load(settings_model(), overrides)
 
 

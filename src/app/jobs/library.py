@@ -106,11 +106,8 @@ class _JobManager(JobManager):
 
     @contextmanager
     def _stopping_if_lost(self, job: StoredJob) -> Iterator[None]:
-        """Stop the worker if the outcome of a job cannot be stored.
-
-        While this worker runs, no other worker releases the job. After a restart the worker has a new id, and the job is an
-        orphan, which is released.
-        """
+        # While this worker runs, no other worker releases the job. After a restart the worker has a new id, and the job is an
+        # orphan, which is released.
         try:
             yield
         except Exception:  # noqa: BLE001  # After any error, the stored status is still `doing`.
