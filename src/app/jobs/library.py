@@ -138,20 +138,16 @@ def delay(policy_of: PolicyOf, job: StoredJob, error: BaseException) -> timedelt
 
 def conninfo(settings: DatabaseSettings) -> str:
     """Return the connection string for libpq, with the same server, TLS options and timeouts as the application."""
-    url = settings.direct_sqlalchemy_url()
+    url = settings.direct_sqlalchemy_url().set(drivername="postgresql+psycopg")
+    # The arguments as libpq names them. The other parameters of the URL are for asyncpg.
     _, options = url.get_dialect()().create_connect_args(url)
     is_pooled = settings.transaction_pooler and settings.direct_url is None
     limits = (
         "" if is_pooled else " ".join(f"-c {name}={milliseconds(limit)}" for name, limit in settings.limits.items())
     )
     parameters = {
-        "host": _joined(options.get("host")),
-        "port": _joined(options.get("port")),
-        "user": options.get("user"),
-        "password": options.get("password"),
-        "dbname": options["database"],
+        **{name: options.get(name) for name in ("host", "port", "user", "password", "dbname", "target_session_attrs")},
         **for_libpq(options),
-        "target_session_attrs": options["target_session_attrs"],
         # libpq accepts whole seconds only, and at least two.
         "connect_timeout": max(2, round(settings.connect_timeout.total_seconds())),
         "application_name": f"{settings.application_name}-worker",
@@ -162,12 +158,6 @@ def conninfo(settings: DatabaseSettings) -> str:
         "tcp_user_timeout": round((settings.statement_timeout.total_seconds() + 1) * 1000),
     }
     return make_conninfo("", **{name: value for name, value in parameters.items() if value is not None})
-
-
-def _joined(value: object) -> str | None:
-    if isinstance(value, list):
-        return ",".join(str(each) for each in value)
-    return None if value is None else str(value)
 
 
 def is_outage(error: BaseException | None) -> bool:
