@@ -90,11 +90,11 @@ def _given_database() -> str | None:
 
 
 def _settings(database_url: str, port: int | None = None) -> Settings:
-    auth = {} if os.environ.get("APP_AUTH__SIGNING_KEYS") else {"signing_keys_file": _signing_keys_file()}
+    has_keys = os.environ.get("APP_AUTH__SIGNING_KEYS") or os.environ.get("APP_AUTH__SIGNING_KEYS_FILE")
     settings = load_settings(
         environment=os.environ.get("APP_ENVIRONMENT") or "local",
         database={"url": database_url},
-        auth=auth,
+        auth={} if has_keys else {"signing_keys_file": _signing_keys_file()},
         **({} if os.environ.get("APP_MAIL__URL") else {"mail": {"url": MAIL.as_uri()}}),
         **({"server": {"port": port}} if port else {}),
     )
@@ -103,8 +103,6 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
 
 
 def _signing_keys_file() -> Path:
-    if named := os.environ.get("APP_AUTH__SIGNING_KEYS_FILE"):
-        return Path(named)
     path = LOCAL / "keys.json"
     if not path.exists():
         _write_secret(path, generate_key_set())

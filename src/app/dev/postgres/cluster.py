@@ -189,11 +189,11 @@ def _create(files: ClusterFiles, lock: int, *, durable: bool) -> None:
         options.append("--no-sync")
     initdb = WatchedProcess(files.run_as, lock, "initdb", *options, output=subprocess.PIPE)
     try:
-        status, output = initdb.finish()
+        output, _ = initdb.communicate()
     finally:
         initdb.stop()
-    if status != 0:
-        _fail("The database cluster could not be created", output, files)
+    if initdb.returncode != 0:
+        _fail("The database cluster could not be created", output.decode(errors="replace"), files)
 
 
 def _locale_options(binaries: PostgresBinaries) -> list[str]:
@@ -207,7 +207,7 @@ def _is_ready(server: WatchedProcess, files: ClusterFiles, port: int) -> bool:
     """Wait until the server accepts connections. Return False if it exits."""
     pid_file = files.data / "postmaster.pid"
     deadline = time.monotonic() + _START_TIMEOUT
-    while server.is_running():
+    while server.poll() is None:
         lines = read_lines(pid_file)
         if len(lines) >= _STATUS_LINE and lines[3] == str(port) and lines[7].strip() == "ready":
             return True

@@ -12,14 +12,14 @@ from app.dev.postgres.run_as import RunAs, watchdog_command
 STOP_TIMEOUT = 25.0
 
 
-class WatchedProcess:
+class WatchedProcess(subprocess.Popen[bytes]):
     """A PostgreSQL program and its watchdog. Both inherit the lock, so it is released only when all processes have ended."""
 
     def __init__(self, run_as: RunAs, lock: int, program: str, *arguments: str, output: int | IO[bytes]) -> None:
         reader, writer = os.pipe()
         self._owner_pipe = os.fdopen(writer, "wb")
         with os.fdopen(reader, "rb"):
-            self._process = subprocess.Popen(
+            super().__init__(
                 watchdog_command(run_as.identity, str(run_as.binaries.directory / program), *arguments),
                 pass_fds=[lock],
                 stdin=reader,
@@ -30,17 +30,10 @@ class WatchedProcess:
                 start_new_session=True,
             )
 
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def finish(self) -> tuple[int, str]:
-        output, _ = self._process.communicate()
-        return self._process.returncode, output.decode(errors="replace")
-
     def stop(self) -> None:
         self._owner_pipe.close()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_TIMEOUT)
+            self.wait(STOP_TIMEOUT)
 
 
 def _environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
