@@ -1,8 +1,6 @@
 """The features of the application, and the functions that find their parts.
 
-A feature is a package of `app`. Its parts are files with fixed names: `router.py`, `models.py`, `jobs.py`, `scopes.py`,
-`settings.py`, `commands.py`, `resources.py`, `export.py` and the directory `templates`. `app features` prints the parts of each
-feature.
+A feature is a package of `app`. Its parts are the files and directories with the names in `PARTS`. `app features` prints them.
 """
 
 from collections.abc import Iterator
