@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 READY = b"ready\n"
 # The service stops: keep serving during the drain delay, then stop.
@@ -61,31 +61,27 @@ class _Worker:
         os.kill(self.pid, signal.SIGKILL)
 
 
+@dataclass(eq=False)
 class Supervisor:
     """Keeps `count` workers running until SIGTERM or SIGINT. SIGHUP renews them one by one.
 
     `on_stop` is called when the workers get the command to stop. No worker is started after that.
     """
 
-    def __init__(
-        self,
-        spawn: Spawn,
-        count: int,
-        *,
-        start_timeout: float,
-        stop_timeout: float,
-        on_stop: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._spawn = spawn
-        self._on_stop = on_stop
-        self._start_timeout = start_timeout
-        self._stop_timeout = stop_timeout
+    spawn: Spawn
+    count: int
+    _: KW_ONLY
+    start_timeout: float
+    stop_timeout: float
+    on_stop: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
         self._selector = selectors.PollSelector()
         self._workers: list[_Worker] = []
         self._generation = 0
         # For each slot without a worker, when to start one; and for each slot, how many workers in a row crashed early.
-        self._due = dict.fromkeys(range(count), 0.0)
-        self._crashes = [0] * count
+        self._due = dict.fromkeys(range(self.count), 0.0)
+        self._crashes = [0] * self.count
         self._stop_by: float | None = None
         self._is_interrupted = False
 
@@ -152,7 +148,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                pid = self._spawn(theirs, [ours, *(worker.control for worker in self._workers)])
+                pid = self.spawn(theirs, [ours, *(worker.control for worker in self._workers)])
         except OSError:
             # No memory or no free process. The running workers continue; without any, the supervisor fails.
             ours.close()
@@ -170,7 +166,7 @@ class Supervisor:
             return float("inf")
         if self._stop_by is not None:
             return self._stop_by
-        return float("inf") if worker.ready_at else worker.started_at + self._start_timeout
+        return float("inf") if worker.ready_at else worker.started_at + self.start_timeout
 
     def _has_ready_worker(self) -> bool:
         return any(worker.ready_at for worker in self._workers)
@@ -199,10 +195,10 @@ class Supervisor:
         else:
             self._is_interrupted = received == signal.SIGINT
             self._due.clear()
-            self._stop_by = self._stop_by or time.monotonic() + self._stop_timeout
+            self._stop_by = self._stop_by or time.monotonic() + self.stop_timeout
             for worker in self._workers:
                 worker.send(QUIT if self._is_interrupted else DRAIN)
-            self._on_stop()
+            self.on_stop()
 
     def _on_exit(self, worker: _Worker) -> None:
         self._forget(worker)
