@@ -7,7 +7,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.core.environment import forget_libpq
 from app.dev import contracts as import_contracts
 from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
@@ -18,14 +17,12 @@ from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
 
 # Tracebacks with local variables would show passwords and keys.
-commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-@commands.callback()
-def prepare() -> None:
-    """Development commands that the Makefile calls."""
-    # The libpq variables of a developer's shell may refer to another database.
-    forget_libpq()
+commands = typer.Typer(
+    help="Development commands that the Makefile calls.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 @commands.command()

@@ -16,6 +16,7 @@ from typing import NoReturn, Self
 import psycopg
 from psycopg.sql import SQL, Identifier
 
+from app.core.environment import forget_libpq
 from app.dev.ports import free_port
 from app.dev.postgres.binaries import EmbeddedPostgresError, PostgresBinaries, find_binaries
 from app.dev.postgres.lock import (
@@ -99,6 +100,8 @@ class Cluster:
                 connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
     def _connect(self) -> psycopg.Connection:
+        # libpq would add the variables of a developer's shell, which may refer to another database.
+        forget_libpq()
         return psycopg.connect(self.url().replace("+asyncpg", ""), autocommit=True)
 
     def start(self) -> None:
