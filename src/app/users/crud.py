@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -190,8 +190,4 @@ async def get_live_link(session: ReadSession, link_id: UUID) -> AccountLink | No
     )
 
 
-async def purge_links(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next `batch` expired links. Returns the position of the next batch, or None at the end."""
-    return await crud.remove_expired(
-        session, AccountLink.id, AccountLink.expires_at, func.now(), after=after, limit=batch
-    )
+purge_links = partial(crud.remove_expired, key=AccountLink.id, expiry=AccountLink.expires_at)

@@ -7,7 +7,7 @@ prefix, the purpose, the id and the nonce of the row. No secret is stored: forgi
 import hmac
 import os
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 from app.core import base64url
@@ -89,9 +89,7 @@ async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purp
     await crud.delete_links(session, user_id, sorted(purposes))
 
 
-async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next `batch` expired links. Returns the position of the next batch, or None at the end."""
-    return await crud.purge_links(session, after, batch=batch)
+purge = crud.purge_links
 
 
 def secret(keys: KeyRing, link: AccountLink) -> str:

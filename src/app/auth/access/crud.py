@@ -1,7 +1,7 @@
 """The statements that decide whether an access token is still valid. Private to auth's services."""
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -95,8 +95,4 @@ async def lock_token_status(
     return None if row is None else LockedTokenStatus(TokenStatus._make(row[:-1]), row.admins or ())
 
 
-async def purge_revocations(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next expired revocations; return the position to continue from, or None at the end."""
-    return await crud.remove_expired(
-        session, Revocation.id, Revocation.expires_at, func.now(), after=after, limit=batch
-    )
+purge_revocations = partial(crud.remove_expired, key=Revocation.id, expiry=Revocation.expires_at)

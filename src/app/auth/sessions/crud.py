@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -228,21 +229,5 @@ async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Seq
     return (await session.execute(statement)).all()
 
 
-async def purge_expired_sessions(
-    session: WriteSession, after: datetime | None, *, keep: timedelta, batch: int
-) -> datetime | None:
-    """Delete the next sessions that expired longer than `keep` ago; return the position to continue from, or None at the end."""
-    before = func.now() - keep
-    return await crud.remove_expired(
-        session, LoginSession.id, LoginSession.absolute_expires_at, before, after=after, limit=batch
-    )
-
-
-async def purge_revoked_sessions(
-    session: WriteSession, after: datetime | None, *, keep: timedelta, batch: int
-) -> datetime | None:
-    """Delete the next sessions that were revoked longer than `keep` ago; return the position to continue from, or None at the end."""
-    before = func.now() - keep
-    return await crud.remove_expired(
-        session, LoginSession.id, LoginSession.revoked_at, before, after=after, limit=batch
-    )
+purge_expired_sessions = partial(crud.remove_expired, key=LoginSession.id, expiry=LoginSession.absolute_expires_at)
+purge_revoked_sessions = partial(crud.remove_expired, key=LoginSession.id, expiry=LoginSession.revoked_at)

@@ -4,11 +4,11 @@ Each runs one statement and never commits. It returns `None` or `False` if no ro
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, any_, delete, func, select, update
+from sqlalchemy import Select, any_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -54,18 +54,20 @@ async def remove[M: Base](session: WriteSession, model: type[M], key: UUID) -> b
 
 async def remove_expired(
     session: WriteSession,
+    after: datetime | None,
+    *,
     key: InstrumentedAttribute[Any],
     expiry: InstrumentedAttribute[Any],
-    before: ColumnElement[datetime],
-    *,
-    after: datetime | None,
-    limit: int,
+    keep: timedelta = timedelta(),
+    batch: int,
 ) -> datetime | None:
-    """Delete the next `limit` rows whose `expiry` is earlier than `before`. Returns `after` for the next call, None at the end.
+    """Delete the next `batch` rows whose `expiry` is more than `keep` ago. Returns `after` for the next call, None at the end.
 
-    The table needs an index that begins with `expiry`. Locked rows are skipped and left for a later run.
+    A step of `jobs.housekeeping`. The table needs an index that begins with `expiry`. Locked rows are skipped and left for a
+    later run.
     """
-    portion = select(key).where(expiry < before).order_by(expiry).limit(limit).with_for_update(skip_locked=True)
+    portion = select(key).where(expiry < func.now() - keep).order_by(expiry).limit(batch)
+    portion = portion.with_for_update(skip_locked=True)
     if after is not None:
         # Skip the index entries of rows that earlier calls have deleted.
         portion = portion.where(expiry >= after)
@@ -77,7 +79,7 @@ async def remove_expired(
         .execution_options(synchronize_session=False)
     )
     expiries = (await session.scalars(statement)).all()
-    return max(expiries) if len(expiries) == limit else None
+    return max(expiries) if len(expiries) == batch else None
 
 
 async def page(session: ReadSession, statement: Select[*tuple[Any, ...]], request: PageRequest) -> PageRows:

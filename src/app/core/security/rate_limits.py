@@ -9,10 +9,11 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from math import ceil
 from typing import Any
 
-from sqlalchemy import CTE, Index, Update, func, select, text, update
+from sqlalchemy import CTE, Index, Update, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import crud
@@ -146,6 +147,4 @@ def _parameters(limits: Mapping[str, Limit]) -> dict[str, list[Any]]:
     }
 
 
-async def purge(session: WriteSession, after: datetime | None, *, batch: int) -> datetime | None:
-    """Delete the next `batch` expired windows. Returns the position of the next batch, or None at the end."""
-    return await crud.remove_expired(session, RateLimit.key, RateLimit.expires_at, func.now(), after=after, limit=batch)
+purge = partial(crud.remove_expired, key=RateLimit.key, expiry=RateLimit.expires_at)
