@@ -13,18 +13,7 @@ from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
 from app.core.db.keyset import PageRequest, PageRows
 
-_COLUMNS = (
-    AuditEvent.id,
-    AuditEvent.event,
-    AuditEvent.occurred_at,
-    AuditEvent.actor_id,
-    AuditEvent.subject_id,
-    AuditEvent.session_id,
-    AuditEvent.ip_prefix,
-    AuditEvent.request_id,
-    AuditEvent.detail,
-)
-_LIST = select(*_COLUMNS)
+_LIST = select(AuditEvent.__table__)
 _NEWEST = (AuditEvent.occurred_at.desc(), AuditEvent.id.desc())
 
 
