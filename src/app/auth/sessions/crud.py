@@ -46,16 +46,6 @@ class LockedUser(NamedTuple):
     cutoff: UUID | None
 
 
-class Created(NamedTuple):
-    """The times of a new session, from the clock of the database, and whether its device is known."""
-
-    auth_time: datetime
-    idle_expires_at: datetime
-    absolute_expires_at: datetime
-    is_first: bool
-    is_known_device: bool
-
-
 class StoredState(NamedTuple):
     """A session, whether it is live, and whether its previous refresh token may be used again, at the time of the database."""
 
@@ -123,35 +113,32 @@ async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
 
 async def create(
     session: WriteSession,
+    user: LockedUser,
     values: Mapping[str, Any],
     *,
     idle: timedelta,
     absolute: timedelta,
     keep: int,
     ctes: Sequence[CTE] = (),
-) -> Created:
-    """Insert a session, and return its times and whether its device is known.
+) -> tuple[SessionState, bool]:
+    """Insert a session, and return it and whether the account has sessions, but none on a device of this family.
 
     At most `keep` sessions of the account stay live: the new one, and the most recently refreshed of the others. The rest end.
     `ctes` run as parts of the same statement.
     """
     ends = {"idle_expires_at": func.now() + min(idle, absolute), "absolute_expires_at": func.now() + absolute}
     earlier = aliased(LoginSession)
-    of_user = exists().where(earlier.user_id == values["user_id"])
+    of_user = exists().where(earlier.user_id == user.id)
+    of_family = of_user.where(earlier.device_family == values["device_family"])
     statement = (
         insert(LoginSession)
-        .values(**values, **ends)
-        .returning(
-            LoginSession.auth_time,
-            LoginSession.idle_expires_at,
-            LoginSession.absolute_expires_at,
-            # A statement does not see the row that it inserts.
-            (~of_user).label("is_first"),
-            of_user.where(earlier.device_family == values["device_family"]).label("is_known_device"),
-        )
-        .add_cte(_eviction(values["user_id"], keep - 1), *ctes)
+        .values(user_id=user.id, **values, **ends)
+        # A statement does not see the row that it inserts.
+        .returning(*(column for column in _STATE if column.class_ is LoginSession), of_user & ~of_family)
+        .add_cte(_eviction(user.id, keep - 1), *ctes)
     )
-    return Created._make((await session.execute(statement)).one())
+    *columns, is_new_device = (await session.execute(statement)).one()
+    return SessionState._make((*columns, user.role, user.authz_version)), is_new_device
 
 
 def _eviction(user_id: UUID, keep: int) -> CTE:

@@ -17,7 +17,7 @@ from app.auth.errors import InvalidTokenError, SessionNotFoundError
 from app.auth.models import LoginSession, RevokeReason
 from app.auth.schemas import TokenPair
 from app.auth.sessions import crud, refresh_tokens, revoking_crud
-from app.auth.sessions.crud import LockedUser, SessionState
+from app.auth.sessions.crud import LockedUser
 from app.auth.sessions.token_pairs import granted_scopes, issue
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
@@ -49,43 +49,28 @@ async def start(
     """
     settings = kit.settings.of(AuthSettings)
     session_id = revoking_crud.beyond(user.cutoff, uuid7())
-    nonce, pepper_id = os.urandom(_NONCE_BYTES), kit.keys.active_pepper
-    scope = " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else ""
     values = {
         "id": session_id,
-        "user_id": user.id,
-        "nonce": nonce,
-        "pepper_id": pepper_id,
-        "scope": scope,
+        "nonce": os.urandom(_NONCE_BYTES),
+        "pepper_id": kit.keys.active_pepper,
+        "scope": " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else "",
         "ip_prefix": actor.ip_prefix,
         "origin": origin(kit, actor),
         "user_agent": _cleaned(actor.user_agent),
         "device_family": _VERSION.sub("", _cleaned(actor.user_agent) or ""),
     }
     owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
-    created = await crud.create(
+    state, is_new_device = await crud.create(
         session,
+        user,
         values,
         idle=settings.refresh_idle_ttl,
         absolute=settings.refresh_absolute_ttl,
         keep=settings.sessions_per_user,
         ctes=(audit.record_cte(owner, "auth.login_succeeded", subject_id=user.id), *ctes),
     )
-    if not created.is_first and not created.is_known_device:
+    if is_new_device:
         await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
-    state = SessionState(
-        id=session_id,
-        user_id=user.id,
-        generation=0,
-        nonce=nonce,
-        pepper_id=pepper_id,
-        scope=scope,
-        auth_time=created.auth_time,
-        idle_expires_at=created.idle_expires_at,
-        absolute_expires_at=created.absolute_expires_at,
-        role=user.role,
-        authz_version=user.authz_version,
-    )
     return issue(kit, state)
 
 
