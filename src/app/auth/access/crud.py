@@ -18,26 +18,16 @@ from app.users.roles import Role
 class TokenStatus(NamedTuple):
     """The columns that decide whether an access token is still valid, and for which scopes."""
 
+    is_session_live: bool
     is_active: bool
     authz_version: int
     role: str
-    is_session_live: bool
-
-
-class LockedTokenStatus(NamedTuple):
-    """The status of a token, and the active administrators among the locked accounts."""
-
-    status: TokenStatus
-    admins: Sequence[UUID]
+    # The active administrators among the locked accounts.
+    admins: Sequence[UUID] | None = None
 
 
 _STATUS = (
-    select(
-        User.is_active,
-        User.authz_version,
-        User.role,
-        IS_LIVE.label("is_session_live"),
-    )
+    select(IS_LIVE, User.is_active, User.authz_version, User.role)
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
@@ -56,13 +46,7 @@ def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
         func.array_agg(locked.c.id).filter((locked.c.role == Role.ADMIN) & locked.c.is_active).label("admins"),
     ).subquery("accounts")
     return (
-        select(
-            accounts.c.is_active,
-            accounts.c.authz_version,
-            accounts.c.role,
-            IS_LIVE.label("is_session_live"),
-            accounts.c.admins,
-        )
+        select(IS_LIVE, accounts)
         .join(accounts, true())
         .where(LoginSession.id == bindparam("session_id"), LoginSession.user_id == bindparam("user_id"))
         .with_for_update(key_share=True, of=LoginSession)
@@ -78,12 +62,12 @@ async def get_token_status(session: ReadSession, user_id: UUID, session_id: UUID
     """Read the status of an access token. Both tables are read by primary key."""
     parameters = {"user_id": user_id, "session_id": session_id}
     row = (await session.execute(_STATUS, parameters)).one_or_none()
-    return None if row is None else TokenStatus._make(row)
+    return None if row is None else TokenStatus(*row)
 
 
 async def lock_token_status(
     session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
-) -> LockedTokenStatus | None:
+) -> TokenStatus | None:
     """Read the status of an access token, and lock the accounts and then the login session until the transaction ends.
 
     Locks the caller's account, those given and, with `with_admins`, those of all active administrators.
@@ -92,7 +76,7 @@ async def lock_token_status(
     account_ids = [user_id, *accounts]
     parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
     row = (await session.execute(statement, parameters)).one_or_none()
-    return None if row is None else LockedTokenStatus(TokenStatus._make(row[:-1]), row.admins or ())
+    return None if row is None else TokenStatus(*row)
 
 
 purge_revocations = partial(crud.remove_expired, key=Revocation.id, expiry=Revocation.expires_at)

@@ -35,12 +35,9 @@ class TokenStatusCheck:
             if listener.is_revoked(session_id=claims.session_id, user_id=claims.user_id, version=claims.version):
                 raise InvalidTokenError
             return
-        await self._query(claims, needed)
-
-    async def _query(self, claims: AccessClaims, needed: Collection[str]) -> None:
         async with self._database.read_sessions() as session:
             status = await crud.get_token_status(session, claims.user_id, claims.session_id)
-        _check(status, claims.version, needed)
+        _checked(status, claims.version, needed)
 
 
 async def lock(
@@ -59,12 +56,11 @@ async def lock(
     session. Returns the active administrators among the locked accounts. Transactions that end the session or change one of the
     accounts wait.
     """
-    locked = await crud.lock_token_status(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
-    _check(locked and locked.status, version, needed)
-    return locked.admins if locked else ()
+    status = await crud.lock_token_status(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
+    return _checked(status, version, needed).admins or ()
 
 
-def _check(status: TokenStatus | None, version: int, needed: Collection[str]) -> None:
+def _checked(status: TokenStatus | None, version: int, needed: Collection[str]) -> TokenStatus:
     if status is None or not status.is_active or not status.is_session_live:
         raise InvalidTokenError
     # A higher version than that of the account means that the database was restored to an earlier state.
@@ -73,3 +69,4 @@ def _check(status: TokenStatus | None, version: int, needed: Collection[str]) ->
     # The token is current, but the role of the account no longer grants these scopes.
     if not granted(status.role).issuperset(needed):
         raise InsufficientScopeError(needed)
+    return status
