@@ -1,6 +1,6 @@
 """One function per statement. Private to the services of `users`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -65,13 +65,13 @@ _CREDENTIALS = select(*(_TABLE[name] for name in Credentials._fields)).where(_TA
 
 
 async def get_account(reads: Reads, user_id: UUID) -> Account | None:
-    """Read an account as columns."""
+    """Read an account as columns; None if it does not exist."""
     row = (await reads.execute(_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
 
 async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
-    """Read an account, and lock its row until the transaction ends."""
+    """Read an account, and lock its row until the transaction ends; None if it does not exist."""
     row = (await session.execute(_LOCKED_ACCOUNT, {"id": user_id})).one_or_none()
     return None if row is None else Account._make(row)
 
@@ -83,7 +83,7 @@ async def get_credentials(session: ReadSession, email_key: str) -> Credentials |
 
 
 async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
-    """Read the password hash of an account; None if it has none."""
+    """Read the password hash of an account; None if it has none, or does not exist."""
     return await session.scalar(select(User.hashed_password).where(User.id == user_id))
 
 
@@ -156,7 +156,7 @@ async def any_exist(session: ReadSession) -> bool:
     return await session.scalar(select(User.id).limit(1)) is not None
 
 
-async def delete_links(session: WriteSession, user_id: UUID, purposes: Sequence[str]) -> None:
+async def delete_links(session: WriteSession, user_id: UUID, purposes: Collection[str]) -> None:
     """Delete the account's links with these purposes."""
     await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose.in_(purposes)))
 

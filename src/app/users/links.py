@@ -28,6 +28,11 @@ LIFETIMES: dict[Purpose, timedelta] = {
     "reset_password": timedelta(minutes=30),
     "confirm_email": timedelta(hours=24),
 }
+# The statements that services and jobs use as they are.
+find_live = crud.get_live_link
+discard = crud.delete_links
+purge = crud.purge_links
+
 _PREFIX = "lt1"
 _FORM = re.compile(r"lt1\.[A-Za-z0-9_-]{66}")
 _ID_BYTES = 16
@@ -46,7 +51,7 @@ async def create(
     """Create a link, and delete older links with the same purpose, also those of concurrent transactions."""
     # Lock the account before its links, as the use of a link does, so that two transactions cannot deadlock.
     await crud.lock_account(session, user_id)
-    await crud.delete_links(session, user_id, [purpose])
+    await discard(session, user_id, {purpose})
     values = {
         "user_id": user_id,
         "purpose": purpose,
@@ -56,11 +61,6 @@ async def create(
         "session_id": session_id,
     }
     return await crud.add_link(session, values, LIFETIMES[purpose])
-
-
-async def find_live(session: ReadSession, link_id: UUID) -> AccountLink | None:
-    """Read a link that is neither used nor expired."""
-    return await crud.get_live_link(session, link_id)
 
 
 async def find_by_secret(
@@ -82,14 +82,6 @@ async def find_by_secret(
 async def use(session: WriteSession, link: AccountLink) -> bool:
     """Use a link. If several calls use it at the same time, only one returns True."""
     return await crud.use_link(session, link.id)
-
-
-async def discard(session: WriteSession, user_id: UUID, purposes: frozenset[Purpose]) -> None:
-    """Delete the account's links with these purposes."""
-    await crud.delete_links(session, user_id, sorted(purposes))
-
-
-purge = crud.purge_links
 
 
 def secret(keys: KeyRing, link: AccountLink) -> str:

@@ -33,6 +33,12 @@ class Confirm(Protocol):
         """Lock the caller's account and these accounts. Returns the ids of the active administrators among the locked ones."""
 
 
+# The statements that other features use as they are.
+find_account = crud.get_account
+lock_account = crud.lock_account
+find_hash = crud.get_hash
+upgrade_hash = crud.replace_hash
+
 _BY_AGE = (User.created_at, User.id)
 _BY_EMAIL = (User.email_key,)
 ORDERS = {
@@ -51,16 +57,6 @@ async def get_account(reads: Reads, user_id: UUID) -> Account:
     return account
 
 
-async def find_account(reads: Reads, user_id: UUID) -> Account | None:
-    """Read an account; None if it does not exist."""
-    return await crud.get_account(reads, user_id)
-
-
-async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
-    """Read an account, and lock its row until the transaction ends; None if it does not exist."""
-    return await crud.lock_account(session, user_id)
-
-
 async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
     """Read what a login with this address checks; None if the address is unknown or invalid."""
     try:
@@ -68,11 +64,6 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
     except InvalidEmailError:
         return None
     return await crud.get_credentials(session, email_key)
-
-
-async def find_hash(session: ReadSession, user_id: UUID) -> str | None:
-    """Read the password hash of an account; None if it has none, or does not exist."""
-    return await crud.get_hash(session, user_id)
 
 
 async def list_page(reads: Reads, query: UserQuery, page: PageRequest) -> PageRows:
@@ -286,8 +277,3 @@ async def _lock(session: WriteSession, user_id: UUID, versions: Versions) -> Use
         raise UserNotFoundError
     user.require_version(versions)
     return user
-
-
-async def upgrade_hash(session: WriteSession, user_id: UUID, *, old: str, new: str) -> None:
-    """Store a stronger hash of the same password after a successful login."""
-    await crud.replace_hash(session, user_id, old=old, new=new)

@@ -209,7 +209,7 @@ async def page(session: ReadSession, user_id: UUID, request: PageRequest) -> Pag
 
 
 async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Read the stored sessions of an account for its export, the most recently refreshed first."""
+    """Read the stored sessions of an account, ended ones included, the most recently refreshed first."""
     columns = (*_LISTED, LoginSession.revoked_at, LoginSession.revoke_reason)
     newest = (LoginSession.last_seen_at.desc(), LoginSession.id.desc())
     statement = select(*columns).where(LoginSession.user_id == user_id).order_by(*newest).limit(limit)

@@ -5,16 +5,15 @@ import os
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, Row
+from sqlalchemy import CTE
 from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth.errors import InvalidTokenError, SessionNotFoundError
-from app.auth.models import LoginSession, RevokeReason
+from app.auth.models import LoginSession
 from app.auth.schemas import TokenPair
 from app.auth.sessions import crud, refresh_tokens, revoking_crud
 from app.auth.sessions.crud import LockedUser
@@ -27,6 +26,10 @@ from app.core.http.addresses import subscriber
 from app.jobs import queue
 from app.users import jobs
 from app.users import service as users_service
+
+# The statements that the features above use as they are. Their caller records its own event.
+revoke_all = revoking_crud.revoke_all
+list_newest = crud.list_newest
 
 ORDER = Order((LoginSession.last_seen_at, LoginSession.id), descending=True)
 _NONCE_BYTES = 32
@@ -139,19 +142,7 @@ async def end_all(session: WriteSession, actor: Actor, user_id: UUID) -> None:
     await audit.record(session, actor, "auth.all_sessions_ended", subject_id=user_id, count=len(ended), reason="admin")
 
 
-async def revoke_all(
-    session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None
-) -> None:
-    """End all sessions of an account except `except_id`, as part of a change that records its own event."""
-    await revoking_crud.revoke_all(session, user_id, reason, except_id=except_id)
-
-
 async def list_page(session: ReadSession, user_id: UUID, page: PageRequest, *, current: UUID) -> PageRows:
     """Read one page of an account's live sessions, the most recently refreshed first, and mark the current one."""
     rows, following = await crud.page(session, user_id, page)
     return [{**row._asdict(), "is_current": row.id == current} for row in rows], following
-
-
-async def list_newest(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    """Read the stored sessions of an account, ended ones included, the most recently refreshed first."""
-    return await crud.list_newest(session, user_id, limit=limit)
