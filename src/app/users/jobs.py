@@ -8,19 +8,18 @@ from app.users import crud, links
 
 
 class _Page(NamedTuple):
-    """The page that a link opens, and the mail with the link. `expires_in` is the text for the lifetime in that mail."""
+    """The page that a link opens, and the text for the lifetime in the mail. The template has the name of the purpose."""
 
     path: str
-    template: str
     expires_in: str
 
 
 # The secret is in the fragment of the URL. Browsers do not send fragments to servers, so no log contains it.
 _PAGES = {
-    "verify_email": _Page("/account/verify-email", "verify_email", "24 hours"),
-    "set_password": _Page("/account/set-password", "set_password", "3 days"),
-    "reset_password": _Page("/account/set-password", "reset_password", "30 minutes"),
-    "confirm_email": _Page("/account/confirm-email", "confirm_email", "24 hours"),
+    "verify_email": _Page("/account/verify-email", "24 hours"),
+    "set_password": _Page("/account/set-password", "3 days"),
+    "reset_password": _Page("/account/set-password", "30 minutes"),
+    "confirm_email": _Page("/account/confirm-email", "24 hours"),
 }
 
 
@@ -34,7 +33,7 @@ async def mail_link(work: Work, link_id: UUID) -> None:
         return
     page = _PAGES[link.purpose]
     await work.mailer.send(
-        page.template,
+        link.purpose,
         # To the stored address, never to one from a request. Only the confirmation of a new address goes to that address.
         to=link.email or account.email,
         message_id=str(link_id),
