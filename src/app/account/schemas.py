@@ -34,10 +34,9 @@ class LinkProof(Payload):
     token: Secret
 
 
-class NewPassword(Payload):
+class NewPassword(LinkProof):
     """The secret of a mailed link, and the password to set."""
 
-    token: Secret
     new_password: FreshPassword
 
 

@@ -52,18 +52,17 @@ class UserCreate(Payload):
     role: RoleName = Role.USER
 
 
-class UserUpdate(Payload):
-    """Changes by an administrator. Omitted members stay the same."""
-
-    full_name: ShortText | None = None
-    role: Omittable[RoleName] = None
-    is_active: Omittable[Flag] = None
-
-
 class MeUpdate(Payload):
     """Changes by the owner. Omitted members stay the same."""
 
     full_name: ShortText | None = None
+
+
+class UserUpdate(MeUpdate):
+    """Changes by an administrator. Omitted members stay the same."""
+
+    role: Omittable[RoleName] = None
+    is_active: Omittable[Flag] = None
 
 
 class UserQuery(PageQuery):

@@ -224,7 +224,7 @@ async def update(
     return await _change(session, actor, user, payload)
 
 
-async def _change(session: WriteSession, actor: Actor, user: User, payload: MeUpdate | UserUpdate) -> User:
+async def _change(session: WriteSession, actor: Actor, user: User, payload: MeUpdate) -> User:
     changes = {
         name: value for name, value in payload.model_dump(exclude_unset=True).items() if value != getattr(user, name)
     }
