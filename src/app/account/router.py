@@ -38,7 +38,6 @@ ROOT_ROUTERS = (pages.router,)
 @router.post(
     "/register",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
     openapi_extra=public,
     responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
 )
@@ -65,7 +64,6 @@ async def verify_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProof
 @router.post(
     "/verify-email/resend",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
     openapi_extra=public,
     responses=problem_responses(RateLimitedError),
 )
@@ -80,7 +78,6 @@ async def resend_verification(
 @router.post(
     "/password/forgot",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
     openapi_extra=public,
     responses=problem_responses(RateLimitedError),
 )
@@ -138,7 +135,6 @@ async def change_my_password(
 @me.post(
     "/email",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
     responses=problem_responses(GoneMeanwhileError, WrongPasswordError, RateLimitedError, HashingBusyError),
 )
 async def change_my_email(
@@ -152,7 +148,6 @@ async def change_my_email(
 @users.post(
     "/{user_id}/password-reset",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=Accepted,
     responses=problem_responses(GoneMeanwhileError, UserNotFoundError),
 )
 async def send_password_reset(

@@ -106,7 +106,6 @@ type SessionId = Annotated[PathIdentifier, Path(description="The login session's
 
 @tokens.post(
     "/token",
-    response_model=TokenPair,
     openapi_extra=public,
     responses=problem_responses(
         InvalidGrantError,
@@ -151,11 +150,7 @@ async def revoke_token(
         response.headers["Clear-Site-Data"] = '"storage"'
 
 
-@router.post(
-    "/reauthenticate",
-    response_model=TokenPair,
-    responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError),
-)
+@router.post("/reauthenticate", responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError))
 async def reauthenticate(toolkit: ToolkitDep, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
     """Give your password again, for an operation that needs a recent login. The login session stays the same."""
     return await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload)
