@@ -1,6 +1,7 @@
 """`app users …`."""
 
 import sys
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -9,14 +10,11 @@ from pydantic import ValidationError
 from app.account.schemas import Registration
 from app.auth.settings import AuthSettings
 from app.core.commands import command_group, in_transaction
-from app.core.config import Settings
-from app.core.db.database import WriteSession
 from app.core.errors import FieldError, InvalidInputError
 from app.core.security.hashing import PasswordHasher
 from app.core.validation_messages import detail_of
 from app.settings import load_settings
 from app.users import service as users_service
-from app.users.models import User
 
 users = command_group("users", "Accounts.")
 COMMANDS = (users,)
@@ -29,9 +27,21 @@ def create_admin(
 ) -> None:
     """Create an administrator. The command asks for the password, or reads it from standard input."""
     settings = load_settings()
+    auth = settings.of(AuthSettings)
     account = _validated(email, _ask_password(), full_name)
-    user_id = _create_admin(settings, account)
-    typer.echo(f"Created administrator {email} ({user_id}).")
+    with closing(PasswordHasher(auth)) as hasher:
+        user = in_transaction(
+            settings.database,
+            lambda session: users_service.create_admin(
+                session,
+                hasher,
+                email=account.email,
+                password=account.password.get_secret_value(),
+                full_name=account.full_name,
+                min_length=auth.password_min_length,
+            ),
+        )
+    typer.echo(f"Created administrator {email} ({user.id}).")
 
 
 def _validated(email: str, password: str, full_name: str | None) -> Registration:
@@ -41,26 +51,6 @@ def _validated(email: str, password: str, full_name: str | None) -> Registration
     except ValidationError as error:
         refused = (FieldError(f"#/{one['loc'][0]}", one["type"], detail_of(one)) for one in error.errors())
         raise InvalidInputError(*refused) from error
-
-
-def _create_admin(settings: Settings, account: Registration) -> str:
-    auth = settings.of(AuthSettings)
-    hasher = PasswordHasher(auth)
-
-    async def create(session: WriteSession) -> User:
-        return await users_service.create_admin(
-            session,
-            hasher,
-            email=account.email,
-            password=account.password.get_secret_value(),
-            full_name=account.full_name,
-            min_length=auth.password_min_length,
-        )
-
-    try:
-        return str(in_transaction(settings.database, create).id)
-    finally:
-        hasher.close()
 
 
 def _ask_password() -> str:
