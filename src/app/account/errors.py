@@ -12,7 +12,5 @@ class InvalidLinkError(MalformedRequestError):
 
 
 class RegistrationClosedError(NotFoundError):
-    """Only administrators create accounts."""
-
     code = "registration_closed"
     detail = "Registration is closed. Ask an administrator for an account."

@@ -10,8 +10,6 @@ REALM = product.SLUG
 
 
 class MissingTokenError(UnauthenticatedError):
-    """No access token was sent."""
-
     code = "unauthorized"
     detail = "This operation needs an access token. Send it as `Authorization: Bearer …`."
 
@@ -93,16 +91,12 @@ class InvalidRequestError(MalformedRequestError):
 
 
 class UnsupportedGrantTypeError(MalformedRequestError):
-    """A grant type that this server does not offer."""
-
     code = "unsupported_grant_type"
     detail = "This grant type is not supported."
     oauth_error = "unsupported_grant_type"
 
 
 class InvalidScopeError(MalformedRequestError):
-    """A requested scope does not exist, or the account does not have it."""
-
     code = "invalid_scope"
     detail = "A requested scope is unknown or not granted to this account."
     oauth_error = "invalid_scope"
@@ -111,7 +105,6 @@ class InvalidScopeError(MalformedRequestError):
 class InvalidClientError(UnauthenticatedError):
     """The request has client credentials, but there are no confidential clients."""
 
-    problem = "unauthorized"
     code = "invalid_client"
     detail = "This server has no clients with credentials. Send no client credentials."
     oauth_error = "invalid_client"
@@ -131,14 +124,10 @@ class TooManyReplaysError(RateLimitedError):
 
 
 class SessionNotFoundError(NotFoundError):
-    """The account has no live login session with this id."""
-
     code = "session_not_found"
     detail = "There is no such login session."
 
 
 class WrongPasswordError(ForbiddenError):
-    """The caller is logged in, but the password given again is wrong."""
-
     code = "wrong_password"
     detail = "The current password is wrong."
