@@ -8,6 +8,7 @@ import ssl
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -54,31 +55,28 @@ class SMTPTransport:
 
     def __init__(self, settings: MailSettings) -> None:
         url = urlsplit(settings.url.get_secret_value())
-        self._hostname = url.hostname
-        self._port = url.port
-        self._username = unquote(url.username) if url.username else None
-        self._password = unquote(url.password) if url.password else None
-        self._timeout = settings.timeout.total_seconds()
-        self._is_tls_from_the_start = url.scheme == "smtps"
-        self._must_upgrade = settings.demands_tls and url.scheme == "smtp"
-        self._context = ssl.create_default_context(cafile=settings.ca_file)
+        is_tls_from_the_start = url.scheme == "smtps"
+        context = ssl.create_default_context(cafile=settings.ca_file)
         if not settings.demands_tls:
             # Plain text is allowed here, so TLS with an unverified certificate is still an improvement.
-            self._context.check_hostname = False
-            self._context.verify_mode = ssl.CERT_NONE
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        self._client = partial(
+            aiosmtplib.SMTP,
+            hostname=url.hostname,
+            port=url.port,
+            username=unquote(url.username) if url.username else None,
+            password=unquote(url.password) if url.password else None,
+            timeout=settings.timeout.total_seconds(),
+            use_tls=is_tls_from_the_start,
+            # None means: upgrade to TLS if the server offers it.
+            start_tls=False if is_tls_from_the_start else settings.demands_tls or None,
+            tls_context=context,
+        )
 
     async def deliver(self, message: Message) -> None:
         """Return when the server has accepted the mail. If the connection breaks before its response, the mail may be sent twice."""
-        client = aiosmtplib.SMTP(
-            hostname=self._hostname,
-            port=self._port,
-            username=self._username,
-            password=self._password,
-            timeout=self._timeout,
-            use_tls=self._is_tls_from_the_start,
-            start_tls=self._start_tls(),
-            tls_context=self._context,
-        )
+        client = self._client()
         try:
             await client.connect()
             await client.send_message(message.as_email(), sender=message.sender.addr_spec, recipients=[message.to])
@@ -90,12 +88,6 @@ class SMTPTransport:
             raise _failure(error) from None
         finally:
             client.close()
-
-    def _start_tls(self) -> bool | None:
-        if self._is_tls_from_the_start:
-            return False
-        # None means: upgrade to TLS if the server offers it.
-        return True if self._must_upgrade else None
 
 
 def _failure(error: Exception) -> MailRefusedError | MailDelayedError:
