@@ -4,8 +4,6 @@ It runs outside of the request, so response times do not reveal whether the acco
 run of a registration does nothing, and a second link replaces the first.
 """
 
-from uuid import UUID
-
 from app.account import limits
 from app.audit import service as audit
 from app.audit.service import Actor
@@ -15,10 +13,8 @@ from app.core.security.rate_limits import RateLimiter
 from app.jobs import queue
 from app.jobs.queue import Work
 from app.users import jobs as user_jobs
-from app.users import links
 from app.users import service as users_service
 from app.users.models import Purpose
-from app.users.service import Account
 
 
 @queue.formerly("auth.jobs:register")
@@ -35,7 +31,7 @@ async def register(work: Work, email: str, full_name: str | None, hashed_passwor
         )
         if user is not None:
             # Mailed even above the limit: without this link the account cannot be used, and a registration sends it once.
-            await _mail_link(session, work, user.id, "verify_email")
+            await users_service.mail_link(session, work.keys, user.id, "verify_email")
         elif may_mail and (owner := await users_service.find_credentials(session, email)):
             await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", owner.id)
             await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=owner.id)
@@ -44,44 +40,35 @@ async def register(work: Work, email: str, full_name: str | None, hashed_passwor
 @queue.formerly("auth.jobs:resend_verification")
 async def resend_verification(work: Work, email: str) -> None:
     """Mail another verification link to an active account that still needs one."""
-    async with work.database.begin() as session:
-        if not await _count_mail(session, work, email):
-            return
-        account = await _lock_account(session, email)
-        if account and account.is_active and account.email_verified_at is None:
-            await _mail_link(session, work, account.id, "verify_email")
-            await audit.record(session, _actor(work), "auth.verification_requested", subject_id=account.id)
+    await _mail_requested_link(work, email, "verify_email", "auth.verification_requested")
 
 
 @queue.formerly("auth.jobs:forgot_password")
 async def forgot_password(work: Work, email: str) -> None:
     """Mail a link to set a new password to an active account."""
+    await _mail_requested_link(work, email, "reset_password", "auth.password_reset_requested")
+
+
+async def _mail_requested_link(work: Work, email: str, purpose: Purpose, event: str) -> None:
     async with work.database.begin() as session:
         if not await _count_mail(session, work, email):
             return
-        account = await _lock_account(session, email)
-        if account and account.is_active:
-            await _mail_link(session, work, account.id, "reset_password")
-            await audit.record(session, _actor(work), "auth.password_reset_requested", subject_id=account.id)
-
-
-async def _lock_account(session: WriteSession, email: str) -> Account | None:
-    # If the account is deleted between the two reads, the second one finds nothing, and no link is created for it.
-    credentials = await users_service.find_credentials(session, email)
-    return await users_service.lock_account(session, credentials.id) if credentials else None
-
-
-async def _mail_link(session: WriteSession, work: Work, user_id: UUID, purpose: Purpose) -> None:
-    link_id = await links.create(session, work.keys, user_id, purpose)
-    await queue.enqueue(session, user_jobs.mail_link, link_id)
+        # If the account is deleted between the two reads, the second one finds nothing, and no link is created for it.
+        credentials = await users_service.find_credentials(session, email)
+        account = await users_service.lock_account(session, credentials.id) if credentials else None
+        if account is None or not account.is_active or (purpose == "verify_email" and account.email_verified_at):
+            return
+        await users_service.mail_link(session, work.keys, account.id, purpose)
+        await audit.record(session, _actor(work), event, subject_id=account.id)
 
 
 async def _count_mail(session: WriteSession, work: Work, email: str) -> bool:
     """Count a mail to an address, whether or not it has an account. Return False if the address is above its limit."""
     # The count is part of the job's transaction. If the job fails and is retried, the rollback has undone the count.
+    limiter = RateLimiter(work.database, work.keys.derive("rate-limit"), enabled=work.settings.rate_limit.enabled)
     try:
         async with session.begin_nested():
-            await _limiter(work).hit_within(session, *limits.mail(email))
+            await limiter.hit_within(session, *limits.mail(email))
     except RateLimitedError:
         return False
     return True
@@ -90,10 +77,6 @@ async def _count_mail(session: WriteSession, work: Work, email: str) -> bool:
 def _actor(work: Work) -> Actor:
     # The client was not logged in; only its request is known.
     return Actor(request_id=work.request_id)
-
-
-def _limiter(work: Work) -> RateLimiter:
-    return RateLimiter(work.database, work.keys.derive("rate-limit"), enabled=work.settings.rate_limit.enabled)
 
 
 JOBS = (register, resend_verification, forgot_password)

@@ -159,8 +159,7 @@ async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
 async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor, user_id: UUID) -> None:
     """Mail the owner of an account a link to set a new password, on behalf of an administrator, who does not see the link."""
     account = await users_service.get_account(session, user_id)
-    link_id = await links.create(session, kit.keys, account.id, "reset_password")
-    await queue.enqueue(session, user_jobs.mail_link, link_id)
+    await users_service.mail_link(session, kit.keys, account.id, "reset_password")
     await audit.record(session, actor, "auth.password_reset_requested", subject_id=account.id)
 
 

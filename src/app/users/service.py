@@ -19,7 +19,7 @@ from app.jobs import queue
 from app.users import crud, jobs, links
 from app.users.crud import Account, Credentials
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
-from app.users.models import User
+from app.users.models import Purpose, User
 from app.users.roles import Role
 from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserUpdate
 
@@ -89,9 +89,13 @@ async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: Us
     user = await _insert(
         session, actor, email=payload.email, full_name=payload.full_name, role=payload.role, hashed_password=None
     )
-    link_id = await links.create(session, keys, user.id, "set_password")
-    await queue.enqueue(session, jobs.mail_link, link_id)
+    await mail_link(session, keys, user.id, "set_password")
     return user
+
+
+async def mail_link(session: WriteSession, keys: KeyRing, user_id: UUID, purpose: Purpose) -> None:
+    """Create a link, and mail it to the owner of the account."""
+    await queue.enqueue(session, jobs.mail_link, await links.create(session, keys, user_id, purpose))
 
 
 async def create_admin(
