@@ -41,11 +41,9 @@ class Message:
 
     def __post_init__(self) -> None:
         if any(_CONTROL.search(value) for value in (self.to, self.subject, *self.headers, *self.headers.values())):
-            message = "a header of the mail contains a control character"
-            raise InvalidMessageError(message)
+            raise InvalidMessageError("a header of the mail contains a control character")
         if not _MESSAGE_ID.fullmatch(self.message_id):
-            message = "the Message-ID must have the form <name@host>"
-            raise InvalidMessageError(message)
+            raise InvalidMessageError("the Message-ID must have the form <name@host>")
         parse_address(self.to)
 
     def as_email(self) -> EmailMessage:
@@ -67,7 +65,6 @@ class Message:
 def parse_address(text: str) -> Address:
     """Parse an address of the form `local@domain`, without a display name."""
     if not _MAILBOX.fullmatch(text):
-        message = "the recipient or sender is not an address of the form name@example.com"
-        raise InvalidMessageError(message)
+        raise InvalidMessageError("the recipient or sender is not an address of the form name@example.com")
     local_part, _, domain = text.rpartition("@")
     return Address(username=local_part, domain=domain)
