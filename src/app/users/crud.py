@@ -62,6 +62,7 @@ _FILTERS: Mapping[str, ColumnElement[bool]] = {
     "created_before": _TABLE.created_at < bindparam("created_before"),
 }
 _CREDENTIALS = select(*(_TABLE[name] for name in Credentials._fields)).where(_TABLE.email_key == bindparam("email_key"))
+_IS_USABLE = AccountLink.used_at.is_(None) & (AccountLink.expires_at > func.now())
 
 
 async def get_account(reads: Reads, user_id: UUID) -> Account | None:
@@ -165,7 +166,7 @@ async def use_link(session: WriteSession, link_id: UUID) -> bool:
     """Mark a link as used; False if it was used before, or has expired."""
     statement = (
         update(AccountLink)
-        .where(AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now())
+        .where(AccountLink.id == link_id, _IS_USABLE)
         .values(used_at=func.now())
         .returning(AccountLink.id)
         .execution_options(synchronize_session=False)
@@ -183,11 +184,7 @@ async def add_link(session: WriteSession, values: Mapping[str, Any], lifetime: t
 
 async def get_live_link(session: ReadSession, link_id: UUID) -> AccountLink | None:
     """Read a link that is neither used nor expired."""
-    return await session.scalar(
-        select(AccountLink).where(
-            AccountLink.id == link_id, AccountLink.used_at.is_(None), AccountLink.expires_at > func.now()
-        )
-    )
+    return await session.scalar(select(AccountLink).where(AccountLink.id == link_id, _IS_USABLE))
 
 
 purge_links = partial(crud.remove_expired, key=AccountLink.id, expiry=AccountLink.expires_at)
