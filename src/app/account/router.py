@@ -27,11 +27,10 @@ from app.users.dependencies import UserId
 from app.users.errors import UserNotFoundError
 
 router = routing.router(prefix="/auth", tags=["auth"])
-own_data = routing.router(prefix="/users/me", tags=["users"])
 me = routing.router(prefix="/users/me", tags=["users"])
 users = routing.router(prefix="/users", tags=["users"])
 
-ROUTERS = (router, own_data, me, users)
+ROUTERS = (router, me, users)
 ROOT_ROUTERS = (pages.router,)
 
 
@@ -111,7 +110,7 @@ async def confirm_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProo
     await service.confirm_email(toolkit, visitor, payload.token.get_secret_value())
 
 
-@own_data.get("/export", response_model=export_schema())
+@me.get("/export", response_model=export_schema())
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
     """Download what is stored about your account, without secrets.
 
