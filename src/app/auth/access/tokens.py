@@ -7,18 +7,19 @@ import json
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, override
+from typing import Annotated, Any, override
 from uuid import UUID
 
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwa import JWSAlgModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from uuid_utils.compat import uuid7
 
 from app.auth.errors import InvalidTokenError
 from app.core import base64url, strict_json
+from app.core.schemas.fields import QueryIdentifier
 from app.core.security.keys import KeyRing
 
 TYPE = "at+jwt"
@@ -30,10 +31,8 @@ _MAX_LENGTH = 4096
 _MAX_HEADER_LENGTH = 512
 _FORMAT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _HEADER_MEMBERS = {"alg", "kid", "typ"}
-_CLAIMS = {"iss", "aud", "sub", "iat", "exp", "jti", "sid", "ver", "auth_time", "scope", "client_id"}
 _EPOCH = 1_577_836_800  # 2020-01-01. An earlier date is a mistake or an attack.
 _SKEW = 30
-_HORIZON = 3600
 _MAX_VERIFIED = 10_000
 
 
@@ -50,16 +49,32 @@ class _Registry(jws.JWSRegistry):
 _REGISTRY = _Registry()
 
 
-@dataclass(frozen=True, slots=True)
-class AccessClaims:
-    """The claims of a valid access token."""
+# `Strict` refuses a bool, which is a kind of integer in Python.
+_Integer = Annotated[int, Strict()]
+_Instant = Annotated[_Integer, Field(ge=_EPOCH)]
 
-    user_id: UUID
-    session_id: UUID
-    version: int
-    scopes: frozenset[str]
-    auth_time: int
-    expires_at: int
+
+class AccessClaims(BaseModel):
+    """The claims of an access token, and the id of its key. The values may still be wrong for this application and this time.
+
+    Claims that this release does not know are ignored (RFC 7519, 4): during a rolling deploy the next release may add some.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    iss: str
+    aud: str | list[Any]
+    client_id: str
+    jti: str
+    user_id: QueryIdentifier = Field(validation_alias="sub")
+    session_id: QueryIdentifier = Field(validation_alias="sid")
+    version: _Integer = Field(validation_alias="ver")
+    scopes: Annotated[frozenset[str], BeforeValidator(str.split)] = Field(validation_alias="scope")
+    auth_time: _Instant
+    issued_at: _Instant = Field(validation_alias="iat")
+    expires_at: _Instant = Field(validation_alias="exp")
+    # This application does not write `nbf`, but a token that is not valid yet must not be used (RFC 7519, 4.1.5).
+    not_before: _Instant = Field(default=_EPOCH, validation_alias="nbf")
     kid: str
 
 
@@ -142,32 +157,18 @@ class AccessTokens:
         if key is None or header["alg"] != key.alg:
             raise ValueError
         jws.deserialize_compact(token, key, registry=_REGISTRY)
-        return self._claims(_parse(rest.partition(".")[0]), header["kid"])
+        claims = AccessClaims.model_validate(_parse(rest.partition(".")[0]) | {"kid": header["kid"]})
+        self._check(claims, time.time())
+        return claims
 
-    def _claims(self, claims: dict[str, Any], kid: str) -> AccessClaims:
-        now = time.time()
-        issued, expires, authenticated = (_instant(claims[name], now) for name in ("iat", "exp", "auth_time"))
-        # Claims that this release does not know are ignored (RFC 7519, 4): during a rolling deploy the next release may add some.
-        if not claims.keys() >= _CLAIMS or claims["iss"] != self._issuer or claims["client_id"] != CLIENT_ID:
+    def _check(self, claims: AccessClaims, now: float) -> None:
+        audiences = claims.aud if isinstance(claims.aud, list) else [claims.aud]
+        if claims.iss != self._issuer or self._audience not in audiences or claims.client_id != CLIENT_ID:
             raise ValueError
-        if not _names(claims["aud"], self._audience):
+        if claims.expires_at <= now or not 0 < claims.expires_at - claims.issued_at <= MAX_LIFETIME:
             raise ValueError
-        if expires <= now or max(issued, authenticated) > now + _SKEW or not 0 < expires - issued <= MAX_LIFETIME:
+        if max(claims.issued_at, claims.auth_time, claims.not_before) > now + _SKEW:
             raise ValueError
-        # This application does not write `nbf`, but a token that is not valid yet must not be used (RFC 7519, 4.1.5).
-        if _instant(claims.get("nbf", issued), now) > now + _SKEW:
-            raise ValueError
-        if type(claims["ver"]) is not int or not isinstance(claims["jti"], str) or not isinstance(claims["scope"], str):
-            raise ValueError
-        return AccessClaims(
-            user_id=_uuid(claims["sub"]),
-            session_id=_uuid(claims["sid"]),
-            version=claims["ver"],
-            scopes=frozenset(claims["scope"].split()),
-            auth_time=authenticated,
-            expires_at=expires,
-            kid=kid,
-        )
 
 
 def _parse(part: str) -> dict[str, Any]:
@@ -176,21 +177,3 @@ def _parse(part: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError
     return value
-
-
-def _instant(value: Any, now: float) -> int:
-    # `isinstance` would accept a bool, and True is a second of 1970.
-    if type(value) is not int or not _EPOCH <= value <= now + _HORIZON:
-        raise ValueError
-    return value
-
-
-def _names(audience: Any, expected: str) -> bool:
-    return audience == expected or (isinstance(audience, list) and expected in audience)
-
-
-def _uuid(value: Any) -> UUID:
-    parsed = UUID(str(value))
-    if str(parsed) != value:
-        raise ValueError
-    return parsed
