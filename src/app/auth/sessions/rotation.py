@@ -12,7 +12,7 @@ from app.auth.schemas import TokenPair
 from app.auth.sessions import crud, refresh_tokens, revoking_crud
 from app.auth.sessions.crud import SessionState, StoredState
 from app.auth.sessions.refresh_tokens import Presented
-from app.auth.sessions.token_pairs import issue
+from app.auth.sessions.service import issue
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession

@@ -1,9 +1,10 @@
-"""Starts, lists and ends login sessions."""
+"""Starts, lists and ends login sessions, and issues their pairs of tokens."""
 
 import hmac
 import os
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from uuid import UUID
 
@@ -12,12 +13,11 @@ from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth.errors import InvalidTokenError, SessionNotFoundError
+from app.auth.errors import InvalidScopeError, InvalidTokenError, SessionNotFoundError
 from app.auth.models import LoginSession
 from app.auth.schemas import TokenPair
 from app.auth.sessions import crud, refresh_tokens, revoking_crud
-from app.auth.sessions.crud import LockedUser
-from app.auth.sessions.token_pairs import granted_scopes, issue
+from app.auth.sessions.crud import LockedUser, SessionState
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
@@ -26,6 +26,7 @@ from app.core.http.addresses import subscriber
 from app.jobs import queue
 from app.users import jobs
 from app.users import service as users_service
+from app.users.roles import GRANTS, Role
 
 # The statements that the features above use as they are. Their caller records its own event.
 revoke_all = revoking_crud.revoke_all
@@ -146,3 +147,39 @@ async def list_page(session: ReadSession, user_id: UUID, page: PageRequest, *, c
     """Read one page of an account's live sessions, the most recently refreshed first, and mark the current one."""
     rows, following = await crud.page(session, user_id, page)
     return [{**row._asdict(), "is_current": row.id == current} for row in rows], following
+
+
+def granted_scopes(role: str, requested: str | None, within: str = "") -> frozenset[str]:
+    """Return the scopes of the role, limited to those requested now and, with `within`, to those of the login."""
+    granted = GRANTS[Role(role)]
+    if within:
+        granted &= frozenset(within.split())
+    wanted = frozenset((requested or "").split())
+    if not wanted <= granted:
+        raise InvalidScopeError
+    return wanted or granted
+
+
+def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None) -> TokenPair:
+    """Issue the pair of tokens for the current state of a session."""
+    scopes = granted_scopes(state.role, requested_scope, within=state.scope)
+    ends = min(state.idle_expires_at, state.absolute_expires_at)
+    access_token, expires_in = kit.access_tokens.issue(
+        user_id=state.user_id,
+        session_id=state.id,
+        version=state.authz_version,
+        scopes=scopes,
+        auth_time=int(state.auth_time.timestamp()),
+        session_ends=ends.timestamp(),
+    )
+    # If the pepper of this generation has been removed, the active one makes an equally valid token.
+    pepper_id = state.pepper_id if kit.keys.pepper(state.pepper_id) else kit.keys.active_pepper
+    return TokenPair(
+        access_token=access_token,
+        expires_in=expires_in,
+        refresh_token=refresh_tokens.make(
+            kit.keys, state.id, generation=state.generation, pepper_id=pepper_id, nonce=state.nonce
+        ),
+        refresh_expires_in=max(0, int((ends - datetime.now(UTC)).total_seconds())),
+        scope=" ".join(sorted(scopes)),
+    )
