@@ -18,18 +18,15 @@ _NEWEST = (AuditEvent.occurred_at.desc(), AuditEvent.id.desc())
 
 
 async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
-    """Add an event."""
     await session.execute(insert(AuditEvent).values(**values))
 
 
 def create_cte(values: Mapping[str, Any]) -> CTE:
-    """Return a CTE that adds an event as part of another statement."""
     # SQLAlchemy does not apply the Python default of `id` to an insert in a CTE.
     return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
 
 
 async def page(session: ReadSession, conditions: Sequence[ColumnElement[bool]], request: PageRequest) -> PageRows:
-    """Read one page of events."""
     return await crud.page(session, _LIST.where(*conditions), request)
 
 

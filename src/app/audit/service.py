@@ -66,7 +66,6 @@ def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[s
 
 
 async def list_page(session: ReadSession, query: AuditEventQuery, page: PageRequest) -> PageRows:
-    """Read one page of the events that match the filters of a query."""
     return await crud.page(session, list(_conditions(query)), page)
 
 

@@ -17,7 +17,6 @@ _BUDGET = timedelta(seconds=50)
 
 
 async def purge(work: Work) -> None:
-    """Delete login sessions that ended long ago, and expired revocations, counters and links."""
     await housekeeping.purge_all(
         work.database,
         {

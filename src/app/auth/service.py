@@ -34,7 +34,6 @@ _REFRESHES = Counter("token_refreshes", "Uses of refresh tokens, by outcome.", o
 
 
 async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
-    """Issue a pair of tokens for a password or for a refresh token."""
     if isinstance(payload, PasswordGrant):
         with _LOGINS.outcome():
             return await log_in(kit, actor, payload)
@@ -141,10 +140,7 @@ async def _record_failure(kit: Toolkit, actor: Actor, credentials: Credentials |
 
 
 async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) -> bool:
-    """End the login session that a token belongs to, and return whether a session ended.
-
-    An unknown token changes nothing and is not an error (RFC 7009).
-    """
+    """End the login session that a token belongs to. Returns False for an unknown token, which is no error (RFC 7009)."""
     try:
         claims = kit.access_tokens.read(token)
     except InvalidTokenError:

@@ -57,7 +57,6 @@ class Mailer:
 
 
 def make_mailer(settings: MailSettings) -> Mailer:
-    """Create the mailer for these settings."""
     return Mailer(make_transport(settings), from_address=settings.from_address, from_name=settings.from_name)
 
 

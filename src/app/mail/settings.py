@@ -71,7 +71,6 @@ class MailSettings(SettingsGroup):
 
     @property
     def delivers(self) -> bool:
-        """Whether mail is sent to its recipients."""
         return urlsplit(self.url.get_secret_value()).scheme in {"smtp", "smtps"}
 
     @property

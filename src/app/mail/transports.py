@@ -41,7 +41,6 @@ class Transport(Protocol):
 
 
 def make_transport(settings: MailSettings) -> Transport:
-    """Create the transport that the URL selects."""
     url = urlsplit(settings.url.get_secret_value())
     if url.scheme == "console":
         return ConsoleTransport()

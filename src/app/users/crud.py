@@ -78,7 +78,6 @@ async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
 
 
 async def get_credentials(session: ReadSession, email_key: str) -> Credentials | None:
-    """Read the columns that a login with this address checks."""
     row = (await session.execute(_CREDENTIALS, {"email_key": email_key})).one_or_none()
     return None if row is None else Credentials._make(row)
 
@@ -125,7 +124,6 @@ async def create(session: WriteSession, values: Mapping[str, Any]) -> User | Non
 
 
 async def change(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> User | None:
-    """Change an account and raise its version."""
     return await crud.change(session, User, user_id, values)
 
 
@@ -153,12 +151,10 @@ async def replace_hash(session: WriteSession, user_id: UUID, *, old: str, new: s
 
 
 async def any_exist(session: ReadSession) -> bool:
-    """Return whether any account exists."""
     return await session.scalar(select(User.id).limit(1)) is not None
 
 
 async def delete_links(session: WriteSession, user_id: UUID, purposes: Collection[str]) -> None:
-    """Delete the account's links with these purposes."""
     await session.execute(delete(AccountLink).where(AccountLink.user_id == user_id, AccountLink.purpose.in_(purposes)))
 
 

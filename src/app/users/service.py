@@ -50,7 +50,6 @@ ORDERS = {
 
 
 async def get_account(reads: Reads, user_id: UUID) -> Account:
-    """Read an account in one round trip."""
     account = await crud.get_account(reads, user_id)
     if account is None:
         raise UserNotFoundError
@@ -67,12 +66,10 @@ async def find_credentials(session: ReadSession, email: str) -> Credentials | No
 
 
 async def list_page(reads: Reads, query: UserQuery, page: PageRequest) -> PageRows:
-    """Read one page of the accounts that match the filters of a query."""
     return await crud.page(reads, _filters(query), page)
 
 
 def _filters(query: UserQuery) -> dict[str, Any]:
-    """Return the filters of a query by the names of the statement's parameters."""
     filters = {
         "email_key": None if query.email is None else identity(query.email),
         "prefix": None if query.q is None else name_key(query.q),
@@ -170,7 +167,6 @@ async def create_unverified(
 
 
 async def verify_email(session: WriteSession, user_id: UUID) -> None:
-    """Mark the address of an account as verified."""
     await crud.change(session, user_id, {"email_verified_at": func.now()})
 
 
@@ -203,7 +199,6 @@ async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
 async def update_me(
     session: WriteSession, actor: Actor, user_id: UUID, payload: MeUpdate, *, versions: Versions
 ) -> User:
-    """Change an account on behalf of its owner. Raises `PreconditionFailedError` if its version is not in `versions`."""
     return await _change(session, actor, await _lock(session, user_id, versions), payload)
 
 
@@ -216,10 +211,7 @@ async def update(
     versions: Versions,
     confirm: Confirm,
 ) -> User:
-    """Change an account on behalf of an administrator. Earlier tokens become invalid if the role or `is_active` changes.
-
-    Raises `PreconditionFailedError` if the version of the account is not in `versions`.
-    """
+    """Change an account on behalf of an administrator. Earlier tokens become invalid if the role or `is_active` changes."""
     removes_admin = payload.role is Role.USER or payload.is_active is False
     admins = await confirm(session, user_id, with_admins=removes_admin)
     user = await _lock(session, user_id, versions)
@@ -259,10 +251,7 @@ async def _record_changes(session: WriteSession, actor: Actor, user: User, chang
 async def delete(
     session: WriteSession, actor: Actor, user_id: UUID, *, versions: Versions = None, confirm: Confirm
 ) -> None:
-    """Delete an account. The audit log keeps its events.
-
-    Raises `PreconditionFailedError` if the version of the account is not in `versions`.
-    """
+    """Delete an account. The audit log keeps its events."""
     admins = await confirm(session, user_id, with_admins=True)
     _refuse_last_admin(await _lock(session, user_id, versions), admins)
     await crud.remove(session, user_id)
@@ -276,6 +265,7 @@ def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
 
 
 async def _lock(session: WriteSession, user_id: UUID, versions: Versions) -> User:
+    """Lock an account. Raises `PreconditionFailedError` if its version is not in `versions`."""
     user = await crud.lock(session, user_id)
     if user is None:
         raise UserNotFoundError

@@ -68,10 +68,7 @@ async def get_token_status(session: ReadSession, user_id: UUID, session_id: UUID
 async def lock_token_status(
     session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
 ) -> TokenStatus | None:
-    """Read the status of an access token, and lock the accounts and then the login session until the transaction ends.
-
-    Locks the caller's account, those given and, with `with_admins`, those of all active administrators.
-    """
+    """Lock accounts and then the login session, and read the status of an access token; see `token_status.lock`."""
     statement = _LOCKED_STATUS_WITH_ADMINS if with_admins else _LOCKED_STATUS
     account_ids = [user_id, *accounts]
     parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}

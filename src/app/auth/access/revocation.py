@@ -62,7 +62,6 @@ class RevocationSet:
         return len(self._sessions) + len(self._users) + (self._cutoff is not _NO_CUTOFF)
 
     def is_revoked(self, *, session_id: UUID, user_id: UUID, version: int) -> bool:
-        """Return whether a token with these claims is revoked."""
         return (
             session_id in self._sessions
             or version < self._users.get(user_id, (0, 0.0))[0]
@@ -106,7 +105,6 @@ class RevocationListener:
         self._task = asyncio.create_task(self._run(), name="revocation-listener")
 
     async def stop(self) -> None:
-        """Stop the listener and close its connection."""
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
