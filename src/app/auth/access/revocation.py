@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -231,17 +232,16 @@ async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connec
 
 async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> asyncpg.Connection:
     """Connect to the first host that accepts. If none does, raise the error of the last host."""
-    last_error: Exception = OSError()
-    for host in each_host(options):
-        try:
-            return await tls.connect(
-                **host,
-                timeout=settings.connect_timeout.total_seconds(),
-                # Limits LISTEN too. If the server stops responding, the listener must reconnect.
-                command_timeout=_POLL_TIMEOUT,
-                statement_cache_size=0,
-                server_settings={"application_name": f"{settings.application_name}-revocations"},
-            )
-        except CONNECT_ERRORS as error:
-            last_error = error
-    raise last_error
+    connect = partial(
+        tls.connect,
+        timeout=settings.connect_timeout.total_seconds(),
+        # Limits LISTEN too. If the server stops responding, the listener must reconnect.
+        command_timeout=_POLL_TIMEOUT,
+        statement_cache_size=0,
+        server_settings={"application_name": f"{settings.application_name}-revocations"},
+    )
+    *others, last = each_host(options)
+    for host in others:
+        with suppress(*CONNECT_ERRORS):
+            return await connect(**host)
+    return await connect(**last)
