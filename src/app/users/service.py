@@ -70,15 +70,12 @@ async def list_page(reads: Reads, query: UserQuery, page: PageRequest) -> PageRo
 
 
 def _filters(query: UserQuery) -> dict[str, Any]:
-    filters = {
-        "email_key": None if query.email is None else identity(query.email),
-        "prefix": None if query.q is None else name_key(query.q),
-        "role": query.role,
-        "is_active": query.is_active,
-        "created_after": query.created_after,
-        "created_before": query.created_before,
-    }
-    return {name: value for name, value in filters.items() if value is not None}
+    filters = query.model_dump(exclude_none=True, include={"role", "is_active", "created_after", "created_before"})
+    if query.email is not None:
+        filters["email_key"] = identity(query.email)
+    if query.q is not None:
+        filters["prefix"] = name_key(query.q)
+    return filters
 
 
 async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:
