@@ -67,19 +67,16 @@ _IS_USABLE = AccountLink.used_at.is_(None) & (AccountLink.expires_at > func.now(
 
 async def get_account(reads: Reads, user_id: UUID) -> Account | None:
     """Read an account as columns; None if it does not exist."""
-    row = (await reads.execute(_ACCOUNT, {"id": user_id})).one_or_none()
-    return None if row is None else Account._make(row)
+    return crud.only(Account, await reads.execute(_ACCOUNT, {"id": user_id}))
 
 
 async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
     """Read an account, and lock its row until the transaction ends; None if it does not exist."""
-    row = (await session.execute(_LOCKED_ACCOUNT, {"id": user_id})).one_or_none()
-    return None if row is None else Account._make(row)
+    return crud.only(Account, await session.execute(_LOCKED_ACCOUNT, {"id": user_id}))
 
 
 async def get_credentials(session: ReadSession, email_key: str) -> Credentials | None:
-    row = (await session.execute(_CREDENTIALS, {"email_key": email_key})).one_or_none()
-    return None if row is None else Credentials._make(row)
+    return crud.only(Credentials, await session.execute(_CREDENTIALS, {"email_key": email_key}))
 
 
 async def get_hash(session: ReadSession, user_id: UUID) -> str | None:

@@ -61,8 +61,7 @@ _LOCKED_STATUS_WITH_ADMINS = _locking(_ACCOUNT_IDS + func.array(select(User.id).
 async def get_token_status(session: ReadSession, user_id: UUID, session_id: UUID) -> TokenStatus | None:
     """Read the status of an access token. Both tables are read by primary key."""
     parameters = {"user_id": user_id, "session_id": session_id}
-    row = (await session.execute(_STATUS, parameters)).one_or_none()
-    return None if row is None else TokenStatus(*row)
+    return crud.only(TokenStatus, await session.execute(_STATUS, parameters))
 
 
 async def lock_token_status(
@@ -72,8 +71,7 @@ async def lock_token_status(
     statement = _LOCKED_STATUS_WITH_ADMINS if with_admins else _LOCKED_STATUS
     account_ids = [user_id, *accounts]
     parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
-    row = (await session.execute(statement, parameters)).one_or_none()
-    return None if row is None else TokenStatus(*row)
+    return crud.only(TokenStatus, await session.execute(statement, parameters))
 
 
 purge_revocations = partial(crud.remove_expired, key=Revocation.id, expiry=Revocation.expires_at)

@@ -107,8 +107,7 @@ async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
     """Lock an account against changes and other logins until the transaction ends."""
     columns = (User.id, User.is_active, User.authz_version, User.role, LAST_CUTOFF.scalar_subquery())
     statement = locks.in_order(select(*columns).where(User.id == user_id))
-    row = (await session.execute(statement)).one_or_none()
-    return None if row is None else LockedUser._make(row)
+    return crud.only(LockedUser, await session.execute(statement))
 
 
 async def create(
@@ -156,8 +155,7 @@ async def rotate(
 ) -> SessionState | None:
     """Rotate a live session of an active account to the next generation. Only one of several concurrent calls succeeds."""
     values = {"presented_id": session_id, "presented": generation, "new_pepper_id": pepper_id, "idle": idle}
-    row = (await session.execute(_ROTATION, values)).one_or_none()
-    return None if row is None else SessionState._make(row)
+    return crud.only(SessionState, await session.execute(_ROTATION, values))
 
 
 async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta) -> StoredState | None:
@@ -198,8 +196,7 @@ async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionSta
         .returning(*_STATE)
         .execution_options(synchronize_session=False)
     )
-    row = (await session.execute(statement)).one_or_none()
-    return None if row is None else SessionState._make(row)
+    return crud.only(SessionState, await session.execute(statement))
 
 
 async def page(session: ReadSession, user_id: UUID, request: PageRequest) -> PageRows:

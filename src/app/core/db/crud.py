@@ -3,17 +3,23 @@
 Each runs one statement and never commits. It returns `None` or `False` if no row matches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, any_, delete, func, select, update
+from sqlalchemy import Result, Select, any_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.db.database import Base, ReadSession, VersionedBase, WriteSession
 from app.core.db.keyset import PageRequest, PageRows, after
+
+
+def only[T](kind: Callable[..., T], result: Result[*tuple[Any, ...]]) -> T | None:
+    """Make a named tuple of the only row of a result; None if there is no row."""
+    row = result.one_or_none()
+    return None if row is None else kind(*row)
 
 
 async def insert_or_none[M: Base](
