@@ -8,13 +8,7 @@ from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from app.auth import service
-from app.auth.dependencies import (
-    ConfirmedPrincipal,
-    CurrentPrincipal,
-    ToolkitDep,
-    UsersWriter,
-    Visitor,
-)
+from app.auth.dependencies import ConfirmedPrincipal, CurrentPrincipal, ToolkitDep, UsersWriter, Visitor
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidClientError,

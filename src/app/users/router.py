@@ -5,13 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 
-from app.auth.dependencies import (
-    ConfirmedPrincipal,
-    CurrentPrincipal,
-    CurrentUser,
-    UsersReader,
-    UsersWriter,
-)
+from app.auth.dependencies import ConfirmedPrincipal, CurrentPrincipal, CurrentUser, UsersReader, UsersWriter
 from app.auth.errors import StaleLoginError
 from app.core.http import routing
 from app.core.http.dependencies import KeyRingDep, ReadsDep, SessionDep
@@ -115,9 +109,7 @@ async def update_user(
 
 
 @router.delete(
-    "/{user_id}",
-    status_code=HTTPStatus.NO_CONTENT,
-    responses=problem_responses(UserNotFoundError, LastAdminError),
+    "/{user_id}", status_code=HTTPStatus.NO_CONTENT, responses=problem_responses(UserNotFoundError, LastAdminError)
 )
 async def delete_user(writer: UsersWriter, session: SessionDep, if_match: IfMatch, user_id: UserId) -> None:
     """Delete an account permanently.

@@ -1,6 +1,3 @@
 """The scopes of the user operations."""
 
-SCOPES = {
-    "users:read": "Read every account",
-    "users:write": "Create, change and delete accounts",
-}
+SCOPES = {"users:read": "Read every account", "users:write": "Create, change and delete accounts"}

@@ -152,12 +152,7 @@ async def create_unverified(
     """Create an account with an unverified address; None if another account has the address."""
     try:
         return await _insert(
-            session,
-            actor,
-            email=email,
-            full_name=full_name,
-            role=Role.USER,
-            hashed_password=hashed_password,
+            session, actor, email=email, full_name=full_name, role=Role.USER, hashed_password=hashed_password
         )
     except EmailTakenError:
         return None
@@ -200,13 +195,7 @@ async def update_me(
 
 
 async def update(
-    session: WriteSession,
-    actor: Actor,
-    user_id: UUID,
-    payload: UserUpdate,
-    *,
-    versions: Versions,
-    confirm: Confirm,
+    session: WriteSession, actor: Actor, user_id: UUID, payload: UserUpdate, *, versions: Versions, confirm: Confirm
 ) -> User:
     """Change an account on behalf of an administrator. Earlier tokens become invalid if the role or `is_active` changes."""
     removes_admin = payload.role is Role.USER or payload.is_active is False
