@@ -10,7 +10,6 @@ REALM = product.SLUG
 
 
 class MissingTokenError(UnauthenticatedError):
-    code = "unauthorized"
     detail = "This operation needs an access token. Send it as `Authorization: Bearer …`."
 
     def __init__(self) -> None:
@@ -87,7 +86,6 @@ class InvalidRequestError(MalformedRequestError):
 
     code = "invalid_request"
     detail = "A parameter is missing, repeated or malformed, or the URL has a query."
-    oauth_error = "invalid_request"
 
 
 class UnsupportedGrantTypeError(MalformedRequestError):
@@ -107,7 +105,6 @@ class InvalidClientError(UnauthenticatedError):
 
     code = "invalid_client"
     detail = "This server has no clients with credentials. Send no client credentials."
-    oauth_error = "invalid_client"
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": f'Basic realm="{REALM}"'})

@@ -36,8 +36,6 @@ purge = crud.purge_links
 _PREFIX = "lt1"
 # The last character holds two bits of the secret, so four characters are possible there.
 _FORM = re.compile(r"lt1\.[A-Za-z0-9_-]{65}[AQgw]")
-_ID_BYTES = 16
-_NONCE_BYTES = 32
 
 
 async def create(
@@ -56,7 +54,7 @@ async def create(
     values = {
         "user_id": user_id,
         "purpose": purpose,
-        "nonce": os.urandom(_NONCE_BYTES),
+        "nonce": os.urandom(32),
         "pepper_id": keys.active_pepper,
         "email": email,
         "session_id": session_id,
@@ -71,7 +69,7 @@ async def find_by_secret(
     if _FORM.fullmatch(text) is None:
         return None
     raw = base64url.decode(text.partition(".")[2])
-    link = await crud.get_live_link(session, UUID(bytes=raw[:_ID_BYTES]))
+    link = await crud.get_live_link(session, UUID(bytes=raw[:16]))
     if link is None or link.purpose not in purposes or keys.pepper(link.pepper_id) is None:
         return None
     return link if hmac.compare_digest(secret(keys, link), text) else None

@@ -46,7 +46,6 @@ FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin) AS snapshot
 LEFT JOIN revocations ON revocations.expires_at > now() AND revocations.xid >= $1::text::xid8
 """
 _ALL_ROWS = "0"
-_MODES = ("listening", "polling", "fallback")
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ class RevocationListener:
 
     def readings(self) -> Iterator[Reading]:
         """Yield the mode, the number of entries and the age of the state, as metrics."""
-        for mode in _MODES:
+        for mode in ("listening", "polling", "fallback"):
             meaning = "1 for the mode in which revocations are learned. In fallback, each request queries the database."
             yield Reading("revocation_mode", meaning, mode == self.mode, {"mode": mode})
         yield Reading("revocation_entries", "Revocations in memory that live tokens may need.", len(self._set))

@@ -8,7 +8,6 @@ from sqlalchemy import ColumnElement, Update, func, insert, select, text, update
 from app.auth.models import IS_LIVE, LoginSession, RevokeReason, SessionCutoff
 from app.core.db.database import WriteSession
 
-_LOWEST = UUID(int=0)
 LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()).limit(1)
 _LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
 # A UUIDv7 begins with 48 bits of time (RFC 9562); the other 80 bits are random, except for version and variant.
@@ -58,7 +57,7 @@ async def revoke_before(
     Returns how many ended, the position to continue from, and the live sessions that were left because another transaction has
     locked them. This transaction does not lock the accounts, so it must not wait for one session while it holds others.
     """
-    below = (LoginSession.id < cutoff) & (LoginSession.id > (after or _LOWEST))
+    below = (LoginSession.id < cutoff) & (LoginSession.id > (after or UUID(int=0)))
     portion = select(LoginSession.id).where(below).order_by(LoginSession.id).limit(batch).subquery()
     # The last session of the batch is found first, live or not, so a step never reads more than `batch` rows.
     last = await session.scalar(select(portion.c.id).order_by(portion.c.id.desc()).limit(1))

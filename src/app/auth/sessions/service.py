@@ -33,7 +33,6 @@ revoke_all = revoking_crud.revoke_all
 list_newest = crud.list_newest
 
 ORDER = Order((LoginSession.last_seen_at, LoginSession.id), descending=True)
-_NONCE_BYTES = 32
 _MAX_USER_AGENT = 256
 _VERSION = re.compile(r"[0-9][0-9._]*")
 
@@ -55,7 +54,7 @@ async def start(
     session_id = revoking_crud.beyond(user.cutoff, uuid7())
     values = {
         "id": session_id,
-        "nonce": os.urandom(_NONCE_BYTES),
+        "nonce": os.urandom(32),
         "pepper_id": kit.keys.active_pepper,
         "scope": " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else "",
         "ip_prefix": actor.ip_prefix,
