@@ -151,7 +151,7 @@ async def test_a_stronger_hash_does_not_overwrite_a_changed_password(database: D
 
 
 async def test_an_invalid_address_has_no_credentials(session: WriteSession) -> None:
-    assert await service.find_credentials(session, "not an address\0") is None
+    assert await service.find_id(session, "not an address\0") is None
 
 
 async def test_a_missing_account_is_none_or_an_error(session: WriteSession) -> None:

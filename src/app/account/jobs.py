@@ -32,9 +32,9 @@ async def register(work: Work, email: str, full_name: str | None, hashed_passwor
         if user is not None:
             # Mailed even above the limit: without this link the account cannot be used, and a registration sends it once.
             await users_service.mail_link(session, work.keys, user.id, "verify_email")
-        elif may_mail and (owner := await users_service.find_credentials(session, email)):
-            await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", owner.id)
-            await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=owner.id)
+        elif may_mail and (owner_id := await users_service.find_id(session, email)):
+            await queue.enqueue(session, user_jobs.mail_user_notice, "already_registered", owner_id)
+            await audit.record(session, _actor(work), "auth.registration_repeated", subject_id=owner_id)
 
 
 @queue.formerly("auth.jobs:resend_verification")
@@ -54,8 +54,8 @@ async def _mail_requested_link(work: Work, email: str, purpose: Purpose, event: 
         if not await _count_mail(session, work, email):
             return
         # If the account is deleted between the two reads, the second one finds nothing, and no link is created for it.
-        credentials = await users_service.find_credentials(session, email)
-        account = await users_service.lock_account(session, credentials.id) if credentials else None
+        user_id = await users_service.find_id(session, email)
+        account = await users_service.lock_account(session, user_id) if user_id else None
         if account is None or not account.is_active or (purpose == "verify_email" and account.email_verified_at):
             return
         await users_service.mail_link(session, work.keys, account.id, purpose)

@@ -16,7 +16,7 @@ from app.auth.errors import (
 from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
 from app.auth.sessions import crud, rotation
 from app.auth.sessions import service as sessions
-from app.auth.sessions.crud import LockedUser
+from app.auth.sessions.crud import Credentials, LockedUser
 from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import ReadSession, WriteSession
@@ -26,7 +26,6 @@ from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.hashing import HashingBusyError, Verification
 from app.core.security.rate_limits import Counted
 from app.users import service as users_service
-from app.users.service import Credentials
 
 _LOGINS = Counter("logins", "Logins with a password, by outcome.", outcome=("succeeded", "invalid_grant"))
 _FAILURES = Counter("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
@@ -73,8 +72,8 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
         counted = tuple((limit, subject) for limit, subject in counted if limit.refuses)
     # The connection goes back to the pool before hashing, which is slow. The writes use another one.
     async with kit.database.read_sessions() as session:
-        credentials, is_known_origin = await _find_login(session, kit, actor, payload.username)
-    is_limited = retry_after is not None and not is_known_origin
+        credentials = await _find_login(session, kit, actor, payload.username)
+    is_limited = retry_after is not None and not (credentials and credentials.is_known_origin)
     stored = credentials.hashed_password if credentials and credentials.is_active and not is_limited else None
     verification = await _verify(kit, counted, payload.password.get_secret_value(), stored)
     if credentials is None or stored is None or not verification.is_valid:
@@ -95,14 +94,11 @@ async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPai
     return await kit.database.unit(start)
 
 
-async def _find_login(
-    session: ReadSession, kit: Toolkit, actor: Actor, username: str
-) -> tuple[Credentials | None, bool]:
-    """Read the credentials of the account, and whether it has logged in from the client's address before."""
+async def _find_login(session: ReadSession, kit: Toolkit, actor: Actor, username: str) -> Credentials | None:
     try:
         email_key = identity(username)
     except InvalidEmailError:
-        return None, False
+        return None
     return await crud.get_login(session, email_key, sessions.origin(kit, actor))
 
 

@@ -33,17 +33,6 @@ class Account(NamedTuple):
     version: int
 
 
-class Credentials(NamedTuple):
-    """The columns that a login checks."""
-
-    id: UUID
-    hashed_password: str | None
-    role: str
-    is_active: bool
-    email_verified_at: datetime | None
-    authz_version: int
-
-
 # The last Unicode character. Every text with a prefix sorts between the prefix and the prefix followed by this character.
 _LAST = "\U0010ffff"
 
@@ -61,7 +50,6 @@ _FILTERS: Mapping[str, ColumnElement[bool]] = {
     "created_after": _TABLE.created_at > bindparam("created_after"),
     "created_before": _TABLE.created_at < bindparam("created_before"),
 }
-_CREDENTIALS = select(*(_TABLE[name] for name in Credentials._fields)).where(_TABLE.email_key == bindparam("email_key"))
 _IS_USABLE = AccountLink.used_at.is_(None) & (AccountLink.expires_at > func.now())
 
 
@@ -75,8 +63,8 @@ async def lock_account(session: WriteSession, user_id: UUID) -> Account | None:
     return crud.only(Account, await session.execute(_LOCKED_ACCOUNT, {"id": user_id}))
 
 
-async def get_credentials(session: ReadSession, email_key: str) -> Credentials | None:
-    return crud.only(Credentials, await session.execute(_CREDENTIALS, {"email_key": email_key}))
+async def get_id(session: ReadSession, email_key: str) -> UUID | None:
+    return await session.scalar(select(User.id).where(User.email_key == email_key))
 
 
 async def get_hash(session: ReadSession, user_id: UUID) -> str | None:

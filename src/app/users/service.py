@@ -17,13 +17,13 @@ from app.core.security.keys import KeyRing
 from app.core.security.passwords import refuse_weak
 from app.jobs import queue
 from app.users import crud, jobs, links
-from app.users.crud import Account, Credentials
+from app.users.crud import Account
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
 from app.users.models import Purpose, User
 from app.users.roles import Role
 from app.users.schemas import MeUpdate, UserCreate, UserQuery, UserUpdate
 
-__all__ = ["Account", "Credentials"]
+__all__ = ["Account"]
 
 
 class Confirm(Protocol):
@@ -56,13 +56,13 @@ async def get_account(reads: Reads, user_id: UUID) -> Account:
     return account
 
 
-async def find_credentials(session: ReadSession, email: str) -> Credentials | None:
-    """Read what a login with this address checks; None if the address is unknown or invalid."""
+async def find_id(session: ReadSession, email: str) -> UUID | None:
+    """Read the id of the account with this address; None if the address is unknown or invalid."""
     try:
         email_key = identity(email)
     except InvalidEmailError:
         return None
-    return await crud.get_credentials(session, email_key)
+    return await crud.get_id(session, email_key)
 
 
 async def list_page(reads: Reads, query: UserQuery, page: PageRequest) -> PageRows:

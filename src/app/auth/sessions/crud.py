@@ -16,7 +16,6 @@ from app.core.db.database import ReadSession, WriteSession
 from app.core.db.keyset import PageRequest, PageRows
 from app.users import locks
 from app.users.models import User
-from app.users.service import Credentials
 
 
 class SessionState(NamedTuple):
@@ -33,6 +32,17 @@ class SessionState(NamedTuple):
     absolute_expires_at: datetime
     role: str
     authz_version: int
+
+
+class Credentials(NamedTuple):
+    """The columns that a login checks, and whether a stored session of the account started from the client's address."""
+
+    id: UUID
+    hashed_password: str | None
+    is_active: bool
+    email_verified_at: datetime | None
+    authz_version: int
+    is_known_origin: bool
 
 
 class LockedUser(NamedTuple):
@@ -59,7 +69,11 @@ class StoredState(NamedTuple):
 _OF_USERS = {"role", "authz_version"}
 _STATE = [getattr(User if name in _OF_USERS else LoginSession, name) for name in SessionState._fields]
 _LOGIN = select(
-    *(getattr(User, name) for name in Credentials._fields),
+    User.id,
+    User.hashed_password,
+    User.is_active,
+    User.email_verified_at,
+    User.authz_version,
     exists()
     .where(LoginSession.user_id == User.id, LoginSession.origin == bindparam("origin", type_=Text))
     .label("is_known_origin"),
@@ -97,10 +111,8 @@ _LISTED = (
 )
 
 
-async def get_login(session: ReadSession, email_key: str, origin: str | None) -> tuple[Credentials | None, bool]:
-    """Read the credentials of an account, and whether one of its stored sessions started from this origin."""
-    row = (await session.execute(_LOGIN, {"email_key": email_key, "origin": origin})).one_or_none()
-    return (None, False) if row is None else (Credentials._make(row[:-1]), row.is_known_origin)
+async def get_login(session: ReadSession, email_key: str, origin: str | None) -> Credentials | None:
+    return crud.only(Credentials, await session.execute(_LOGIN, {"email_key": email_key, "origin": origin}))
 
 
 async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
