@@ -148,13 +148,7 @@ async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) 
 async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication) -> TokenPair:
     """Check the password again, and give the same login session a new `auth_time` (RFC 9470)."""
     await confirm_password(kit, actor, user_id, payload.password.get_secret_value())
-
-    async def renew(session: WriteSession) -> TokenPair:
-        pair = await sessions.renew(session, kit, actor)
-        await audit.record(session, actor, "auth.reauthenticated", subject_id=user_id)
-        return pair
-
-    return await kit.database.unit(renew)
+    return await kit.database.unit(lambda session: sessions.renew(session, kit, actor))
 
 
 async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> str:

@@ -99,6 +99,7 @@ async def renew(session: WriteSession, kit: Toolkit, actor: Actor) -> TokenPair:
     state = await crud.renew_auth_time(session, actor.session_id) if actor.session_id else None
     if state is None:
         raise InvalidTokenError
+    await audit.record(session, actor, "auth.reauthenticated", subject_id=state.user_id)
     return issue(kit, state)
 
 
