@@ -16,17 +16,15 @@ _RANDOM_BITS = 80
 
 async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason: RevokeReason) -> bool:
     """End one live session of an account; return False if there is none with this id."""
-    ended = await _revoke(
-        session, (LoginSession.id == session_id) & (LoginSession.user_id == user_id) & IS_LIVE, reason
-    )
-    return bool(ended)
+    condition = (LoginSession.id == session_id) & (LoginSession.user_id == user_id) & IS_LIVE
+    return bool(await _revoke(session, condition, reason))
 
 
 async def revoke_all(
     session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None
 ) -> Sequence[UUID]:
     """End every session of an account, except `except_id`."""
-    condition = (LoginSession.user_id == user_id) & LoginSession.revoked_at.is_(None)
+    condition = LoginSession.user_id == user_id
     return await _revoke(session, condition & (LoginSession.id != except_id) if except_id else condition, reason)
 
 
