@@ -52,16 +52,11 @@ async def read_page(settings: SettingsDep, name: str) -> Response:
         return Response(_file(name), media_type=_ASSETS[name])
     if name not in _FORMS:
         raise NotFoundError
-    content = _page(_FORMS[name], min_length=settings.of(AuthSettings).password_min_length)
-    return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
-
-
-def _page(form: _Form, *, min_length: int) -> str:
+    form, min_length = _FORMS[name], settings.of(AuthSettings).password_min_length
     # The field declares no maxlength: a browser would silently cut a pasted password.
     field = _file(form.field).strip().format(min_length=min_length) if form.field else ""
-    return _file("page.html").format(
-        title=form.title, endpoint=form.endpoint, member=form.member, field=field, button=form.button
-    )
+    content = _file("page.html").format_map(form._asdict() | {"field": field})
+    return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
 
 
 @cache
