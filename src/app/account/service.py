@@ -4,7 +4,7 @@ A client can call register, resend and forgot with the address of another person
 address: they enqueue one job. The job checks whether the account exists, and mails its owner.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -30,10 +30,8 @@ from app.users import service as users_service
 from app.users.models import AccountLink, Purpose
 from app.users.service import Account, Confirm
 
-_VERIFICATION_LINKS = frozenset[Purpose]({"verify_email"})
 _PASSWORD_LINKS = frozenset[Purpose]({"set_password", "reset_password"})
-_EMAIL_CHANGE_LINKS = frozenset[Purpose]({"confirm_email"})
-_ALL_LINKS = _VERIFICATION_LINKS | _PASSWORD_LINKS | _EMAIL_CHANGE_LINKS
+_ALL_LINKS = frozenset(links.LIFETIMES)
 _NEW_PASSWORD = "#/new_password"
 
 
@@ -65,7 +63,7 @@ async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, ema
 async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Use a verification link: it proves that the address belongs to the owner of the account."""
     async with _count_misuse(kit, actor), kit.database.begin() as session:
-        _, account = await _use_link(session, kit, secret, _VERIFICATION_LINKS)
+        _, account = await _use_link(session, kit, secret, {"verify_email"})
         if account.email_verified_at is not None:
             raise InvalidLinkError
         await users_service.verify_email(session, account.id)
@@ -115,7 +113,7 @@ async def change_password(
         ):
             raise WrongPasswordError
         # Links for a pending change of address are deleted too: an attacker may have requested it.
-        await links.discard(session, account.id, _PASSWORD_LINKS | _EMAIL_CHANGE_LINKS)
+        await links.discard(session, account.id, {*_PASSWORD_LINKS, "confirm_email"})
         await sessions.revoke_all(session, account.id, "password_changed", except_id=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
@@ -145,7 +143,7 @@ async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: Em
 async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Use the link that was mailed to a new address: the account moves to it, and the old address gets a notice."""
     async with _count_misuse(kit, actor), kit.database.begin() as session:
-        link, account = await _use_link(session, kit, secret, _EMAIL_CHANGE_LINKS)
+        link, account = await _use_link(session, kit, secret, {"confirm_email"})
         if link.email is None or not await users_service.set_email(session, account.id, link.email):
             # Another account has taken the address since. The error is that of an invalid link: it must not reveal the account.
             raise InvalidLinkError
@@ -182,7 +180,7 @@ async def export(session: ReadSession, user: Account) -> dict[str, Any]:
 
 
 async def _use_link(
-    session: WriteSession, kit: Toolkit, secret: str, purposes: frozenset[Purpose]
+    session: WriteSession, kit: Toolkit, secret: str, purposes: Collection[Purpose]
 ) -> tuple[AccountLink, Account]:
     link = await links.find_by_secret(session, kit.keys, secret, purposes)
     # Lock the account before the use of the link. Other changes of the account are then committed already, or they wait.

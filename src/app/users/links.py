@@ -7,6 +7,7 @@ prefix, the purpose, the id and the nonce of the row. No secret is stored: forgi
 import hmac
 import os
 import re
+from collections.abc import Collection
 from datetime import timedelta
 from uuid import UUID
 
@@ -63,7 +64,7 @@ async def create(
 
 
 async def find_by_secret(
-    session: ReadSession, keys: KeyRing, text: str, purposes: frozenset[Purpose]
+    session: ReadSession, keys: KeyRing, text: str, purposes: Collection[Purpose]
 ) -> AccountLink | None:
     """Read the usable link with one of these purposes that the secret belongs to. Malformed texts cause no query."""
     if _FORM.fullmatch(text) is None:
