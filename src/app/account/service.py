@@ -49,13 +49,11 @@ async def register(session: WriteSession, kit: Toolkit, actor: Actor, payload: R
 
 
 async def resend_verification(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
-    """Enqueue the mail with another verification link."""
     await kit.limiter.hit(*limits.mail_request(actor))
     await queue.enqueue(session, jobs.resend_verification, email)
 
 
 async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
-    """Enqueue the mail with a link to set a new password."""
     await kit.limiter.hit(*limits.mail_request(actor))
     await queue.enqueue(session, jobs.forgot_password, email)
 

@@ -73,7 +73,6 @@ async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
 
 
 async def page(reads: Reads, filters: Mapping[str, Any], request: PageRequest) -> PageRows:
-    """Read one page of the accounts that match every filter, as columns."""
     statement = _listing(frozenset(filters), request.order, is_first=request.position is None)
     values = {**filters, **request.order.values(request.position), "limit": request.limit + 1}
     return crud.cut((await reads.execute(statement, values)).all(), request)

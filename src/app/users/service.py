@@ -88,7 +88,6 @@ async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: Us
 
 
 async def mail_link(session: WriteSession, keys: KeyRing, user_id: UUID, purpose: Purpose) -> None:
-    """Create a link, and mail it to the owner of the account."""
     await queue.enqueue(session, jobs.mail_link, await links.create(session, keys, user_id, purpose))
 
 

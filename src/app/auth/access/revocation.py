@@ -120,7 +120,6 @@ class RevocationListener:
         return None if self._last_ok is None else monotonic() - self._last_ok
 
     def readings(self) -> Iterator[Reading]:
-        """Yield the mode, the number of entries and the age of the state, as metrics."""
         for mode in ("listening", "polling", "fallback"):
             meaning = "1 for the mode in which revocations are learned. In fallback, each request queries the database."
             yield Reading("revocation_mode", meaning, mode == self.mode, {"mode": mode})

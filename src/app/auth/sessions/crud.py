@@ -46,8 +46,6 @@ class Credentials(NamedTuple):
 
 
 class LockedUser(NamedTuple):
-    """An account that the transaction has locked."""
-
     id: UUID
     is_active: bool
     authz_version: int
@@ -193,7 +191,6 @@ async def classify(session: WriteSession, session_id: UUID, *, grace: timedelta)
 
 
 async def count_replay(session: WriteSession, session_id: UUID) -> None:
-    """Count one more use of the previous generation."""
     await session.execute(
         update(LoginSession).where(LoginSession.id == session_id).values(replays=LoginSession.replays + 1)
     )
@@ -212,7 +209,6 @@ async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionSta
 
 
 async def page(session: ReadSession, user_id: UUID, request: PageRequest) -> PageRows:
-    """Read one page of an account's live sessions."""
     statement = select(*_LISTED).where(LoginSession.user_id == user_id, IS_LIVE)
     return await crud.page(session, statement, request)
 

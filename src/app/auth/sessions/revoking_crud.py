@@ -23,7 +23,6 @@ async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason:
 async def revoke_all(
     session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None
 ) -> Sequence[UUID]:
-    """End every session of an account, except `except_id`."""
     condition = LoginSession.user_id == user_id
     return await _revoke(session, condition & (LoginSession.id != except_id) if except_id else condition, reason)
 
@@ -81,7 +80,6 @@ async def _revoke(session: WriteSession, condition: ColumnElement[bool], reason:
 
 
 def revoking(condition: ColumnElement[bool], reason: RevokeReason) -> Update:
-    """Build the statement that ends the sessions that match a condition."""
     return (
         update(LoginSession)
         .where(condition, LoginSession.revoked_at.is_(None))

@@ -124,14 +124,12 @@ async def end_by_access_token(session: WriteSession, actor: Actor, user_id: UUID
 
 
 async def end_one(session: WriteSession, actor: Actor, user_id: UUID, session_id: UUID) -> None:
-    """End one of an account's live sessions."""
     if not await revoking_crud.revoke(session, user_id, session_id, "user"):
         raise SessionNotFoundError
     await audit.record(session, actor, "auth.session_ended", subject_id=user_id, ended=str(session_id))
 
 
 async def end_others(session: WriteSession, actor: Actor, user_id: UUID, *, except_id: UUID) -> None:
-    """End all sessions of an account except one."""
     ended = await revoking_crud.revoke_all(session, user_id, "user", except_id=except_id)
     await audit.record(session, actor, "auth.other_sessions_ended", subject_id=user_id, count=len(ended))
 
@@ -161,7 +159,6 @@ def granted_scopes(role: str, requested: str | None, within: str = "") -> frozen
 
 
 def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None) -> TokenPair:
-    """Issue the pair of tokens for the current state of a session."""
     scopes = granted_scopes(state.role, requested_scope, within=state.scope)
     ends = min(state.idle_expires_at, state.absolute_expires_at)
     access_token, expires_in = kit.access_tokens.issue(
