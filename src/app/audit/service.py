@@ -1,7 +1,9 @@
 """Records events in the transaction of the change, and lists them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import eq, gt, lt
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +19,14 @@ from app.core.http.addresses import Network
 ORDERS = {
     "occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id)),
     "-occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id), descending=True),
+}
+# Each makes the condition of a filter from its value.
+_FILTERS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
+    "actor_id": partial(eq, AuditEvent.actor_id),
+    "subject_id": partial(eq, AuditEvent.subject_id),
+    "event": partial(eq, AuditEvent.event),
+    "after": partial(gt, AuditEvent.occurred_at),
+    "before": partial(lt, AuditEvent.occurred_at),
 }
 
 
@@ -66,20 +76,8 @@ def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[s
 
 
 async def list_page(session: ReadSession, query: AuditEventQuery, page: PageRequest) -> PageRows:
-    return await crud.page(session, list(_conditions(query)), page)
-
-
-def _conditions(query: AuditEventQuery) -> Iterator[ColumnElement[bool]]:
-    if query.actor_id is not None:
-        yield AuditEvent.actor_id == query.actor_id
-    if query.subject_id is not None:
-        yield AuditEvent.subject_id == query.subject_id
-    if query.event is not None:
-        yield AuditEvent.event == query.event
-    if query.after is not None:
-        yield AuditEvent.occurred_at > query.after
-    if query.before is not None:
-        yield AuditEvent.occurred_at < query.before
+    given = query.model_dump(exclude_none=True, include=set(_FILTERS))
+    return await crud.page(session, [_FILTERS[name](value) for name, value in given.items()], page)
 
 
 async def list_about(session: ReadSession, owner_id: UUID, *, limit: int) -> list[dict[str, Any]]:
