@@ -131,18 +131,15 @@ class AccessTokens:
             claims = self._read(token)
         except (ValueError, KeyError, TypeError, JoseError, RecursionError) as error:
             raise InvalidTokenError from error
-        self._remember(digest, claims)
+        # The oldest entry is removed first; it also expires first.
+        if len(self._verified) >= _MAX_VERIFIED:
+            self._verified.pop(next(iter(self._verified)))
+        self._verified[digest] = claims
         return claims
 
     def _is_still_valid(self, known: AccessClaims) -> bool:
         # The key may have been removed since the token was verified.
         return known.expires_at > time.time() and self._ring.verification_key(known.kid) is not None
-
-    def _remember(self, digest: bytes, claims: AccessClaims) -> None:
-        # The oldest entry is removed first; it also expires first.
-        if len(self._verified) >= _MAX_VERIFIED:
-            self._verified.pop(next(iter(self._verified)))
-        self._verified[digest] = claims
 
     def _read(self, token: str) -> AccessClaims:
         # Cheap checks come first: text that cannot be one of our tokens is not parsed and reaches no key.
