@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import AfterValidator, BaseModel, SecretStr
+from sqlalchemy import UniqueConstraint
 
 import app as package
 from app.core.errors import AppError
@@ -31,6 +32,7 @@ from app.core.schemas.fields import (
 )
 from app.core.schemas.pages import PageQuery
 from app.main import create_app
+from app.models import Base
 from app.settings import variables
 from tests.conftest import ROOT, make_settings
 
@@ -401,6 +403,27 @@ def test_no_relationship_is_loaded_lazily() -> None:
     ]
 
     assert not lazy, f'write relationship(…, lazy="raise") in {lazy}: async code cannot load on access'
+
+
+def test_each_unique_constraint_that_becomes_an_error_exists() -> None:
+    named = {
+        key.value
+        for file in FILES
+        for _, name, call in calls(file)
+        if name == "on_unique_violation"
+        for node in call.args[1:]
+        for key in (node.keys if isinstance(node, ast.Dict) else ())
+        if isinstance(key, ast.Constant)
+    }
+    tables = Base.metadata.tables.values()
+    existing = {str(one.name) for table in tables for one in table.indexes if one.unique} | {
+        str(one.name) for table in tables for one in table.constraints if isinstance(one, UniqueConstraint)
+    }
+
+    assert named
+    assert named <= existing, (
+        f"no unique constraint or index has the name {named - existing}: correct the name in on_unique_violation"
+    )
 
 
 def test_each_writer_is_confirmed_in_the_transaction_of_the_write() -> None:

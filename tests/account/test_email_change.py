@@ -198,7 +198,7 @@ async def test_an_address_that_was_taken_since_is_refused_like_a_forged_link(
 
 async def test_another_violated_constraint_raises(session: WriteSession, ada: User) -> None:
     with pytest.raises(IntegrityError, match="ck_users_role"):
-        await crud.change_unless_taken(session, ada.id, {"role": "king"})
+        await crud.change_email(session, ada.id, {"role": "king"})
 
 
 async def test_an_address_that_became_free_again_can_be_confirmed(

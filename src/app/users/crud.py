@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Integer, Select, bindparam, delete, func, select, union_all, update
-from sqlalchemy.exc import IntegrityError
 
 from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.failures import constraint_name
 from app.core.db.keyset import Order, PageRequest, PageRows, after
 from app.core.db.reads import Reads
 from app.users import locks
+from app.users.errors import EmailTakenError
 from app.users.models import AccountLink, User
 
 
@@ -111,15 +110,10 @@ async def change(session: WriteSession, user_id: UUID, values: Mapping[str, Any]
     return await crud.change(session, User, user_id, values)
 
 
-async def change_unless_taken(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> bool:
-    """Change the address of an account; False if another account has it. The transaction stays usable in both cases."""
-    try:
-        async with session.begin_nested():
-            return await crud.change(session, User, user_id, values) is not None
-    except IntegrityError as error:
-        if constraint_name(error) != "uq_users_email_key":
-            raise
-        return False
+async def change_email(session: WriteSession, user_id: UUID, values: Mapping[str, Any]) -> None:
+    """Change the address of an account. Raises `EmailTakenError` if another account has it; the transaction stays usable."""
+    async with crud.on_unique_violation(session, {"uq_users_email_key": EmailTakenError}):
+        await crud.change(session, User, user_id, values)
 
 
 async def remove(session: WriteSession, user_id: UUID) -> bool:

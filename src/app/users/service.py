@@ -184,7 +184,11 @@ async def replace_password(session: WriteSession, user_id: UUID, *, old: str, ne
 async def set_email(session: WriteSession, user_id: UUID, email: str) -> bool:
     """Set a verified address for an account; False if another account has it."""
     values = {"email": email, "email_key": identity(email), "email_verified_at": func.now()}
-    return await crud.change_unless_taken(session, user_id, values)
+    try:
+        await crud.change_email(session, user_id, values)
+    except EmailTakenError:
+        return False
+    return True
 
 
 async def update_me(

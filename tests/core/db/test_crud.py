@@ -1,7 +1,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import func, select, text
@@ -10,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from app.core.db import crud
 from app.core.db.database import Database, WriteSession
 from app.core.db.keyset import Order, PageRequest
+from app.core.errors import ConflictError
 from app.users.models import User
 from tests.conftest import make_settings
 from tests.factories import make_user
@@ -24,6 +26,13 @@ async def race_database(clone_url: str) -> AsyncIterator[Database]:
     database = Database(make_settings(clone_url, database={"pool_size": RACERS}).database)
     yield database
     await database.dispose()
+
+
+class TakenError(ConflictError):
+    code = "test_taken"
+
+
+TAKEN = {"uq_users_email_key": TakenError}
 
 
 async def count_users(database: Database) -> int:
@@ -156,6 +165,83 @@ async def test_concurrent_changes_each_increment_the_version(race_database: Data
 
     async with race_database.read_sessions() as reader:
         assert await reader.scalar(select(User.version)) == 1 + RACERS
+
+
+async def test_a_change_to_a_taken_value_raises_the_given_error_and_the_transaction_stays_usable(
+    database: Database, session: WriteSession
+) -> None:
+    await make_user(session, email="ada@x.co")
+    user = await make_user(session, email="bob@x.co")
+    await crud.change(session, User, user.id, {"full_name": "Bob"})
+
+    with pytest.raises(TakenError) as caught:
+        async with crud.on_unique_violation(session, TAKEN):
+            await crud.change(session, User, user.id, {"email_key": "ada@x.co"})
+    await session.commit()
+
+    assert isinstance(caught.value.__cause__, IntegrityError)
+    async with database.read_sessions() as reader:
+        row = await reader.get(User, user.id)
+        assert row is not None
+        assert (row.full_name, row.email_key, row.version) == ("Bob", "bob@x.co", 2)
+
+
+async def test_a_write_without_a_violation_happens(database: Database, session: WriteSession) -> None:
+    user = await make_user(session, email="bob@x.co")
+
+    async with crud.on_unique_violation(session, TAKEN):
+        await crud.change(session, User, user.id, {"email_key": "ada@x.co"})
+    await session.commit()
+
+    async with database.read_sessions() as reader:
+        assert await reader.scalar(select(User.email_key)) == "ada@x.co"
+
+
+async def test_an_added_row_with_a_taken_value_raises_the_given_error(
+    database: Database, session: WriteSession
+) -> None:
+    await make_user(session, email="ada@x.co")
+
+    with pytest.raises(TakenError):
+        async with crud.on_unique_violation(session, TAKEN):
+            session.add(User(email="ADA@x.co", email_key="ada@x.co"))
+    await session.commit()
+
+    assert await count_users(database) == 1
+
+
+async def test_a_violation_of_another_constraint_stays_what_it_is(session: WriteSession) -> None:
+    user = await make_user(session)
+    violations: list[tuple[dict[str, Any], str]] = [({"role": "king"}, "ck_users_role"), ({"email": None}, "email")]
+
+    for values, name in violations:
+        with pytest.raises(IntegrityError, match=name):
+            async with crud.on_unique_violation(session, TAKEN):
+                await crud.change(session, User, user.id, values)
+    await session.refresh(user)
+
+    assert user.role == "user"
+
+
+async def test_of_concurrent_changes_to_one_value_one_succeeds(race_database: Database) -> None:
+    async with race_database.begin() as session:
+        users = [(await make_user(session)).id for _ in range(RACERS)]
+    start = asyncio.Barrier(RACERS)
+
+    async def change(user_id: UUID) -> bool:
+        async with race_database.begin() as session:
+            await session.execute(select(1))
+            await start.wait()
+            try:
+                async with crud.on_unique_violation(session, TAKEN):
+                    await crud.change(session, User, user_id, {"email_key": "ada@x.co"})
+            except TakenError:
+                return False
+            return True
+
+    changed = await asyncio.gather(*map(change, users))
+
+    assert sorted(changed) == [False] * (RACERS - 1) + [True]
 
 
 async def test_removing_a_row_deletes_only_that_row(database: Database, session: WriteSession) -> None:

@@ -1,19 +1,23 @@
 """Generic CRUD functions for the `crud.py` of each feature.
 
-Each runs one statement and never commits. It returns `None` or `False` if no row matches.
+None of them commits. Those that run a statement run only one, and return `None` or `False` if no row matches.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Result, Select, any_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.db.database import Base, ReadSession, VersionedBase, WriteSession
+from app.core.db.failures import constraint_name
 from app.core.db.keyset import PageRequest, PageRows, after
+from app.core.errors import AppError
 
 
 def only[T](kind: Callable[..., T], result: Result[*tuple[Any, ...]]) -> T | None:
@@ -35,6 +39,23 @@ async def insert_or_none[M: Base](
     """
     statement = insert(model).values(**values).on_conflict_do_nothing(index_elements=list(unique)).returning(model)
     return await session.scalar(statement)
+
+
+@asynccontextmanager
+async def on_unique_violation(session: WriteSession, errors: Mapping[str, type[AppError]]) -> AsyncIterator[None]:
+    """Run the writes of the block in a savepoint. If one violates a unique constraint named in `errors`, raise its error.
+
+    Other errors pass unchanged. Only the block is rolled back, so the caller may catch the error and continue. For an insert that
+    can violate only one unique constraint, `insert_or_none` saves the two round trips of the savepoint.
+    """
+    try:
+        async with session.begin_nested():
+            yield
+    except IntegrityError as violation:
+        error = errors.get(constraint_name(violation) or "")
+        if error is None:
+            raise
+        raise error from violation
 
 
 async def change[M: VersionedBase](
