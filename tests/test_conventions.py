@@ -390,21 +390,6 @@ def test_each_path_parameter_is_declared(application: FastAPI) -> None:
             assert declared == named, f"{method.upper()} {path} must declare each parameter of its path, and no other"
 
 
-def test_no_relationship_is_loaded_lazily() -> None:
-    lazy = [
-        where
-        for file in FILES
-        for where, name, call in calls(file)
-        if name == "relationship"
-        and not any(
-            one.arg == "lazy" and isinstance(one.value, ast.Constant) and one.value.value == "raise"
-            for one in call.keywords
-        )
-    ]
-
-    assert not lazy, f'write relationship(…, lazy="raise") in {lazy}: async code cannot load on access'
-
-
 def test_each_unique_constraint_that_becomes_an_error_exists() -> None:
     named = {
         key.value

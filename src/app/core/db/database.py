@@ -3,12 +3,21 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Annotated, Any, override
+from typing import Annotated, Any, NoReturn, override
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, text
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, event, func, text
 from sqlalchemy.ext.asyncio import AsyncResult, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Mapper,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    mapped_column,
+)
+from sqlalchemy.util.concurrency import in_greenlet
 from uuid_utils.compat import uuid7
 
 from app.core.config import DatabaseSettings
@@ -20,6 +29,9 @@ from app.core.errors import PreconditionFailedError
 
 MINIMUM_VERSION = 15
 
+# Ways to load a relationship that need no statement on access. `select`, the default, raises `NotLoadedError` there.
+_LOADING = frozenset({"select", "raise", "raise_on_sql", "selectin", "joined", "write_only"})
+
 # These stay plain assignments: SQLAlchemy reads Annotated directly, a `type` alias would need a registry entry.
 PrimaryKey = Annotated[UUID, mapped_column(primary_key=True, default=uuid7)]
 CreatedAt = Annotated[datetime, mapped_column(server_default=func.now())]
@@ -28,7 +40,10 @@ Version = Annotated[int, mapped_column(server_default=text("1"))]
 
 
 class Base(DeclarativeBase):
-    """Base class of all models: names for constraints, instants with time zones, and no lazy loading of server defaults."""
+    """Base class of all models: names for constraints, instants with time zones, and no lazy loading.
+
+    A relationship or column that is not loaded raises `NotLoadedError` on access.
+    """
 
     metadata = MetaData(
         naming_convention={
@@ -42,6 +57,18 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: DateTime(timezone=True), str: Text(), int: BigInteger()}  # noqa: RUF012  # Declared an instance variable by SQLAlchemy.
     # The INSERT returns values that the server generates, because async code cannot load them later.
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  # As above.
+
+
+@event.listens_for(Base, "mapper_configured", propagate=True)
+def _refuse_other_loading(mapper: Mapper[Any], model: type[Any]) -> None:
+    for relationship in mapper.relationships:
+        if relationship.lazy not in _LOADING:
+            message = (
+                f'{model.__name__}.{relationship.key} is declared with lazy="{relationship.lazy}", which runs statements that '
+                'nobody sees or that async code cannot run: leave it out, or use lazy="raise", "selectin" or "joined". '
+                'See docs/recipes.md, "Relate models"'
+            )
+            raise ValueError(message)
 
 
 # The versions that a row may have for a change; None allows any.
@@ -76,8 +103,23 @@ class SessionEndedError(RuntimeError):
         )
 
 
+_SYNC_STATEMENT = (
+    "this statement runs outside of the async session; use a method of the session itself, such as session.execute"
+)
+
+
+class NotLoadedError(RuntimeError):
+    """An attribute was read that is not loaded. Async code cannot load it on access."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; see docs/recipes.md")
+
+
 class _EndingSession(Session):
-    """A session that cannot be used after `close`. Otherwise it would take a connection that nothing returns to the pool."""
+    """A session that cannot be used after `close`. Otherwise it would take a connection that nothing returns to the pool.
+
+    It runs statements only for an `AsyncSession`, and none on access to an attribute.
+    """
 
     _has_ended = False
 
@@ -91,10 +133,50 @@ class _EndingSession(Session):
         super().close()
 
     @override
+    def execute(self, *arguments: Any, **options: Any) -> Any:
+        if in_greenlet():
+            return super().execute(*arguments, **options)
+        # The event knows the attribute. As a permanent listener it would cost time in each statement.
+        event.listen(self, "do_orm_execute", _refuse_lazy_load)
+        try:
+            return super().execute(*arguments, **options)
+        finally:
+            event.remove(self, "do_orm_execute", _refuse_lazy_load)
+
+    @override
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
         if self._has_ended:
             raise SessionEndedError
         return super()._autobegin_t(begin)
+
+
+def _refuse_lazy_load(state: ORMExecuteState) -> NoReturn:
+    raise NotLoadedError(_missing_relationship(state) or _missing_column(state) or _SYNC_STATEMENT)
+
+
+def _missing_relationship(state: ORMExecuteState) -> str | None:
+    if not state.is_relationship_load or state.lazy_loaded_from is None:
+        return None
+    parent = state.lazy_loaded_from
+    model = parent.class_.__name__
+    unloaded = [one for one in parent.mapper.relationships if one.key in parent.unloaded]
+    # The statement tells only the other model, to which several relationships may lead.
+    names = [f"{model}.{one.key}" for one in unloaded if one.mapper in state.all_mappers]
+    return (
+        f"{' or '.join(names)} is not loaded, and async code cannot load it on access; load it in crud.py: "
+        f"select({model}).options({', '.join(f'selectinload({name})' for name in names)})"
+    )
+
+
+def _missing_column(state: ORMExecuteState) -> str | None:
+    if not state.is_column_load:
+        return None
+    statement: Any = state.statement
+    model = statement.column_descriptions[0]["entity"].__name__
+    return (
+        f"a column of this {model} is not loaded, and async code cannot load it on access; if it is deferred, load it in crud.py: "
+        f"select({model}).options(undefer(...)); if a rollback or session.expire has expired it, await session.refresh first"
+    )
 
 
 class _NoFlushSession(_EndingSession):
@@ -157,6 +239,8 @@ class Database:
     """The engines and sessions for PostgreSQL, created when the application starts and disposed of when it stops."""
 
     def __init__(self, settings: DatabaseSettings, *, slow_query: timedelta | None = None) -> None:
+        # A mistake in a model is an error at the start instead of at the first statement.
+        Base.registry.configure()
         self.engine = create_engine(settings)
         self.read_engine = create_read_engine(settings)
         Recycling().watch(self.engine, self.read_engine)
