@@ -32,7 +32,7 @@ from tests.listings import listings
 from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
-MODULES = ("jobs", "lists", "streams", "visits", "tasks")
+MODULES = ("jobs", "lists", "numbered", "streams", "visits", "tasks")
 CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
@@ -163,6 +163,19 @@ async def test_lists_are_sorted_and_filtered(site: Site, parameters: dict[str, s
         query["cursor"] = response.json()["next_cursor"]
 
     assert listed == emails
+
+
+async def test_numbered_pages_have_a_total_and_lead_to_the_last(site: Site) -> None:
+    await site.add_accounts(5)
+
+    first = await site.client.get(f"{API_PREFIX}/reports/numbered?limit=2", headers=site.headers)
+    last = await site.client.get(first.links["last"]["url"], headers=site.headers)
+
+    assert (first.json()["total"], first.json()["items"][0]["role"]) == (6, "admin")
+    emails = [
+        row["email"] for row in await site.watcher.fetch("SELECT email FROM users WHERE role = 'user' ORDER BY id")
+    ]
+    assert last.json()["items"] == [{"email": email, "role": "user"} for email in emails[-2:]]
 
 
 async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:

@@ -1,14 +1,16 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.core.db import crud
+from app.core.db.crud import OffsetRequest
 from app.core.db.database import Database, WriteSession
 from app.core.db.keyset import Order, PageRequest
 from app.core.errors import ConflictError
@@ -265,8 +267,8 @@ async def test_each_page_but_the_last_has_a_next_position(session: WriteSession)
     first, middle = await crud.page(session, select(User), PageRequest(order, 3))
     second, end = await crud.page(session, select(User), PageRequest(order, 3, middle))
 
-    assert [row[0].email for row in first] == emails[:3]
-    assert [row[0].email for row in second] == emails[3:]
+    assert [user.email for user in first] == emails[:3]
+    assert [user.email for user in second] == emails[3:]
     assert end is None
 
 
@@ -282,3 +284,46 @@ async def test_a_page_that_ends_with_the_last_row_has_no_next_position(session: 
 
 async def test_an_empty_table_has_one_empty_page(session: WriteSession) -> None:
     assert await crud.page(session, select(User), PageRequest(Order((User.email_key,)), 3)) == ([], None)
+
+
+async def test_the_rows_of_a_page_have_the_columns_of_the_statement(session: WriteSession) -> None:
+    user = await make_user(session, email="a@x.co")
+    order = Order((User.email_key,))
+
+    for statement, expected in [
+        (select(User), [user]),
+        (select(User.email), [("a@x.co",)]),
+        (select(User.email, User.role), [("a@x.co", "user")]),
+        (select(User, User.role.label("title")), [(user, "user")]),
+    ]:
+        rows, _ = await crud.page(session, statement, PageRequest(order, 3))
+        offset_rows, total = await crud.offset_page(session, statement, OffsetRequest(order, 3))
+
+        assert list(rows) == list(offset_rows) == expected
+        assert total == 1
+
+
+async def test_a_page_and_its_total_take_one_statement(database: Database, session: WriteSession) -> None:
+    for letter in "abc":
+        await make_user(session, email=f"{letter}@x.co")
+    order = Order((User.email_key,))
+
+    with counted(database) as statements:
+        rows, total = await crud.offset_page(session, select(User.email), OffsetRequest(order, 2))
+    with counted(database) as beyond:
+        assert await crud.offset_page(session, select(User.email), OffsetRequest(order, 2, 4)) == ([], 3)
+
+    assert ([row.email for row in rows], total) == (["a@x.co", "b@x.co"], 3)
+    assert (len(statements), len(beyond)) == (1, 2)
+
+
+@contextmanager
+def counted(database: Database) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(database.engine.sync_engine, "before_cursor_execute", note)

@@ -5,6 +5,7 @@ None of them commits. Those that run a statement run only one, and return `None`
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,8 +17,21 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.db.database import Base, ReadSession, VersionedBase, WriteSession
 from app.core.db.failures import constraint_name
-from app.core.db.keyset import PageRequest, PageRows, after
+from app.core.db.keyset import Order, PageRequest, PageRows, after
 from app.core.errors import AppError
+from app.core.schemas.pages import MAX_TOTAL
+
+# The rows of one page, and the number of rows on all pages, or None if there are more than `MAX_TOTAL`.
+type OffsetRows = tuple[Sequence[Any], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRequest:
+    """The page to read: up to `limit` rows in this order, after the first `offset`."""
+
+    order: Order
+    limit: int
+    offset: int = 0
 
 
 def only[T](kind: Callable[..., T], result: Result[*tuple[Any, ...]]) -> T | None:
@@ -112,10 +126,11 @@ async def remove_expired(
 async def page(session: ReadSession, statement: Select[*tuple[Any, ...]], request: PageRequest) -> PageRows:
     """Read one page. Returns its rows and the position of the last one, or None if no more rows follow.
 
-    The statement reads one more row to detect the end, which saves a count.
+    The rows of `select(Model)` are instances. The statement reads one more row to detect the end, which saves a count.
     """
-    statement = after(statement, request.order, request.position).limit(request.limit + 1)
-    return cut((await session.execute(statement)).all(), request)
+    limited = after(statement, request.order, request.position).limit(request.limit + 1)
+    result = await session.execute(limited)
+    return cut((result.scalars() if _selects_a_model(statement) else result).all(), request)
 
 
 def cut(rows: Sequence[Any], request: PageRequest) -> PageRows:
@@ -123,6 +138,40 @@ def cut(rows: Sequence[Any], request: PageRequest) -> PageRows:
     if len(rows) <= request.limit:
         return rows, None
     return rows[: request.limit], request.order.position(rows[request.limit - 1])
+
+
+async def offset_page(session: ReadSession, statement: Select[*tuple[Any, ...]], request: OffsetRequest) -> OffsetRows:
+    """Read one page and count the rows of all pages, in one statement, so that both show the same moment.
+
+    The count stops after `MAX_TOTAL` rows. The primary key decides between rows that are equal in the order. A page after the last
+    row has no row to carry the count, and takes a second statement.
+    """
+    total = _count(statement)
+    limited = _in_total_order(statement, request.order).limit(request.limit).offset(request.offset)
+    result = (await session.execute(limited.add_columns(total))).freeze()
+    counted: int | None = result().columns(-1).scalars().first()
+    if counted is None:
+        counted = (await session.execute(select(total))).scalar_one() if request.offset else 0
+    width = len(statement.column_descriptions)
+    rows = result().scalars() if _selects_a_model(statement) else result().columns(*range(width))
+    return rows.all(), counted if counted <= MAX_TOTAL else None
+
+
+def _count(statement: Select[*tuple[Any, ...]]) -> ColumnElement[int]:
+    # PostgreSQL does not compute the columns of a subquery that only counts.
+    rows = statement.order_by(None).limit(MAX_TOTAL + 1).subquery()
+    return select(func.count()).select_from(rows).scalar_subquery()
+
+
+def _in_total_order(statement: Select[*tuple[Any, ...]], order: Order) -> Select[*tuple[Any, ...]]:
+    sorted_by = {column.property.columns[0] for column in order.columns}
+    key = [column for column in order.columns[0].class_.__table__.primary_key if column not in sorted_by]
+    return after(statement, order, None).order_by(*(column.desc() if order.descending else column for column in key))
+
+
+def _selects_a_model(statement: Select[*tuple[Any, ...]]) -> bool:
+    selected = statement.column_descriptions
+    return len(selected) == 1 and selected[0]["expr"] is selected[0].get("entity")
 
 
 def _primary_key(model: type[Base]) -> InstrumentedAttribute[UUID]:

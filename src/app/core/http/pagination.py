@@ -1,11 +1,12 @@
-"""Pages of lists: converts cursors to positions and rows to pages, and links to the next page."""
+"""Pages of lists: converts cursors to positions and rows to pages, and links to other pages."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request, Response
 
+from app.core.db.crud import OffsetRequest, OffsetRows
 from app.core.db.keyset import (
     CursorSigner,
     InvalidCursorError,
@@ -16,11 +17,12 @@ from app.core.db.keyset import (
     binding_of,
 )
 from app.core.http.problems import raises
-from app.core.schemas.pages import Page, PageQuery
+from app.core.schemas.pages import MAX_OFFSET, OffsetPage, OffsetQuery, Page, PageQuery
 
-__all__ = ["Page", "PageQuery", "Pager", "PagerDep"]
+__all__ = ["OffsetPage", "OffsetQuery", "Page", "PageQuery", "Pager", "PagerDep"]
 
 type PageReader = Callable[[PageRequest], Awaitable[PageRows]]
+type OffsetPageReader = Callable[[OffsetRequest], Awaitable[OffsetRows]]
 
 
 class Pager:
@@ -36,11 +38,21 @@ class Pager:
         rows, last = await read(PageRequest(order, query.limit, self._position(query, order)))
         cursor = None if last is None else self._signer.encode(last, binding=self._binding(query))
         if cursor is not None:
-            parameters = {**_texts(query, exclude={"cursor"}), "cursor": cursor}
-            # A path can contain any character, a header only ASCII.
-            target = f"{quote(self._request.scope['path'])}?{urlencode(parameters)}"
-            self._response.headers["Link"] = f'<{target}>; rel="next"'
+            self._response.headers["Link"] = self._link("next", query, cursor=cursor)
         return {"items": rows, "next_cursor": cursor}
+
+    async def list_by_offset(self, query: OffsetQuery, order: Order, read: OffsetPageReader) -> dict[str, Any]:
+        """Return a page with a total. The `Link` header points to the first, previous, next and last page."""
+        rows, total = await read(OffsetRequest(order, query.limit, query.offset))
+        links = (self._link(name, query, offset=offset) for name, offset in _offsets(query, len(rows), total))
+        self._response.headers["Link"] = ", ".join(links)
+        return {"items": rows, "total": total}
+
+    def _link(self, relation: str, query: PageQuery | OffsetQuery, **changed: object) -> str:
+        parameters = {**_texts(query, exclude=set(changed)), **changed}
+        # A path can contain any character, a header only ASCII.
+        target = f"{quote(self._request.scope['path'])}?{urlencode(parameters)}"
+        return f'<{target}>; rel="{relation}"'
 
     def _position(self, query: PageQuery, order: Order) -> Position | None:
         if query.cursor is None:
@@ -51,7 +63,20 @@ class Pager:
         return binding_of(self._request.scope["path"], [*_texts(query, exclude={"cursor", "limit"}).items()])
 
 
-def _texts(query: PageQuery, *, exclude: set[str]) -> dict[str, str]:
+def _offsets(query: OffsetQuery, found: int, total: int | None) -> Iterator[tuple[str, int]]:
+    """Yield the link relations of a page and their offsets. With an unknown total there is no last page."""
+    following, previous = query.offset + query.limit, max(query.offset - query.limit, 0)
+    last = None if total is None else max(total - 1, 0) // query.limit * query.limit
+    yield "first", 0
+    if query.offset:
+        yield "prev", previous if last is None else min(previous, last)
+    if following <= MAX_OFFSET and (found == query.limit if total is None else following < total):
+        yield "next", following
+    if last is not None:
+        yield "last", last
+
+
+def _texts(query: PageQuery | OffsetQuery, *, exclude: set[str]) -> dict[str, str]:
     """Return the parameters as they are written in a URL: booleans in lower case."""
     given = query.model_dump(mode="json", exclude=exclude, exclude_none=True)
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
