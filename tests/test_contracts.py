@@ -52,6 +52,7 @@ BREAKS = {
         "Inside a feature, imports point down",
     ),
     "models import a service": ("users/models.py", "import app.users.service", "Inside a feature, imports point down"),
+    "a view imports queries": ("users/views.py", "import app.users.crud", "Inside a feature, imports point down"),
     "another feature uses the queries": (
         "account/service.py",
         "import app.users.crud",

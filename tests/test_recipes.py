@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import re
 import socket
 import struct
 import sys
@@ -25,10 +26,10 @@ from app.jobs.worker import JobWorker
 from app.main import API_PREFIX, create_app
 from app.server.connections import Connections
 from app.server.requests import Connection
-from tests.conftest import ROOT, log_in, make_settings
+from tests.conftest import ROOT, log_in, make_settings, outside
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, eventually, make_work
-from tests.listings import listings
+from tests.listings import apply, copy_repository, listings
 from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
@@ -82,8 +83,8 @@ def reports(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
     folder.mkdir()
     (folder / "__init__.py").touch()
     for listing in listings(RECIPES):
-        if listing.path is None:
-            continue  # tests/test_migration_files.py runs it.
+        if listing.path is None or not listing.path.startswith("src/app/reports/"):
+            continue  # tests/test_migration_files.py, or the test of `articles` below, runs it.
         (tmp_path / Path(listing.path).relative_to("src/app")).write_text(listing.text)
     package.__path__.append(str(tmp_path))
     yield {name: importlib.import_module(f"app.reports.{name}") for name in MODULES}
@@ -266,3 +267,56 @@ async def test_jobs_run_after_the_response_and_give_their_connections_back(site:
     async with JobWorker(work, (site.modules["jobs"].record_visit,), ()).running():
         await eventually(is_done, within=300)
     await eventually(site.is_at_rest)
+
+
+@pytest.fixture(scope="module")
+def articles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with the listings of `articles`."""
+    copy = tmp_path_factory.mktemp("articles")
+    copy_repository(ROOT, copy)
+    for listing in listings(RECIPES):
+        if listing.path and not listing.path.startswith("src/app/reports/"):
+            apply(listing, copy)
+    return copy
+
+
+async def run(copy: Path, *command: str, **environment: str) -> str:
+    """Run a program of this environment in the copy, and return its output."""
+    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name(command[0])),
+        *command[1:],
+        cwd=copy,
+        env=inherited | {"PYTHONPATH": str(copy / "src")} | environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def test_articles_relate_models_and_read_across_features(articles: Path, template_url: str) -> None:
+    options = ("-q", "-n0", "-p", "no:cacheprovider")
+
+    output = await run(articles, "python", "-m", "pytest", *options, "tests/articles", DATABASE_URL=template_url)
+
+    assert re.search(r"^[1-9][0-9]* passed", output, re.MULTILINE), output
+
+
+async def test_articles_keep_the_style_and_the_import_contracts(articles: Path) -> None:
+    files = ("src/app/articles", "src/app/users/views.py", "tests/articles")
+    await run(articles, "ruff", "check", *files)
+    await run(articles, "ruff", "format", "--check", *files)
+    contracts = articles / "contracts.toml"
+    contracts.write_text(await run(articles, "python", "-m", "app.dev", "contracts"))
+
+    output = await run(articles, "lint-imports", "--no-cache", "--config", str(contracts))
+
+    assert "The queries of articles are private to it KEPT" in output
+
+
+@pytest.mark.slow
+async def test_articles_have_correct_types(articles: Path) -> None:
+    await run(articles, "mypy", "src/app/articles", "src/app/users/views.py", "tests/articles")

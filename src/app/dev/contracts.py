@@ -29,6 +29,7 @@ _INSIDE = (
     "jobs",
     "links",
     "crud | schemas",
+    "views",
     "models",
     "errors",
 )
