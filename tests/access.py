@@ -25,10 +25,16 @@ class Access:
     """False: the path refers to nothing that exists, so an allowed caller gets 404."""
     is_known: bool = True
     """False: the secret in the body is invalid, so an allowed caller gets 400."""
+    is_optional: bool = False
+    """True: anonymous callers may call it too, and an invalid token is refused."""
 
 
 def public(**request: Any) -> Access:
     return Access(scopes=None, **request)
+
+
+def optional(**request: Any) -> Access:
+    return Access(is_optional=True, **request)
 
 
 def authenticated(**request: Any) -> Access:

@@ -11,33 +11,55 @@ from httpx2 import AsyncClient, Response
 from app.core import product
 from app.core.config import RateLimitSettings, Settings
 from app.core.db.database import Database, WriteSession
-from app.core.http.access import PUBLIC_KEY, guards
+from app.core.http import routing
+from app.core.http.access import PUBLIC_KEY, guards, has_optional_caller
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
-from tests.access import table
+from tests.access import optional, table
 from tests.aftermath import assert_problem, snapshot
-from tests.conftest import LoggedIn, log_in, running
+from tests.auth.forge import Forge, signing_jwk
+from tests.auth.test_dependencies import token_of
+from tests.auth.test_optional_principal import PATH, optional_router
+from tests.conftest import KEY_SET, LoggedIn, log_in, running
 from tests.factories import PASSWORD, make_user
 
 REALM = f'Bearer realm="{product.SLUG}"'
 ACCESS = table()
-GUARDED = [operation for operation, access in ACCESS.items() if access.scopes is not None]
-PUBLIC = [operation for operation, access in ACCESS.items() if access.scopes is None]
+# All that take a token, those among them that need one, and those that need none.
+WITH_TOKEN = [operation for operation, access in ACCESS.items() if access.scopes is not None]
+GUARDED = [operation for operation in WITH_TOKEN if not ACCESS[operation].is_optional]
+OPEN = [operation for operation in ACCESS if operation not in GUARDED]
 
 
-def declared(app: FastAPI) -> dict[str, frozenset[str] | None]:
-    """Return the scopes that each operation requires, None for a public one. HEAD is left out: it belongs to GET."""
-    found: dict[str, frozenset[str] | None] = {}
+def declared(app: FastAPI) -> dict[str, tuple[frozenset[str] | None, bool]]:
+    """Return the scopes that each operation requires, None for a public one, and whether the login is optional.
+
+    HEAD is left out: it belongs to GET.
+    """
+    found: dict[str, tuple[frozenset[str] | None, bool]] = {}
     for route in iter_route_contexts(app.routes):
-        required: frozenset[str] | None = None
+        required, is_optional = None, False
         if isinstance(route.original_route, APIRoute) and not (route.openapi_extra or {}).get(PUBLIC_KEY):
             required = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
-        found |= {f"{method} {route.path}": required for method in route.methods or () if method != "HEAD"}
+            is_optional = has_optional_caller(route.dependant)
+        found |= {
+            f"{method} {route.path}": (required, is_optional) for method in route.methods or () if method != "HEAD"
+        }
     return found
 
 
 def test_the_table_lists_each_operation_with_its_scopes(settings: Settings) -> None:
-    assert declared(create_app(settings)) == {operation: access.scopes for operation, access in ACCESS.items()}
+    rows = {operation: (access.scopes, access.is_optional) for operation, access in ACCESS.items()}
+
+    assert declared(create_app(settings)) == rows
+
+
+def test_the_table_tells_an_optional_login_from_a_required_one(settings: Settings) -> None:
+    app = create_app(settings)
+    routing.include(app, optional_router())
+
+    access = optional()
+    assert declared(app)[f"GET {PATH}"] == (access.scopes, access.is_optional) == (frozenset(), True)
 
 
 @dataclass(frozen=True)
@@ -87,8 +109,17 @@ async def callers(
         user=user.headers,
         admin=admin.headers,
         without_scopes={"Authorization": f"Bearer {narrow}"},
-        refused={name: headers[name] for name in ("disabled", "demoted", "deleted")},
+        refused={
+            **{name: headers[name] for name in ("disabled", "demoted", "deleted")},
+            "expired": {"Authorization": f"Bearer {expired(user)}"},
+        },
     )
+
+
+def expired(user: LoggedIn) -> str:
+    """Return a token of this account that expired an hour ago."""
+    forge = Forge(token_of(user), signing_jwk(KEY_SET))
+    return forge.with_claims(iat=forge.claims["iat"] - 3600, exp=forge.claims["iat"] - 3000)
 
 
 async def call(client: AsyncClient, operation: str, callers: Callers, headers: Mapping[str, str]) -> Response:
@@ -99,16 +130,26 @@ async def call(client: AsyncClient, operation: str, callers: Callers, headers: M
 
 
 @pytest.mark.parametrize("operation", GUARDED)
-async def test_a_caller_without_a_valid_token_is_refused(
+async def test_a_caller_without_a_token_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
     before = await snapshot(session)
 
-    anonymous = await call(client, operation, callers, {})
+    response = await call(client, operation, callers, {})
+
+    assert_problem(response, 401, "unauthorized")
+    assert response.headers["www-authenticate"] == REALM
+    assert await snapshot(session) == before
+
+
+@pytest.mark.parametrize("operation", WITH_TOKEN)
+async def test_a_caller_with_a_token_that_is_not_valid_is_refused(
+    client: AsyncClient, session: WriteSession, callers: Callers, operation: str
+) -> None:
+    before = await snapshot(session)
+
     refused = {name: await call(client, operation, callers, headers) for name, headers in callers.refused.items()}
 
-    assert_problem(anonymous, 401, "unauthorized")
-    assert anonymous.headers["www-authenticate"] == REALM
     for response in refused.values():
         assert_problem(response, 401, "invalid_token")
         assert 'error="invalid_token"' in response.headers["www-authenticate"]
@@ -117,7 +158,7 @@ async def test_a_caller_without_a_valid_token_is_refused(
     assert await snapshot(session) == before
 
 
-@pytest.mark.parametrize("operation", [operation for operation in GUARDED if ACCESS[operation].scopes])
+@pytest.mark.parametrize("operation", [operation for operation in WITH_TOKEN if ACCESS[operation].scopes])
 async def test_a_caller_without_the_scope_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
@@ -135,7 +176,7 @@ async def test_a_caller_without_the_scope_is_refused(
     assert await snapshot(session) == before
 
 
-@pytest.mark.parametrize("operation", GUARDED)
+@pytest.mark.parametrize("operation", WITH_TOKEN)
 async def test_an_allowed_caller_is_accepted(client: AsyncClient, callers: Callers, operation: str) -> None:
     access = ACCESS[operation]
     allowed = [callers.admin] if access.scopes else [callers.user, callers.without_scopes]
@@ -146,8 +187,8 @@ async def test_an_allowed_caller_is_accepted(client: AsyncClient, callers: Calle
     assert all(accepted), [response.text for response in responses]
 
 
-@pytest.mark.parametrize("operation", PUBLIC)
-async def test_a_public_operation_needs_no_token(client: AsyncClient, callers: Callers, operation: str) -> None:
+@pytest.mark.parametrize("operation", OPEN)
+async def test_an_open_operation_needs_no_token(client: AsyncClient, callers: Callers, operation: str) -> None:
     response = await call(client, operation, callers, {})
 
     access = ACCESS[operation]

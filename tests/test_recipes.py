@@ -33,7 +33,7 @@ from tests.listings import apply, copy_repository, listings
 from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
-MODULES = ("jobs", "lists", "numbered", "streams", "visits", "tasks")
+MODULES = ("jobs", "lists", "numbered", "streams", "visits", "tasks", "summaries")
 CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
@@ -177,6 +177,20 @@ async def test_numbered_pages_have_a_total_and_lead_to_the_last(site: Site) -> N
         row["email"] for row in await site.watcher.fetch("SELECT email FROM users WHERE role = 'user' ORDER BY id")
     ]
     assert last.json()["items"] == [{"email": email, "role": "user"} for email in emails[-2:]]
+
+
+async def test_a_summary_shows_more_to_an_administrator(site: Site) -> None:
+    await site.watcher.execute(
+        "INSERT INTO users (id, email, email_key, is_active) VALUES (gen_random_uuid(), 'x@x.co', 'x@x.co', false)"
+    )
+    path = f"{API_PREFIX}/reports/summary"
+
+    anonymous, admin = [await site.client.get(path, headers=headers) for headers in ({}, site.headers)]
+    refused = await site.client.get(path, headers={"Authorization": "Bearer expired"})
+
+    assert (anonymous.json(), admin.json()) == ({"accounts": 2, "disabled": None}, {"accounts": 2, "disabled": 1})
+    assert (refused.status_code, refused.json()["code"]) == (401, "invalid_token")
+    assert anonymous.headers["vary"] == "Authorization"
 
 
 async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import Table
 
 from app import models
 from app.core.db.database import Base
-from app.core.http.access import PUBLIC_KEY
+from app.core.http.access import PUBLIC_KEY, has_optional_caller
 from app.dev.security import STATUSES, read, requirements_of
 from app.main import create_app
 from app.settings import variables
@@ -150,7 +150,10 @@ def test_each_audit_event_is_documented() -> None:
 def test_each_operation_that_issues_credentials_is_documented() -> None:
     application = create_app(make_settings("postgresql://nobody@127.0.0.1/nothing"))
     operations = [
-        (f"{method} {context.path}", context.openapi_extra or {})
+        (
+            f"{method} {context.path}",
+            bool((context.openapi_extra or {}).get(PUBLIC_KEY)) or has_optional_caller(context.dependant),
+        )
         for context in iter_route_contexts(application.routes)
         if isinstance(context.original_route, APIRoute)
         for method in context.methods or ()
@@ -159,8 +162,8 @@ def test_each_operation_that_issues_credentials_is_documented() -> None:
     harmless = {"revoke", "resend", "forgot"}
     public = {
         name
-        for name, extra in operations
-        if extra.get(PUBLIC_KEY) and name.startswith("POST") and name.rpartition("/")[2] not in harmless
+        for name, is_open in operations
+        if is_open and name.startswith("POST") and name.rpartition("/")[2] not in harmless
     }
 
     assert DATA["pathways"].keys() <= {name for name, _ in operations}

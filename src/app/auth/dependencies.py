@@ -125,6 +125,19 @@ class AccessTokenGuard(_TokenGuard):
         return await self.principal(request, needed)
 
 
+class OptionalTokenGuard(_TokenGuard):
+    """Returns the caller of an operation, or None for an anonymous one."""
+
+    is_optional = True
+
+    async def __call__(self, request: AuthRequest, needed: SecurityScopes) -> Principal | None:
+        """Return None without an `Authorization` header. Refuse one that is not valid, such as an expired token.
+
+        Otherwise a caller who believes to be logged in would silently get the response for anonymous callers.
+        """
+        return await self.principal(request, needed) if "authorization" in request.headers else None
+
+
 class AccountGuard(_TokenGuard):
     """Returns the caller's account. It is one dependency instead of two, because each dependency costs time."""
 
@@ -183,6 +196,7 @@ confirmed_access_token = AccessTokenGuard(always_query=True)
 
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
 type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
+type OptionalPrincipal = Annotated[Principal | None, Security(OptionalTokenGuard())]
 type UsersReader = Annotated[Principal, Security(access_token, scopes=["users:read"])]
 type UsersWriter = Annotated[Principal, Security(confirmed_access_token, scopes=["users:write"])]
 

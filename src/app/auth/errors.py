@@ -10,7 +10,7 @@ REALM = product.SLUG
 
 
 class MissingTokenError(UnauthenticatedError):
-    detail = "This operation needs an access token. Send it as `Authorization: Bearer …`."
+    detail = "The request has no access token. Send one as `Authorization: Bearer …`."
 
     def __init__(self) -> None:
         super().__init__(headers={"WWW-Authenticate": f'Bearer realm="{REALM}"'})

@@ -1,5 +1,5 @@
 from collections.abc import Collection, Iterable
-from typing import Annotated, override
+from typing import Annotated, Any, override
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Security
@@ -19,7 +19,12 @@ class OpenGuard(Guard):
         return (UnauthenticatedError, ForbiddenError) if scopes else (UnauthenticatedError,)
 
 
+class OptionalGuard(OpenGuard):
+    is_optional = True
+
+
 open_guard = OpenGuard()
+optional_guard = OptionalGuard()
 
 
 async def indirectly_guarded(_guarded: Annotated[None, Security(open_guard)]) -> None:
@@ -65,6 +70,34 @@ def test_an_operation_that_is_public_and_guarded_stops_the_application() -> None
         refuse_undeclared(application(router))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"openapi_extra": public, "dependencies": [Security(optional_guard)]},
+        {"dependencies": [Security(open_guard), Security(optional_guard)]},
+        {"dependencies": [Depends(indirectly_guarded), Security(optional_guard)]},
+    ],
+)
+def test_an_operation_with_an_optional_caller_is_neither_public_nor_guarded(options: dict[str, Any]) -> None:
+    router = routing.router()
+
+    @router.get("/both", **options)
+    async def both() -> None: ...
+
+    with pytest.raises(RuntimeError, match=r"GET /api/both.*only one of"):
+        refuse_undeclared(application(router))
+
+
+def test_an_optional_caller_with_scopes_stops_the_application() -> None:
+    router = routing.router()
+
+    @router.get("/scoped", dependencies=[Security(optional_guard, scopes=["things:read"])])
+    async def scoped() -> None: ...
+
+    with pytest.raises(RuntimeError, match=r"GET /api/scoped.*compare `principal\.scopes`"):
+        refuse_undeclared(application(router))
+
+
 def test_an_application_with_public_and_guarded_operations_starts() -> None:
     router = routing.router()
 
@@ -76,6 +109,9 @@ def test_an_application_with_public_and_guarded_operations_starts() -> None:
 
     @router.get("/deeper", dependencies=[Depends(indirectly_guarded)])
     async def deeper() -> None: ...
+
+    @router.get("/optional")
+    async def optional(_caller: Annotated[None, Security(optional_guard)]) -> None: ...
 
     refuse_undeclared(application(router))
 

@@ -1,12 +1,12 @@
 """Access to operations: each one declares who may call it, and the application checks that at startup.
 
-An operation is `public`, or it depends on a `Guard` (the principal in `auth` is one). The application refuses to start if an
-operation declares neither, or both.
+An operation is `public`, or it depends on a `Guard` (the principal in `auth` is one). An optional guard accepts anonymous callers
+too. The application refuses to start if an operation declares none of these, or more than one.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
@@ -22,6 +22,9 @@ public: dict[str, Any] = {PUBLIC_KEY: True}
 class Guard(ABC):
     """Base class of dependencies that authenticate the caller."""
 
+    is_optional: ClassVar[bool] = False
+    """Whether the guard accepts a request without credentials. It must refuse invalid ones, and it has no scopes."""
+
     @abstractmethod
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
         """Return the errors for a caller without valid credentials, or without these scopes."""
@@ -35,15 +38,24 @@ def guards(dependant: Dependant) -> Iterator[tuple[Guard, list[str]]]:
         yield from guards(dependency)
 
 
+def has_optional_caller(dependant: Dependant) -> bool:
+    """Return whether the response depends on a login that is optional."""
+    return any(guard.is_optional for guard, _ in guards(dependant))
+
+
 def undeclared_operations(app: FastAPI) -> Iterator[str]:
-    """Yield every operation that is neither public nor guarded, or that is both."""
+    """Yield every operation that does not declare exactly one kind of caller."""
     for route in iter_route_contexts(app.routes):
-        if not isinstance(route.original_route, APIRoute):
-            continue
-        extra: dict[str, Any] | None = route.openapi_extra
-        is_public = bool(extra and extra.get(PUBLIC_KEY))
-        if is_public == any(guards(route.dependant)):
+        if isinstance(route.original_route, APIRoute) and not _is_declared(route.openapi_extra, route.dependant):
             yield f"{' '.join(sorted(route.methods or set()))} {route.path}"
+
+
+def _is_declared(extra: dict[str, Any] | None, dependant: Dependant) -> bool:
+    found = list(guards(dependant))
+    is_public = bool(extra and extra.get(PUBLIC_KEY))
+    # With scopes, a logged-in caller could be refused what an anonymous one may see.
+    has_useless_scopes = any(guard.is_optional and scopes for guard, scopes in found)
+    return not has_useless_scopes and is_public + len({guard.is_optional for guard, _ in found}) == 1
 
 
 def refuse_undeclared(app: FastAPI) -> None:
@@ -52,6 +64,7 @@ def refuse_undeclared(app: FastAPI) -> None:
     if undeclared:
         names = ", ".join(undeclared)
         message = (
-            f"these operations must declare who may call them: {names}. Add either openapi_extra=public or a principal."
+            f"these operations must declare who may call them: {names}. Add only one of openapi_extra=public, a principal and an "
+            "optional principal. An optional principal has no scopes: compare `principal.scopes` in the endpoint."
         )
         raise RuntimeError(message)

@@ -22,7 +22,7 @@ from app.core.errors import (
     NotAcceptableError,
     UnsupportedMediaTypeError,
 )
-from app.core.http.access import guards
+from app.core.http.access import guards, has_optional_caller
 from app.core.http.forms import parse_form
 from app.core.http.json_bodies import DuplicateMemberError, TooDeepError, parse_json
 from app.core.http.problems import (
@@ -85,6 +85,9 @@ class Route(APIRoute):
         # `include_router` replaces an empty description by the whole docstring. It removes everything from a form feed on.
         self.description = description or "\f"
         self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
+        if has_optional_caller(self.dependant):
+            # OpenAPI: an empty requirement makes the others optional. FastAPI appends it to them.
+            self.openapi_extra = {**(self.openapi_extra or {}), "security": [{}]}
 
     def copy_to(self, app: FastAPI, prefix: str) -> Self:
         """Return a copy of the operation for `app`, with `prefix` in front of its path."""
@@ -97,6 +100,7 @@ class Route(APIRoute):
     def get_route_handler(self) -> _Handler:
         handle = self._call_endpoint if self._needs_no_request() else super().get_route_handler()
         work = _with_retries(handle) if self._is_repeatable() else handle
+        work = _varying(work) if has_optional_caller(self.dependant) else work
         allowed = frozenset(_query_names(self.dependant))
         media_type = self._media_type()
         # Pages for people and health checks choose their media type themselves.
@@ -174,6 +178,17 @@ def _with_retries(handle: _Handler) -> _Handler:
                 return await handle(request)
 
         return await with_retries(attempt)
+
+    return work
+
+
+def _varying(handle: _Handler) -> _Handler:
+    """Make caches keep the response for anonymous callers apart from those for logged-in ones."""
+
+    async def work(request: Request) -> Response:
+        response = await handle(request)
+        response.headers.add_vary_header("Authorization")
+        return response
 
     return work
 
