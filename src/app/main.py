@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
-from starlette.middleware.cors import CORSMiddleware
 
 from app import features
 from app.core import product
@@ -18,6 +17,7 @@ from app.core.db.keyset import CursorSigner
 from app.core.http import routing
 from app.core.http.access import refuse_undeclared
 from app.core.http.addresses import ClientAddresses
+from app.core.http.cors import CORSMiddleware, PreflightMiddleware
 from app.core.http.dependencies import CoreState
 from app.core.http.error_handlers import add_error_handlers
 from app.core.http.middleware import RequestMiddleware
@@ -57,21 +57,7 @@ def create_app(
         lifespan=partial(_lifespan, settings, database, exposition, tracing, readiness),
         telemetry=_telemetry(tracing),
     )
-    if settings.server.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.server.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
-            expose_headers=["ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID"],
-        )
-    # Added last, so it is the outermost: even the response to a refused preflight has a request id, the headers and a log line.
-    app.add_middleware(
-        RequestMiddleware,
-        max_body_size=settings.server.max_body_size,
-        hsts=settings.environment != "local",
-        log_settings=settings.log,
-    )
+    _add_middleware(app, settings)
     add_error_handlers(app)
     for router, prefix in _routers():
         routing.include(app, router, prefix=prefix)
@@ -80,6 +66,20 @@ def create_app(
         add_documentation(app)
     refuse_undeclared(app)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    # Each one surrounds those that were added before it.
+    if settings.server.cors_origins:
+        app.add_middleware(PreflightMiddleware, headers=settings.server.cors_headers)
+    app.add_middleware(
+        RequestMiddleware,
+        max_body_size=settings.server.max_body_size,
+        hsts=settings.environment != "local",
+        log_settings=settings.log,
+    )
+    if settings.server.cors_origins:
+        app.add_middleware(CORSMiddleware, origins=settings.server.cors_origins)
 
 
 def _routers() -> Iterator[tuple[APIRouter, str]]:

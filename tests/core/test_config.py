@@ -373,6 +373,19 @@ def test_an_invalid_origin_is_refused(environment: Environment, text: str) -> No
     assert problems() == ["APP_SERVER__CORS_ORIGINS: write origins as https://host, separated by commas"]
 
 
+@pytest.mark.parametrize("text", ["*", "X-Tenant,", "x tenant", "x:y", "X-Tenant,*"])
+def test_an_invalid_cors_header_is_refused(environment: Environment, text: str) -> None:
+    environment(**SAFE, APP_SERVER__CORS_HEADERS=text)
+
+    assert problems() == ["APP_SERVER__CORS_HEADERS: write names of headers as X-Tenant, separated by commas"]
+
+
+def test_cors_headers_are_separated_by_commas(environment: Environment) -> None:
+    environment(**SAFE, APP_SERVER__CORS_HEADERS="X-Tenant, idempotency-key")
+
+    assert load_settings().server.cors_headers == ("X-Tenant", "idempotency-key")
+
+
 @pytest.mark.parametrize(
     ("given", "used"),
     [

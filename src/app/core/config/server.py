@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode
 
 from app.core.config.groups import Duration, Pause, SettingsGroup, refuse
 
+_HEADER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 
 
@@ -20,6 +21,14 @@ def _parse_origins(value: object) -> object:
     if isinstance(origins, tuple | list) and not all(_ORIGIN.fullmatch(str(origin)) for origin in origins):
         refuse("write origins as https://host, separated by commas")
     return origins
+
+
+def _parse_headers(value: object) -> object:
+    """Split a text at its commas, and refuse what is no name of a header. A wildcard would not cover `Authorization`."""
+    names = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    if isinstance(names, tuple | list) and not all(_HEADER.fullmatch(str(name)) for name in names):
+        refuse("write names of headers as X-Tenant, separated by commas")
+    return names
 
 
 class ServerSettings(SettingsGroup):
@@ -39,6 +48,9 @@ class ServerSettings(SettingsGroup):
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = ()
     """Origins of the browser applications that may call this API, separated by commas:
     `https://app.example.com,https://admin.example.com`."""
+    cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_headers)] = ()
+    """Request headers of your own that these applications may send, separated by commas: `X-Tenant,Idempotency-Key`. Those
+    of this API and of tracing libraries (`traceparent`, `tracestate`, `baggage`, `sentry-trace`) are always allowed."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks of the reverse proxies, as JSON: `["10.0.0.0/8"]`. `X-Forwarded-For` is trusted only from these. Without
     this setting, all clients behind a proxy share the limit on failed logins."""

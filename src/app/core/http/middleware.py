@@ -1,4 +1,4 @@
-"""The outermost ASGI middleware: request id, limits, security headers, access log, metrics, and the last exception handler."""
+"""The ASGI middleware of every request: request id, limits, security headers, access log, metrics, and the last exception handler."""
 
 import asyncio
 import inspect
@@ -182,6 +182,9 @@ class _Exchange:
 
     def _refuse_early(self) -> None:
         self._raise_refusal()
+        if self._scope.get("is_preflight"):
+            # The request itself is refused. If its preflight were, a page could not read why.
+            return
         if _is_ambiguous(self._scope):
             raise NotFoundError
         query: bytes = self._scope["query_string"]
