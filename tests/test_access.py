@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from httpx2 import AsyncClient, Response
+from starlette.routing import Mount
 
 from app.core import product
 from app.core.config import RateLimitSettings, Settings
@@ -34,7 +35,7 @@ OPEN = [operation for operation in ACCESS if operation not in GUARDED]
 def declared(app: FastAPI) -> dict[str, tuple[frozenset[str] | None, bool]]:
     """Return the scopes that each operation requires, None for a public one, and whether the login is optional.
 
-    HEAD is left out: it belongs to GET.
+    HEAD is left out: it belongs to GET. A mount counts as GET of the paths below it.
     """
     found: dict[str, tuple[frozenset[str] | None, bool]] = {}
     for route in iter_route_contexts(app.routes):
@@ -42,6 +43,8 @@ def declared(app: FastAPI) -> dict[str, tuple[frozenset[str] | None, bool]]:
         if isinstance(route.original_route, APIRoute) and not (route.openapi_extra or {}).get(PUBLIC_KEY):
             required = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
             is_optional = has_optional_caller(route.dependant)
+        if isinstance(route.original_route, Mount):
+            found[f"GET {route.path_format}"] = None, False
         found |= {
             f"{method} {route.path}": (required, is_optional) for method in route.methods or () if method != "HEAD"
         }

@@ -27,13 +27,14 @@ from app.main import API_PREFIX, create_app
 from app.server.connections import Connections
 from app.server.requests import Connection
 from tests.conftest import ROOT, log_in, make_settings, outside
+from tests.core.browser import PROGRAM, browsing
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, eventually, make_work
 from tests.listings import apply, copy_repository, listings
 from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
-MODULES = ("jobs", "lists", "numbered", "streams", "visits", "tasks", "summaries")
+MODULES = ("jobs", "lists", "numbered", "streams", "visits", "tasks", "summaries", "assets")
 CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
@@ -85,7 +86,9 @@ def reports(tmp_path: Path) -> Iterator[dict[str, ModuleType]]:
     for listing in listings(RECIPES):
         if listing.path is None or not listing.path.startswith("src/app/reports/"):
             continue  # tests/test_migration_files.py, or the test of `articles` below, runs it.
-        (tmp_path / Path(listing.path).relative_to("src/app")).write_text(listing.text)
+        file = tmp_path / Path(listing.path).relative_to("src/app")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(listing.text)
     package.__path__.append(str(tmp_path))
     yield {name: importlib.import_module(f"app.reports.{name}") for name in MODULES}
     package.__path__.remove(str(tmp_path))
@@ -191,6 +194,18 @@ async def test_a_summary_shows_more_to_an_administrator(site: Site) -> None:
     assert (anonymous.json(), admin.json()) == ({"accounts": 2, "disabled": None}, {"accounts": 2, "disabled": 1})
     assert (refused.status_code, refused.json()["code"]) == (401, "invalid_token")
     assert anonymous.headers["vary"] == "Authorization"
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+async def test_a_page_below_a_mount_has_its_style(site: Site, tmp_path: Path) -> None:
+    async with browsing(tmp_path / "profile") as page:
+        await page.open(f"{site.client.base_url}{API_PREFIX}/assets/report.html")
+        colour = await page.wait_for(
+            "document.querySelector('h1') && getComputedStyle(document.querySelector('h1')).color"
+        )
+
+    assert colour == "rgb(0, 0, 128)"
+    assert page.complaints == []
 
 
 async def repeat(times: int, act: Callable[[], Awaitable[None]]) -> None:

@@ -102,8 +102,10 @@ async def _lifespan(
     exposition: Callable[[], AbstractContextManager[Exposition | None]],
     tracing: Tracing | None,
     readiness: Sequence[ReadinessCheck],
-    _app: FastAPI,
+    app: FastAPI,
 ) -> AsyncIterator[dict[str, Any]]:
+    # Again, for routes that were added after `create_app`.
+    refuse_undeclared(app)
     keys = load_key_ring(settings.of(KeySettings))
     database = given or Database(settings.database, slow_query=settings.log.slow_query)
     if tracing:

@@ -135,13 +135,6 @@ def test_a_guard_on_the_whole_router_guards_each_operation() -> None:
     refuse_undeclared(application(router))
 
 
-def test_a_plain_route_needs_no_declaration() -> None:
-    app = application(routing.router())
-    app.add_route("/page", lambda _request: None)  # type: ignore[arg-type,return-value]  # Never called.
-
-    refuse_undeclared(app)
-
-
 @pytest.mark.parametrize(("scopes", "statuses"), [([], {401}), (["things:write"], {401, 403})])
 def test_an_operation_declares_the_errors_of_its_guard(scopes: list[str], statuses: set[int]) -> None:
     router = routing.router()

@@ -1,7 +1,8 @@
 """Access to operations: each one declares who may call it, and the application checks that at startup.
 
 An operation is `public`, or it depends on a `Guard` (the principal in `auth` is one). An optional guard accepts anonymous callers
-too. The application refuses to start if an operation declares none of these, or more than one.
+too. The application refuses to start if an operation declares none of these, or more than one. Mounts and plain routes of Starlette
+have no guards: they are declared public, and check their callers themselves if they need to.
 """
 
 from abc import ABC, abstractmethod
@@ -10,13 +11,16 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute, WebSocketRoute
 
 from app.core.errors import AppError
 
 PUBLIC_KEY = "x-public"
 public: dict[str, Any] = {PUBLIC_KEY: True}
 """Write `openapi_extra=public` at an operation that needs no authentication."""
+
+_DECLARED_PUBLIC = "declared_public"
 
 
 class Guard(ABC):
@@ -43,14 +47,36 @@ def has_optional_caller(dependant: Dependant) -> bool:
     return any(guard.is_optional for guard, _ in guards(dependant))
 
 
+def declare_public[Target](target: Target) -> Target:
+    """Declare that anybody may call a plain route or a mount. The target is the endpoint, the mounted application or the route."""
+    try:
+        target.__dict__[_DECLARED_PUBLIC] = True
+    except AttributeError as error:
+        message = f"{type(target).__name__} has no attributes and cannot be declared public: declare the route instead"
+        raise TypeError(message) from error
+    return target
+
+
 def undeclared_operations(app: FastAPI) -> Iterator[str]:
-    """Yield every operation that does not declare exactly one kind of caller."""
+    """Yield every operation that does not declare exactly one kind of caller, and every other route that is not declared public."""
     for route in iter_route_contexts(app.routes):
-        if isinstance(route.original_route, APIRoute) and not _is_declared(route.openapi_extra, route.dependant):
-            yield f"{' '.join(sorted(route.methods or set()))} {route.path}"
+        if not isinstance(route.original_route, WebSocketRoute) and not _is_declared(route):
+            kind = " ".join(sorted(route.methods or ())) or type(route.original_route).__name__
+            yield f"{kind} {route.path or getattr(route.original_route, 'host', '')}"
 
 
-def _is_declared(extra: dict[str, Any] | None, dependant: Dependant) -> bool:
+def _is_declared(route: RouteContext) -> bool:
+    if isinstance(route.original_route, APIRoute):
+        return _has_one_kind_of_caller(route.openapi_extra, route.dependant)
+    return _is_declared_public(route.original_route)
+
+
+def _is_declared_public(route: BaseRoute) -> bool:
+    parts = (route, getattr(route, "endpoint", None), getattr(route, "app", None))
+    return any(_DECLARED_PUBLIC in getattr(part, "__dict__", {}) for part in parts)
+
+
+def _has_one_kind_of_caller(extra: dict[str, Any] | None, dependant: Dependant) -> bool:
     found = list(guards(dependant))
     is_public = bool(extra and extra.get(PUBLIC_KEY))
     # With scopes, a logged-in caller could be refused what an anonymous one may see.
@@ -65,6 +91,8 @@ def refuse_undeclared(app: FastAPI) -> None:
         names = ", ".join(undeclared)
         message = (
             f"these operations must declare who may call them: {names}. Add only one of openapi_extra=public, a principal and an "
-            "optional principal. An optional principal has no scopes: compare `principal.scopes` in the endpoint."
+            "optional principal. An optional principal has no scopes: compare `principal.scopes` in the endpoint. "
+            "Declare a mount with mount_public of app.core.http.mounts, and another route with declare_public of "
+            "app.core.http.access: the application does not check who calls them."
         )
         raise RuntimeError(message)

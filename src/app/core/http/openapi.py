@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from app.core.errors import NotFoundError
-from app.core.http.access import PUBLIC_KEY
+from app.core.http.access import PUBLIC_KEY, declare_public
 from app.core.http.problems import Problem
 from app.core.schemas.fields import remove_null
 
@@ -119,9 +119,8 @@ def add_documentation(app: DocumentedAPI) -> None:
             raise NotFoundError
         return Response(_asset(name), media_type=_ASSETS[name], headers=_CACHE)
 
-    app.add_route("/openapi.json", openapi, include_in_schema=False)
-    app.add_route("/docs", page, include_in_schema=False)
-    app.add_route("/docs/{name}", asset, include_in_schema=False)
+    for path, endpoint in {"/openapi.json": openapi, "/docs": page, "/docs/{name}": asset}.items():
+        app.add_route(path, declare_public(endpoint), include_in_schema=False)
 
 
 @cache
