@@ -21,6 +21,7 @@ from app.core.http.cors import CORSMiddleware, PreflightMiddleware
 from app.core.http.dependencies import CoreState
 from app.core.http.error_handlers import add_error_handlers
 from app.core.http.middleware import RequestMiddleware
+from app.core.http.mounts import PathPrefixMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
 from app.core.http.problems import problem_pages
 from app.core.observability.exposition import Exposition
@@ -34,6 +35,7 @@ from app.migrations import revisions
 from app.startup import refuse_to_start
 
 API_PREFIX = "/api/v1"
+_PROBES = frozenset({"/livez", "/readyz"})
 
 _NO_APPLICATION = "app.main has no application: run `app serve`, or another ASGI server such as `uvicorn app.asgi:app`"
 
@@ -55,7 +57,7 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
         lifespan=partial(_lifespan, settings, database, exposition, tracing, readiness),
-        telemetry=_telemetry(tracing),
+        telemetry=_telemetry(tracing, settings.server.path_prefix),
     )
     _add_middleware(app, settings)
     add_error_handlers(app)
@@ -80,6 +82,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
     if settings.server.cors_origins:
         app.add_middleware(CORSMiddleware, origins=settings.server.cors_origins)
+    if settings.server.path_prefix:
+        app.add_middleware(PathPrefixMiddleware, prefix=settings.server.path_prefix)
 
 
 def _routers() -> Iterator[tuple[APIRouter, str]]:
@@ -150,7 +154,7 @@ def _jobs(
     return worker.in_process(settings, database, keys, tracing)
 
 
-def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+def _telemetry(tracing: Tracing | None, prefix: str) -> TelemetryConfig:
     # A span per request, not per dependency. Our own metrics and logs contain the same facts and cost less.
     config: TelemetryConfig = {
         "tracing": tracing is not None,
@@ -158,7 +162,7 @@ def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
         "logs": False,
         "operation_spans": False,
         "auto_configure": False,
-        "exclude": lambda scope: scope["path"] in {"/livez", "/readyz"},
+        "exclude": lambda scope: scope["path"].removeprefix(prefix) in _PROBES,
     }
     if tracing:
         config["tracer_provider"] = tracing.provider

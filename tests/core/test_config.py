@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import AnyHttpUrl, SecretStr, ValidationError
 
 from app.auth.settings import AuthSettings, issuer
-from app.core.config import SECRETS_DIR, Settings
+from app.core.config import SECRETS_DIR, ServerSettings, Settings
 from app.core.errors import ConfigurationError
 from app.jobs.settings import runs_in_web_process
 from app.mail.settings import MailSettings
@@ -371,6 +371,28 @@ def test_an_invalid_origin_is_refused(environment: Environment, text: str) -> No
     environment(**SAFE, APP_SERVER__CORS_ORIGINS=text)
 
     assert problems() == ["APP_SERVER__CORS_ORIGINS: write origins as https://host, separated by commas"]
+
+
+@pytest.mark.parametrize("path", ["?x=1", "#x", "/a%20b", "/a%2Fb", "/a//b", "/a b", "/é"])
+def test_a_public_url_with_more_than_a_plain_path_is_refused(environment: Environment, path: str) -> None:
+    environment(**SAFE | {"APP_SERVER__PUBLIC_URL": f"https://api.example.com{path}"})
+
+    (problem,) = problems()
+    assert problem.startswith("APP_SERVER__PUBLIC_URL: write https://host or https://host/path")
+
+
+@pytest.mark.parametrize(
+    ("url", "prefix"),
+    [
+        (None, ""),
+        ("https://api.example.com", ""),
+        ("https://api.example.com/", ""),
+        ("https://api.example.com/bed", "/bed"),
+        ("https://api.example.com/a/b-1.x_~/", "/a/b-1.x_~"),
+    ],
+)
+def test_the_path_of_the_public_url_is_the_prefix(url: str | None, prefix: str) -> None:
+    assert ServerSettings(public_url=AnyHttpUrl(url) if url else None).path_prefix == prefix
 
 
 @pytest.mark.parametrize("text", ["*", "X-Tenant,", "x tenant", "x:y", "X-Tenant,*"])

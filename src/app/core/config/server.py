@@ -6,12 +6,13 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, override
 
-from pydantic import AnyHttpUrl, BeforeValidator, Field
+from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from app.core.config.groups import Duration, Pause, SettingsGroup, refuse
 
 _HEADER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 
 
@@ -31,6 +32,12 @@ def _parse_headers(value: object) -> object:
     return names
 
 
+def _check_public_url(url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+    if url is not None and (url.query or url.fragment or not _PATH.fullmatch(url.path or "")):
+        refuse("write https://host or https://host/path, where the path has only letters, digits and - . _ ~")
+    return url
+
+
 class ServerSettings(SettingsGroup):
     """The HTTP server."""
 
@@ -38,9 +45,10 @@ class ServerSettings(SettingsGroup):
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on. `PORT` works too. 0 chooses a free port."""
-    public_url: AnyHttpUrl | None = None
+    public_url: Annotated[AnyHttpUrl | None, AfterValidator(_check_public_url)] = None
     """Address at which clients reach this service. It is never taken from a request. Production needs an `https://`
-    address. Unset: `http://127.0.0.1:$PORT`."""
+    address. Unset: `http://127.0.0.1:$PORT`. With a path, such as `https://example.com/bed`, all links are below this path,
+    whether or not the proxy removes it."""
     docs: bool | None = None
     """Serve `/docs` and `/openapi.json`. Unset: everywhere except in production."""
     max_body_size: int = Field(default=1_048_576, ge=1024)
@@ -74,6 +82,11 @@ class ServerSettings(SettingsGroup):
     """Maximum time that the send buffer stays full because the client does not read the response."""
     keep_alive: Duration = timedelta(seconds=75)
     """Maximum idle time of a connection between two requests. It should be longer than the idle timeout of the proxy."""
+
+    @property
+    def path_prefix(self) -> str:
+        """The path of the public URL, without a slash at its end."""
+        return (self.public_url.path or "").rstrip("/") if self.public_url else ""
 
     @override
     def unsafe_in_production(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Mounts: other ASGI applications below a path, such as static files."""
+"""Mounts: other ASGI applications below a path, and this application below a path of its host."""
 
 from collections.abc import Mapping
 
@@ -26,6 +26,26 @@ def mount_public(
     router = parent.router if isinstance(parent, FastAPI) else parent
     middleware = [Middleware(_DefaultHeaders, headers)] if headers else None
     router.routes.append(declare_public(Mount(path, app, name=name, middleware=middleware)))
+
+
+class PathPrefixMiddleware:
+    """Sets the root path of each request: the path of the public URL below which a proxy offers this application (ASGI 3).
+
+    The proxy may strip the prefix or keep it. Requests that leave it out, such as health checks, get the same responses.
+    """
+
+    def __init__(self, app: ASGIApp, *, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A server or an application around this one may have set another root path.
+        if scope["type"] != "lifespan" and not scope.get("root_path"):
+            scope = {**scope, "root_path": self._prefix}
+            if not scope["path"].startswith(f"{self._prefix}/"):
+                scope["path"] = self._prefix + scope["path"]
+                scope["raw_path"] = self._prefix.encode() + (scope.get("raw_path") or b"")
+        await self._app(scope, receive, send)
 
 
 class _DefaultHeaders:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from app.core.errors import NotFoundError
 from app.core.http.access import PUBLIC_KEY, declare_public
-from app.core.http.problems import Problem
+from app.core.http.problems import Problem, root_path
 from app.core.schemas.fields import remove_null
 
 _ASSETS = {
@@ -25,25 +25,26 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# The links are relative, so that they also work below a path of the host.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<link rel="icon" type="image/png" href="/docs/favicon.png">
-<link rel="stylesheet" href="/docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="docs/favicon.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
 <body>
 <div id="swagger-ui"></div>
-<script src="/docs/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
 </body>
 </html>
 """
 _START = """"use strict";
 window.ui = SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
@@ -104,8 +105,9 @@ def _component(model: type[BaseModel]) -> dict[str, Any]:
 
 def add_documentation(app: DocumentedAPI) -> None:
 
-    async def openapi(_request: Request) -> Response:
-        return Response(json.dumps(app.openapi()), media_type="application/json")
+    async def openapi(request: Request) -> Response:
+        document = _below(root_path(request.scope), app.openapi())
+        return Response(json.dumps(document), media_type="application/json")
 
     async def page(_request: Request) -> Response:
         content = _PAGE.format(title=escape(app.title))
@@ -121,6 +123,28 @@ def add_documentation(app: DocumentedAPI) -> None:
 
     for path, endpoint in {"/openapi.json": openapi, "/docs": page, "/docs/{name}": asset}.items():
         app.add_route(path, declare_public(endpoint), include_in_schema=False)
+
+
+def _below(root: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document for clients that reach the application below a root path."""
+    if not root:
+        return document
+    components = document["components"]
+    schemes = {name: _scheme_below(root, scheme) for name, scheme in components.get("securitySchemes", {}).items()}
+    servers = [{"url": root}, *document.get("servers", ())]
+    return {**document, "servers": servers, "components": {**components, "securitySchemes": schemes}}
+
+
+def _scheme_below(root: str, scheme: dict[str, Any]) -> dict[str, Any]:
+    """Put the root path in front of the paths of OAuth. Clients resolve them against the host."""
+    flows = {
+        kind: {
+            name: root + value if name.endswith("Url") and value.startswith("/") else value
+            for name, value in flow.items()
+        }
+        for kind, flow in scheme.get("flows", {}).items()
+    }
+    return {**scheme, "flows": flows} if flows else scheme
 
 
 @cache

@@ -175,6 +175,7 @@ def render_problem(
 ) -> Response:
     instance = quote(scope["path"], safe="/-._~!$&'()*+,;=:@", errors="replace")
     document = {**_document(kind, status, detail, instance, scope.get("request_id", "")), **more}
+    document["type"] = root_path(scope) + document["type"]
     if "trace_id" in scope:
         document["trace_id"] = scope["trace_id"]
     sent = dict(headers)
@@ -192,9 +193,15 @@ def _has_oauth_errors(scope: Scope) -> bool:
     return any(getattr(getattr(route, "original_route", route), "has_oauth_errors", False) for route in routes)
 
 
+def root_path(scope: Scope) -> str:
+    """Return the path below which clients reach the application. Inside a mount, `root_path` is that of the mount."""
+    path: str = scope.get("app_root_path", scope.get("root_path", ""))
+    return path.rstrip("/")
+
+
 def routes_at(app: FastAPI | None, scope: Scope) -> Iterator[Any]:
     """Yield the routes that match the path of a request, for any method."""
-    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    path, root = scope["path"], root_path(scope)
     if path.startswith(f"{root}/"):
         # `root_path` is a prefix of the path (ASGI 3).
         path = path.removeprefix(root)
