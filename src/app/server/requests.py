@@ -22,7 +22,7 @@ from app.core.errors import (
     MalformedRequestError,
     UriTooLongError,
 )
-from app.core.http.forms import unescape
+from app.core.http.requests.forms import unescape
 from app.server.connections import TimedConnection
 from app.server.responses import ResponseCycle
 

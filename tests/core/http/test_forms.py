@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import MalformedRequestError
-from app.core.http.forms import field_names, parse_form
+from app.core.http.requests.forms import field_names, parse_form
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.errors import AppError, InvalidInputError, MalformedRequestError
-from app.core.http.json_bodies import MAX_DEPTH, MAX_VALUES, parse_json
+from app.core.http.requests.json_bodies import MAX_DEPTH, MAX_VALUES, parse_json
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.core.http.etags import join_conditions
-from app.core.http.forms import field_names
 from app.core.http.problems import problem_response
+from app.core.http.requests.forms import field_names
 from app.core.observability.logs import access_log, clean_text
 from app.core.observability.metrics import Gauge, Histogram
 from app.core.observability.tracing import current_trace_id

@@ -23,8 +23,6 @@ from app.core.errors import (
     UnsupportedMediaTypeError,
 )
 from app.core.http.access import guards, has_optional_caller
-from app.core.http.forms import parse_form
-from app.core.http.json_bodies import DuplicateMemberError, TooDeepError, parse_json
 from app.core.http.problems import (
     BODY_ERRORS,
     COMMON_ERRORS,
@@ -33,6 +31,8 @@ from app.core.http.problems import (
     pointer,
     problem_responses,
 )
+from app.core.http.requests.forms import parse_form
+from app.core.http.requests.json_bodies import DuplicateMemberError, TooDeepError, parse_json
 
 _MAX_PARAMETERS = 100
 _MAX_RANGES = 100

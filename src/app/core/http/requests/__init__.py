@@ -1,0 +1,1 @@
+"""How an operation reads its request: parsers of bodies and parameters, with their limits."""
