@@ -128,6 +128,29 @@ async def test_unknown_jobs_are_counted_under_one_name(clone: Database, make_wor
     assert counted_so_far("job_runs_total", task=name_of(unknown)) == 0
 
 
+async def test_a_job_may_have_its_own_statement_timeout(clone: Database, make_worker: MakeWorker) -> None:
+    found: list[str] = []
+    show = text("SELECT current_setting('statement_timeout')")
+
+    @policy(Policy(statement_timeout=timedelta(minutes=1)))
+    async def job(work: Work) -> None:
+        async with work.database.begin() as session, work.database.read_sessions() as reading:
+            found.extend([await session.scalar(show), await reading.scalar(show)])
+
+    await enqueue_committed(clone, job)
+    async with make_worker(job).running():
+        await until(clone, "succeeded")
+
+    assert found == ["1min", "1min"]
+    async with clone.begin() as session:
+        assert await session.scalar(show) != "1min"
+
+
+def test_a_job_without_a_statement_timeout_is_refused() -> None:
+    with pytest.raises(ValueError, match="statement timeout of a job must be between"):
+        Policy(statement_timeout=timedelta(0))
+
+
 async def test_a_notification_wakes_the_worker_before_the_next_poll(clone: Database, make_worker: MakeWorker) -> None:
     async def job(work: Work) -> None: ...
 

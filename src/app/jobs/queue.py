@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
+from app.core.db.timeouts import checked_timeout
 from app.core.errors import PermanentError
 from app.core.observability.tracing import current_parent
 from app.core.security.keys import KeyRing
@@ -72,8 +73,14 @@ class Policy:
     timeout: timedelta = timedelta(minutes=5)
     # Jobs with a higher priority run first.
     priority: int = 0
+    # Maximum time of one statement. None is the timeout of the settings.
+    statement_timeout: timedelta | None = None
     # Jobs with the same lock run one at a time, in the order of enqueueing. A job that waits for its retry blocks the others.
     lock: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.statement_timeout is not None:
+            checked_timeout("the statement timeout of a job", self.statement_timeout)
 
     def delay(self, attempts: int, error: BaseException) -> timedelta | None:
         """Return how long to wait after this many attempts, or None if there is no further attempt."""

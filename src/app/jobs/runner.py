@@ -15,6 +15,7 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Job as StoredJob
 
 from app.core.db.failures import is_transient
+from app.core.db.timeouts import statement_timeout
 from app.core.errors import PermanentError, TemporaryError
 from app.core.observability.metrics import Counter, Histogram
 from app.core.observability.tracing import UNTRACED, continued
@@ -96,11 +97,13 @@ class JobRunner:
         if job is None:
             message = f"{name} is not in this worker's list of jobs"
             raise UnknownJobError(message)
-        limit = policy_of(job).timeout.total_seconds()
+        policy = policy_of(job)
+        limit = policy.timeout.total_seconds()
         timeout = asyncio.timeout(limit)
         try:
-            async with timeout:
-                await job(work, **from_json(job, arguments))
+            with statement_timeout(policy.statement_timeout):
+                async with timeout:
+                    await job(work, **from_json(job, arguments))
         except TimeoutError:
             if not timeout.expired():
                 raise

@@ -19,12 +19,15 @@ from app.core.config import DatabaseSettings
 from app.core.db import tls
 from app.core.db.failures import READ_ONLY, SESSION_ENDED, DatabaseUnavailableError, causes, sqlstates
 from app.core.db.retries import note_commit_sent
+from app.core.db.timeouts import current_statement_timeout
 
 # Errors of a failed connection attempt.
 CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 # If the connection of a transaction of this age or older is closed, the reason is probably a timeout.
 _SUSPICIOUS_AGE = timedelta(seconds=1)
+# The statements with which the driver ends a transaction. `ROLLBACK TO` ends only a savepoint.
+_ENDS_OF_TRANSACTIONS = frozenset({"COMMIT;", "ROLLBACK;"})
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +161,9 @@ def _connect_arguments(settings: DatabaseSettings, server_settings: Mapping[str,
         "async_creator_fn": tls.connect,
         "timeout": settings.connect_timeout.total_seconds(),
         # For a server that does not respond. Otherwise its statement timeout ends the statement first, and gives the reason.
-        "command_timeout": settings.statement_timeout.total_seconds() + 1,
+        "command_timeout": _command_timeout(settings.statement_timeout),
         "server_settings": {**startup, **session, **server_settings},
+        "connection_class": _Connection,
     }
     if not settings.transaction_pooler:
         return arguments
@@ -167,11 +171,15 @@ def _connect_arguments(settings: DatabaseSettings, server_settings: Mapping[str,
     return arguments | {
         # A transaction pooler rejects other startup parameters, and cannot keep statements prepared for later.
         "server_settings": startup,
-        "connection_class": type("PooledConnection", (_PooledConnection,), {"after_begin": after_begin}),
+        "connection_class": type("PooledConnection", (_Connection,), {"after_begin": after_begin}),
         "statement_cache_size": 0,
         "prepared_statement_cache_size": 0,
         "prepared_statement_name_func": str,
     }
+
+
+def _command_timeout(statement_timeout: timedelta) -> float:
+    return statement_timeout.total_seconds() + 1
 
 
 def _as_database_unavailable(context: ExceptionContext) -> Exception | None:
@@ -281,14 +289,33 @@ def _note_opened(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> No
     entry.info["opened"] = monotonic()
 
 
-class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # The driver publishes no types.
-    """A connection through a transaction pooler. Each transaction may run in another session, so each BEGIN sets the timeouts."""
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # The driver publishes no types.
+    """A connection whose transactions have the timeouts of the running operation or job.
+
+    Through a transaction pooler, each transaction may run in another session, so each BEGIN sets all timeouts.
+    """
 
     after_begin = ""
+    _has_other_timeout = False
+    _usual_config: Any = None
 
     @override
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         if query.startswith("BEGIN"):
-            query += self.after_begin
-        status: str = await super().execute(query, *args, timeout=timeout)
+            query += self.after_begin + self._own_timeout()
+        try:
+            status: str = await super().execute(query, *args, timeout=timeout)
+        finally:
+            if self._has_other_timeout and query in _ENDS_OF_TRANSACTIONS:
+                self._has_other_timeout = False
+                self._config = self._usual_config
         return status
+
+    def _own_timeout(self) -> str:
+        """Return the statement that sets another timeout for this transaction. The driver waits longer for the server, too."""
+        limit = current_statement_timeout()
+        if limit is None:
+            return ""
+        self._has_other_timeout, self._usual_config = True, self._config
+        self._config = self._config._replace(command_timeout=_command_timeout(limit))
+        return f" SET LOCAL statement_timeout = '{milliseconds(limit)}';"

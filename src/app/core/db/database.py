@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, NoReturn, override
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, MetaData, Text, event, func, text
+from sqlalchemy import BigInteger, Connection, DateTime, Engine, MetaData, Text, event, func, text
 from sqlalchemy.ext.asyncio import AsyncResult, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -25,6 +25,7 @@ from app.core.db.connections import Recycling, close_permanently, create_engine,
 from app.core.db.query_log import QueryLog
 from app.core.db.reads import DirectReads, Reads, SessionReads
 from app.core.db.retries import note_committed, with_retries
+from app.core.db.timeouts import current_statement_timeout
 from app.core.errors import PreconditionFailedError
 
 MINIMUM_VERSION = 15
@@ -180,6 +181,14 @@ def _missing_column(state: ORMExecuteState) -> str | None:
 
 
 class _NoFlushSession(_EndingSession):
+    @override
+    def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        bind = super().get_bind(*arguments, **options)
+        # A statement timeout of its own needs a transaction, and a plain session for reading has none.
+        if current_statement_timeout() and isinstance(bind, Engine) and not bind.get_execution_options():
+            return bind.execution_options(isolation_level="READ COMMITTED")
+        return bind
+
     @override
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         if self.new or self.dirty or self.deleted:

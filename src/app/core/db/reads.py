@@ -21,6 +21,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from app.core.db.connections import pool_of
 from app.core.db.failures import DatabaseUnavailableError
 from app.core.db.query_log import QueryLog
+from app.core.db.timeouts import current_statement_timeout
 
 # Maximum number of compiled statements in the cache.
 _MAX_PREPARED = 1000
@@ -81,6 +82,9 @@ class DirectReads(SessionReads):
 
     @override
     async def execute(self, statement: Select[*tuple[Any, ...]], values: Values, /) -> Result[Any]:
+        if current_statement_timeout():
+            # Only a transaction can have another timeout than the connection.
+            return await super().execute(statement, values)
         prepared = self._prepared(statement)
         parameters = {**prepared.constants, **values}
         try:
