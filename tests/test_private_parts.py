@@ -428,6 +428,7 @@ async def api_route(_url: str) -> object:
     assert isinstance(route, APIRoute)
     assert route.body_field
     assert type(route.body_field.field_info).__name__ == "Form"
+    assert (route.form_limits, route.is_json_stream) == ({}, False)
     assert isinstance(route.dependant, Dependant)
     return route
 
@@ -438,6 +439,8 @@ async def dependant(_url: str) -> object:
     route = context.original_route
     assert isinstance(route, APIRoute)
     assert [field.alias for field in route.dependant.query_params] == ["q"]
+    assert [field.alias for field in route.dependant.body_params] == ["a"]
+    assert route.dependant.path == "/things/{thing_id}"
     [found] = route.dependant.dependencies
     assert found.call is dependency
     assert (found.own_oauth_scopes or [], found.parent_oauth_scopes or [], found.scope) == ([], [], None)
@@ -481,6 +484,15 @@ async def scope_keys(_url: str) -> object:
     from fastapi import routing  # noqa: PLC0415  # Looked up when the contract runs.
 
     assert list(routing.iter_route_contexts(app.routes))
+
+    async def answer(**values: object) -> Response:
+        return Response(",".join(values))
+
+    handle = routing.get_request_handler(Dependant(call=answer))
+    async with AsyncExitStack() as stack:
+        stacks = dict.fromkeys(("fastapi_middleware_astack", "fastapi_inner_astack", "fastapi_function_astack"), stack)
+        scope = {"type": "http", "method": "GET", "headers": [], "query_string": b"", **stacks}
+        assert (await handle(Request(scope))).body == b""
     return routing
 
 
@@ -573,6 +585,10 @@ async def begin(url: str) -> object:
     try:
         async with connection.transaction():
             pass
+        # The next statements use the changed timeout.
+        connection._config = connection._config._replace(command_timeout=0.1)
+        with pytest.raises(TimeoutError):
+            await connection.fetch("SELECT pg_sleep(5)")
     finally:
         await connection.close()
     assert [query.split(";")[0] for query in executed] == ["BEGIN", "COMMIT"]

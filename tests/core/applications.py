@@ -2,16 +2,21 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, override
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security import SecurityScopes
+from fastapi.security.base import SecurityBase
 from httpx2 import ASGITransport, AsyncClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.config import LogSettings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
+from app.core.errors import UnauthenticatedError
 from app.core.http import routing
+from app.core.http.access import Guard
 from app.core.http.error_handlers import add_error_handlers
 from app.core.http.middleware import RequestMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
@@ -19,6 +24,25 @@ from app.core.http.problems import problem_pages
 from tests.conftest import make_settings
 
 CURSOR_KEY = b"a key for cursors of these tests"
+
+
+class Token(SecurityBase, Guard):
+    """Accepts a token that names the scopes of the operation."""
+
+    scheme_name = "test"
+    model = HTTPBearer()
+
+    @override
+    def errors(self, scopes: Any) -> Any:
+        return (UnauthenticatedError,)
+
+    async def __call__(self, request: Request, needed: SecurityScopes) -> str:
+        if request.headers.get("authorization") != f"Bearer {needed.scope_str}":
+            raise UnauthenticatedError
+        return needed.scope_str
+
+
+token = Token()
 
 
 def application(

@@ -132,14 +132,16 @@ class LocalServer:
 
 
 @asynccontextmanager
-async def local_server(*, limit: int = 100, **settings: Any) -> AsyncIterator[LocalServer]:
+async def local_server(
+    *, limit: int = 100, app: Any = None, state: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[LocalServer]:
     application = Application()
     wrapped = RequestMiddleware(application, max_body_size=1_048_576, hsts=False)
-    config = uvicorn.Config(wrapped, http=Connection, ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(app or wrapped, http=Connection, ws="none", log_config=None, access_log=False)
     config.load()
     connections = Connections(ServerSettings(**settings), limit=limit)
     loop = asyncio.get_running_loop()
-    listener = await loop.create_server(lambda: Connection(config, connections, {}, loop), "127.0.0.1", 0)
+    listener = await loop.create_server(lambda: Connection(config, connections, state or {}, loop), "127.0.0.1", 0)
     server = LocalServer(application, connections, listener.sockets[0].getsockname())
     try:
         yield server

@@ -90,7 +90,12 @@ class MethodNotAllowedError(AppError):
 class NotAcceptableError(AppError):
     status = HTTPStatus.NOT_ACCEPTABLE
     code = "not_acceptable"
-    detail = "The response is available as JSON only, and `Accept` excludes JSON."
+    detail = "`Accept` excludes every media type of the response."
+
+    def __init__(self, *media_types: str) -> None:
+        if media_types:
+            self.detail = f"The response is available as {' or '.join(media_types)}, and `Accept` excludes that."
+        super().__init__()
 
 
 class RequestTimeoutError(AppError):

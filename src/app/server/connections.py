@@ -138,8 +138,13 @@ class TimedConnection(HttpToolsProtocol):
         return (
             is_body_stalled
             or _has_passed(self._head_since, limits.header_timeout, now)
-            or _has_passed(self._body_since, limits.body_timeout, now)
+            or (self._body_since is not None and now - self._body_since > self._body_timeout())
         )
+
+    def _body_timeout(self) -> float:
+        """Return the time for the current body. The application may set another one in the state of the request."""
+        chosen: float = self.cycle.scope["state"].get("body_timeout", self.server_state.body_timeout)
+        return chosen
 
     @override
     def shutdown(self) -> None:

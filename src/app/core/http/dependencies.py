@@ -10,6 +10,7 @@ from app.core.db.database import Database, ReadSession, StreamSession, WriteSess
 from app.core.db.keyset import CursorSigner
 from app.core.db.reads import Reads
 from app.core.http.addresses import ClientAddresses
+from app.core.http.requests.negotiation import preferred
 from app.core.resources import ReadinessCheck
 from app.core.security.keys import KeyRing
 
@@ -68,6 +69,12 @@ async def get_stream_session(request: CoreRequest) -> AsyncIterator[StreamSessio
         yield session
 
 
+async def get_media_type(request: Request) -> str:
+    """Return the media type that the client prefers among those that the operation declares."""
+    types: Sequence[str] = request.scope["route"].media_types
+    return preferred(request.headers.get("accept", "*/*"), types)
+
+
 async def get_reads(request: CoreRequest) -> Reads:
     """Return the runner of single SELECT statements."""
     return request.state["database"].reads
@@ -78,6 +85,7 @@ type KeyRingDep = Annotated[KeyRing, Depends(get_keys)]
 type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": by default FastAPI would commit after the response is sent.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]
+type MediaType = Annotated[str, Depends(get_media_type)]
 type ReadsDep = Annotated[Reads, Depends(get_reads)]
 # scope="request": the response body is still read from the session after the endpoint has returned.
 type StreamSessionDep = Annotated[StreamSession, Depends(get_stream_session, scope="request")]

@@ -27,7 +27,7 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.core.http.etags import join_conditions
-from app.core.http.problems import problem_response
+from app.core.http.problems import largest_body_limit, problem_response
 from app.core.http.requests.forms import field_names
 from app.core.observability.logs import access_log, clean_text
 from app.core.observability.metrics import Gauge, Histogram
@@ -140,6 +140,8 @@ class _Exchange:
         # The first header of each name is used.
         request_headers = dict(reversed(scope["headers"]))
         join_conditions(scope, request_headers)
+        # An operation may set another limit before it reads the body.
+        scope["max_body_size"] = max_body_size
         self._request_id = scope["request_id"] = _request_id(request_headers.get(b"x-request-id"))
         self._content_length: bytes = request_headers.get(b"content-length", b"")
 
@@ -190,15 +192,18 @@ class _Exchange:
         query: bytes = self._scope["query_string"]
         if query and not _SECRETS_IN_URL.isdisjoint(field_names(query)):
             raise SecretInUrlError
-        self._check_content_length(self._max_body_size)
+        if self._is_longer_than(self._max_body_size):
+            self._check_content_length(max(self._max_body_size, largest_body_limit(self._scope)))
+
+    def _is_longer_than(self, limit: int) -> bool:
+        return self._content_length.isdigit() and int(self._content_length[:20]) > limit
 
     def _check_content_length(self, limit: int) -> None:
-        if self._content_length.isdigit() and int(self._content_length[:20]) > limit:
+        if self._is_longer_than(limit):
             raise _too_large()
 
     async def _receive_limited(self) -> Message:
-        # An operation may set a lower limit before it reads the body.
-        limit: int = min(self._scope.get("max_body_size", self._max_body_size), self._max_body_size)
+        limit: int = self._scope["max_body_size"]
         self._check_content_length(limit)
         message = await self._receive()
         self._raise_refusal()

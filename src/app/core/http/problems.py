@@ -211,6 +211,17 @@ def routes_at(app: FastAPI | None, scope: Scope) -> Iterator[Any]:
             yield route
 
 
+def largest_body_limit(scope: Scope) -> int:
+    """Return the largest `max_body_size` of the operations that may get a request that is not routed yet, or 0."""
+    operations = [getattr(route, "original_route", route) for route in routes_at(scope.get("app"), scope)]
+    limits = [
+        operation.operation_options.max_body_size
+        for operation in operations
+        if hasattr(operation, "operation_options") and scope["method"] in (operation.methods or ())
+    ]
+    return max((limit for limit in limits if limit is not None), default=0)
+
+
 def pointer(*names: str | int) -> str:
     """Return a JSON pointer as a URI fragment (RFC 6901). Each name is cut to 64 characters."""
     return "#/" + "/".join(

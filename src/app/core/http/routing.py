@@ -1,72 +1,50 @@
 """Routers and routes with strict request validation. Every operation of every feature uses them."""
 
 import inspect
-import re
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any, Self, override
 
-from fastapi import APIRouter, FastAPI, Request, Response, params
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute
-from pydantic import BaseModel
-from starlette.datastructures import FormData, QueryParams, UploadFile
+from fastapi.routing import APIRoute, get_request_handler
 
 from app.core.db.retries import with_retries
-from app.core.errors import (
-    AppError,
-    FieldError,
-    InvalidInputError,
-    MalformedRequestError,
-    NotAcceptableError,
-    UnsupportedMediaTypeError,
-)
-from app.core.http.access import guards, has_optional_caller
+from app.core.db.timeouts import statement_timeout
+from app.core.errors import AppError, InvalidInputError, MalformedRequestError, NotAcceptableError
+from app.core.http.access import Guard, guards, has_optional_caller
 from app.core.http.problems import (
     BODY_ERRORS,
     COMMON_ERRORS,
     errors_of_dependencies,
     merged_responses,
-    pointer,
     problem_responses,
 )
-from app.core.http.requests.forms import parse_form
-from app.core.http.requests.json_bodies import DuplicateMemberError, TooDeepError, parse_json
+from app.core.http.requests.bodies import (
+    FORM,
+    JSON,
+    MAX_FORM_SIZE,
+    MULTIPART,
+    Reader,
+    body_fields,
+    form_reader,
+    limited,
+    media_type_of,
+    multipart_reader,
+    raw_reader,
+    read_json,
+    refuse_impossible,
+)
+from app.core.http.requests.json_bodies import DuplicateMemberError, TooDeepError
+from app.core.http.requests.multipart import MalformedFormError, StorageFullError, UnsupportedPartError
+from app.core.http.requests.negotiation import preferred, success_types
+from app.core.http.requests.options import Options, options
+from app.core.http.requests.parameters import query_parameters, refuse_parameters
 
-_MAX_PARAMETERS = 100
-_MAX_RANGES = 100
-# Maximum size of a form in bytes, enough for a token of 10 KB. Parsing time grows with the size, and anonymous clients send forms.
-MAX_FORM_SIZE = 16_384
-FORM = "application/x-www-form-urlencoded"
-JSON = "application/json"
-# Values of `Accept` that need no parsing.
-_ACCEPTS_JSON = frozenset({"*/*", JSON})
-_JSON_RANGES = (JSON, "application/problem+json", "application/*", "*/*")
-_QUALITY_ZERO = re.compile(r"(?:^|;)\s*q=0(?:\.0{0,3})?\s*(?:;|$)", re.IGNORECASE)
-REPEATABLE_KEY = "x-repeatable"
+__all__ = ["FORM", "JSON", "MAX_FORM_SIZE", "MULTIPART", "Route", "include", "options", "router"]
 
 type _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class _Request(Request):
-    """A request that parses its body strictly, and only once."""
-
-    _parsed: Any = None
-    _fields: FormData | None = None
-
-    @override
-    async def json(self) -> Any:
-        if self._parsed is None:
-            self._parsed = parse_json(await self.body())
-        return self._parsed
-
-    @override
-    async def form(self, **_limits: float) -> FormData:  # type: ignore[override]  # Only awaited, never used in `async with`.
-        if self._fields is None:
-            fields: list[tuple[str, str | UploadFile]] = [*parse_form(await self.body())]
-            self._fields = FormData(fields)
-        return self._fields
 
 
 class Route(APIRoute):
@@ -78,6 +56,12 @@ class Route(APIRoute):
     @override
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._declared = dict(options)
+        self.operation_options = Options.read(options.get("openapi_extra") or {})
+        if options.get("max_body_size") is not None:
+            message = (
+                "write openapi_extra=routing.options(max_body_size=…): FastAPI's own limit cannot exceed the server's"
+            )
+            raise ValueError(message)
         # By default FastAPI would use the function's name. The first sentence of the docstring says more.
         summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n\n")
         options["summary"] = options.get("summary") or " ".join(summary.split()).rstrip(".")
@@ -100,30 +84,56 @@ class Route(APIRoute):
     def get_route_handler(self) -> _Handler:
         handle = self._call_endpoint if self._needs_no_request() else super().get_route_handler()
         work = _with_retries(handle) if self._is_repeatable() else handle
+        work = self._with_options(work)
         work = _varying(work) if has_optional_caller(self.dependant) else work
-        allowed = frozenset(_query_names(self.dependant))
-        media_type = self._media_type()
+        declared = query_parameters(self.dependant)
+        accepts_others = self.operation_options.accepts_extra_parameters
+        read = self._body_reader()
         # Pages for people and health checks choose their media type themselves.
-        is_api = self.include_in_schema
+        types = self.media_types if self.include_in_schema else ()
+        always = {"*/*", *types}
 
         async def strict(request: Request) -> Response:
-            if is_api and (accept := request.headers.get("accept", "*/*")) not in _ACCEPTS_JSON:
-                _refuse_accept(accept)
+            if types and (accept := request.headers.get("accept", "*/*")) not in always:
+                preferred(accept, types)
             if request.scope["query_string"]:
-                _refuse_parameters(request, allowed)
-            if media_type is None:
-                return await work(request)
-            _refuse_media_type(request, media_type)
-            if media_type == FORM:
-                request.scope["max_body_size"] = MAX_FORM_SIZE
-            request = _Request(request.scope, request.receive)
-            if media_type == JSON:
-                await request.json()
-            else:
-                _refuse_repeated([name for name, _ in (await request.form()).multi_items()])
-            return await work(request)
+                refuse_parameters(request, declared, accepts_others=accepts_others)
+            return await work(request if read is None else await read(request))
 
         return strict
+
+    @property
+    def media_types(self) -> tuple[str, ...]:
+        """The declared media types of a successful response. Empty if the class of the response has none."""
+        given: Any = self.response_class
+        kind: type[Response] = getattr(given, "value", given)
+        # A generator without a class of its own streams one JSON object per line.
+        return success_types("application/jsonl" if self.is_json_stream else kind.media_type, self.responses)
+
+    def _with_options(self, work: _Handler) -> _Handler:
+        if limit := self.operation_options.statement_timeout:
+            work = _with_statement_timeout(work, limit)
+        return _with_vary(work) if len(self.media_types) > 1 else work
+
+    def _body_reader(self) -> Reader | None:
+        chosen, kind = self.operation_options, self._media_type()
+        fields = list(body_fields(self.dependant))
+        if kind and chosen.consumes and kind not in chosen.consumes:
+            message = f"{self.path} declares a body, so it cannot have the option consumes; remove one of them"
+            raise ValueError(message)
+        refuse_impossible(kind, fields)
+        read: Reader | None = None
+        if kind == JSON:
+            read = read_json
+        elif kind == FORM:
+            read = form_reader(fields)
+        elif kind == MULTIPART:
+            read = multipart_reader(fields, self.form_limits)
+        elif chosen.consumes:
+            read = raw_reader(chosen.consumes)
+        if read and (kind == MULTIPART or chosen.max_body_size):
+            read = _after_access(read, self.dependant, self.dependency_overrides_provider)
+        return limited(read, kind, chosen.max_body_size, chosen.body_timeout)
 
     def _needs_no_request(self) -> bool:
         """Return whether the endpoint takes no arguments and returns a `Response`, like a health check."""
@@ -145,13 +155,15 @@ class Route(APIRoute):
     def _is_repeatable(self) -> bool:
         # Without dependencies there is no session, so there is nothing to retry. A dependency that stays open until the response
         # is sent prevents retries, because each attempt would open it again.
-        may_repeat: bool = (self.openapi_extra or {}).get(REPEATABLE_KEY, True)
+        may_repeat = self.operation_options.is_repeatable and not self._streams_body()
         return may_repeat and bool(self.dependant.dependencies) and not _has_request_scope(self.dependant)
 
+    def _streams_body(self) -> bool:
+        # Files and raw bodies can be read once, and usually go to another system.
+        return self._media_type() == MULTIPART or bool(self.operation_options.consumes)
+
     def _media_type(self) -> str | None:
-        if self.body_field is None:
-            return None
-        return FORM if isinstance(self.body_field.field_info, params.Form) else JSON
+        return None if self.body_field is None else media_type_of(self.body_field.field_info)
 
     def _errors(self) -> Iterable[type[AppError]]:
         """Yield the errors that every operation with the same kind of input can return."""
@@ -159,25 +171,23 @@ class Route(APIRoute):
         yield NotAcceptableError
         yield MalformedRequestError  # Credentials in the query string are refused everywhere.
         yield InvalidInputError  # Unknown parameters are refused everywhere.
-        if self.body_field is not None:
+        kind = self._media_type()
+        if kind or self.operation_options.consumes:
             yield from BODY_ERRORS
-            yield from () if self._media_type() == FORM else (DuplicateMemberError, TooDeepError)
+        if kind == JSON:
+            yield from (DuplicateMemberError, TooDeepError)
+        elif kind == MULTIPART:
+            yield from (MalformedFormError, UnsupportedPartError, StorageFullError)
         for guard, scopes in guards(self.dependant):
             yield from guard.errors(scopes)
         yield from errors_of_dependencies(self.dependant)
 
 
 def _with_retries(handle: _Handler) -> _Handler:
-    async def work(request: Request) -> Response:
-        async def attempt() -> Response:
-            # FastAPI puts the dependencies of scope `function` into this stack, and closing it commits. A new stack for each attempt
-            # makes the commit a part of the attempt, so a commit that the server rolls back is retried too.
-            stack: AsyncExitStack
-            async with AsyncExitStack() as stack:
-                request.scope["fastapi_function_astack"] = stack
-                return await handle(request)
+    attempt = _in_own_stack(handle)
 
-        return await with_retries(attempt)
+    async def work(request: Request) -> Response:
+        return await with_retries(lambda: attempt(request))
 
     return work
 
@@ -193,6 +203,18 @@ def _varying(handle: _Handler) -> _Handler:
     return work
 
 
+def _in_own_stack(handle: _Handler) -> _Handler:
+    async def attempt(request: Request) -> Response:
+        # FastAPI puts the dependencies of scope `function` into this stack, and closing it commits. A new stack for each attempt
+        # makes the commit a part of the attempt, so a commit that the server rolls back is retried too.
+        stack: AsyncExitStack
+        async with AsyncExitStack() as stack:
+            request.scope["fastapi_function_astack"] = stack
+            return await handle(request)
+
+    return attempt
+
+
 def _has_request_scope(dependant: Dependant) -> bool:
     """Return whether a dependency with `yield` stays open until the response is sent."""
     return any(
@@ -206,15 +228,49 @@ def _has_yield(call: Callable[..., Any] | None) -> bool:
     return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in functions)
 
 
-def options(*, repeatable: bool = True) -> dict[str, Any]:
-    """Return the options of an operation, for `openapi_extra=`. Combine them with `public` by `|`.
+def _with_statement_timeout(handle: _Handler, limit: timedelta) -> _Handler:
+    async def work(request: Request) -> Response:
+        with statement_timeout(limit):
+            return await handle(request)
 
-    With `repeatable=False` the operation is never retried. Use it for side effects outside the database that must not happen twice.
+    return work
+
+
+def _with_vary(handle: _Handler) -> _Handler:
+    async def work(request: Request) -> Response:
+        response = await handle(request)
+        response.headers.add_vary_header("Accept")
+        return response
+
+    return work
+
+
+def _after_access(read: Reader, dependant: Dependant, provider: Any) -> Reader:
+    """Call the guards of an operation before its body is read, so that only clients with access can send a large one.
+
+    FastAPI reads a body first. It calls the guards again afterwards.
     """
-    if not isinstance(repeatable, bool):
-        message = "the option repeatable must be True or False"
-        raise TypeError(message)
-    return {REPEATABLE_KEY: repeatable}
+    checks = Dependant(call=_accept, path=dependant.path, dependencies=list(_guard_dependants(dependant)))
+    check = _in_own_stack(get_request_handler(checks, dependency_overrides_provider=provider))
+
+    async def checked(request: Request) -> Request:
+        outer = request.scope["fastapi_function_astack"]
+        await check(request)
+        request.scope["fastapi_function_astack"] = outer
+        return await read(request)
+
+    return checked if checks.dependencies else read
+
+
+async def _accept(**_values: object) -> Response:
+    return Response()
+
+
+def _guard_dependants(dependant: Dependant) -> Iterator[Dependant]:
+    for dependency in dependant.dependencies:
+        if isinstance(dependency.call, Guard):
+            yield dependency
+        yield from _guard_dependants(dependency)
 
 
 def router(*, prefix: str = "", tags: list[str] | None = None, route_class: type[Route] = Route) -> APIRouter:
@@ -238,80 +294,3 @@ def include(app: FastAPI, router: APIRouter, *, prefix: str = "") -> None:
         app.router.routes += [route.copy_to(app, prefix) for route in router.routes if isinstance(route, Route)]
     else:
         app.include_router(router, prefix=prefix)
-
-
-def _query_names(dependant: Dependant) -> Iterable[str]:
-    for field in dependant.query_params:
-        annotation = field.field_info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from (inner.alias or name for name, inner in annotation.model_fields.items())
-        else:
-            yield field.alias
-    for dependency in dependant.dependencies:
-        yield from _query_names(dependency)
-
-
-def _refuse_parameters(request: Request, allowed: frozenset[str]) -> None:
-    # Only the first parameters are checked. The errors in them are enough.
-    first, *rest = _split_parameters(request.scope["query_string"])
-    given = [name for name, _ in (QueryParams(first) if rest else request.query_params).multi_items()]
-    errors = [
-        _parameter_error(name, "unknown_parameter", "This operation has no such parameter.")
-        for name in given
-        if name not in allowed
-    ]
-    errors += [
-        _parameter_error(name, "duplicate_parameter", "This may be given only once.")
-        for name, count in Counter(given).items()
-        if count > 1 and name in allowed
-    ]
-    if rest:
-        detail = f"A query may have at most {_MAX_PARAMETERS} parameters."
-        errors.append(FieldError("#/query", "too_many_parameters", detail))
-    if errors:
-        raise InvalidInputError(*errors)
-
-
-def _split_parameters(query: bytes) -> list[bytes]:
-    """Return the query, or two parts if it has too many parameters: the first ones, and the rest."""
-    if query.count(b"&") < _MAX_PARAMETERS:
-        return [query]
-    *first, rest = query.split(b"&", _MAX_PARAMETERS)
-    return [b"&".join(first), rest]
-
-
-def _parameter_error(name: str, code: str, detail: str) -> FieldError:
-    return FieldError(pointer=pointer("query", name), code=code, detail=detail)
-
-
-def _refuse_repeated(names: list[str]) -> None:
-    errors = [
-        FieldError(pointer=pointer(name), code="duplicate_parameter", detail="This may be given only once.")
-        for name, count in Counter(names).items()
-        if count > 1
-    ]
-    if errors:
-        raise InvalidInputError(*errors)
-
-
-def _refuse_accept(accept: str) -> None:
-    """Refuse a client that does not accept JSON (RFC 9110, 12.5.1). The most specific range decides; invalid ranges are ignored."""
-    ranges: dict[str, bool] = {}
-    for part in accept.split(",", _MAX_RANGES)[:_MAX_RANGES]:
-        media_range, _, parameters = part.partition(";")
-        ranges[media_range.strip().lower()] = _QUALITY_ZERO.search(parameters) is None
-    if not any("/" in media_range for media_range in ranges):
-        return
-    if not next((ranges[media_range] for media_range in _JSON_RANGES if media_range in ranges), False):
-        raise NotAcceptableError
-
-
-def _refuse_media_type(request: Request, expected: str) -> None:
-    given = request.headers.getlist("content-type")
-    encodings = request.headers.getlist("content-encoding")
-    if len(given) != 1 or any(encoding.strip().lower() != "identity" for encoding in encodings):
-        raise UnsupportedMediaTypeError
-    kind, _, parameters = given[0].partition(";")
-    charset = parameters.strip().lower().replace('"', "")
-    if kind.strip().lower() != expected or charset not in {"", "charset=utf-8"}:
-        raise UnsupportedMediaTypeError

@@ -106,6 +106,8 @@ def _configure_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # psycopg warns about each failed connection attempt. The job worker logs once that the database is unreachable.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+    # The parser of forms warns about each malformed one. The client gets an error, and the access log has a line.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def _as_json(_logger: object, _method: str, event: EventDict) -> str:
