@@ -226,7 +226,7 @@ def incoming(application: FastAPI) -> Iterator[tuple[str, dict[str, Any]]]:
                 if parameter["name"] not in UNBOUNDED:
                     yield f"{where} {parameter['name']}", _resolved(parameter["schema"], document)
             for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
-                kind = "form" if media_type == routing.FORM else "body"
+                kind = "form" if media_type in {routing.FORM, routing.MULTIPART} else "body"
                 yield f"{where} {kind}", _resolved(content["schema"], document)
 
 
@@ -247,16 +247,18 @@ def input_problems(where: str, schema: Any) -> Iterator[str]:
             yield from input_problems(where, one)
     if not isinstance(schema, dict):
         return
-    # OAuth ignores unknown parameters in its forms (RFC 6749, section 3.2).
+    # OAuth ignores unknown parameters in its forms (RFC 6749, section 3.2). Other forms refuse them, whatever the schema says.
     is_form = where.endswith(" form")
     if schema.get("type") == "object" and schema.get("additionalProperties") is not False and not is_form:
         yield f"{where} accepts unknown members: derive its model from app.core.schemas.fields.Payload"
-    # The size of the body limits secrets that are only compared. One that is too long is simply wrong.
+    # The size of the body limits files, and secrets that are only compared. One that is too long is simply wrong.
     bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {
         "uuid",
         "date-time",
         "password",
+        "binary",
     }
+    bounded = bounded or "contentMediaType" in schema
     if schema.get("type") == "string" and not bounded:
         yield f"{where} has no maximum length: give the string a max_length"
     if schema.get("type") == "array" and "maxItems" not in schema:
