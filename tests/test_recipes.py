@@ -1,6 +1,7 @@
-"""The listings of `docs/recipes.md` return all connections to the pools, even after a thousand runs."""
+"""The listings of `docs/recipes.md` do what they say, and return all connections to the pools, even after a thousand runs."""
 
 import asyncio
+import hashlib
 import importlib
 import re
 import socket
@@ -34,7 +35,10 @@ from tests.listings import apply, copy_repository, listings
 from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
-MODULES = ("jobs", "lists", "numbered", "streams", "visits", "tasks", "summaries", "assets")
+MODULES = (
+    *("jobs", "lists", "numbered", "streams", "visits", "tasks", "summaries", "assets"),
+    *("uploads", "imports", "tags", "tables", "callbacks", "yearly"),
+)
 CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
@@ -349,3 +353,50 @@ async def test_articles_keep_the_style_and_the_import_contracts(articles: Path) 
 @pytest.mark.slow
 async def test_articles_have_correct_types(articles: Path) -> None:
     await run(articles, "mypy", "src/app/articles", "src/app/users/views.py", "tests/articles")
+
+
+async def test_a_file_is_uploaded_with_its_title(site: Site) -> None:
+    content = b"x" * 1_500_000
+    files: dict[str, Any] = {"file": ("a.bin", content), "title": (None, "A title")}
+
+    received = await site.client.post(f"{API_PREFIX}/reports/files", files=files, headers=site.headers)
+    refused = await site.client.post(f"{API_PREFIX}/reports/files", files=files)
+
+    digest = hashlib.sha256(content).hexdigest()
+    assert received.json() == {"title": "A title", "size": len(content), "sha256": digest}
+    assert refused.status_code == 401
+
+
+async def test_a_large_body_is_read_as_a_stream(site: Site) -> None:
+    headers = site.headers | {"Content-Type": "text/csv"}
+
+    response = await site.client.post(f"{API_PREFIX}/reports/imports", content=b"a,b\n" * 400_000, headers=headers)
+
+    assert response.json() == 400_000
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "status", "expected"),
+    [
+        ("tags?tag=b&tag=a&tag=b", "*/*", 200, '["a","b"]'),
+        ("table", "*/*", 200, '{"a":1,"b":2}'),
+        ("table", "text/csv", 200, "a,1\r\nb,2\r\n"),
+        ("table", "text/html", 406, "application/json or text/csv"),
+        ("page", "text/html", 200, "<!doctype html>"),
+        ("callback?code=c&state=s&iss=https://provider.example", "*/*", 200, '{"code":1,"state":1}'),
+        ("callback?code=c&state=s&token=t", "*/*", 400, "secret_in_url"),
+        ("yearly", "*/*", 200, '"1min"'),
+    ],
+)
+async def test_recipes_open_only_what_they_declare(
+    site: Site, path: str, accept: str, status: int, expected: str
+) -> None:
+    response = await site.client.get(f"{API_PREFIX}/reports/{path}", headers=site.headers | {"Accept": accept})
+
+    assert (response.status_code, expected in response.text) == (status, True), response.text
+
+
+async def test_a_job_with_a_statement_timeout_runs(site: Site) -> None:
+    await site.modules["yearly"].write_yearly(make_work(make_settings("postgresql://x/x"), site.database))
+
+    await eventually(site.is_at_rest)

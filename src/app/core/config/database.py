@@ -45,7 +45,8 @@ class DatabaseSettings(SettingsGroup):
     connect_timeout: Duration = timedelta(seconds=2)
     """Maximum wait for a new connection. The response is then 503."""
     statement_timeout: Timeout = timedelta(seconds=5)
-    """Maximum time of one statement. PostgreSQL then cancels it. If it does not, the client gives up 1 s later."""
+    """Maximum time of one statement. PostgreSQL then cancels it. If it does not, the client gives up 1 s later.
+    An operation or a job may declare another time."""
     lock_timeout: Timeout = timedelta(seconds=2)
     """Maximum wait of a statement for a lock."""
     idle_in_transaction_timeout: Timeout = timedelta(seconds=10)

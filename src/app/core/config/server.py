@@ -52,7 +52,7 @@ class ServerSettings(SettingsGroup):
     docs: bool | None = None
     """Serve `/docs` and `/openapi.json`. Unset: everywhere except in production."""
     max_body_size: int = Field(default=1_048_576, ge=1024)
-    """Maximum size of a request body, in bytes."""
+    """Maximum size of a request body, in bytes. An operation may declare another one."""
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = ()
     """Origins of the browser applications that may call this API, separated by commas:
     `https://app.example.com,https://admin.example.com`."""
@@ -75,7 +75,7 @@ class ServerSettings(SettingsGroup):
     """Maximum time to receive the request line and the headers. It also limits the wait for the first request of a new
     connection."""
     body_timeout: Duration = timedelta(seconds=30)
-    """Maximum time to receive a body, counted from the end of the headers."""
+    """Maximum time to receive a body, counted from the end of the headers. An operation may declare another one."""
     read_timeout: Duration = timedelta(seconds=10)
     """Maximum time without new data while a body is received."""
     write_timeout: Duration = timedelta(seconds=30)
