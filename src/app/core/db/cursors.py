@@ -78,9 +78,9 @@ def _reader(kind: TypeEngine[Any]) -> Callable[[str], Value] | None:  # noqa: C9
         case types.Date():
             return date.fromisoformat
         case types.Time():
-            return _time(has_zone=kind.timezone)
+            return _checked(time.fromisoformat, lambda value: _is_time(value, has_zone=kind.timezone))
         case types.DateTime():
-            return _datetime(has_zone=kind.timezone)
+            return _checked(datetime.fromisoformat, lambda value: (value.tzinfo is not None) == kind.timezone)
         case types.Uuid(as_uuid=True):
             return UUID
         case types.Enum():
@@ -96,14 +96,18 @@ def _reader(kind: TypeEngine[Any]) -> Callable[[str], Value] | None:  # noqa: C9
             return None
 
 
-def _integer(bits: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        value = int(text)
-        if not -(1 << bits) <= value < 1 << bits:
+def _checked[T](parse: Callable[[str], T], is_valid: Callable[[T], bool]) -> Callable[[str], T]:
+    def read(text: str) -> T:
+        value = parse(text)
+        if not is_valid(value):
             raise ValueError(text)
         return value
 
     return read
+
+
+def _integer(bits: int) -> Callable[[str], int]:
+    return _checked(int, lambda value: -(1 << bits) <= value < 1 << bits)
 
 
 def _real(text: str) -> float:
@@ -116,39 +120,18 @@ def _real(text: str) -> float:
 def _decimal(precision: int | None, scale: int) -> Callable[[str], Decimal]:
     digits, decimals = (precision - scale, scale) if precision else (_MAX_DIGITS, _MAX_DECIMALS)
 
-    def read(text: str) -> Decimal:
-        value = Decimal(text)
+    def is_valid(value: Decimal) -> bool:
         exponent = value.as_tuple().exponent
         if isinstance(exponent, int):
-            is_valid = value.adjusted() < digits and -exponent <= decimals
-        else:
-            is_valid = text == "NaN" or (precision is None and value.is_infinite())
-        if not is_valid:
-            raise ValueError(text)
-        return value
+            return value.adjusted() < digits and -exponent <= decimals
+        return str(value) == "NaN" or (precision is None and value.is_infinite())
 
-    return read
+    return _checked(Decimal, is_valid)
 
 
-def _time(*, has_zone: bool) -> Callable[[str], time]:
-    def read(text: str) -> time:
-        value = time.fromisoformat(text)
-        offset = value.utcoffset()
-        if (offset is not None) != has_zone or (offset and (abs(offset) >= _MAX_OFFSET or offset.microseconds)):
-            raise ValueError(text)
-        return value
-
-    return read
-
-
-def _datetime(*, has_zone: bool) -> Callable[[str], datetime]:
-    def read(text: str) -> datetime:
-        value = datetime.fromisoformat(text)
-        if (value.tzinfo is not None) != has_zone:
-            raise ValueError(text)
-        return value
-
-    return read
+def _is_time(value: time, *, has_zone: bool) -> bool:
+    offset = value.utcoffset()
+    return (offset is not None) == has_zone and not (offset and (abs(offset) >= _MAX_OFFSET or offset.microseconds))
 
 
 def _text(text: str) -> str:
