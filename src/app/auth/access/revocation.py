@@ -10,18 +10,15 @@ entry or raises one, so the order of revocations and their repetition do not mat
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic
-from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from app.core.config import DatabaseSettings
-from app.core.db import tls
-from app.core.db.connections import CONNECT_ERRORS, each_host
+from app.core.db import direct
 from app.core.observability.metrics import Reading
 
 CHANNEL = "revocations"
@@ -143,7 +140,9 @@ class RevocationListener:
         pause = _FIRST_RETRY
         while True:
             try:
-                async with _connected(self._settings) as connection:
+                async with direct.connected(
+                    self._settings, purpose="revocations", command_timeout=_POLL_TIMEOUT
+                ) as connection:
                     await self._listen(connection)
                     pause = _FIRST_RETRY
                     await self._follow(connection)
@@ -213,33 +212,3 @@ async def _receives_notifications(connection: asyncpg.Connection, heard: asyncio
         log.warning("notifications not received; a revocation takes effect within a second, by polling")
         return False
     return True
-
-
-@asynccontextmanager
-async def _connected(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
-    url = settings.direct_sqlalchemy_url()
-    # SQLAlchemy parses the URL as it does for the engines: asyncpg itself would take `ssl` for a setting of the server.
-    _, options = url.get_dialect()().create_connect_args(url)
-    connection = await _connect(settings, options)
-    try:
-        yield connection
-    finally:
-        # A graceful close would wait for a server that may be gone.
-        connection.terminate()
-
-
-async def _connect(settings: DatabaseSettings, options: Mapping[str, Any]) -> asyncpg.Connection:
-    """Connect to the first host that accepts. If none does, raise the error of the last host."""
-    connect = partial(
-        tls.connect,
-        timeout=settings.connect_timeout.total_seconds(),
-        # Limits LISTEN too. If the server stops responding, the listener must reconnect.
-        command_timeout=_POLL_TIMEOUT,
-        statement_cache_size=0,
-        server_settings={"application_name": f"{settings.application_name}-revocations"},
-    )
-    *others, last = each_host(options)
-    for host in others:
-        with suppress(*CONNECT_ERRORS):
-            return await connect(**host)
-    return await connect(**last)
