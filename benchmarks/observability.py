@@ -23,6 +23,7 @@ from app.core.http import middleware, routing
 from app.core.http.access import public
 from app.core.http.middleware import RequestMiddleware
 from app.core.http.openapi import DocumentedAPI
+from app.core.observability import requests as request_metrics
 from app.core.observability.logs import configure
 from app.core.observability.metrics import Histogram
 from app.core.schemas.fields import Answer
@@ -99,7 +100,7 @@ def _without_all() -> AbstractContextManager[object]:
 _SWITCHES: Mapping[str, Switch] = {
     "request id": lambda: _replaced(middleware, "_request_id", lambda _given: "0192f0c1a2b37c4d8e5f60718293a4b5"),
     "headers": lambda: _replaced(middleware, "_HEADERS", {}),
-    "access line": lambda: _replaced(middleware._RequestLog, "write", _nothing),  # noqa: SLF001  # To switch it off.
+    "access line": lambda: _replaced(request_metrics.RequestLog, "write", _nothing),
     "metrics": lambda: _replaced(Histogram, "observe", _nothing),
     "tracing (not configured)": lambda: _replaced(FastAPI, "__call__", Starlette.__call__),
     "these four together": _without_all,

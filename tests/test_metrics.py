@@ -16,8 +16,8 @@ from sqlalchemy import text
 
 from app.core.config import TelemetrySettings
 from app.core.db.database import Database
-from app.core.http import middleware
 from app.core.observability import exposition as exposition_module
+from app.core.observability import requests
 from app.core.observability.exposition import exposition
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -61,7 +61,7 @@ class Site:
 @pytest.fixture(scope="module", autouse=True)
 def _without_requests_of_other_tests() -> None:
     """All tests of a process use one registry. Its thousands of series would slow down each scrape."""
-    for histogram in (middleware._DURATION, middleware._STATEMENTS, middleware._DATABASE):
+    for histogram in (requests._DURATION, requests._STATEMENTS, requests._DATABASE):
         histogram._series.clear()
 
 

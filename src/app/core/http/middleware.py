@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, 
 from uuid_utils import uuid7
 
 from app.core.config import LogSettings
-from app.core.db.query_log import Statements, count_statements
+from app.core.db.query_log import count_statements
 from app.core.errors import (
     AppError,
     InternalError,
@@ -29,8 +29,7 @@ from app.core.errors import (
 from app.core.http.etags import join_conditions
 from app.core.http.problems import largest_body_limit, problem_response
 from app.core.http.requests.forms import field_names
-from app.core.observability.logs import access_log, clean_text
-from app.core.observability.metrics import Gauge, Histogram
+from app.core.observability.requests import IN_FLIGHT, RequestLog, measure
 from app.core.observability.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -51,30 +50,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _HSTS = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"}
-
-# A client can send any method. All others share one label, so that it cannot create metrics without limit.
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_STATUS_CLASSES = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
-_IN_FLIGHT = Gauge("http_requests_in_flight", "Requests in progress.")
-_DURATION = Histogram(
-    "http_request_duration_seconds",
-    "Duration of requests until the end of the response.",
-    *("method", "route", "status"),
-    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-)
-_STATEMENTS = Histogram(
-    "http_request_statements",
-    "Number of statements that a request executed.",
-    "method",
-    "route",
-    buckets=(0, 1, 2, 4, 8, 16, 32),
-)
-_DATABASE = Histogram(
-    "http_request_database_seconds",
-    "Time that a request waited for its statements.",
-    *("method", "route"),
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
-)
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +76,7 @@ class RequestMiddleware:
     ) -> None:
         self._app = app
         self._max_body_size = max_body_size
-        self._request_log = _RequestLog(log_settings or LogSettings())
+        self._request_log = RequestLog(log_settings or LogSettings())
         # As bytes: Starlette's `MutableHeaders` searches all headers for each one that it adds.
         self._headers = [
             (name.lower().encode(), value.encode()) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()
@@ -126,7 +101,7 @@ class _Exchange:
         send: Send,
         max_body_size: int,
         headers: list[tuple[bytes, bytes]],
-        request_log: "_RequestLog",
+        request_log: RequestLog,
     ) -> None:
         self._scope = scope
         self._receive = receive
@@ -147,7 +122,7 @@ class _Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         started = perf_counter()
-        _IN_FLIGHT.value += 1
+        IN_FLIGHT.value += 1
         self._statements = count_statements()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
@@ -172,9 +147,9 @@ class _Exchange:
             log.exception("unhandled error")
             await self._fail_unexpectedly(error)
         finally:
-            _IN_FLIGHT.value -= 1
+            IN_FLIGHT.value -= 1
             duration, route = perf_counter() - started, _route_template(self._scope)
-            self._measure(duration, route)
+            measure(self._method, route, self._final_status, duration, self._statements)
             self._request_log.write(self._scope, self._method, route, self._final_status, duration, self._statements)
 
     def _raise_refusal(self) -> None:
@@ -246,49 +221,6 @@ class _Exchange:
     @property
     def _final_status(self) -> int:
         return self._status or _CLIENT_CLOSED_REQUEST
-
-    def _measure(self, duration: float, route: str) -> None:
-        method = self._method if self._method in _METHODS else "(other)"
-        _DURATION.observe(duration, method, route, _STATUS_CLASSES[self._final_status // 100])
-        _STATEMENTS.observe(self._statements.count, method, route)
-        _DATABASE.observe(self._statements.seconds, method, route)
-
-
-class _RequestLog:
-    """Writes one line for each request. Of fast, successful requests to sampled routes (health checks), it writes one in `sample_every`."""
-
-    def __init__(self, settings: LogSettings) -> None:
-        self._slow = settings.slow_request.total_seconds()
-        self._sampled = frozenset(settings.sampled_routes)
-        self._sample_every = settings.sample_every
-        self._counts = dict.fromkeys(self._sampled, 0)
-
-    def write(
-        self, scope: Scope, method: str, route: str, status: int, duration: float, statements: Statements
-    ) -> None:
-        is_slow = duration > self._slow
-        if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._skips(route):
-            return
-        facts: dict[str, Any] = {
-            "event": "request",
-            "method": method if method in _METHODS else clean_text(method),
-            "route": route,
-            "status": status,
-            "duration_ms": round(duration * 1000, 2),
-            "statements": statements.count,
-            "database_ms": round(statements.seconds * 1000, 2),
-        }
-        if "user_id" in scope:
-            facts |= {"user_id": str(scope["user_id"]), "session_id": str(scope["session_id"])}
-        if is_slow:
-            facts["slow"] = True
-        access_log.write(logging.WARNING if is_slow else logging.INFO, facts)
-
-    def _skips(self, route: str) -> bool:
-        # The first request of each group is logged, so that the log of a new process soon shows that it gets requests.
-        count = self._counts[route]
-        self._counts[route] = (count + 1) % self._sample_every
-        return count != 0
 
 
 def _request_id(given: bytes | None) -> str:
