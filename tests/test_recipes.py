@@ -36,7 +36,7 @@ from tests.volume import plain
 
 RECIPES = ROOT / "docs" / "recipes.md"
 MODULES = (
-    *("jobs", "lists", "numbered", "streams", "visits", "tasks", "summaries", "assets"),
+    *("jobs", "lists", "numbered", "streams", "events", "visits", "tasks", "summaries", "assets"),
     *("uploads", "imports", "tags", "tables", "callbacks", "yearly"),
 )
 CONCURRENT = 10
@@ -272,6 +272,20 @@ async def test_streams_that_a_shutdown_cuts_give_their_connections_back(site: Si
     await eventually(site.is_at_rest)
     for writer in writers:
         writer.transport.abort()
+
+
+async def test_an_event_reaches_its_streams_until_the_session_ends(site: Site) -> None:
+    path = f"{API_PREFIX}/reports/comments"
+    async with site.client.stream("GET", path, headers=site.headers) as response:
+        lines = response.aiter_lines()
+        assert (await site.client.post(path, json={"text": "fine"}, headers=site.headers)).status_code == 202
+        assert [await anext(lines), await anext(lines)] == ["event: comment", 'data: "fine"']
+
+        await site.watcher.execute("UPDATE sessions SET revoked_at = now(), revoke_reason = 'logout'")
+        async with asyncio.timeout(20):
+            assert [line async for line in lines] == [""]
+
+    await eventually(site.is_at_rest)
 
 
 @TIMES

@@ -12,6 +12,7 @@ from app.core.config import TelemetrySettings
 from app.core.errors import ConfigurationError
 from app.core.listening import PortInUseError
 from app.core.observability.exposition import Exposition, exposition
+from app.core.shutdown import shutdown_on_signals
 from app.main import create_app
 from app.migrations.errors import MigrationError
 from app.settings import load_settings
@@ -24,7 +25,9 @@ def _create() -> FastAPI:
     try:
         settings = load_settings()
         prepare(settings)
-        return create_app(settings, exposition=partial(_own_exposition, settings.telemetry))
+        return create_app(
+            settings, exposition=partial(_own_exposition, settings.telemetry), shutdown=shutdown_on_signals
+        )
     except (ConfigurationError, MigrationError) as error:
         refuse_to_start(str(error))
 

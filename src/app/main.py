@@ -11,6 +11,7 @@ from fastapi.telemetry import TelemetryConfig
 
 from app import features
 from app.core import product
+from app.core.broadcasts import Broadcasts
 from app.core.config import KeySettings, Settings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
@@ -28,6 +29,7 @@ from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
 from app.core.resources import Foundation, ReadinessCheck, opened
 from app.core.security.keys import KeyRing, load_key_ring, reloading
+from app.core.shutdown import Shutdown
 from app.health.service import SchemaWatch
 from app.jobs.metrics import serving_metrics
 from app.jobs.settings import runs_in_web_process
@@ -47,8 +49,12 @@ def create_app(
     exposition: Callable[[], AbstractContextManager[Exposition | None]] = nullcontext,
     tracing: Tracing | None = None,
     readiness: Sequence[ReadinessCheck] = (),
+    shutdown: Callable[[], AbstractContextManager[Shutdown]] = lambda: nullcontext(Shutdown()),
 ) -> FastAPI:
-    """Build the application. A caller that passes in a `database` disposes of it. `readiness` adds checks to `/readyz`."""
+    """Build the application. A caller that passes in a `database` disposes of it. `readiness` adds checks to `/readyz`.
+
+    Event streams end when the `shutdown` begins.
+    """
     tracing = tracing or tracing_from_environment()
     app = DocumentedAPI(
         title=product.NAME,
@@ -56,7 +62,7 @@ def create_app(
         description=product.DESCRIPTION,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=partial(_lifespan, settings, database, exposition, tracing, readiness),
+        lifespan=partial(_lifespan, settings, database, exposition, tracing, readiness, shutdown),
         telemetry=_telemetry(tracing, settings.server.path_prefix),
     )
     _add_middleware(app, settings)
@@ -106,6 +112,7 @@ async def _lifespan(
     exposition: Callable[[], AbstractContextManager[Exposition | None]],
     tracing: Tracing | None,
     readiness: Sequence[ReadinessCheck],
+    shutdown: Callable[[], AbstractContextManager[Shutdown]],
     app: FastAPI,
 ) -> AsyncIterator[dict[str, Any]]:
     # Again, for routes that were added after `create_app`.
@@ -115,16 +122,19 @@ async def _lifespan(
     if tracing:
         tracing.trace_statements(database)
     try:
-        with exposition() as exposed:
+        with exposition() as exposed, shutdown() as stopping:
+            foundation = Foundation(settings, database, keys, stopping)
             async with (
                 reloading(keys),
-                opened(features.openers("open_for_web"), Foundation(settings, database, keys)) as resources,
+                Broadcasts(settings.database).running() as broadcasts,
+                opened(features.openers("open_for_web"), foundation) as resources,
                 _jobs(settings, database, keys, tracing),
-                serving_metrics(exposed, database, resources.instruments),
+                serving_metrics(exposed, database, [*resources.instruments, broadcasts.readings]),
             ):
                 core = CoreState(
                     settings=settings,
                     database=database,
+                    broadcasts=broadcasts,
                     keys=keys,
                     cursors=CursorSigner(keys.derive("cursor")),
                     addresses=ClientAddresses(settings.server.trusted_proxies),

@@ -295,6 +295,7 @@ async def test_a_write_confirms_what_the_role_grants(
         version=claims["ver"],
         scopes=frozenset({"users:write"}),
         auth_time=claims["auth_time"],
+        expires_at=claims["exp"],
         needed=frozenset({"users:write"}),
         visitor=Actor,
     )

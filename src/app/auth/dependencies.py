@@ -1,7 +1,7 @@
 """The caller of a request: its principal, and its account."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, override
@@ -14,8 +14,15 @@ from fastapi.security.base import SecurityBase
 
 from app.audit.service import Actor
 from app.auth.access import token_status
+from app.auth.access.session_watch import SessionWatch, SessionWatches
 from app.auth.access.token_status import TokenStatusCheck
-from app.auth.errors import InsufficientScopeError, InvalidTokenError, MissingTokenError, StaleLoginError
+from app.auth.errors import (
+    InsufficientScopeError,
+    InvalidTokenError,
+    MissingTokenError,
+    StaleLoginError,
+    TooManyStreamsError,
+)
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.core.db.reads import Reads
@@ -23,6 +30,7 @@ from app.core.errors import AppError, MalformedRequestError
 from app.core.http.access import Guard
 from app.core.http.addresses import ip_prefix
 from app.core.http.dependencies import CoreState, DatabaseDep
+from app.core.http.problems import raises
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
@@ -36,6 +44,7 @@ class AuthState(CoreState):
 
     auth: Toolkit
     token_status: TokenStatusCheck
+    session_watches: SessionWatches
 
 
 class AuthRequest(Request[AuthState]):
@@ -51,6 +60,8 @@ class Principal:
     version: int
     scopes: frozenset[str]
     auth_time: int
+    # When the access token expires, in seconds since 1970.
+    expires_at: int
     # The scopes that the operation needs.
     needed: frozenset[str]
     # Returns the address, user agent and id of the request. Only writes need them, so only writes call it.
@@ -112,6 +123,7 @@ class _TokenGuard(SecurityBase, Guard):
             version=claims.version,
             scopes=claims.scopes,
             auth_time=claims.auth_time,
+            expires_at=claims.expires_at,
             needed=frozenset(needed.scopes),
             visitor=partial(_visitor, request),
         )
@@ -197,6 +209,23 @@ confirmed_access_token = AccessTokenGuard(always_query=True)
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
 type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
 type OptionalPrincipal = Annotated[Principal | None, Security(OptionalTokenGuard())]
+
+
+@raises(TooManyStreamsError)
+async def get_session_watch(request: AuthRequest, principal: CurrentPrincipal) -> AsyncIterator[SessionWatch]:
+    """Watch the caller until the response ends. Only for responses that last long, such as event streams."""
+    watch = SessionWatch(
+        user_id=principal.user_id,
+        session_id=principal.session_id,
+        version=principal.version,
+        expires_at=principal.expires_at,
+    )
+    with request.state["session_watches"].watching(watch):
+        yield watch
+
+
+# scope="request": the watch must last until the response has been sent.
+type SessionWatchDep = Annotated[SessionWatch, Depends(get_session_watch, scope="request")]
 type UsersReader = Annotated[Principal, Security(access_token, scopes=["users:read"])]
 type UsersWriter = Annotated[Principal, Security(confirmed_access_token, scopes=["users:write"])]
 

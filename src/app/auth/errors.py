@@ -120,6 +120,16 @@ class TooManyReplaysError(RateLimitedError):
         super().__init__(retry_after=30)
 
 
+class TooManyStreamsError(RateLimitedError):
+    """The account has too many long responses at the same time."""
+
+    code = "too_many_streams"
+    detail = "This account has too many open streams. Close one, then try again."
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=10)
+
+
 class SessionNotFoundError(NotFoundError):
     code = "session_not_found"
     detail = "There is no such login session."

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.auth.access.revocation import RevocationListener
+from app.auth.access.session_watch import SessionWatches
 from app.auth.access.token_status import TokenStatusCheck
 from app.auth.access.tokens import AccessTokens
 from app.auth.settings import AuthSettings, issuer
@@ -19,14 +20,20 @@ async def open_for_web(core: Foundation) -> AsyncIterator[Resources]:
     settings = core.settings.of(AuthSettings)
     hasher = PasswordHasher(settings)
     listener = RevocationListener(core.settings.database) if settings.access_check == "memory" else None
+    watches = SessionWatches(core.database, listener, core.shutdown, per_account=settings.streams_per_account)
     if listener:
         listener.start()
     try:
-        yield Resources(
-            state={"auth": _toolkit(core, hasher), "token_status": TokenStatusCheck(core.database, listener)},
-            instruments=[hasher.readings, *([listener.readings] if listener else [])],
-            readiness=[listener.unready] if listener else [],
-        )
+        async with watches.running():
+            yield Resources(
+                state={
+                    "auth": _toolkit(core, hasher),
+                    "token_status": TokenStatusCheck(core.database, listener),
+                    "session_watches": watches,
+                },
+                instruments=[hasher.readings, *([listener.readings] if listener else [])],
+                readiness=[listener.unready] if listener else [],
+            )
     finally:
         if listener:
             await listener.stop()

@@ -31,6 +31,8 @@ class AuthSettings(KeySettings, HashingSettings):
     sessions_per_user: int = Field(default=25, ge=1, le=1000)
     """Maximum number of active login sessions of an account. A further login ends the session that was unused for the
     longest time."""
+    streams_per_account: int = Field(default=50, ge=1, le=10_000)
+    """Maximum number of event streams of an account at the same time, in each process. A further one gets 429."""
     access_check: Literal["memory", "database"] = "memory"
     """Where a request looks up whether its access token is revoked. `memory`: in a copy that PostgreSQL notifications
     keep current. `database`: with a query for each request."""

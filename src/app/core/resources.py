@@ -13,6 +13,7 @@ from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.observability.metrics import Instrument
 from app.core.security.keys import KeyRing
+from app.core.shutdown import Shutdown
 
 type ReadinessCheck = Callable[[], str | None]
 """Returns the reason why the process cannot serve requests yet, or None."""
@@ -25,6 +26,8 @@ class Foundation:
     settings: Settings
     database: Database
     keys: KeyRing
+    # Begins before the lifespan ends. Only web processes begin it.
+    shutdown: Shutdown = field(default_factory=Shutdown)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ _CORE = (
     "commands",
     "http",
     "resources",
+    "broadcasts",
     "security",
     "observability",
     "db",
     "schemas",
     "config",
-    "base64url : environment : errors : listening : product : signals : strict_json : validation_messages",
+    "base64url : environment : errors : listening : product : shutdown : signals : strict_json : validation_messages",
 )
 _OUTSIDE = {"__init__", "__main__", "dev", "loading"}
 _INSIDE = (

@@ -19,6 +19,7 @@ import uvicorn
 from app.core.config import ServerSettings, Settings
 from app.core.listening import listen
 from app.core.observability.exposition import Exposition, exposition
+from app.core.shutdown import Shutdown
 from app.core.signals import logging_hangups
 from app.main import create_app
 from app.server.connections import Connections
@@ -156,9 +157,15 @@ class _Server(uvicorn.Server):
         on_ready: Callable[[], None],
         control: socket.socket | None = None,
     ) -> None:
+        self._shutdown = Shutdown()
         super().__init__(
             uvicorn.Config(
-                create_app(settings, exposition=lambda: nullcontext(exposed), readiness=(self._unready,)),
+                create_app(
+                    settings,
+                    exposition=lambda: nullcontext(exposed),
+                    readiness=(self._unready,),
+                    shutdown=lambda: nullcontext(self._shutdown),
+                ),
                 http=Connection,
                 ws="none",
                 log_config=None,
@@ -191,6 +198,7 @@ class _Server(uvicorn.Server):
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._shutdown.begin()
         # Closing the listening socket would reset the connections in its backlog.
         backlog = [client for listener in sockets or () for client in _accept_backlog(listener)]
         accepting = [asyncio.create_task(self._serve_last_request(client)) for client in backlog]

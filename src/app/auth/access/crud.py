@@ -1,6 +1,6 @@
 """The statements that decide whether an access token is still valid. Private to auth's services."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -54,6 +54,7 @@ def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
 
 
 _ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
+_SESSION_IDS = bindparam("session_ids", type_=ARRAY(Uuid))
 _LOCKED_STATUS = _locking(_ACCOUNT_IDS)
 _LOCKED_STATUS_WITH_ADMINS = _locking(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
 
@@ -62,6 +63,19 @@ async def get_token_status(session: ReadSession, user_id: UUID, session_id: UUID
     """Read the status of an access token. Both tables are read by primary key."""
     parameters = {"user_id": user_id, "session_id": session_id}
     return crud.only(TokenStatus, await session.execute(_STATUS, parameters))
+
+
+async def versions_of_live_sessions(
+    session: ReadSession, session_ids: Collection[UUID]
+) -> Mapping[UUID, tuple[UUID, int]]:
+    """Return the user and the version of the account of each live session among these, if the account is active."""
+    statement = (
+        select(LoginSession.id, User.id.label("user_id"), User.authz_version)
+        .join(User, LoginSession.user_id == User.id)
+        .where(LoginSession.id == any_(_SESSION_IDS), IS_LIVE, User.is_active)
+    )
+    rows = await session.execute(statement, {"session_ids": list(session_ids)})
+    return {session_id: (user_id, version) for session_id, user_id, version in rows}
 
 
 async def lock_token_status(

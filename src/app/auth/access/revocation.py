@@ -10,7 +10,7 @@ entry or raises one, so the order of revocations and their repetition do not mat
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
 from uuid import UUID
@@ -95,6 +95,8 @@ class RevocationListener:
         self._cursor = _ALL_ROWS
         self._wake = asyncio.Event()
         self.loaded = asyncio.Event()
+        # Called after revocations were added.
+        self.on_change: Callable[[], None] = lambda: None
         self.mode = "fallback"
 
     def start(self) -> None:
@@ -192,6 +194,8 @@ class RevocationListener:
                 self._set.add(row["kind"], row["subject"], row["min_version"])
         self._cursor = rows[0]["xmin"]
         self._last_ok = sent
+        if rows[0]["kind"] is not None:
+            self.on_change()
 
     def _apply(self, payload: str) -> None:
         """Apply a notification. One that cannot be parsed triggers an early poll."""
@@ -201,6 +205,8 @@ class RevocationListener:
             self._set.add(int(kind), UUID(subject), int(version) if version else None)
         except ValueError:
             self._wake.set()
+        else:
+            self.on_change()
 
 
 async def _receives_notifications(connection: asyncpg.Connection, heard: asyncio.Event) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
+from app.core.broadcasts import Broadcasts
 from app.core.config import Settings
 from app.core.db.database import Database, ReadSession, StreamSession, WriteSession
 from app.core.db.keyset import CursorSigner
@@ -20,6 +21,7 @@ class CoreState(TypedDict):
 
     settings: Settings
     database: Database
+    broadcasts: Broadcasts
     keys: KeyRing
     cursors: CursorSigner
     addresses: ClientAddresses
@@ -80,8 +82,14 @@ async def get_reads(request: CoreRequest) -> Reads:
     return request.state["database"].reads
 
 
+async def get_broadcasts(request: CoreRequest) -> Broadcasts:
+    """Return the messages to all processes, for event streams."""
+    return request.state["broadcasts"]
+
+
 type SettingsDep = Annotated[Settings, Depends(get_settings)]
 type KeyRingDep = Annotated[KeyRing, Depends(get_keys)]
+type BroadcastsDep = Annotated[Broadcasts, Depends(get_broadcasts)]
 type DatabaseDep = Annotated[Database, Depends(get_database)]
 # scope="function": by default FastAPI would commit after the response is sent.
 type SessionDep = Annotated[WriteSession, Depends(get_session, scope="function")]

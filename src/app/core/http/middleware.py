@@ -29,7 +29,7 @@ from app.core.errors import (
 from app.core.http.etags import join_conditions
 from app.core.http.problems import largest_body_limit, problem_response
 from app.core.http.requests.forms import field_names
-from app.core.observability.requests import IN_FLIGHT, RequestLog, measure
+from app.core.observability.requests import EVENT_STREAMS, IN_FLIGHT, RequestLog, measure
 from app.core.observability.tracing import current_trace_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -49,9 +49,14 @@ _HEADERS = {
     # A cacheable response sets its own header. The default must not let a cache store account data.
     "Cache-Control": "no-store",
 }
+# Sent with event streams. FastAPI sets `no-cache`, which allows caches to store the events.
+_STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+_REPLACED_IN_STREAMS = frozenset({b"cache-control", b"x-accel-buffering"})
 _HSTS = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"}
 
 log = logging.getLogger(__name__)
+
+type _Header = tuple[bytes, bytes]
 
 
 class SecretInUrlError(MalformedRequestError):
@@ -111,6 +116,8 @@ class _Exchange:
         self._request_log = request_log
         self._received = 0
         self._status: int | None = None
+        # For an event stream, the seconds until its beginning. It may last for hours, which says nothing about its speed.
+        self._latency: float | None = None
         self._method: str = scope["method"]
         # The first header of each name is used.
         request_headers = dict(reversed(scope["headers"]))
@@ -121,7 +128,7 @@ class _Exchange:
         self._content_length: bytes = request_headers.get(b"content-length", b"")
 
     async def run(self, app: ASGIApp) -> None:
-        started = perf_counter()
+        self._started = perf_counter()
         IN_FLIGHT.value += 1
         self._statements = count_statements()
         structlog.contextvars.clear_contextvars()
@@ -135,22 +142,32 @@ class _Exchange:
         try:
             self._refuse_early()
             await app(self._scope, self._receive_limited, self._send_with_headers)
-        except ClientDisconnect:
-            self._status = self._status or _CLIENT_CLOSED_REQUEST
         except AppError as error:
             await self._fail(error)
         except asyncio.CancelledError:
             # The server cancels requests that are still running after the shutdown grace period. Their transaction is rolled back.
             await self._fail(ShuttingDownError())
         except Exception as error:
-            # Every unexpected exception ends here. Its traceback is logged here and nowhere else.
-            log.exception("unhandled error")
-            await self._fail_unexpectedly(error)
+            if _is_disconnect(error):
+                self._status = self._final_status
+            else:
+                # Every unexpected exception ends here. Its traceback is logged here and nowhere else.
+                log.exception("unhandled error")
+                await self._fail_unexpectedly(error)
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        duration, route = perf_counter() - self._started, _route_template(self._scope)
+        if self._latency is None:
             IN_FLIGHT.value -= 1
-            duration, route = perf_counter() - started, _route_template(self._scope)
-            measure(self._method, route, self._final_status, duration, self._statements)
-            self._request_log.write(self._scope, self._method, route, self._final_status, duration, self._statements)
+        else:
+            EVENT_STREAMS.value -= 1
+        latency = duration if self._latency is None else self._latency
+        measure(self._method, route, self._final_status, latency, self._statements)
+        self._request_log.write(
+            self._scope, self._method, route, self._final_status, duration, self._statements, latency=latency
+        )
 
     def _raise_refusal(self) -> None:
         # The server sets `refusal` for a malformed request, and for one that takes too long.
@@ -194,12 +211,24 @@ class _Exchange:
             has_content = self._status not in _STATUSES_WITHOUT_CONTENT
             removed = _REPLACED_HEADERS if has_content else _REPLACED_OR_CONTENT_HEADERS
             headers = [header for header in message.get("headers", ()) if header[0] not in removed]
+            if _is_event_stream(headers):
+                headers = self._begin_stream(headers)
             present = {name for name, _ in headers}
             headers += [header for header in self._headers if header[0] not in present]
             message = {**message, "headers": [*headers, (b"x-request-id", self._request_id.encode())]}
         elif self._method == "HEAD":
             message = {**message, "body": b""}
         await self._send(message)
+        if self._method == "HEAD" and self._latency is not None:
+            # The stream has no end, but the response to HEAD has no body.
+            await self._send({"type": "http.response.body"})
+            raise ClientDisconnect
+
+    def _begin_stream(self, headers: list[_Header]) -> list[_Header]:
+        IN_FLIGHT.value -= 1
+        EVENT_STREAMS.value += 1
+        self._latency = perf_counter() - self._started
+        return [*(header for header in headers if header[0] not in _REPLACED_IN_STREAMS), *_STREAM_HEADERS]
 
     async def _fail(self, error: AppError) -> None:
         # A response that has started cannot be replaced. The server notices that it is incomplete, and closes the connection.
@@ -231,6 +260,17 @@ def _route_template(scope: MutableMapping[str, Any]) -> str:
     # The template, never the path: a client may have pasted a secret into the path.
     context = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None) or "(none)"
+
+
+def _is_event_stream(headers: list[_Header]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+def _is_disconnect(error: Exception) -> bool:
+    # FastAPI runs the generator of an event stream in a task group, which wraps the error of the response.
+    if isinstance(error, ExceptionGroup):
+        return all(map(_is_disconnect, error.exceptions))
+    return isinstance(error, ClientDisconnect)
 
 
 def _is_ambiguous(scope: Scope) -> bool:

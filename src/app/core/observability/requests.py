@@ -14,9 +14,10 @@ from app.core.observability.metrics import Gauge, Histogram
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _STATUS_CLASSES = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 IN_FLIGHT = Gauge("http_requests_in_flight", "Requests in progress.")
+EVENT_STREAMS = Gauge("http_event_streams", "Event streams in progress. They are not among the requests in progress.")
 _DURATION = Histogram(
     "http_request_duration_seconds",
-    "Duration of requests until the end of the response.",
+    "Duration of requests until the end of the response; of event streams until its beginning.",
     *("method", "route", "status"),
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
@@ -35,10 +36,10 @@ _DATABASE = Histogram(
 )
 
 
-def measure(method: str, route: str, status: int, duration: float, statements: Statements) -> None:
+def measure(method: str, route: str, status: int, latency: float, statements: Statements) -> None:
     """Record a request in the histograms."""
     known_method = method if method in _METHODS else "(other)"
-    _DURATION.observe(duration, known_method, route, _STATUS_CLASSES[status // 100])
+    _DURATION.observe(latency, known_method, route, _STATUS_CLASSES[status // 100])
     _STATEMENTS.observe(statements.count, known_method, route)
     _DATABASE.observe(statements.seconds, known_method, route)
 
@@ -53,9 +54,17 @@ class RequestLog:
         self._counts = dict.fromkeys(self._sampled, 0)
 
     def write(
-        self, scope: Mapping[str, Any], method: str, route: str, status: int, duration: float, statements: Statements
+        self,
+        scope: Mapping[str, Any],
+        method: str,
+        route: str,
+        status: int,
+        duration: float,
+        statements: Statements,
+        *,
+        latency: float,
     ) -> None:
-        is_slow = duration > self._slow
+        is_slow = latency > self._slow
         if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._skips(route):
             return
         facts: dict[str, Any] = {
