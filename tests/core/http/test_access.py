@@ -2,12 +2,15 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any, override
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi import APIRouter, Depends, FastAPI, Security, WebSocket
 from fastapi.security import SecurityScopes
 
 from app.core.errors import AppError, ForbiddenError, UnauthenticatedError
 from app.core.http import routing
-from app.core.http.access import Guard, public, refuse_undeclared
+from app.core.http.access import Guard, public, refuse_undeclared, refuse_websockets
+from app.health import router as health
+from app.main import create_app
+from tests.conftest import make_settings
 
 
 class OpenGuard(Guard):
@@ -145,3 +148,29 @@ def test_an_operation_declares_the_errors_of_its_guard(scopes: list[str], status
     (route,) = router.routes
     assert isinstance(route, routing.Route)
     assert {status for status in route.responses if status in {401, 403}} == statuses
+
+
+def test_a_websocket_is_refused_with_the_alternative() -> None:
+    outer, inner = routing.router(prefix="/v1"), routing.router()
+
+    @inner.websocket("/live")
+    async def listen(socket: WebSocket) -> None:
+        await socket.accept()
+
+    outer.include_router(inner)
+
+    with pytest.raises(RuntimeError, match=r"WebSocket routes are not supported: /api/v1/live\. .*EventSourceResponse"):
+        refuse_websockets(application(outer))
+
+
+def test_without_websockets_nothing_is_refused() -> None:
+    refuse_websockets(application(routing.router()))
+
+
+def test_the_application_refuses_websockets_of_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = routing.router()
+    router.websocket("/live")(lambda _socket: None)
+    monkeypatch.setattr(health, "ROUTERS", (router,), raising=False)
+
+    with pytest.raises(RuntimeError, match="/api/v1/live"):
+        create_app(make_settings("postgresql://nobody@127.0.0.1/nothing"))

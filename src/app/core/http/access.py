@@ -96,3 +96,14 @@ def refuse_undeclared(app: FastAPI) -> None:
             "app.core.http.access: the application does not check who calls them."
         )
         raise RuntimeError(message)
+
+
+def refuse_websockets(app: FastAPI) -> None:
+    """Raise an error if there is a WebSocket route: `app serve` does not speak the protocol, and nothing would authenticate the caller."""
+    contexts = iter_route_contexts(app.routes)
+    if paths := [route.path or "" for route in contexts if isinstance(route.original_route, WebSocketRoute)]:
+        message = (
+            f"WebSocket routes are not supported: {', '.join(paths)}. Send events with an operation that has "
+            "response_class=EventSourceResponse, and receive messages with POST; see docs/recipes.md."
+        )
+        raise RuntimeError(message)
