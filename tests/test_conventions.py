@@ -75,6 +75,7 @@ DEFERRED_IMPORTS = {
     "cli.py run_worker": "Only the worker needs the job library and its driver.",
     "cli.py migrate": "Only migrations need Alembic.",
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
+    "home/pages.py _environment": "Only a page for development loads Jinja.",
     "main.py _jobs": "Only a web process that runs jobs needs the job library.",
     "core/security/passwords.py _common_passwords": "The list of common passwords takes 0.1 s to load.",
     "core/observability/tracing.py tracing_from_environment": "Only traces need the SDK of OpenTelemetry.",
@@ -93,6 +94,8 @@ UNBOUNDED = {
 FIXED_NAMES = {
     "GET /problems/{name} name": "Compared with a fixed list of names. Any other name gets 404.",
     "GET /account/{name} name": "The same.",
+    "GET /local/mails/{name} name": "Only compared with the names of files.",
+    "GET /local/mails/{name}/html name": "The same.",
 }
 VAGUE = {"base", "common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 

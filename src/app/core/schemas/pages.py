@@ -13,9 +13,7 @@ MAX_OFFSET = 10_000
 MAX_TOTAL = 10_000
 
 _TOO_LARGE = f"This list skips at most {MAX_OFFSET:,} items. Narrow it with its filters. Only lists with a cursor can be read whole."
-
-# A type of its own instead of a field, so that `OffsetQuery` and `PageQuery` describe it in the same words.
-_Limit = Annotated[QueryInteger, Field(ge=1, le=MAX_LIMIT, description="How many items to return at most.")]
+_LIMIT = "How many items to return at most."
 
 
 def _refuse_too_large(offset: int) -> int:
@@ -29,7 +27,7 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: _Limit = 50
+    limit: QueryInteger = Field(default=50, ge=1, le=MAX_LIMIT, description=_LIMIT)
     cursor: str | None = Field(default=None, description="`next_cursor` of the page before.")
 
 
@@ -38,7 +36,7 @@ class OffsetQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: _Limit = 50
+    limit: QueryInteger = Field(default=50, ge=1, le=MAX_LIMIT, description=_LIMIT)
     offset: Annotated[QueryInteger, AfterValidator(_refuse_too_large)] = Field(
         default=0, ge=0, description="How many items to skip.", json_schema_extra={"maximum": MAX_OFFSET}
     )
