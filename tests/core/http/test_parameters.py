@@ -57,7 +57,7 @@ async def read_kinds(
     b: Annotated[tuple[int, int], Query()] = (0, 0),
     c: Annotated[frozenset[int], Query(alias="see")] = frozenset(),
     d: Annotated[Sequence[str] | None, Query()] = None,
-    e: Annotated[deque[int] | None, Query()] = None,
+    e: Annotated[Annotated[deque[int], Field(max_length=3)] | None, Query()] = None,
 ) -> Any:
     return {name: value and sorted(value) for name, value in locals().items()}
 

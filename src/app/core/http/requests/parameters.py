@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from types import UnionType
-from typing import Annotated, Any, TypeAliasType, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -51,11 +51,9 @@ def models_of(info: FieldInfo) -> Iterator[type[BaseModel]]:
 
 
 def members(annotation: Any) -> Iterator[Any]:
-    """Yield the types of a union, or the type itself, without `Annotated` and aliases."""
+    """Yield the types of a union, or the type itself, without `Annotated`."""
     origin = get_origin(annotation)
-    if isinstance(annotation, TypeAliasType) or isinstance(origin, TypeAliasType):
-        yield from members((origin or annotation).__value__)
-    elif origin is Annotated:
+    if origin is Annotated:
         yield from members(get_args(annotation)[0])
     elif origin in {Union, UnionType}:
         for member in get_args(annotation):
