@@ -5,7 +5,7 @@ import importlib
 import itertools
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeAliasType, get_args, get_origin
@@ -14,13 +14,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, SecretStr
 from sqlalchemy import UniqueConstraint
 
 import app as package
+from app.auth.dependencies import CurrentPrincipal, SessionWatchDep, get_session_watch
 from app.core.errors import AppError
 from app.core.http import routing
-from app.core.http.access import undeclared_operations
+from app.core.http.access import guards, public, undeclared_operations
 from app.core.schemas.fields import (
     FormPayload,
     OpaqueSecret,
@@ -203,6 +205,44 @@ def operations(application: FastAPI) -> Iterator[tuple[str, Any, APIRoute]]:
         route = context.original_route
         if isinstance(route, APIRoute):
             yield f"{' '.join(sorted(context.methods or ()))} {context.path}", context, route
+
+
+def unwatched_streams(application: FastAPI) -> Iterator[str]:
+    """Yield the event streams for callers who are logged in that do not watch the session of the caller."""
+    for name, _, route in operations(application):
+        is_stream = getattr(route.response_class, "media_type", None) == "text/event-stream"
+        if is_stream and any(guards(route.dependant)) and not depends_on(route.dependant, get_session_watch):
+            yield name
+
+
+def depends_on(dependant: Dependant, call: Any) -> bool:
+    return dependant.call is call or any(depends_on(one, call) for one in dependant.dependencies)
+
+
+def test_each_event_stream_watches_the_session_of_its_caller(application: FastAPI) -> None:
+    assert list(unwatched_streams(application)) == [], (
+        "take SessionWatchDep, and read the events through watch.until_end: otherwise the stream outlives a logout"
+    )
+
+
+def test_an_event_stream_that_watches_no_session_is_found() -> None:
+    application, router = FastAPI(), routing.router()
+
+    @router.get("/unwatched", response_class=EventSourceResponse)
+    async def unwatched(_principal: CurrentPrincipal) -> AsyncIterator[int]:
+        yield 1
+
+    @router.get("/public", response_class=EventSourceResponse, openapi_extra=public)
+    async def anonymous() -> AsyncIterator[int]:
+        yield 1
+
+    @router.get("/watched", response_class=EventSourceResponse)
+    async def watched(_watch: SessionWatchDep) -> AsyncIterator[int]:
+        yield 1
+
+    application.include_router(router)
+
+    assert list(unwatched_streams(application)) == ["GET /unwatched"]
 
 
 def test_each_router_is_created_by_routing(application: FastAPI) -> None:

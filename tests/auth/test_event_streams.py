@@ -260,6 +260,21 @@ async def test_a_stream_does_not_delay_a_shutdown(clone_url: str, hasher: Passwo
     await database.dispose()
 
 
+async def test_a_timeout_of_the_source_is_not_an_end() -> None:
+    watch = SessionWatch(user_id=uuid4(), session_id=uuid4(), version=1, expires_at=0)
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        raise TimeoutError
+
+    items = watch.until_end(source())
+
+    assert await anext(items) == 1
+    with pytest.raises(TimeoutError):
+        await anext(items)
+    assert watch.ended is None
+
+
 def test_an_end_has_the_first_reason() -> None:
     watch = SessionWatch(user_id=uuid4(), session_id=uuid4(), version=1, expires_at=0)
 
