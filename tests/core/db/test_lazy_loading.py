@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import ForeignKey, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload, undefer
 
+from app.core.db import crud
 from app.core.db.database import Database, NotLoadedError, WriteSession
 from app.core.schemas.fields import Answer
 
@@ -26,7 +27,16 @@ class Shelf(Shelves):
     id: Mapped[int] = mapped_column(primary_key=True)
     label: Mapped[str]
     history: Mapped[str] = mapped_column(deferred=True)
+    room_id: Mapped[int | None] = mapped_column(ForeignKey("test_rooms.id"))
+    version: Mapped[int] = mapped_column(default=1)
+    room: Mapped["Room | None"] = relationship()
     books: Mapped[list["Book"]] = relationship(back_populates="shelf")
+
+
+class Room(Shelves):
+    __tablename__ = "test_rooms"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Book(Shelves):
@@ -45,7 +55,7 @@ class ShelfRead(Answer):
 @pytest.fixture
 async def shelves(database: Database, session: WriteSession) -> AsyncIterator[Database]:
     await (await session.connection()).run_sync(Shelves.metadata.create_all)
-    session.add(Shelf(id=1, label="A", history="long", books=[Book(id=1)]))
+    session.add_all([Shelf(id=1, label="A", history="long", books=[Book(id=1)], room=Room(id=1)), Room(id=2)])
     await session.commit()
     yield database
     await (await session.connection()).run_sync(Shelves.metadata.drop_all)
@@ -57,7 +67,10 @@ def expire(session: Any, shelf: Shelf) -> str:
 
 
 USES: dict[str, tuple[Callable[[Any, Shelf, Book], Any], list[str]]] = {
-    "one to many": (lambda _, shelf, __: shelf.books, ["Shelf.books", "selectinload(Shelf.books)"]),
+    "one to many": (
+        lambda _, shelf, __: shelf.books,
+        ["Shelf.books", "selectinload(Shelf.books)", "session.refresh(..., ['books'])"],
+    ),
     "many to one": (lambda _, __, book: book.shelf, ["Book.shelf", "selectinload(Book.shelf)"]),
     "deferred column": (lambda _, shelf, __: shelf.history, ["Shelf", "undefer", "session.refresh"]),
     "expired column": (lambda session, shelf, __: expire(session, shelf), ["Shelf", "undefer", "session.refresh"]),
@@ -112,6 +125,31 @@ async def test_a_commit_leaves_the_attributes_loaded(shelves: Database) -> None:
         assert shelf.label == "B"
 
 
+async def test_a_change_leaves_loaded_what_it_does_not_change(shelves: Database) -> None:
+    model: Any = Shelf
+    options = (selectinload(Shelf.books), selectinload(Shelf.room), undefer(Shelf.history))
+    async with shelves.sessions() as session:
+        shelf = await session.get_one(Shelf, 1, options=options)
+        key: Any = shelf.id
+
+        assert await crud.change(session, model, key, {"label": "B"}) is shelf
+        assert (shelf.label, shelf.version, len(shelf.books), shelf.history) == ("B", 2, 1, "long")
+        assert shelf.room is not None
+        assert shelf.room.id == 1
+
+        await crud.change(session, model, key, {"room_id": 2, "history": "short"})
+        assert len(shelf.books) == 1
+        for attribute in ("room", "history"):
+            with pytest.raises(NotLoadedError):
+                getattr(shelf, attribute)
+        assert list(session.dirty) == []
+        await session.commit()
+
+    async with shelves.read_sessions() as reader:
+        read = await reader.get_one(Shelf, 1, options=options)
+        assert (read.label, read.version, read.room_id, read.history, len(read.books)) == ("B", 3, 2, "short", 1)
+
+
 @KINDS
 async def test_statements_load_attributes(shelves: Database, kind: str) -> None:
     statement = select(Shelf).options(selectinload(Shelf.books).selectinload(Book.shelf), undefer(Shelf.history))
@@ -127,8 +165,15 @@ async def test_attributes_are_loaded_in_run_sync(shelves: Database) -> None:
         shelf = await session.get_one(Shelf, 1)
 
         assert await session.run_sync(lambda _: len(shelf.books)) == 1
-        await session.refresh(shelf, ["history"])
-        assert shelf.history == "long"
+
+
+async def test_a_refresh_loads_the_named_attributes(shelves: Database) -> None:
+    async with shelves.sessions() as session:
+        shelf = await session.get_one(Shelf, 1)
+
+        await session.refresh(shelf, ["history", "books"])
+
+        assert (shelf.history, len(shelf.books)) == ("long", 1)
 
 
 async def test_a_statement_outside_of_the_async_session_raises_an_error(shelves: Database) -> None:

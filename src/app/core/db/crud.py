@@ -10,10 +10,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Result, Select, any_, delete, func, select, update
+from sqlalchemy import ColumnElement, Result, Select, any_, delete, func, inspect, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.util import identity_key
 
 from app.core.db.database import Base, ReadSession, VersionedBase, WriteSession
 from app.core.db.failures import constraint_name
@@ -75,16 +77,33 @@ async def on_unique_violation(session: WriteSession, errors: Mapping[str, type[A
 async def change[M: VersionedBase](
     session: WriteSession, model: type[M], key: UUID, values: Mapping[str, Any]
 ) -> M | None:
-    """Change one row and increment its version; None if the row does not exist."""
+    """Change one row and increment its version; None if the row does not exist.
+
+    An instance that this session has loaded before gets the new values, and keeps its loaded relationships.
+    """
     statement = (
         update(model)
         .where(model.id == key)
         .values(**values, version=model.version + 1)
         .returning(model)
-        # An instance that this session has loaded before gets the new values too.
         .execution_options(populate_existing=True)
     )
-    return await session.scalar(statement)
+    known = session.identity_map.get(identity_key(model, key))
+    before = {} if known is None else dict(vars(known))
+    changed = await session.scalar(statement)
+    if changed is known is not None:
+        _keep_loaded(known, before, values)
+    return changed
+
+
+def _keep_loaded(row: Base, before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Restore the attributes that the new values of a row do not concern, such as loaded lists. `populate_existing` unloads them."""
+    state = inspect(row)
+    outdated = {
+        one.key for one in state.mapper.relationships if values.keys() & {column.key for column in one.local_columns}
+    }
+    for name in (state.unloaded & before.keys()) - values.keys() - outdated:
+        set_committed_value(row, name, before[name])
 
 
 async def remove[M: Base](session: WriteSession, model: type[M], key: UUID) -> bool:

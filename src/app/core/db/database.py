@@ -162,10 +162,12 @@ def _missing_relationship(state: ORMExecuteState) -> str | None:
     model = parent.class_.__name__
     unloaded = [one for one in parent.mapper.relationships if one.key in parent.unloaded]
     # The statement tells only the other model, to which several relationships may lead.
-    names = [f"{model}.{one.key}" for one in unloaded if one.mapper in state.all_mappers]
+    keys = [one.key for one in unloaded if one.mapper in state.all_mappers]
+    names = [f"{model}.{key}" for key in keys]
     return (
         f"{' or '.join(names)} is not loaded, and async code cannot load it on access; load it in crud.py: "
-        f"select({model}).options({', '.join(f'selectinload({name})' for name in names)})"
+        f"select({model}).options({', '.join(f'selectinload({name})' for name in names)}), or for a new row "
+        f"await session.refresh(..., {keys})"
     )
 
 
