@@ -85,7 +85,6 @@ class Route(APIRoute):
         handle = self._call_endpoint if self._needs_no_request() else super().get_route_handler()
         work = _with_retries(handle) if self._is_repeatable() else handle
         work = self._with_options(work)
-        work = _varying(work) if has_optional_caller(self.dependant) else work
         declared = query_parameters(self.dependant)
         accepts_others = self.operation_options.accepts_extra_parameters
         read = self._body_reader()
@@ -113,7 +112,10 @@ class Route(APIRoute):
     def _with_options(self, work: _Handler) -> _Handler:
         if limit := self.operation_options.statement_timeout:
             work = _with_statement_timeout(work, limit)
-        return _with_vary(work) if len(self.media_types) > 1 else work
+        if len(self.media_types) > 1:
+            work = _with_vary(work, "Accept")
+        # Caches must keep the response for anonymous callers apart from those for logged-in ones.
+        return _with_vary(work, "Authorization") if has_optional_caller(self.dependant) else work
 
     def _body_reader(self) -> Reader | None:
         chosen, kind = self.operation_options, self._media_type()
@@ -192,17 +194,6 @@ def _with_retries(handle: _Handler) -> _Handler:
     return work
 
 
-def _varying(handle: _Handler) -> _Handler:
-    """Make caches keep the response for anonymous callers apart from those for logged-in ones."""
-
-    async def work(request: Request) -> Response:
-        response = await handle(request)
-        response.headers.add_vary_header("Authorization")
-        return response
-
-    return work
-
-
 def _in_own_stack(handle: _Handler) -> _Handler:
     async def attempt(request: Request) -> Response:
         # FastAPI puts the dependencies of scope `function` into this stack, and closing it commits. A new stack for each attempt
@@ -236,10 +227,10 @@ def _with_statement_timeout(handle: _Handler, limit: timedelta) -> _Handler:
     return work
 
 
-def _with_vary(handle: _Handler) -> _Handler:
+def _with_vary(handle: _Handler, header: str) -> _Handler:
     async def work(request: Request) -> Response:
         response = await handle(request)
-        response.headers.add_vary_header("Accept")
+        response.headers.add_vary_header(header)
         return response
 
     return work
