@@ -45,6 +45,15 @@ def end(reason: str) -> list[dict[str, str]]:
     return [{"event": "end", "data": reason}]
 
 
+async def test_a_client_asks_for_an_event_stream_by_its_media_type(running: Site) -> None:
+    tokens = await running.log_in()
+    headers = {**tokens.headers, "Accept": "text/event-stream"}
+
+    async with running.client.stream("GET", PATH, headers=headers) as response:
+        assert response.status_code == 200
+        assert await Stream(response).event() == {"": "subscribed"}
+
+
 async def test_a_stream_is_not_stored_or_buffered_on_its_way(running: Site) -> None:
     async with running.stream(await running.log_in()) as stream:
         headers = stream.response.headers
