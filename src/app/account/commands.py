@@ -29,6 +29,7 @@ def create_admin(
     settings = load_settings()
     auth = settings.of(AuthSettings)
     account = _validated(email, _ask_password(), full_name)
+    users_service.refuse_special_use_domain(settings, account.email)
     with closing(PasswordHasher(auth)) as hasher:
         user = in_transaction(
             settings.database,

@@ -37,6 +37,7 @@ _NEW_PASSWORD = "#/new_password"
 
 async def register(session: WriteSession, kit: Toolkit, actor: Actor, payload: Registration) -> None:
     """Enqueue a registration. The job mails the result to the address."""
+    users_service.refuse_special_use_domain(kit.settings, payload.email)
     if kit.settings.of(AuthSettings).registration == "invite":
         raise RegistrationClosedError
     await kit.limiter.hit(*limits.mail_request(actor))
@@ -49,11 +50,13 @@ async def register(session: WriteSession, kit: Toolkit, actor: Actor, payload: R
 
 
 async def resend_verification(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
+    users_service.refuse_special_use_domain(kit.settings, email)
     await kit.limiter.hit(*limits.mail_request(actor))
     await queue.enqueue(session, jobs.resend_verification, email)
 
 
 async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
+    users_service.refuse_special_use_domain(kit.settings, email)
     await kit.limiter.hit(*limits.mail_request(actor))
     await queue.enqueue(session, jobs.forgot_password, email)
 
@@ -121,6 +124,7 @@ async def change_password(
 
 async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange, *, confirm: Confirm) -> None:
     """Request a change of address: mail a link to the new address, and a notice to the old one."""
+    users_service.refuse_special_use_domain(kit.settings, payload.new_email, member="new_email")
     await auth.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
     await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, SecretStr, field_validator
 
 from app.core import product
+from app.core.config import Settings
 from app.core.config.groups import Duration, SettingsGroup, is_loopback, refuse
 
 # ASCII without quotes, comments or a display name: the header and the envelope then have the same spelling.
@@ -35,6 +36,9 @@ class MailSettings(SettingsGroup):
     is then used if the server offers it, and its certificate is not checked."""
     ca_file: Path | None = None
     """File of CA certificates (PEM) to trust instead of those of the system, for a private CA."""
+    special_use_domains: bool | None = None
+    """Accept addresses in domains for private networks and development: `.local`, `.localhost`, `.test`. Unset:
+    everywhere except in production. Turn it on there if your mail server delivers to such a domain."""
     allow_undelivered: bool = False
     """Accept `console:` and `file:` in production. They deliver no mail to its recipient."""
 
@@ -91,3 +95,9 @@ class MailSettings(SettingsGroup):
             yield "APP_MAIL__URL: must be smtp:// or smtps://, or set APP_MAIL__ALLOW_UNDELIVERED=true"
         if self.delivers and self.from_address.endswith("@localhost"):
             yield "APP_MAIL__FROM_ADDRESS: is missing; set an address of your domain"
+
+
+def accepts_special_use_domains(settings: Settings) -> bool:
+    """Whether accounts may have addresses in domains for special use. The default depends on the environment."""
+    accepted = settings.of(MailSettings).special_use_domains
+    return not settings.is_production if accepted is None else accepted

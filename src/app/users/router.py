@@ -8,7 +8,7 @@ from fastapi import Query, Response
 from app.auth.dependencies import ConfirmedPrincipal, CurrentPrincipal, CurrentUser, UsersReader, UsersWriter
 from app.auth.errors import StaleLoginError
 from app.core.http import routing
-from app.core.http.dependencies import KeyRingDep, ReadsDep, SessionDep
+from app.core.http.dependencies import KeyRingDep, ReadsDep, SessionDep, SettingsDep
 from app.core.http.etags import CreatedDep, IfMatch, IfNoneMatch, IfNoneMatchHeader, ReadCondition
 from app.core.http.pagination import Page, PagerDep
 from app.core.http.problems import problem_responses
@@ -68,13 +68,19 @@ async def list_users(
     responses=problem_responses(EmailTakenError, StaleLoginError),
 )
 async def create_user(
-    writer: UsersWriter, session: SessionDep, keys: KeyRingDep, created: CreatedDep, payload: UserCreate
+    writer: UsersWriter,
+    session: SessionDep,
+    settings: SettingsDep,
+    keys: KeyRingDep,
+    created: CreatedDep,
+    payload: UserCreate,
 ) -> User:
     """Create an account.
 
     The owner receives a mail with a link to set the password, so no one else ever knows it. Creating an administrator requires a
     login within the last five minutes.
     """
+    service.refuse_special_use_domain(settings, payload.email)
     if payload.role is not Role.USER:
         writer.require_recent_login()
     await writer.confirm(session)

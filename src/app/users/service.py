@@ -8,14 +8,17 @@ from sqlalchemy import func
 
 from app.audit import service as audit
 from app.audit.service import Actor
+from app.core.config import Settings
 from app.core.db.database import ReadSession, Versions, WriteSession
 from app.core.db.keyset import Order, PageRequest, PageRows
 from app.core.db.reads import Reads
-from app.core.schemas.emails import InvalidEmailError, identity, name_key, normalize
+from app.core.errors import FieldError, InvalidInputError
+from app.core.schemas.emails import InvalidEmailError, has_special_use_domain, identity, name_key, normalize
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import KeyRing
 from app.core.security.passwords import refuse_weak
 from app.jobs import queue
+from app.mail.settings import accepts_special_use_domains
 from app.users import crud, jobs, links
 from app.users.crud import Account
 from app.users.errors import EmailTakenError, LastAdminError, UserNotFoundError
@@ -76,6 +79,13 @@ def _filters(query: UserQuery) -> dict[str, Any]:
     if query.q is not None:
         filters["prefix"] = name_key(query.q)
     return filters
+
+
+def refuse_special_use_domain(settings: Settings, email: str, *, member: str = "email") -> None:
+    """Raise if the domain is one for private networks or development, and the settings do not accept these."""
+    if has_special_use_domain(email) and not accepts_special_use_domains(settings):
+        detail = "The internet delivers no mail to this domain. Give an address in a public domain."
+        raise InvalidInputError(FieldError(f"#/{member}", "email_invalid", detail))
 
 
 async def create(session: WriteSession, actor: Actor, keys: KeyRing, payload: UserCreate) -> User:

@@ -9,7 +9,14 @@ from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from app.core.schemas.emails import MAX_LENGTH, InvalidEmailError, identity, name_key, normalize
+from app.core.schemas.emails import (
+    MAX_LENGTH,
+    InvalidEmailError,
+    has_special_use_domain,
+    identity,
+    name_key,
+    normalize,
+)
 
 DOMAINS = st.sampled_from(["example.com", "Example.COM", "bücher.example", "xn--bcher-kva.example", "mail.例え.jp"])
 LETTERS = st.text(st.characters(categories=["Lu", "Ll", "Lt", "Lo", "Nd", "Mn"]), min_size=1, max_size=20)
@@ -138,7 +145,14 @@ def test_the_stored_address_keeps_the_case_of_the_local_part(local: str) -> None
         "a@127.0.0.1",
         "a@localhost",
         "a@example",
-        "a@b.local",
+        "a@local",
+        "a@.local",
+        "a@b..test",
+        "a b@c.test",
+        "a@test",
+        "a@b.local.",
+        "a@b.onion",
+        "a@b.arpa",
         "a@x.invalid",
         "a@b.c_d.co",
         "a@xn--.com",
@@ -251,3 +265,20 @@ def test_rejecting_an_address_takes_little_longer_than_accepting_a_long_one(addr
 @pytest.mark.parametrize(("first", "second"), list(product(["Zoë", "zoe\u0308", "ZOË"], repeat=2)))
 def test_names_are_compared_without_case_and_normal_form(first: str, second: str) -> None:
     assert name_key(first) == name_key(second)
+
+
+@pytest.mark.parametrize(
+    ("address", "stored", "is_special"),
+    [
+        ("Ada@Corp.LOCAL", "Ada@corp.local", True),
+        ("ada@app.localhost", "ada@app.localhost", True),
+        ("ada@bücher.test", "ada@xn--bcher-kva.test", True),
+        ("ada@example.com", "ada@example.com", False),
+        ("ada.test@example.com", "ada.test@example.com", False),
+        ("ada@corp.internal", "ada@corp.internal", False),
+    ],
+)
+def test_a_domain_for_special_use_is_valid_and_recognised(address: str, stored: str, *, is_special: bool) -> None:
+    assert normalize(address) == stored
+    assert has_special_use_domain(address) == is_special
+    assert has_special_use_domain(stored) == is_special

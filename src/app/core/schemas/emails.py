@@ -8,10 +8,20 @@ from app.core.schemas import characters
 
 MAX_LENGTH = 254
 _MAX_LOCAL_LENGTH = 64
+# Domains for private networks and for development (RFC 6761 and 6762). Others, such as `.invalid`, never receive mail.
+_SPECIAL_USE = (".local", ".localhost", ".test")
 
 
 class InvalidEmailError(ValueError):
     """The text is not a valid email address."""
+
+
+def has_special_use_domain(address: str) -> bool:
+    """Return whether the domain is one for private networks or for development, such as `corp.local` or `example.test`.
+
+    `normalize` accepts it, because the settings decide whether an account may have such an address.
+    """
+    return address.lower().endswith(_SPECIAL_USE)
 
 
 def normalize(address: str) -> str:
@@ -21,11 +31,13 @@ def normalize(address: str) -> str:
     """
     if len(address) > MAX_LENGTH or not address.isprintable() or not characters.has_only_visible(address):
         raise InvalidEmailError
+    # The library refuses these domains. The rest of its rules are those for the same domain below `.com`.
+    completion = ".com" if has_special_use_domain(address) else ""
     try:
-        parsed = validate_email(address, check_deliverability=False)
+        parsed = validate_email(address + completion, check_deliverability=False)
     except EmailNotValidError as error:
         raise InvalidEmailError from error
-    spelling = f"{parsed.local_part}@{parsed.ascii_domain.lower()}"
+    spelling = f"{parsed.local_part}@{parsed.ascii_domain.lower().removesuffix(completion)}"
     # RFC 5321, section 4.5.3.1 limits both lengths, in octets, and mail servers reject longer addresses. The library does not check
     # the length of the local part.
     if len(parsed.local_part.encode()) > _MAX_LOCAL_LENGTH or len(spelling.encode()) > MAX_LENGTH:
