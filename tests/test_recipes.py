@@ -204,9 +204,8 @@ async def test_a_summary_shows_more_to_an_administrator(site: Site) -> None:
 async def test_a_page_below_a_mount_has_its_style(site: Site, tmp_path: Path) -> None:
     async with browsing(tmp_path / "profile") as page:
         await page.open(f"{site.client.base_url}{API_PREFIX}/assets/report.html")
-        colour = await page.wait_for(
-            "document.querySelector('h1') && getComputedStyle(document.querySelector('h1')).color"
-        )
+        await page.wait_for("document.querySelector('h1') && document.readyState === 'complete'")
+        colour = await page.run("getComputedStyle(document.querySelector('h1')).color")
 
     assert colour == "rgb(0, 0, 128)"
     assert page.complaints == []

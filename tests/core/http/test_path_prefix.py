@@ -210,9 +210,11 @@ async def test_probes_and_other_services_may_leave_the_prefix_out(app: FastAPI, 
         )
         below = await direct.get(f"{PREFIX}/livez")
         similar = await direct.get(f"{PREFIX}room/livez")
+        bare = await direct.get(PREFIX)
 
     assert [response.status_code for response in (alive, me, below, similar)] == [200, 200, 200, 404]
     assert similar.json()["instance"] == f"{PREFIX}{PREFIX}room/livez"
+    assert (bare.status_code, bare.json()["instance"]) == (404, PREFIX)
 
 
 async def test_the_root_path_of_a_server_takes_precedence(app: FastAPI) -> None:

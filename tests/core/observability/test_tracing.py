@@ -128,6 +128,15 @@ async def test_probes_are_not_traced(site: Site) -> None:
     assert site.spans() == []
 
 
+async def test_probes_below_a_path_of_the_host_are_not_traced(clone_url: str) -> None:
+    async with traced(clone_url, server={"public_url": "https://api.example.com/bed"}) as site:
+        for path in ("/livez", "/bed/livez", "/bed/readyz", "/bed/problems/not-found"):
+            await site.client.get(path)
+        names = [span.name for span in site.spans()]
+
+    assert names == ["GET /problems/{name}"]
+
+
 async def test_no_span_contains_an_address_or_a_value(site: Site, headers: dict[str, str]) -> None:
     await site.client.get("/api/v1/CANARY/x?token=CANARY&q=CANARY")
     await site.client.patch(ME, json={"full_name": "CANARY"}, headers=headers)

@@ -42,7 +42,7 @@ class PathPrefixMiddleware:
         # A server or an application around this one may have set another root path.
         if scope["type"] != "lifespan" and not scope.get("root_path"):
             scope = {**scope, "root_path": self._prefix}
-            if not scope["path"].startswith(f"{self._prefix}/"):
+            if scope["path"] != self._prefix and not scope["path"].startswith(f"{self._prefix}/"):
                 scope["path"] = self._prefix + scope["path"]
                 scope["raw_path"] = self._prefix.encode() + (scope.get("raw_path") or b"")
         await self._app(scope, receive, send)
