@@ -37,10 +37,10 @@ COMPLETE = {2: 13, 4: 16, 6: 47, 7: 19, 8: 13, 9: 7, 13: 21, 14: 13, 16: 17}
 # The modules that use network libraries, with the purpose of each.
 CONNECTING = {
     "auth/access/revocation.py": "PostgreSQL: the revocation listener.",
-    "core/broadcasts.py": "PostgreSQL: the listener for messages.",
+    "core/notifications/broadcasts.py": "PostgreSQL: the listener for messages.",
     "core/db/connections.py": "PostgreSQL: the two pools.",
     "core/db/database.py": "PostgreSQL: creates the two pools.",
-    "core/db/direct.py": "PostgreSQL: the connection of each listener.",
+    "core/notifications/direct.py": "PostgreSQL: the connection of each listener.",
     "core/db/failures.py": "Uses only the exceptions of the driver.",
     "core/observability/exposition.py": "Listens for Prometheus, and requests the metrics of the other processes of the service.",
     "core/listening.py": "Only listens.",
@@ -215,7 +215,7 @@ def test_secrets_come_from_the_operating_system() -> None:
 
     pauses = {
         "auth/access/revocation.py",
-        "core/broadcasts.py",
+        "core/notifications/broadcasts.py",
         "core/db/retries.py",
         "jobs/queue.py",
         "migrations/runner.py",

@@ -11,7 +11,6 @@ from fastapi.telemetry import TelemetryConfig
 
 from app import features
 from app.core import product
-from app.core.broadcasts import Broadcasts
 from app.core.config import KeySettings, Settings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
@@ -25,6 +24,7 @@ from app.core.http.middleware import RequestMiddleware
 from app.core.http.mounts import PathPrefixMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
 from app.core.http.problems import problem_pages
+from app.core.notifications.broadcasts import Broadcasts
 from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
 from app.core.resources import Foundation, ReadinessCheck, opened

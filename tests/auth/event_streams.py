@@ -13,10 +13,10 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from httpx2 import AsyncClient, Response
 
 from app.auth.dependencies import SessionWatchDep
-from app.core.broadcasts import Broadcasts
 from app.core.db.database import Database
 from app.core.http import routing
 from app.core.http.dependencies import BroadcastsDep
+from app.core.notifications.broadcasts import Broadcasts
 from app.core.security.hashing import PasswordHasher
 from app.core.shutdown import Shutdown
 from app.main import create_app

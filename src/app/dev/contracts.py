@@ -13,7 +13,7 @@ _CORE = (
     "commands",
     "http",
     "resources",
-    "broadcasts",
+    "notifications",
     "security",
     "observability",
     "db",

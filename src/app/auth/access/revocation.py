@@ -18,7 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from app.core.config import DatabaseSettings
-from app.core.db import direct
+from app.core.notifications import direct
 from app.core.observability.metrics import Reading
 
 CHANNEL = "revocations"

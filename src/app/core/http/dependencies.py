@@ -5,13 +5,13 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
-from app.core.broadcasts import Broadcasts
 from app.core.config import Settings
 from app.core.db.database import Database, ReadSession, StreamSession, WriteSession
 from app.core.db.keyset import CursorSigner
 from app.core.db.reads import Reads
 from app.core.http.addresses import ClientAddresses
 from app.core.http.requests.negotiation import preferred
+from app.core.notifications.broadcasts import Broadcasts
 from app.core.resources import ReadinessCheck
 from app.core.security.keys import KeyRing
 

@@ -17,9 +17,9 @@ import asyncpg
 from sqlalchemy import text
 
 from app.core.config import DatabaseSettings
-from app.core.db import direct
 from app.core.db.database import WriteSession
 from app.core.db.failures import DatabaseUnavailableError
+from app.core.notifications import direct
 from app.core.observability.metrics import Counter, Reading
 
 CHANNEL = "broadcasts"

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.core import broadcasts
-from app.core.broadcasts import MAX_SIZE, MAX_WAITING, Broadcasts, Subscription, publish
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.db.failures import DatabaseUnavailableError
+from app.core.notifications import broadcasts
+from app.core.notifications.broadcasts import MAX_SIZE, MAX_WAITING, Broadcasts, Subscription, publish
 from tests.conftest import cloned, make_settings
 from tests.proxy import proxied
 

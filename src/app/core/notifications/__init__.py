@@ -1,0 +1,1 @@
+"""PostgreSQL notifications: messages from the transactions of all processes."""
