@@ -297,6 +297,7 @@ def input_problems(where: str, schema: Any) -> Iterator[str]:
     # The size of the body limits files, and secrets that are only compared. One that is too long is simply wrong.
     bounded = {"maxLength", "enum", "const"} & schema.keys() or schema.get("format") in {
         "uuid",
+        "date",
         "date-time",
         "password",
         "binary",

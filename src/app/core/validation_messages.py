@@ -30,6 +30,7 @@ _DETAILS = {
     "model_attributes_type": "This must be an object.",
     "dict_type": "This must be an object.",
     "list_type": "This must be an array.",
+    "date_from_datetime_parsing": "This must be a date of the calendar, such as 2026-01-31.",
     "datetime_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
     "datetime_from_date_parsing": "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z.",
     "timezone_aware": "This must be an RFC 3339 instant with its offset, such as 2026-01-31T12:00:00Z.",

@@ -1,4 +1,5 @@
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -7,8 +8,13 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from app.core.schemas.fields import (
+    Amount,
     Answer,
+    Day,
     Flag,
+    Identifier,
+    Instant,
+    LongText,
     Omittable,
     Payload,
     PrintableSecret,
@@ -17,6 +23,7 @@ from app.core.schemas.fields import (
     QueryInstant,
     QueryInteger,
     ShortText,
+    Whole,
     refuse_unprintable_lines,
 )
 from tests.hostile.attack import INVISIBLE
@@ -248,3 +255,68 @@ def test_a_multiline_text_may_contain_newlines_and_tabs_only() -> None:
         refuse_unprintable_lines("two\nbott\0les")
     with pytest.raises(PydanticCustomError):
         refuse_unprintable_lines("two\nbott\u202eles")
+
+
+class Body(Payload):
+    text: Omittable[LongText] = None
+    whole: Omittable[Whole] = None
+    amount: Omittable[Amount] = None
+    day: Omittable[Day] = None
+    instant: Omittable[Instant] = None
+    key: Omittable[Identifier] = None
+
+
+@pytest.mark.parametrize(
+    ("member", "given", "value"),
+    [
+        ("text", "a\n\tb", "a\n\tb"),
+        ("text", "x" * 10_000, "x" * 10_000),
+        ("whole", -(10**12), -(10**12)),
+        ("whole", 10**12, 10**12),
+        ("amount", "0.00", Decimal("0.00")),
+        ("amount", "-0.01", Decimal("-0.01")),
+        ("amount", "999999999999.99", Decimal("999999999999.99")),
+        ("day", "2024-02-29", date(2024, 2, 29)),
+        ("instant", "2026-01-31T12:00:00.5+01:00", datetime(2026, 1, 31, 11, 0, 0, 500_000, UTC)),
+        ("key", KEY, UUID(KEY)),
+    ],
+)
+def test_a_member_of_a_body_has_one_spelling(member: str, given: object, value: object) -> None:
+    assert getattr(Body.model_validate({member: given}), member) == value
+    assert getattr(Body.model_validate({member: value}), member) == value
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "code"),
+    [
+        ("text", "", "string_too_short"),
+        ("text", " \n", "blank"),
+        ("text", "x" * 10_001, "string_too_long"),
+        ("text", "a\x00", "unprintable"),
+        ("whole", 10**12 + 1, "less_than_equal"),
+        ("whole", -(10**12) - 1, "greater_than_equal"),
+        *(("whole", value, "int_type") for value in (True, "1", 1.0)),
+        *(
+            ("amount", value, "malformed")
+            for value in (1, 1.5, True, "1", "1.5", "1.500", "+1.50", "01.50", "-0.00", ".50", "1e2", "NaN", "1,50")
+        ),
+        ("amount", "1000000000000.00", "malformed"),
+        *(("day", value, "malformed") for value in (0, 1.0, True, "2026-1-31", "20260131", "2026-01-31T00:00:00")),
+        ("day", "2026-02-29", "date_from_datetime_parsing"),
+        *(("instant", value, "malformed") for value in (0, 1.0, True, "2026-01-31", "2026-01-31T12:00:00", "0")),
+        ("instant", "0001-01-01T00:00:00+01:00", "malformed"),
+        *(("key", value, "malformed") for value in (1, KEY.upper(), KEY.replace("-", ""), f"urn:uuid:{KEY}")),
+    ],
+)
+def test_another_spelling_of_a_member_is_refused(member: str, value: object, code: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Body.model_validate({member: value})
+
+    assert [(one["type"], one["loc"]) for one in refused.value.errors()] == [(code, (member,))]
+
+
+def test_an_amount_is_a_text_in_the_schema() -> None:
+    schema = Body.model_json_schema()["properties"]["amount"]
+
+    assert (schema["type"], schema["maxLength"]) == ("string", 16)
+    assert "anyOf" not in schema

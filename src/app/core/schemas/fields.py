@@ -1,7 +1,8 @@
 """Field types for all schemas. They accept only printable Unicode of limited length."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from pydantic import (
     SecretStr,
     Strict,
     StringConstraints,
+    WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
@@ -109,8 +111,16 @@ OpaqueSecret = AfterValidator(refuse_unencodable)
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=128), Printable, AfterValidator(refuse_blank)]
 """One line of text, such as a name or a title."""
 
+LongText = Annotated[
+    str, StringConstraints(min_length=1, max_length=10_000), PrintableLines, AfterValidator(refuse_blank)
+]
+"""Lines of text."""
+
 Flag = Annotated[bool, Strict()]
 """`true` or `false`. No other value is converted to one of them."""
+
+Whole = Annotated[int, Field(strict=True, ge=-(10**12), le=10**12)]
+"""An integer in a body. JavaScript, whose numbers are floats, reads it exactly."""
 
 
 def _refuse_null(value: object) -> object:
@@ -142,13 +152,27 @@ def _matching(pattern: str, detail: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _written(pattern: str, detail: str, kind: type) -> BeforeValidator:
+    """Like `_matching`, for a body: JSON has other values than text, such as numbers. Code may also pass a value of this type."""
+    spelling = re.compile(pattern)
+
+    def check(value: object) -> object:
+        if isinstance(value, kind) or (isinstance(value, str) and spelling.fullmatch(value)):
+            return value
+        raise PydanticCustomError("malformed", detail, {"ours": True})
+
+    return BeforeValidator(check)
+
+
 # `int` would also accept Unicode digits, a plus sign, spaces and underscores. [0-9] matches ASCII digits only.
 QueryInteger = Annotated[int, _matching(r"-?[0-9]{1,18}", "This must be an integer in decimal digits.")]
 QueryFlag = Annotated[bool, _matching("true|false", "This must be true or false.")]
-QueryIdentifier = Annotated[
-    UUID, _matching(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "This must be an id in lower case.")
-]
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_NOT_AN_ID = "This must be an id in lower case."
+_DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_INSTANT = _DAY + r"T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
 _NOT_AN_INSTANT = "This must be an RFC 3339 instant, such as 2026-01-31T12:00:00Z."
+_AMOUNT = r"-?[1-9][0-9]{0,11}\.[0-9]{2}|0\.[0-9]{2}|-0\.(0[1-9]|[1-9][0-9])"
 
 
 def _to_utc(instant: datetime) -> datetime:
@@ -159,13 +183,22 @@ def _to_utc(instant: datetime) -> datetime:
         raise PydanticCustomError("malformed", _NOT_AN_INSTANT, {"ours": True}) from error
 
 
-QueryInstant = Annotated[
-    AwareDatetime,
-    _matching(
-        r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})",
-        _NOT_AN_INSTANT,
-    ),
-    AfterValidator(_to_utc),
-]
+QueryIdentifier = Annotated[UUID, _matching(_UUID, _NOT_AN_ID)]
+QueryInstant = Annotated[AwareDatetime, _matching(_INSTANT, _NOT_AN_INSTANT), AfterValidator(_to_utc)]
 PathIdentifier = QueryIdentifier
 """An id in a path. Any other text there gets 404, like an unknown id."""
+
+# A body is validated strictly, and JSON has no dates: these are text with one spelling.
+Identifier = Annotated[UUID, Strict(strict=False), _written(_UUID, _NOT_AN_ID, UUID)]
+Instant = Annotated[
+    AwareDatetime, Strict(strict=False), _written(_INSTANT, _NOT_AN_INSTANT, datetime), AfterValidator(_to_utc)
+]
+Day = Annotated[date, Strict(strict=False), _written(_DAY, "This must be a date, such as 2026-01-31.", date)]
+Amount = Annotated[
+    Decimal,
+    Strict(strict=False),
+    Field(max_digits=14, decimal_places=2),
+    _written(_AMOUNT, "This must be a text with two decimal places, such as 12.50.", Decimal),
+    WithJsonSchema({"type": "string", "maxLength": 16, "pattern": f"^({_AMOUNT})$", "examples": ["12.50"]}),
+]
+"""An amount of money, as text: a float could not store it exactly. For a column `Numeric(14, 2)`."""
