@@ -90,6 +90,17 @@ rename: setup ## Rename the product: NAME="Acme Billing"; SLUG=acme sets its sho
 	@$(PYTHON_IN_VENV) -m app.dev rename
 	@$(MAKE) --no-print-directory docs
 
+# As above: only from the command line, and safe for every character.
+.PHONY: feature
+feature: export FEATURE_NAME = $(if $(filter command,$(origin NAME)),$(value NAME))
+feature: export FEATURE_FIELDS = $(if $(filter command,$(origin FIELDS)),$(value FIELDS))
+feature: export FEATURE_ONE = $(if $(filter command,$(origin ONE)),$(value ONE))
+feature: export FEATURE_SCOPE = $(if $(filter command,$(origin SCOPE)),$(value SCOPE))
+feature: export FEATURE_DRY = $(if $(filter command,$(origin DRY)),$(value DRY))
+feature: setup ## Write a feature with its tests: NAME=notes FIELDS="title:str due:date:optional"; DRY=1 only prints (docs/generator.md)
+	@$(PYTHON_IN_VENV) -m app.dev feature
+	@$(if $(FEATURE_DRY),,$(MAKE) --no-print-directory docs)
+
 .PHONY: pins
 pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" upgrades only one package
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt

@@ -148,3 +148,16 @@ async def _is_ready(client: AsyncClient) -> bool:
         response: Response = await client.get("/readyz")
         return response.status_code == 200
     return False
+
+
+async def paste(lines: str, **environment: str) -> str:
+    """Run lines of a document in a shell, and return their output. An error response of a server is a failure, too."""
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-euo", "pipefail", "-c", 'curl() { command curl --fail-with-body "$@"; }\n' + lines),
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()

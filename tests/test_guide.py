@@ -1,18 +1,26 @@
 """The listings of `docs/adding-a-feature.md` work in a copy of the repository."""
 
 import asyncio
+import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from app.dev.generator.plan import plan
 from app.migrations.revisions import head
 from tests.conftest import ROOT, outside
 from tests.listings import apply, copy_repository, listings
+
+pytestmark = pytest.mark.skipif(
+    (ROOT / "src" / "app" / "notes").exists(), reason="this repository has the feature of the guide"
+)
 
 GUIDE = ROOT / "docs" / "adding-a-feature.md"
 LISTINGS = [listing for listing in listings(GUIDE) if listing.path]
@@ -38,6 +46,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
     for listing in LISTINGS:
         apply(listing, copy)
+    digest = hashlib.sha256(MIGRATION.text.encode()).hexdigest()
+    with (copy / "tests" / "migrations.sha256").open("a") as digests:
+        digests.write(f"{digest}  {Path(str(MIGRATION.path)).name}\n")
     return copy
 
 
@@ -70,22 +81,37 @@ def test_the_guide_adds_one_line_to_one_existing_file() -> None:
     assert [path for path in NEW if (ROOT / path).exists()] == []
 
 
+def test_the_command_of_the_guide_writes_its_listings() -> None:
+    (command,) = (listing.text for listing in listings(GUIDE) if "make feature" in listing.text)
+    name, fields = (argument.partition("=")[2] for argument in shlex.split(command)[2:])
+
+    written = plan(ROOT, name, fields).created
+
+    listed = {str(listing.path): listing.text for listing in LISTINGS if listing.language == "python"}
+    assert undated(written) == undated(listed)
+
+
+def undated(files: Mapping[str, str]) -> dict[str, str]:
+    """Return the files without the date of the migration, which is today's in the one and the newest migration's in the other."""
+    own = re.compile(r"20\d{6}_notes")
+    return {own.sub("notes", path): own.sub("notes", text) for path, text in files.items()}
+
+
 def test_the_migration_of_the_guide_follows_the_newest_one() -> None:
     followed = re.findall(r'^down_revision = "(.*)"$', MIGRATION.text, flags=re.MULTILINE)
 
     assert followed == [head()], "update the guide: make docs"
 
 
-async def test_the_command_of_the_guide_drafts_the_same_migration(tmp_path: Path, clone_url: str) -> None:
+async def test_alembic_drafts_the_same_migration(tmp_path: Path, clone_url: str) -> None:
     copy_repository(ROOT, tmp_path)
     for listing in LISTINGS[: LISTINGS.index(MIGRATION)]:
         apply(listing, tmp_path)
-    (tmp_path / ".local").mkdir()
-    (tmp_path / ".local" / "database-url").write_text(clone_url)
-    (command,) = (listing.text for listing in listings(GUIDE) if "alembic revision" in listing.text)
     before = set((tmp_path / "src").rglob("*.py"))
+    revision = Path(str(MIGRATION.path)).stem
 
-    await run(tmp_path, "sh", "-euc", command.replace(".venv/bin/", f"{Path(sys.executable).parent}/"))
+    draft_command = ("revision", "--autogenerate", "--rev-id", revision, "-m", "notes")
+    await run(tmp_path, sys.executable, "-m", "alembic", *draft_command, DATABASE_URL=clone_url)
 
     (draft,) = set((tmp_path / "src").rglob("*.py")) - before
     assert str(draft.relative_to(tmp_path)) == MIGRATION.path

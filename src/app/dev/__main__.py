@@ -12,6 +12,8 @@ from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
 from app.dev import rename as renaming
 from app.dev import run as make_run
+from app.dev.generator.errors import GeneratorError
+from app.dev.generator.plan import plan
 from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
 from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
@@ -82,17 +84,43 @@ def rename(
         typer.echo(f"  {path}")
 
 
+@commands.command()
+def feature(
+    name: Annotated[str, typer.Argument(envvar="FEATURE_NAME")] = "",
+    fields: Annotated[str, typer.Option(envvar="FEATURE_FIELDS", help="For example: title:str due:date:optional")] = "",
+    one: Annotated[str, typer.Option(envvar="FEATURE_ONE", help="Singular. Default: derived from the name.")] = "",
+    scope: Annotated[
+        str, typer.Option(envvar="FEATURE_SCOPE", help="For a feature of administrators instead of owners.")
+    ] = "",
+    *,
+    dry_run: Annotated[bool, typer.Option(envvar="FEATURE_DRY", help="Only print the files.")] = False,
+) -> None:
+    """Write a feature with its migration and its tests."""
+    planned = plan(generated_docs.ROOT, name, fields, one, scope)
+    if not planned:
+        typer.echo(f"{name} exists exactly as it would be generated. Nothing to do.")
+    elif dry_run:
+        typer.echo("\n".join(planned.preview()))
+    else:
+        planned.write()
+        typer.echo(f"Wrote the feature {name}, with the singular {planned.feature.one}:")
+        for path in (*planned.created, *planned.changed):
+            typer.echo(f"  {path}")
+
+
 def program() -> None:
-    """Run a command. An error that a developer can correct is printed without a traceback, with exit code 1."""
+    """Run a command. An error that a developer can correct is printed without a traceback, with exit code 1 or 2."""
     try:
         commands()
+    except GeneratorError as error:
+        _fail(str(error), code=2)
     except (EmbeddedPostgresError, MigrationError, import_contracts.UnknownModuleError, renaming.RenameError) as error:
         _fail(str(error))
 
 
-def _fail(sentence: str) -> NoReturn:
+def _fail(sentence: str, *, code: int = 1) -> NoReturn:
     typer.echo(sentence, err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""Adds a feature to the list in `src/app/features.py`."""
+
+import ast
+
+from app.dev.generator.errors import GeneratorError
+
+FILE = "src/app/features.py"
+_NOT_A_LIST = f"{FILE} has no tuple FEATURES = (…) of names. Restore it first."
+
+
+def listed(text: str) -> list[str]:
+    """Return the features in the list."""
+    return [str(element.value) for element in _elements(text)]
+
+
+def added(text: str, name: str) -> str:
+    """Return the file with this feature at the end of the list, on a line of its own."""
+    last = _elements(text)[-1]
+    lines = text.splitlines(keepends=True)
+    end = (last.end_lineno or last.lineno) - 1
+    lines[end] = _with_comma(lines[end], last.end_col_offset or 0)
+    indent = " " * (len(lines[end]) - len(lines[end].lstrip()))
+    lines.insert(end + 1, f'{indent}"{name}",\n')
+    return "".join(lines)
+
+
+def _with_comma(line: str, end: int) -> str:
+    rest = line[end:]
+    return line if rest.lstrip().startswith(",") else f"{line[:end]},{rest}"
+
+
+def _elements(text: str) -> list[ast.Constant]:
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.AnnAssign | ast.Assign) and _target(node) == "FEATURES":
+            elements = node.value.elts if isinstance(node.value, ast.Tuple) else []
+            found = [each for each in elements if isinstance(each, ast.Constant)]
+            if found:
+                return found
+    raise GeneratorError(_NOT_A_LIST)
+
+
+def _target(node: ast.AnnAssign | ast.Assign) -> str:
+    return ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])

@@ -1,0 +1,186 @@
+"""Reads the arguments of `make feature`, and refuses names that would not work."""
+
+import builtins
+import keyword
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pydantic import BaseModel
+
+from app.core.db.database import VersionedBase
+from app.dev.generator import kinds, words
+from app.dev.generator.errors import GeneratorError
+from app.dev.generator.feature import Feature, Field, Target
+from app.dev.generator.kinds import KINDS, Kind
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_REFERENCE = re.compile(r"ref\(([a-z0-9_]+)\)")
+_ENUMERATION = re.compile(r"enum\((.*)\)")
+_EXAMPLE = 'make feature NAME=notes FIELDS="title:str body:text:optional"'
+# The name of a revision has at most 32 characters, of which the date takes nine.
+_MIN_LENGTH, _MAX_LENGTH = 3, 23
+_MAX_IDENTIFIER = 63
+_OPTIONS = ("optional", "unique")
+# Members of models and schemas, and parameters of every list.
+_RESERVED = {"owner_id", "registry", *vars(VersionedBase), *dir(VersionedBase), *dir(BaseModel)}
+_PARAMETERS = {"limit", "cursor", "sort", "q"}
+
+
+type Targets = Callable[[str], Target]
+
+
+def parse(name: str, fields: str, one: str = "", scope: str = "", *, targets: Targets) -> Feature:
+    """Return the feature that the arguments describe. Raises `GeneratorError` for names and types that cannot be used.
+
+    `targets` returns the feature that a field refers to.
+    """
+    _refuse_name(name)
+    one = one or _singular(name)
+    _refuse_singular(one)
+    cls = words.camel(one)
+    texts = _split(fields)
+    if not texts:
+        message = f"{name} needs at least one field. Example: {_EXAMPLE}"
+        raise GeneratorError(message)
+    feature = Feature(name, one, [_field(text, cls, targets) for text in texts], scope)
+    _refuse_scope(feature)
+    _refuse_duplicates(feature)
+    _refuse_long_identifiers(feature)
+    return feature
+
+
+def _refuse_name(name: str) -> None:
+    if not name:
+        message = f"The name is missing. Example: {_EXAMPLE}"
+        raise GeneratorError(message)
+    _refuse_spelling("name", name, "NAME=purchase_orders")
+    if not _MIN_LENGTH <= len(name) <= _MAX_LENGTH:
+        message = (
+            f'"{name}" has {len(name)} characters; a feature has {_MIN_LENGTH} to {_MAX_LENGTH}. Choose another name.'
+        )
+        raise GeneratorError(message)
+    if name.startswith("procrastinate_"):
+        raise GeneratorError("The tables of the job queue begin with procrastinate_. Choose another name.")
+
+
+def _refuse_spelling(what: str, text: str, example: str) -> None:
+    if not _NAME.fullmatch(text):
+        message = (
+            f'"{text}" is not a valid {what}. Use small letters a to z, digits and underscores, for example {example}'
+        )
+        raise GeneratorError(message)
+    if keyword.iskeyword(text):
+        message = f'"{text}" is a keyword of Python. Choose another {what}.'
+        raise GeneratorError(message)
+
+
+def _singular(name: str) -> str:
+    guess = words.singular(name)
+    if guess is None:
+        message = f'The singular of "{name}" is not known. Add it, for example ONE={name}_item'
+        raise GeneratorError(message)
+    return guess
+
+
+def _refuse_singular(one: str) -> None:
+    _refuse_spelling("singular", one, "ONE=purchase_order")
+    if hasattr(builtins, one):
+        message = f'"{one}" is a builtin name of Python. Choose another singular, for example ONE=own_{one}'
+        raise GeneratorError(message)
+
+
+def _refuse_scope(feature: Feature) -> None:
+    if not feature.scope:
+        return
+    _refuse_spelling("scope", feature.scope, f"SCOPE={feature.name}")
+    for target in feature.targets:
+        if target.is_owned:
+            message = f"A feature with a scope cannot refer to {target.name}, whose rows have owners. Leave out the field or the scope."
+            raise GeneratorError(message)
+
+
+def _split(fields: str) -> Sequence[str]:
+    """Split at the spaces that are not inside parentheses."""
+    return re.sub(r"\(([^()]*)\)", lambda match: re.sub(r"\s+", "", match[0]), fields).split()
+
+
+def _field(text: str, cls: str, targets: Targets) -> Field:
+    name, *rest = text.split(":")
+    if not name or not rest or not rest[0]:
+        message = f'"{text}" is not a field. Write name:type, for example title:str'
+        raise GeneratorError(message)
+    type_, *options = rest
+    _refuse_spelling("name of a field", name, "title:str")
+    _refuse_options(name, options)
+    field = _typed(name, type_, cls, targets, is_optional="optional" in options)
+    field = replace(field, is_optional="optional" in options, is_unique="unique" in options)
+    _refuse_unique(field)
+    _refuse_reserved(field)
+    return field
+
+
+def _typed(name: str, type_: str, cls: str, targets: Targets, *, is_optional: bool) -> Field:
+    if match := _REFERENCE.fullmatch(type_):
+        target = targets(match[1])
+        return Field(f"{name}_id", "ref", kinds.reference(target.name, is_optional=is_optional), target=target)
+    if values := _values(name, type_):
+        return Field(name, "enum", kinds.enumeration(cls + words.camel(name), values), values=values)
+    return Field(name, type_, _kind(name, type_))
+
+
+def _kind(name: str, type_: str) -> Kind:
+    if type_ not in KINDS:
+        message = f'{name} has the unknown type "{type_}". Use one of: {", ".join(KINDS)}, enum(a,b), ref(projects)'
+        raise GeneratorError(message)
+    return KINDS[type_]
+
+
+def _values(name: str, type_: str) -> Sequence[str]:
+    match = _ENUMERATION.fullmatch(type_)
+    if match is None:
+        return ()
+    values = match[1].split(",")
+    if len(values) < len("ab") or len(set(values)) < len(values) or not all(map(_NAME.fullmatch, values)):
+        message = (
+            f"{name} needs at least two different values in small letters, for example {name}:enum(draft,sent,paid)"
+        )
+        raise GeneratorError(message)
+    return values
+
+
+def _refuse_options(name: str, options: Sequence[str]) -> None:
+    for option in options:
+        if option not in _OPTIONS or options.count(option) > 1:
+            message = f'{name} has the unknown or repeated option "{option}". Use: {", ".join(_OPTIONS)}'
+            raise GeneratorError(message)
+
+
+def _refuse_unique(field: Field) -> None:
+    if field.is_unique and not field.kind.may_be_unique:
+        message = f"{field.name} cannot be unique, because its type is {field.type}. Leave out :unique"
+        raise GeneratorError(message)
+
+
+def _refuse_reserved(field: Field) -> None:
+    if field.name in _RESERVED or (field.query and field.name in _PARAMETERS):
+        message = f'"{field.name}" has a meaning of its own in every feature. Choose another name for the field.'
+        raise GeneratorError(message)
+
+
+def _refuse_duplicates(feature: Feature) -> None:
+    names = [each.name for each in feature.fields]
+    for name in names:
+        if names.count(name) > 1:
+            message = f"There are two fields with the name {name}. Rename one of them."
+            raise GeneratorError(message)
+
+
+def _refuse_long_identifiers(feature: Feature) -> None:
+    for name in feature.identifiers():
+        if len(name) > _MAX_IDENTIFIER:
+            message = (
+                f"PostgreSQL names have at most {_MAX_IDENTIFIER} characters, and {name} would have {len(name)}. "
+                "Choose a shorter name for the feature or the field."
+            )
+            raise GeneratorError(message)

@@ -1,0 +1,137 @@
+"""Renders the files of a feature from the templates, and formats them like the rest of the repository."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from app.dev.generator import samples
+from app.dev.generator.feature import Feature
+from app.dev.generator.repository import Revision
+
+TEMPLATES = Path("scripts") / "feature"
+_MODULES = ("models", "schemas", "errors", "crud", "service", "router")
+_MODULES_OF_SCOPES = ("scopes", "dependencies")
+# Templates import what any feature may need. The linter removes unused imports and sorts the others.
+_RULES = ("--select", "I,F401", "--fix-only", "--quiet")
+
+
+def render(root: Path, feature: Feature, revision: Revision) -> dict[str, str]:
+    """Return the text of each file of a feature by its path."""
+    source, tests = f"src/app/{feature.name}", f"tests/{feature.name}"
+    templates = {
+        **{f"{source}/{module}.py": f"{module}.py.jinja" for module in _MODULES},
+        **(
+            {} if feature.is_owned else {f"{source}/{module}.py": f"{module}.py.jinja" for module in _MODULES_OF_SCOPES}
+        ),
+        f"src/app/migrations/versions/{revision.name}.py": "migration.py.jinja",
+        f"{tests}/test_router.py": "test_router.py.jinja",
+        f"{tests}/access.py": "access.py.jinja",
+    }
+    environment = _environment(root)
+    values = _values(feature, revision)
+    rendered = {path: environment.get_template(template).render(values) for path, template in templates.items()}
+    return {f"{source}/__init__.py": "", **{path: formatted(root, path, text) for path, text in rendered.items()}}
+
+
+def imported_names(root: Path) -> set[str]:
+    """Return the names that models and schemas import. A class or a field with such a name would hide it."""
+    found: set[str] = set()
+    for module in ("models", "schemas", "router", "service"):
+        text = (root / TEMPLATES / f"{module}.py.jinja").read_text()
+        for names in re.findall(r"^from [\w.]+ import ([\w, ]+)$", text, re.MULTILINE):
+            found |= set(names.split(", "))
+    return found
+
+
+def formatted(root: Path, path: str, text: str) -> str:
+    """Return Python code in the layout of this repository."""
+    for command in (("check", *_RULES), ("format", "--quiet")):
+        text = _ruff(root, path, text, *command)
+    return text
+
+
+def _ruff(root: Path, path: str, text: str, *command: str) -> str:
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run(
+        [ruff, *command, "--no-cache", "--stdin-filename", path, "-"],
+        cwd=root,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        message = f"{path} cannot be formatted: {done.stderr.strip()}"
+        raise ValueError(message)
+    return done.stdout
+
+
+def _environment(root: Path) -> Environment:
+    # The delimiters differ from the default, which also occurs in Python: {{ in f-strings, {% and {# after a brace.
+    environment = Environment(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        line_statement_prefix="%%",
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701  # The templates are Python code.
+        loader=FileSystemLoader(root / TEMPLATES),
+    )
+    environment.filters |= {
+        "literal": _literal,
+        "tuple": _tuple,
+        "quoted": _quoted,
+        "apply": _apply,
+        "snake": lambda text: text.replace(" ", "_"),
+    }
+    return environment
+
+
+def _values(feature: Feature, revision: Revision) -> Mapping[str, Any]:
+    return {
+        "f": feature,
+        "owner": _owner(feature),
+        "revision": revision.name,
+        "down_revision": revision.follows,
+        "bodies": samples.bodies(feature),
+        "shortest_body": samples.shortest_body(feature),
+        "invalid": list(samples.invalid(feature)),
+        "listings": list(samples.listings(feature)),
+    }
+
+
+def _owner(feature: Feature) -> Mapping[str, str]:
+    """Return the code that names the owner in each statement and call; empty for a feature without owners."""
+    code = {
+        "parameter": "owner_id: UUID, ",
+        "argument": "owner_id, ",
+        "condition": f", {feature.cls}.owner_id == owner_id",
+        "subject": "subject_id=owner_id, ",
+    }
+    return code if feature.is_owned else dict.fromkeys(code, "")
+
+
+def _literal(value: object) -> str:
+    return repr(value).replace("'", '"')
+
+
+def _tuple(elements: Sequence[str]) -> str:
+    # A comma after the last of several elements would put each on a line of its own.
+    return f"({', '.join(elements)}{',' if len(elements) == 1 else ''})"
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return _tuple([f'"{text}"' for text in texts]).strip("()")
+
+
+def _apply(value: object, function: Callable[[object], str]) -> str:
+    return function(value)

@@ -1,0 +1,58 @@
+"""The values that the tests of a feature send, and the results that they expect."""
+
+import re
+from collections.abc import Iterator
+
+from app.dev.generator.feature import Feature, Field
+
+# The second row has only the members that a body must have.
+ROWS = (0, 1, 2)
+_SHORT = 1
+
+
+def bodies(feature: Feature) -> list[str]:
+    """Return the body of each row as code."""
+    return [_body(feature, row) for row in ROWS]
+
+
+def _body(feature: Feature, row: int) -> str:
+    members = [f'"{each.name}": {each.kind.samples[row]}' for each in feature.fields if _is_sent(each, row)]
+    return f"{{{', '.join(members)}}}"
+
+
+def _is_sent(field: Field, row: int) -> bool:
+    return row != _SHORT or not field.is_optional
+
+
+def invalid(feature: Feature) -> Iterator[tuple[str, str]]:
+    """Yield the members of a body with a value that is refused."""
+    for each in feature.fields:
+        yield from ((each.name, value) for value in each.kind.invalid)
+        if not each.is_optional:
+            yield each.name, "None"
+
+
+def listings(feature: Feature) -> Iterator[tuple[str, list[int]]]:
+    """Yield parameters of the list, and the numbers of the rows that it returns."""
+    for each in feature.sortables:
+        order = list(each.kind.sorted_samples or ())
+        yield f'{{"sort": "{each.name}"}}', order
+        yield f'{{"sort": "-{each.name}"}}', order[::-1]
+    yield '{"sort": "created_at"}', list(ROWS)
+    if feature.searched:
+        yield '{"q": "Mi"}', [0]
+        yield '{"q": "%"}', []
+    for each in feature.filters:
+        value = each.kind.samples[0]
+        found = [row for row in ROWS if _is_sent(each, row) and each.kind.samples[row] == value]
+        yield f'{{"{each.name}": {_parameter(value)}}}', found[::-1]
+
+
+def _parameter(value: str) -> str:
+    is_text = value.startswith('"') or value.endswith("_ID")
+    return value if is_text else f'"{value.lower()}"'
+
+
+def shortest_body(feature: Feature) -> str:
+    """Return the members that a body must have as code. References lead to unknown rows."""
+    return re.sub(r"\b[A-Z]+_ID\b", "UNKNOWN_ID", _body(feature, _SHORT))

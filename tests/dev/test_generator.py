@@ -1,0 +1,267 @@
+"""`make feature`: which arguments it accepts, and what it writes. `test_generated_features.py` runs the features."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.dev.generator import edit, plan
+from app.dev.generator.errors import GeneratorError
+from app.dev.generator.plan import Plan
+from tests.conftest import ROOT
+from tests.listings import copy_repository
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    copy_repository(ROOT, tmp_path)
+    return tmp_path
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    paths = (path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def planned(root: Path, name: str, fields: str, one: str = "") -> Plan:
+    return plan.plan(root, name, fields, one)
+
+
+def test_a_feature_adds_files_and_changes_two() -> None:
+    written = planned(ROOT, "violins", "title:str")
+
+    assert {path.rpartition("/")[2] for path in written.created if "/violins/" in path} == {
+        *("__init__.py", "models.py", "schemas.py", "errors.py", "crud.py", "service.py", "router.py"),
+        *("access.py", "test_router.py"),
+    }
+    assert list(written.changed) == ["src/app/features.py", "tests/migrations.sha256"]
+
+
+def test_a_second_run_changes_nothing(copy: Path) -> None:
+    planned(copy, "violins", "title:str").write()
+    before = contents(copy)
+
+    again = planned(copy, "violins", "title:str")
+    again.write()
+
+    assert not again
+    assert contents(copy) == before
+
+
+def test_a_feature_that_was_edited_is_not_overwritten(copy: Path) -> None:
+    planned(copy, "violins", "title:str").write()
+    (copy / "src/app/violins/service.py").write_text("# Ours.\n")
+
+    with pytest.raises(GeneratorError, match=r"^src/app/violins exists already"):
+        planned(copy, "violins", "title:str")
+
+
+def test_the_migration_follows_the_newest_one_and_is_not_dated_before_it(copy: Path) -> None:
+    newest = copy / "src/app/migrations/versions/20991231_newest.py"
+    head = planned(copy, "violins", "title:str").created
+    (before,) = (line for text in head.values() for line in text.splitlines() if line.startswith("down_revision"))
+    newest.write_text(f'revision = "20991231_newest"\n{before}\n')
+
+    created = planned(copy, "violins", "title:str").created
+
+    migration = created["src/app/migrations/versions/20991231_violins.py"]
+    assert 'revision = "20991231_violins"\ndown_revision = "20991231_newest"\n' in migration
+
+
+def test_two_heads_are_refused(copy: Path) -> None:
+    (copy / "src/app/migrations/versions/20991231_other.py").write_text('revision = "20991231_other"\n')
+
+    with pytest.raises(GeneratorError, match="The migrations have 2 heads"):
+        planned(copy, "violins", "title:str")
+
+
+def test_nothing_is_left_if_a_file_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(copy)
+    write = Path.write_text
+
+    def write_until_full(path: Path, text: str) -> int:
+        if path.name == "migrations.sha256" and "violins" in text:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write_until_full)
+
+    with pytest.raises(GeneratorError, match=r"No space left on device\. Nothing was changed"):
+        planned(copy, "violins", "title:str").write()
+
+    assert contents(copy) == before
+    assert not (copy / "src/app/violins").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('FEATURES = ("a", "b")\n', 'FEATURES = ("a", "b",)\n"c",\n'),
+        ('FEATURES = (\n    "a",\n    "b",  # Last.\n)\n', 'FEATURES = (\n    "a",\n    "b",  # Last.\n    "c",\n)\n'),
+        ('FEATURES = (\n    "a",\n    "b"\n)\n', 'FEATURES = (\n    "a",\n    "b",\n    "c",\n)\n'),
+    ],
+)
+def test_the_list_of_features_keeps_its_comments(before: str, after: str) -> None:
+    assert edit.added(before, "c").split() == after.split()
+
+
+# The command
+
+
+def make_feature(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.dev", "feature", *arguments],
+        cwd=root,
+        env={"PYTHONPATH": str(root / "src"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_the_command_writes_says_what_it_wrote_and_does_nothing_twice(copy: Path) -> None:
+    shutil.rmtree(copy / "docs")
+
+    first = make_feature(copy, "violins", "--fields", "title:str")
+    second = make_feature(copy, "violins", "--fields", "title:str")
+
+    assert (first.returncode, first.stdout.splitlines()[0]) == (
+        0,
+        "Wrote the feature violins, with the singular violin:",
+    )
+    assert "  src/app/violins/router.py" in first.stdout.splitlines()
+    assert (second.returncode, second.stdout) == (
+        0,
+        "violins exists exactly as it would be generated. Nothing to do.\n",
+    )
+
+
+def test_a_dry_run_prints_files_and_differences_and_writes_nothing(copy: Path) -> None:
+    before = contents(copy)
+
+    done = make_feature(copy, "violins", "--fields", "title:str", "--dry-run")
+
+    assert done.returncode == 0
+    assert "--- src/app/violins/models.py" in done.stdout
+    assert '+    "violins",' in done.stdout
+    assert contents(copy) == before
+
+
+def test_a_refusal_has_exit_code_2(copy: Path) -> None:
+    done = make_feature(copy, "Violins", "--fields", "title:str")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith('"Violins" is not a valid name.')
+
+
+# Scopes
+
+
+def test_a_feature_with_a_scope_has_no_owner(copy: Path) -> None:
+    written = plan.plan(copy, "violins", "title:str", scope="strings")
+
+    assert '"strings:read": "Read violins"' in written.created["src/app/violins/scopes.py"]
+    assert [path for path, text in written.created.items() if "owner_id" in text] == []
+
+
+def test_a_feature_with_a_scope_cannot_refer_to_rows_with_owners(copy: Path) -> None:
+    planned(copy, "violins", "title:str").write()
+
+    with pytest.raises(GeneratorError, match="A feature with a scope cannot refer to violins, whose rows have owners"):
+        plan.plan(copy, "strings", "violin:ref(violins)", scope="strings")
+
+
+@pytest.mark.parametrize(
+    ("scope", "sentence"),
+    [("users", 'Another feature has the scope "users".'), ("Violins", '"Violins" is not a valid scope.')],
+)
+def test_a_scope_that_would_not_work_is_refused(scope: str, sentence: str) -> None:
+    with pytest.raises(GeneratorError) as error:
+        plan.plan(ROOT, "violins", "title:str", scope=scope)
+
+    assert str(error.value).startswith(sentence)
+
+
+# Refused names
+
+
+def refused() -> Iterator[tuple[str, str, str, str]]:
+    yield "", "title:str", "", "The name is missing. Example: make feature NAME=notes"
+    yield "Notes", "title:str", "", '"Notes" is not a valid name. Use small letters'
+    yield "my notes", "title:str", "", '"my notes" is not a valid name.'
+    yield "2notes", "title:str", "", '"2notes" is not a valid name.'
+    yield "notes_", "title:str", "", '"notes_" is not a valid name.'
+    yield "x" * 23 + "s", "title:str", "", f'"{"x" * 23}s" has 24 characters; a feature has 3 to 23.'
+    yield "class", "title:str", "one", '"class" is a keyword of Python.'
+    yield "procrastinate_jobs", "title:str", "", "The tables of the job queue begin with procrastinate_."
+    yield "equipment", "title:str", "", 'The singular of "equipment" is not known. Add it, for example ONE='
+    yield "news", "title:str", "", 'The singular of "news" is not known.'
+    yield "violins", "title:str", "Violin", '"Violin" is not a valid singular.'
+    yield "properties", "title:str", "", '"property" is a builtin name of Python.'
+    yield "violins", "", "", "violins needs at least one field."
+    yield "violins", "title", "", '"title" is not a field. Write name:type'
+    yield "violins", ":str", "", '":str" is not a field.'
+    yield "violins", "Title:str", "", '"Title" is not a valid name of a field.'
+    yield "violins", "from:str", "", '"from" is a keyword of Python.'
+    yield "violins", "title:string", "", 'title has the unknown type "string". Use one of: str, text, int'
+    yield "violins", "state:enum", "", 'state has the unknown type "enum".'
+    yield "violins", "state:enum(a)", "", "state needs at least two different values"
+    yield "violins", "state:enum(a,a)", "", "state needs at least two different values"
+    yield "violins", "state:enum(a,B)", "", "state needs at least two different values"
+    yield "violins", "title:str:null", "", 'title has the unknown or repeated option "null".'
+    yield "violins", "title:str:unique:unique", "", 'title has the unknown or repeated option "unique".'
+    yield "violins", "body:text:unique", "", "body cannot be unique, because its type is text."
+    yield "violins", "title:str title:int", "", "There are two fields with the name title."
+    for field in ("id", "version", "owner_id", "created_at", "metadata", "registry", "model_dump"):
+        yield "violins", f"{field}:str", "", f'"{field}" has a meaning of its own in every feature.'
+    yield "violins", "limit:bool", "", '"limit" has a meaning of its own in every feature.'
+    yield "violins", f"{'x' * 40}:bool", "", "PostgreSQL names have at most 63 characters, and ix_violins_owner_id_x"
+    yield "violins", "date:date", "", '"date" is the name of a type.'
+    yield "violins", "user:ref(users)", "", "A field cannot refer to users. It needs a feature with"
+    yield "violins", "owner:ref(violas)", "", "A field cannot refer to violas."
+    yield "violins", "user:ref(../users)", "", 'user has the unknown type "ref(../users)".'
+    yield "users", "title:str", "", "src/app/users exists already."
+    yield "models", "title:str", "", "src/app/models.py exists already."
+    yield "faults", "title:str", "", "tests/faults exists already."
+    yield "housekeeping", "title:str", "note", "src/app/migrations/versions/20261130_housekeeping.py exists already."
+    yield "account_links", "title:str", "", 'The table "account_links" exists already.'
+    yield "members", "title:str", "user", 'Another feature has the error "user_not_found".'
+    yield "audit_events", "title:str", "entry", 'The table "audit_events" exists already.'
+    yield "pages", "title:str", "", "Generated code has another Page or page."
+    yield "sites", "title:str", "payload", "Generated code has another Payload or payload."
+
+
+@pytest.mark.parametrize(("name", "fields", "one", "sentence"), list(refused()))
+def test_a_name_that_would_not_work_is_refused(name: str, fields: str, one: str, sentence: str) -> None:
+    with pytest.raises(GeneratorError) as error:
+        planned(ROOT, name, fields, one)
+
+    assert str(error.value).startswith(sentence)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("plural", "one"),
+    [
+        ("categories", "category"),
+        ("boxes", "box"),
+        ("branches", "branch"),
+        ("purchase_orders", "purchase_order"),
+        ("houses", "house"),
+        ("glasses", "glass"),
+    ],
+)
+def test_the_singular_is_derived_from_a_regular_plural(plural: str, one: str) -> None:
+    assert planned(ROOT, plural, "title:str").feature.one == one
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [("note", "a note"), ("event", "an event"), ("unit", "a unit"), ("purchase_order", "a purchase order")],
+)
+def test_descriptions_have_the_right_article(one: str, words: str) -> None:
+    assert planned(ROOT, "things", "title:str", one).feature.a_one == words
