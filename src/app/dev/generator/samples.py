@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from app.dev.generator.feature import Feature, Field
 
-# The second row has only the members that a body must have.
+# The second row has only the members that a body must have, or all if it need not have any.
 ROWS = (0, 1, 2)
 _SHORT = 1
 
@@ -16,12 +16,12 @@ def bodies(feature: Feature) -> list[str]:
 
 
 def _body(feature: Feature, row: int) -> str:
-    members = [f'"{each.name}": {each.kind.samples[row]}' for each in feature.fields if _is_sent(each, row)]
+    members = [f'"{each.name}": {each.kind.samples[row]}' for each in feature.fields if _is_sent(feature, each, row)]
     return f"{{{', '.join(members)}}}"
 
 
-def _is_sent(field: Field, row: int) -> bool:
-    return row != _SHORT or not field.is_optional
+def _is_sent(feature: Feature, field: Field, row: int) -> bool:
+    return row != _SHORT or not field.is_optional or len(feature.optionals) == len(feature.fields)
 
 
 def invalid(feature: Feature) -> Iterator[tuple[str, str]]:
@@ -44,7 +44,7 @@ def listings(feature: Feature) -> Iterator[tuple[str, list[int]]]:
         yield '{"q": "%"}', []
     for each in feature.filters:
         value = each.kind.samples[0]
-        found = [row for row in ROWS if _is_sent(each, row) and each.kind.samples[row] == value]
+        found = [row for row in ROWS if _is_sent(feature, each, row) and each.kind.samples[row] == value]
         yield f'{{"{each.name}": {_parameter(value)}}}', found[::-1]
 
 
