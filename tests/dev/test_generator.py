@@ -158,6 +158,16 @@ def test_a_refusal_has_exit_code_2(copy: Path) -> None:
     assert done.stderr.startswith('"Violins" is not a valid name.')
 
 
+def test_a_public_feature_is_refused(copy: Path) -> None:
+    before = contents(copy)
+
+    done = make_feature(copy, "violins", "--fields", "title:str", "--public")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("The generator cannot write a feature that everybody may read.")
+    assert contents(copy) == before
+
+
 # Scopes
 
 
