@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import Form, Request, Security
+from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
@@ -88,6 +89,19 @@ async def read_own(session: SessionDep, reading: ReadSessionDep, database: Datab
 @router.get("/timed/stream", openapi_extra=own)
 async def stream_own(session: StreamSessionDep) -> Any:
     return await session.scalar(SHOW), await session.scalar(text("SHOW transaction_isolation"))
+
+
+@router.get("/timed/lines", openapi_extra=own)
+async def generate_own(session: StreamSessionDep) -> AsyncIterator[Any]:
+    yield await session.scalar(SHOW)
+
+
+@router.get("/timed/rows", response_class=StreamingResponse, openapi_extra=own)
+async def stream_own_rows(session: StreamSessionDep) -> StreamingResponse:
+    async def rows() -> AsyncIterator[str]:
+        yield str(await session.scalar(SHOW))
+
+    return StreamingResponse(rows())
 
 
 @router.get("/slow/reading", openapi_extra=own)
@@ -291,6 +305,9 @@ async def test_an_operation_has_its_own_statement_timeout(impatient: Database) -
         assert (await client.post("/untimed")).json() == ["200ms", "200ms"]
         assert (await client.post("/timed")).json() == ["2s", "2s", "2s"]
         assert (await client.get("/timed/stream")).json() == ["2s", "repeatable read"]
+        # These run their statements after the endpoint has returned.
+        assert (await client.get("/timed/lines")).json() == "2s"
+        assert (await client.get("/timed/rows")).text == "2s"
         # The connections return to the timeout of the settings.
         for _ in range(4):
             assert (await client.post("/untimed")).json() == ["200ms", "200ms"]

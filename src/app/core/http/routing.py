@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from typing import Any, Self, override
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, get_request_handler
+from starlette.types import Receive, Scope, Send
 
 from app.core.db.retries import with_retries
 from app.core.db.timeouts import statement_timeout
@@ -109,9 +109,13 @@ class Route(APIRoute):
         # A generator without a class of its own streams one JSON object per line.
         return success_types("application/jsonl" if self.is_json_stream else kind.media_type, self.responses)
 
+    @override
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Around the response, too: a response that streams rows runs its statements after the endpoint has returned.
+        with statement_timeout(self.operation_options.statement_timeout):
+            await super().handle(scope, receive, send)
+
     def _with_options(self, work: _Handler) -> _Handler:
-        if limit := self.operation_options.statement_timeout:
-            work = _with_statement_timeout(work, limit)
         if len(self.media_types) > 1:
             work = _with_vary(work, "Accept")
         # Caches must keep the response for anonymous callers apart from those for logged-in ones.
@@ -217,14 +221,6 @@ def _has_request_scope(dependant: Dependant) -> bool:
 def _has_yield(call: Callable[..., Any] | None) -> bool:
     functions = (call, getattr(call, "__call__", None))  # noqa: B004  # A callable object may be a generator function, too.
     return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in functions)
-
-
-def _with_statement_timeout(handle: _Handler, limit: timedelta) -> _Handler:
-    async def work(request: Request) -> Response:
-        with statement_timeout(limit):
-            return await handle(request)
-
-    return work
 
 
 def _with_vary(handle: _Handler, header: str) -> _Handler:
