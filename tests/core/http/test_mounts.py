@@ -143,6 +143,19 @@ async def test_a_mount_without_headers_gets_the_strict_defaults(files: StaticFil
     assert response.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize(("given", "status"), [("bytes=9-1", 400), ("bytes=99-", 416)])
+async def test_an_error_inside_a_mount_is_not_cached(files: StaticFiles, given: str, status: int) -> None:
+    app = application(routing.router())
+    mount_public(app, "/static", files, headers=HEADERS)
+
+    async with serving(app) as client:
+        response = await client.get("/static/page.html", headers={"Range": given})
+
+    # A cache would send the error to clients that have not sent this header.
+    assert (response.status_code, response.headers["cache-control"]) == (status, "no-store")
+    assert response.headers["content-security-policy"] == POLICY
+
+
 async def test_a_header_that_the_mounted_application_sets_is_kept() -> None:
     inner: ASGIApp = PlainTextResponse("own", headers={"Content-Security-Policy": "default-src 'self'"})
     app = application(routing.router())

@@ -1,6 +1,7 @@
 """Mounts: other ASGI applications below a path, and this application below a path of its host."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -20,7 +21,7 @@ def mount_public(
 ) -> None:
     """Mount an application that anybody may call, and declare it. An application that needs a login must check that itself.
 
-    `headers` are added to each of its responses that lacks them. They replace the default headers, such as the
+    `headers` are added to each of its responses that lacks them, except `Cache-Control` to errors. They replace the default headers, such as the
     `Content-Security-Policy` that allows a page neither styles nor scripts, and `Cache-Control: no-store`.
     """
     router = parent.router if isinstance(parent, FastAPI) else parent
@@ -57,6 +58,9 @@ class _DefaultHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name for name, _ in message.get("headers", ())}
+                if message["status"] >= HTTPStatus.BAD_REQUEST:
+                    # Another client may not get this error.
+                    present.add(b"cache-control")
                 added = [header for header in self._headers if header[0] not in present]
                 message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
