@@ -166,6 +166,15 @@ async def test_mails_are_not_shown_under_a_foreign_name(pages: Pages, tmp_path: 
     assert [(one.status_code, one.json()["code"]) for one in responses] == [(403, "foreign_host")] * 3
 
 
+async def test_pages_of_other_origins_cannot_read_mails(pages: Pages, tmp_path: Path) -> None:
+    name = await send(tmp_path)
+    async with pages(server={"cors_origins": "*"}) as client:
+        paths = ("/local/mails", f"/local/mails/{name}", f"/local/mails/{name}/html")
+        responses = [await client.get(path, headers={"origin": "https://evil.example"}) for path in paths]
+
+    assert [(one.status_code, one.json()["code"]) for one in responses] == [(403, "foreign_host")] * 3
+
+
 @pytest.mark.parametrize("host", ["localhost:8000", "[::1]:8000", "dev.example"])
 async def test_mails_are_shown_under_the_names_of_this_machine_and_the_public_url(pages: Pages, host: str) -> None:
     async with pages(server={"public_url": "https://dev.example"}) as client:

@@ -61,6 +61,9 @@ async def get_directory(request: Request, settings: SettingsDep) -> Path:
     host = request.url.hostname or ""
     if not is_loopback(host) and host != urlsplit(settings.public_url).hostname:
         raise ForeignHostError
+    # These pages send no such header themselves. A page of another origin does, and CORS may let it read the response.
+    if "origin" in request.headers:
+        raise ForeignHostError
     return directory
 
 
