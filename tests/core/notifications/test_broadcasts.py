@@ -1,12 +1,15 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from app.core.config import DatabaseSettings
 from app.core.db.database import Database
 from app.core.db.failures import DatabaseUnavailableError
+from app.core.db.timeouts import current_statement_timeout, statement_timeout
 from app.core.notifications import broadcasts
 from app.core.notifications.broadcasts import MAX_SIZE, MAX_WAITING, Broadcasts, Subscription, publish
 from tests.conftest import cloned, make_settings
@@ -84,6 +87,15 @@ async def test_an_unreachable_database_refuses_subscriptions_and_then_accepts_th
         proxy.accept()
         async with messages.subscribe("a") as subscription:
             assert subscription.ended is None
+
+
+async def test_the_connection_does_not_belong_to_the_request_that_opened_it(shared_url: str) -> None:
+    with bound_contextvars(request_id="of-the-first-subscriber"), statement_timeout(timedelta(minutes=1)):
+        async with Broadcasts(settings_of(shared_url)).running() as messages, messages.subscribe("a"):
+            [task] = [task for task in asyncio.all_tasks() if task.get_name() == "broadcasts"]
+
+            assert task.get_context().run(get_contextvars) == {}
+            assert task.get_context().run(current_statement_timeout) is None
 
 
 async def test_a_server_that_stops_responding_ends_the_subscriptions(

@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Literal, Self, get_args
 
 import asyncpg
@@ -136,7 +137,8 @@ class Broadcasts:
 
     async def _start_listening(self) -> None:
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="broadcasts")
+            # In an empty context: that of this request has its id for log lines, and its statement timeout.
+            self._task = asyncio.create_task(self._run(), name="broadcasts", context=Context())
         try:
             await asyncio.wait_for(self._listening.wait(), self._settings.connect_timeout.total_seconds())
         except TimeoutError:
