@@ -2,13 +2,17 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
-from httpx2 import AsyncClient, Response
+from httpx2 import AsyncClient, Request, Response
+from sqlalchemy import select
 from starlette.routing import Mount
 
+from app.auth.models import LoginSession
 from app.core import product
 from app.core.config import RateLimitSettings, Settings
 from app.core.db.database import Database, WriteSession
@@ -16,8 +20,8 @@ from app.core.http import routing
 from app.core.http.access import PUBLIC_KEY, guards, has_optional_caller
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
-from tests.access import optional, table
-from tests.aftermath import assert_problem, snapshot
+from tests.access import TARGET, Access, authenticated, optional, scoped, table
+from tests.aftermath import assert_problem, existing, snapshot
 from tests.auth.forge import Forge, signing_jwk
 from tests.auth.test_dependencies import token_of
 from tests.auth.test_optional_principal import PATH, optional_router
@@ -70,9 +74,9 @@ class Callers:
     """The headers of each kind of caller, and an account that the operations act on."""
 
     target: LoggedIn
-    user: dict[str, str]
-    admin: dict[str, str]
-    without_scopes: dict[str, str]
+    user: LoggedIn
+    admin: LoggedIn
+    without_scopes: LoggedIn
     refused: Mapping[str, dict[str, str]]
 
 
@@ -109,9 +113,9 @@ async def callers(
     assert (await client.delete(f"/api/v1/users/{ids['deleted']}", headers=admin.headers)).status_code == 204
     return Callers(
         target=LoggedIn(str(ids["target"]), "target@example.com", headers["target"]),
-        user=user.headers,
-        admin=admin.headers,
-        without_scopes={"Authorization": f"Bearer {narrow}"},
+        user=user,
+        admin=admin,
+        without_scopes=LoggedIn(admin.user_id, admin.email, {"Authorization": f"Bearer {narrow}"}),
         refused={
             **{name: headers[name] for name in ("disabled", "demoted", "deleted")},
             "expired": {"Authorization": f"Bearer {expired(user)}"},
@@ -125,17 +129,37 @@ def expired(user: LoggedIn) -> str:
     return forge.with_claims(iat=forge.claims["iat"] - 3600, exp=forge.claims["iat"] - 3000)
 
 
+async def prepare(session: WriteSession, operation: str, callers: Callers) -> None:
+    """Add the rows that make the request of a refused or anonymous caller valid."""
+    await ACCESS[operation].prepare(session, UUID(callers.target.user_id))
+    await session.commit()
+
+
 async def call(client: AsyncClient, operation: str, callers: Callers, headers: Mapping[str, str]) -> Response:
-    access = ACCESS[operation]
-    method, _, template = operation.partition(" ")
-    path = template.format(**{"user_id": callers.target.user_id, **access.path})
-    return await client.request(method, path, json=access.json, data=access.form, headers=headers)
+    """Send the request without a caller of its own: it names the target."""
+    target = UUID(callers.target.user_id)
+    return await client.request(**ACCESS[operation].request(operation, target, target, headers=headers))
+
+
+async def call_allowed(
+    client: AsyncClient, session: WriteSession, callers: Callers, operation: str, access: Access
+) -> list[Response]:
+    """Send the request of each caller who is allowed, after its preparation."""
+    responses = []
+    for caller in [callers.admin] if access.scopes else [callers.user, callers.without_scopes]:
+        caller_id = UUID(caller.user_id)
+        await access.prepare(session, caller_id)
+        await session.commit()
+        request = access.request(operation, caller_id, UUID(callers.target.user_id), headers=caller.headers)
+        responses.append(await client.request(**request))
+    return responses
 
 
 @pytest.mark.parametrize("operation", GUARDED)
 async def test_a_caller_without_a_token_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
+    await prepare(session, operation, callers)
     before = await snapshot(session)
 
     response = await call(client, operation, callers, {})
@@ -149,6 +173,7 @@ async def test_a_caller_without_a_token_is_refused(
 async def test_a_caller_with_a_token_that_is_not_valid_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
+    await prepare(session, operation, callers)
     before = await snapshot(session)
 
     refused = {name: await call(client, operation, callers, headers) for name, headers in callers.refused.items()}
@@ -166,11 +191,14 @@ async def test_a_caller_without_the_scope_is_refused(
     client: AsyncClient, session: WriteSession, callers: Callers, operation: str
 ) -> None:
     scopes = ACCESS[operation].scopes or frozenset()
+    await prepare(session, operation, callers)
     before = await snapshot(session)
 
-    responses = [await call(client, operation, callers, headers) for headers in (callers.user, callers.target.headers)]
+    responses = [
+        await call(client, operation, callers, headers) for headers in (callers.user.headers, callers.target.headers)
+    ]
     if "audit:read" not in scopes:
-        responses.append(await call(client, operation, callers, callers.without_scopes))
+        responses.append(await call(client, operation, callers, callers.without_scopes.headers))
 
     for response in responses:
         assert_problem(response, 403, "insufficient_scope")
@@ -180,23 +208,88 @@ async def test_a_caller_without_the_scope_is_refused(
 
 
 @pytest.mark.parametrize("operation", WITH_TOKEN)
-async def test_an_allowed_caller_is_accepted(client: AsyncClient, callers: Callers, operation: str) -> None:
+async def test_an_allowed_caller_is_accepted(
+    client: AsyncClient, session: WriteSession, callers: Callers, operation: str
+) -> None:
     access = ACCESS[operation]
-    allowed = [callers.admin] if access.scopes else [callers.user, callers.without_scopes]
 
-    responses = [await call(client, operation, callers, headers) for headers in allowed]
+    responses = await call_allowed(client, session, callers, operation, access)
 
-    accepted = [response.is_success if access.is_found else response.status_code == 404 for response in responses]
-    assert all(accepted), [response.text for response in responses]
+    assert all(access.accepts(response.status_code) for response in responses), [r.text for r in responses]
 
 
 @pytest.mark.parametrize("operation", OPEN)
-async def test_an_open_operation_needs_no_token(client: AsyncClient, callers: Callers, operation: str) -> None:
+async def test_an_open_operation_needs_no_token(
+    client: AsyncClient, session: WriteSession, callers: Callers, operation: str
+) -> None:
+    await prepare(session, operation, callers)
+
     response = await call(client, operation, callers, {})
 
-    access = ACCESS[operation]
-    if access.is_found and access.is_known:
-        assert response.is_success
-    else:
-        assert response.status_code == (400 if access.is_found else 404)
+    assert ACCESS[operation].accepts(response.status_code), response.text
     assert "www-authenticate" not in response.headers
+
+
+async def test_a_row_can_expect_another_status(client: AsyncClient, session: WriteSession, callers: Callers) -> None:
+    access = scoped("users:write", json={"email": TARGET}, status=409)
+
+    (response,) = await call_allowed(client, session, callers, "POST /api/v1/users", access)
+
+    assert response.json()["code"] == "email_taken"
+    assert [status for status in (201, 404, 409) if access.accepts(status)] == [409]
+
+
+async def test_a_row_can_send_a_query_a_file_or_another_type() -> None:
+    query, file = Access(options={"params": {"q": "x"}}), Access(options={"files": {"file": ("a.png", b"PNG")}})
+    table = Access(options={"content": b"a,b", "headers": {"Content-Type": "text/csv"}})
+
+    requests = [
+        Request(**access.request("POST http://test/things", UUID(int=1), UUID(int=2), headers={"X-Caller": "1"}))
+        for access in (query, file, table)
+    ]
+
+    assert str(requests[0].url) == "http://test/things?q=x"
+    assert requests[1].headers["content-type"].startswith("multipart/form-data")
+    assert b'filename="a.png"' in await requests[1].aread()
+    assert (requests[2].headers["content-type"], await requests[2].aread()) == ("text/csv", b"a,b")
+    assert [request.headers["x-caller"] for request in requests] == ["1", "1", "1"]
+
+
+async def test_a_row_can_send_another_body_for_each_caller(
+    client: AsyncClient, session: WriteSession, callers: Callers
+) -> None:
+    access = authenticated(json=lambda caller: {"full_name": f"Name of {caller}"})
+
+    responses = await call_allowed(client, session, callers, "PATCH /api/v1/users/me", access)
+
+    assert [access.accepts(response.status_code) for response in responses] == [True, True]
+    for caller in (callers.user, callers.admin):
+        assert (await existing(session, caller.user_id)).full_name == f"Name of {caller.user_id}"
+
+
+async def test_a_row_can_prepare_what_each_caller_needs(
+    client: AsyncClient, session: WriteSession, callers: Callers
+) -> None:
+    async def add_session(session: WriteSession, caller: UUID) -> None:
+        end = datetime.now(UTC) + timedelta(hours=1)
+        session.add(
+            LoginSession(
+                id=caller,
+                user_id=caller,
+                nonce=b"nonce",
+                pepper_id=1,
+                scope="",
+                idle_expires_at=end,
+                absolute_expires_at=end,
+                device_family="",
+            )
+        )
+
+    access = authenticated(path=lambda caller: {"session_id": caller}, prepare=add_session)
+    operation = "DELETE /api/v1/users/me/sessions/{session_id}"
+
+    responses = await call_allowed(client, session, callers, operation, access)
+
+    assert [access.accepts(response.status_code) for response in responses] == [True, True]
+    ended = select(LoginSession.id).where(LoginSession.revoke_reason == "user")
+    assert {str(id_) for id_ in await session.scalars(ended)} == {callers.user.user_id, callers.admin.user_id}

@@ -269,12 +269,11 @@ async def test_nothing_is_written_by_a_token_with_a_scope_that_the_role_does_not
         target = tokens.claims["sub"]
         forge = Forge(tokens.access, signing_jwk(KEY_SET))
         headers = {"Authorization": f"Bearer {forge.with_claims(scope=scope)}"}
-        method, _, path = operation.partition(" ")
         async with database.read_sessions() as session:
             before = await snapshot(session)
 
-        path = path.format(**{"user_id": target, **access.path})
-        response = await client.request(method, path, json=access.json, headers=headers)
+        request = access.request(operation, UUID(target), UUID(target), headers=headers)
+        response = await client.request(**request)
 
         async with database.read_sessions() as session:
             after = await snapshot(session)

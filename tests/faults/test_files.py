@@ -176,12 +176,9 @@ async def test_no_operation_returns_500_without_free_files(clone_url: str, hashe
 
         with without_free_files(server):
             for (operation, access), header in zip(ACCESS.items(), headers, strict=True):
-                method, _, template = operation.partition(" ")
-                path = template.format(**{"user_id": target.id, **access.path})
                 credentials = {} if access.scopes is None else header
-                responses[operation] = await client.request(
-                    method, path, json=access.json, data=access.form, headers=credentials
-                )
+                request = access.request(operation, target.id, target.id, headers=credentials)
+                responses[operation] = await client.request(**request)
 
         defects = [operation for operation, response in responses.items() if response.status_code == 500]
         refused = [response for response in responses.values() if response.status_code == 503]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -119,13 +119,11 @@ class Crowd:
 
     async def send(self, operation: str, actor: Party, target: Party, request: Mapping[str, Any]) -> Response:
         """Send one request. The actor sends it if the path names the target; otherwise the target itself does."""
-        method, _, path = operation.partition(" ")
-        caller = actor if "{user_id}" in path or path == "/api/v1/users" else target
-        headers = {} if ACCESS[operation].scopes is None else caller.headers
-        path = path.format(**{"user_id": target.user_id, **ACCESS[operation].path, **request.get("path", {})})
-        return await self.client.request(
-            method, path, json=request.get("json"), data=request.get("form"), headers=headers
-        )
+        caller = actor if "{user_id}" in operation or operation.endswith(" /api/v1/users") else target
+        access = replace(ACCESS[operation], **request)
+        headers = {} if access.scopes is None else caller.headers
+        sent = access.request(operation, caller.user_id, target.user_id, headers=headers)
+        return await self.client.request(**sent)
 
 
 type Write = Callable[[Crowd, Party, Party], Awaitable[Response | None]]
@@ -166,9 +164,7 @@ def _variants(operation: str) -> dict[str, Callable[[Party], Mapping[str, Any]]]
             "promote": lambda _: {"json": {"role": "admin"}},
         },
     }
-    return named.get(operation) or {
-        operation: lambda _: {"json": ACCESS[operation].json, "form": ACCESS[operation].form}
-    }
+    return named.get(operation) or {operation: lambda _: {}}
 
 
 def _password_form(target: Party, password: str) -> dict[str, str]:
