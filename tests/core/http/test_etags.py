@@ -78,3 +78,21 @@ def test_a_created_row_has_a_tag_and_a_location_below_the_path() -> None:
 
     assert Created("/things", response).tag(Row()).id == "a1"
     assert (response.headers["location"], response.headers["etag"]) == ("/things/a1", '"7"')
+
+
+def test_the_url_of_a_created_row_can_end_with_its_slug() -> None:
+    response = Response()
+
+    assert Created("/shelves/a b:c/books", response).tag(Row(), segment="größe/1").id == "a1"
+    assert response.headers["location"] == "/shelves/a%20b:c/books/gr%C3%B6%C3%9Fe%2F1"
+
+
+@pytest.mark.parametrize("kind", [ReadCondition, WriteCondition, Created])
+def test_a_response_with_another_body_has_the_tag_of_its_row(
+    kind: type[ReadCondition] | type[WriteCondition] | type[Created],
+) -> None:
+    response = Response()
+
+    assert kind('"7"', response).tag(Row(), {"title": "A"}) == {"title": "A"}
+    assert response.headers["etag"] == '"7"'
+    assert response.status_code == (304 if kind is ReadCondition else 200)

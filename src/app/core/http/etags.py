@@ -6,7 +6,8 @@ An endpoint takes `IfNoneMatch` to read a row, `IfMatch` to change or delete one
 import re
 from collections.abc import Collection
 from http import HTTPStatus
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, overload
+from urllib.parse import quote
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BeforeValidator
@@ -22,6 +23,8 @@ _VERSION = re.compile(r"[0-9]{1,18}")
 # Maximum length of a condition. A longer one matches nothing, because parsing it would block the event loop for too long.
 _MAX_CONDITION = 8192
 _NO_TAG = ""
+# Characters of a path that need no percent-encoding (RFC 3986, 3.3).
+_IN_PATHS = "/:@!$&'()*+,;="
 
 
 class Versioned(Protocol):
@@ -61,12 +64,18 @@ class ReadCondition:
         self.header = header
         self._response = response
 
-    def tag[Row: Versioned](self, row: Row) -> Row:
-        """Set the `ETag`, and return the row. If the client's copy is current, set the status 304: FastAPI then sends no body."""
-        _set_tag(self._response, row)
+    @overload
+    def tag[Row: Versioned](self, row: Row) -> Row: ...
+    @overload
+    def tag[Body](self, row: Versioned, body: Body) -> Body: ...
+    def tag(self, row: Versioned, body: object = None) -> object:
+        """Set the `ETag` of the row. If the client's copy is current, set the status 304: FastAPI then sends no body.
+
+        Return the body if there is one, otherwise the row.
+        """
         if is_current(self.header, row.version):
             self._response.status_code = HTTPStatus.NOT_MODIFIED
-        return row
+        return _tagged(self._response, row, body)
 
 
 class WriteCondition:
@@ -81,9 +90,13 @@ class WriteCondition:
         """The versions that the row may have; None allows any. The service must compare them while it holds a lock on the row."""
         return acceptable_versions(self.header)
 
-    def tag[Row: Versioned](self, row: Row) -> Row:
-        _set_tag(self._response, row)
-        return row
+    @overload
+    def tag[Row: Versioned](self, row: Row) -> Row: ...
+    @overload
+    def tag[Body](self, row: Versioned, body: Body) -> Body: ...
+    def tag(self, row: Versioned, body: object = None) -> object:
+        """Set the `ETag` of the row. Return the body if there is one, otherwise the row."""
+        return _tagged(self._response, row, body)
 
 
 class Created:
@@ -93,15 +106,23 @@ class Created:
         self._path = path
         self._response = response
 
-    def tag[Row: VersionedResource](self, row: Row) -> Row:
-        """Set `Location` and `ETag`, and return the row. Its URL is the path of this request, followed by its id."""
-        self._response.headers["Location"] = f"{self._path}/{row.id}"
-        _set_tag(self._response, row)
-        return row
+    @overload
+    def tag[Row: VersionedResource](self, row: Row, *, segment: str | None = None) -> Row: ...
+    @overload
+    def tag[Body](self, row: VersionedResource, body: Body, *, segment: str | None = None) -> Body: ...
+    def tag(self, row: VersionedResource, body: object = None, *, segment: str | None = None) -> object:
+        """Set `Location` and the `ETag` of the row. Return the body if there is one, otherwise the row.
+
+        The URL of the row is the path of this request, followed by the segment, which is its id by default.
+        """
+        last = str(row.id) if segment is None else segment
+        self._response.headers["Location"] = f"{quote(self._path, safe=_IN_PATHS)}/{quote(last, safe='')}"
+        return _tagged(self._response, row, body)
 
 
-def _set_tag(response: Response, row: Versioned) -> None:
+def _tagged(response: Response, row: Versioned, body: object) -> object:
     response.headers["ETag"] = etag(row.version)
+    return row if body is None else body
 
 
 async def get_read_condition(response: Response, if_none_match: IfNoneMatchHeader = None) -> ReadCondition:
