@@ -21,6 +21,12 @@ run: setup ## Start the application on its own database; PORT=8001 sets the port
 database: setup ## Start only the database of make run, for psql and the app command
 	@$(PYTHON_IN_VENV) -m app.dev database
 
+# NAME is read only from the command line, because some systems set NAME in the environment.
+.PHONY: migration
+migration: export MIGRATION_NAME = $(if $(filter command,$(origin NAME)),$(value NAME))
+migration: setup ## Draft a migration for the changes of the models: NAME="add nickname"
+	@$(PYTHON_IN_VENV) -m app.dev migration
+
 .PHONY: test
 test: setup ## Run the tests; ALL=1 includes slow tests, ARGS="-k login" passes options to pytest, COVERAGE=1 measures coverage
 	@$(PYTHON_IN_VENV) -m pytest $(if $(ALL),,-m "not slow") $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)

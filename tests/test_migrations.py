@@ -161,7 +161,7 @@ async def test_the_models_and_the_schema_agree(database_url: str) -> None:
         differences = await connection.run_sync(_differences)
     await engine.dispose()
 
-    assert differences == [], "write a migration: alembic revision --autogenerate"
+    assert differences == [], 'write a migration: make migration NAME="…"'
 
 
 def _differences(connection: Connection) -> list[Any]:

@@ -12,9 +12,10 @@ from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
 from app.dev import rename as renaming
 from app.dev import run as make_run
+from app.dev.data.draft import DraftError, draft
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
-from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
+from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError, server_for_tests
 from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
 
@@ -61,6 +62,15 @@ def migrations() -> None:
     if leftovers:
         _fail("\n".join(leftovers))
     sys.stdout.write(sql)
+
+
+@commands.command()
+def migration(name: Annotated[str, typer.Argument(envvar="MIGRATION_NAME")] = "") -> None:
+    """Draft a migration from the difference between the models and the migrations."""
+    root = generated_docs.ROOT
+    with server_for_tests(root) as url:
+        for sentence in draft(root, url, name):
+            typer.echo(sentence)
 
 
 @commands.command()
@@ -121,7 +131,13 @@ def program() -> None:
         commands()
     except GeneratorError as error:
         _fail(str(error), code=2)
-    except (EmbeddedPostgresError, MigrationError, import_contracts.UnknownModuleError, renaming.RenameError) as error:
+    except (
+        DraftError,
+        EmbeddedPostgresError,
+        MigrationError,
+        import_contracts.UnknownModuleError,
+        renaming.RenameError,
+    ) as error:
         _fail(str(error))
 
 

@@ -1,0 +1,1 @@
+"""Commands that use a development database: drafts of migrations, a prompt, example data."""
