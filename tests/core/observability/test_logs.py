@@ -159,6 +159,24 @@ def test_lines_in_the_console_format_are_redacted(capsys: pytest.CaptureFixture[
         json.loads(text)
 
 
+@pytest.mark.parametrize(
+    ("is_terminal", "no_color", "is_coloured"), [(True, "", True), (True, "1", False), (False, "", False)]
+)
+def test_only_a_terminal_gets_colours(
+    monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, no_color: str, is_coloured: bool
+) -> None:
+    output = io.StringIO()
+    monkeypatch.setattr(output, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    configure(LogSettings(format="console"), readable=False)
+
+    logging.getLogger("app.test").warning("a line")
+
+    assert "a line" in output.getvalue()
+    assert ("\x1b[" in output.getvalue()) is is_coloured
+
+
 def test_a_traceback_in_the_console_format_is_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     configure(LogSettings(format="console"), readable=False)
 

@@ -70,7 +70,7 @@ def configure(settings: LogSettings, *, readable: bool) -> None:
     atexit.register(discard_unwritable_output)
     level = settings.level.upper()
     as_text = settings.format == "console" or (settings.format is None and readable)
-    render = structlog.dev.ConsoleRenderer() if as_text else _as_json
+    render = structlog.dev.ConsoleRenderer(colors=_shows_colors()) if as_text else _as_json
     structlog.configure(
         processors=[*_CONTEXT, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -81,6 +81,11 @@ def configure(settings: LogSettings, *, readable: bool) -> None:
     root.handlers = [_handler(render)]
     root.setLevel(level)
     _configure_libraries()
+
+
+def _shows_colors() -> bool:
+    """Return whether standard output is a terminal and the user has not turned colours off (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _handler(render: Renderer) -> logging.Handler:
