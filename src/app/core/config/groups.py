@@ -1,12 +1,14 @@
 """Base class and field types for groups of settings."""
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_settings import NoDecode
 
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
@@ -48,6 +50,28 @@ Pause = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
 # PostgreSQL stores milliseconds in 32 bits, and 0 means "no limit".
 Timeout = Annotated[Duration, Field(ge=timedelta(milliseconds=1), le=timedelta(days=24))]
+
+
+def parse_list(value: object) -> object:
+    """Split a text at its commas. A JSON array works too. Other types are left for pydantic to check."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return tuple(part.strip() for part in value.split(","))
+    try:
+        return json.loads(value)
+    except ValueError:
+        return refuse("write the values separated by commas")
+
+
+def lower(value: object) -> object:
+    """Convert a text to lower case, so that a setting accepts a word in any case."""
+    return value.lower() if isinstance(value, str) else value
+
+
+# A setting with several values, such as `Listed[str]`.
+_T = TypeVar("_T")
+Listed = Annotated[tuple[_T, ...], NoDecode, BeforeValidator(parse_list)]
 
 
 def is_loopback(host: str) -> bool:

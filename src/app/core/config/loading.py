@@ -1,6 +1,7 @@
 """Reads the settings and reports all problems in one error."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def load(model: type[Settings], overrides: Mapping[str, object]) -> Settings:
     except ValidationError as error:
         problems += _problems_of(model, error, overrides)
     except SettingsError as error:
-        problems += [*_unknown_variables(model, os.environ), str(error)]
+        problems += [*_unknown_variables(model, os.environ), *(_invalid_groups(model) or [str(error)])]
     except (OSError, UnicodeDecodeError):
         problems.append(f"{SECRETS_DIR}: a file in it cannot be read as UTF-8 text")
     if (directory := os.environ.get(SECRETS_DIR)) and not Path(directory).is_dir():
@@ -93,6 +94,20 @@ def variables(model: type[Settings]) -> Iterator[tuple[str, str, type[BaseModel]
             yield from ((f"{PREFIX}{name}__{inner}".upper(), inner, group) for inner in group.model_fields)
         else:
             yield f"{PREFIX}{name}".upper(), name, model
+
+
+def _invalid_groups(model: type[Settings]) -> list[str]:
+    """Return a problem for each variable of a whole group that is not JSON. The error of pydantic-settings names no variable."""
+    names = (f"{PREFIX}{name}".upper() for _, name in groups(model))
+    return [f"{name}: write a JSON object" for name in names if name in os.environ and not _is_json(os.environ[name])]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _variables_of(model: type[Settings], error: ErrorDetails) -> list[str]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Literal, override
+from typing import Annotated, Literal, override
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from app.core.config.groups import Duration, SettingsGroup
+from app.core.config.groups import Duration, Listed, SettingsGroup, lower
 
 
 class TelemetrySettings(SettingsGroup):
@@ -21,16 +21,16 @@ class TelemetrySettings(SettingsGroup):
 class LogSettings(SettingsGroup):
     """The log on standard output."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)] = "info"
     """Lowest level that is written."""
-    format: Literal["json", "console"] | None = None
+    format: Annotated[Literal["json", "console"] | None, BeforeValidator(lower)] = None
     """Format of a line: one JSON object, or readable text. Unset: `console` if the environment is `local`, otherwise `json`."""
     slow_request: Duration = timedelta(seconds=1)
     """Duration above which the log line of a request is a warning with `slow`."""
     slow_query: Duration = timedelta(milliseconds=500)
     """Duration above which a SQL statement is logged as a warning, with its text but without its values."""
-    sampled_routes: tuple[str, ...] = ("/livez", "/readyz")
-    """Routes with very frequent requests, as JSON: `["/livez"]`. Only some of their successful requests are logged."""
+    sampled_routes: Listed[str] = ("/livez", "/readyz")
+    """Routes with very frequent requests, separated by commas: `/livez,/readyz`. Only some of their successful requests are logged."""
     sample_every: int = Field(default=100, ge=1)
     """One in this many successful requests to these routes is logged. 1 logs all."""
 

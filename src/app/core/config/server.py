@@ -6,28 +6,25 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, override
 
-from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field
-from pydantic_settings import NoDecode
+from pydantic import AfterValidator, AnyHttpUrl, Field
 
-from app.core.config.groups import Duration, Pause, SettingsGroup, refuse
+from app.core.config.groups import Duration, Listed, Pause, SettingsGroup, refuse
 
 _HEADER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 
 
-def _parse_origins(value: object) -> object:
-    """Split a text at its commas, and refuse an origin that is neither `*` nor `http(s)://host`, optionally with a port."""
-    origins = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-    if isinstance(origins, tuple | list) and not all(_ORIGIN.fullmatch(str(origin)) for origin in origins):
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an origin that is neither `*` nor `http(s)://host`, optionally with a port."""
+    if not all(map(_ORIGIN.fullmatch, origins)):
         refuse("write origins as https://host, separated by commas")
     return origins
 
 
-def _parse_headers(value: object) -> object:
-    """Split a text at its commas, and refuse what is no name of a header. A wildcard would not cover `Authorization`."""
-    names = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-    if isinstance(names, tuple | list) and not all(_HEADER.fullmatch(str(name)) for name in names):
+def _check_headers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no name of a header. A wildcard would not cover `Authorization`."""
+    if not all(map(_HEADER.fullmatch, names)):
         refuse("write names of headers as X-Tenant, separated by commas")
     return names
 
@@ -53,15 +50,15 @@ class ServerSettings(SettingsGroup):
     """Serve `/docs` and `/openapi.json`. Unset: everywhere except in production."""
     max_body_size: int = Field(default=1_048_576, ge=1024)
     """Maximum size of a request body, in bytes. An operation may declare another one."""
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_origins)] = ()
+    cors_origins: Annotated[Listed[str], AfterValidator(_check_origins)] = ()
     """Origins of the browser applications that may call this API, separated by commas:
     `https://app.example.com,https://admin.example.com`."""
-    cors_headers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_headers)] = ()
+    cors_headers: Annotated[Listed[str], AfterValidator(_check_headers)] = ()
     """Request headers of your own that these applications may send, separated by commas: `X-Tenant,Idempotency-Key`. Those
     of this API and of tracing libraries (`traceparent`, `tracestate`, `baggage`, `sentry-trace`) are always allowed."""
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks of the reverse proxies, as JSON: `["10.0.0.0/8"]`. `X-Forwarded-For` is trusted only from these. Without
-    this setting, all clients behind a proxy share the limit on failed logins."""
+    trusted_proxies: Listed[IPv4Network | IPv6Network] = ()
+    """Networks of the reverse proxies, separated by commas: `10.0.0.0/8,192.0.2.1/32`. `X-Forwarded-For` is trusted only
+    from these. Without this setting, all clients behind a proxy share the limit on failed logins."""
     workers: int = Field(default=1, ge=1, le=128)
     """Number of worker processes that share the port. `app serve --workers` takes precedence."""
     drain_delay: Pause | None = None
