@@ -1,12 +1,15 @@
 """``python -m app.dev``: the development commands that the Makefile calls."""
 
 import signal
+import socket
 import sys
 from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
+from app.core.errors import ConfigurationError
+from app.core.listening import PortInUseError
 from app.dev import contracts as import_contracts
 from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
@@ -16,6 +19,7 @@ from app.dev.data.draft import DraftError, draft
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
 from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError, server_for_tests
+from app.dev.reload import serve_for
 from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
 
@@ -32,6 +36,15 @@ commands = typer.Typer(
 def run() -> None:
     """Start the application on its own database."""
     sys.exit(make_run.run())
+
+
+@commands.command(hidden=True)
+def serve(control: int) -> None:
+    """Serve for `run`, which holds the other end of this socket."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), socket.socket(fileno=control) as parent:
+        serve_for(parent)
 
 
 @commands.command()
@@ -132,9 +145,11 @@ def program() -> None:
     except GeneratorError as error:
         _fail(str(error), code=2)
     except (
+        ConfigurationError,
         DraftError,
         EmbeddedPostgresError,
         MigrationError,
+        PortInUseError,
         import_contracts.UnknownModuleError,
         renaming.RenameError,
     ) as error:

@@ -6,6 +6,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -16,11 +17,13 @@ from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.errors import AppError, ConfigurationError
 from app.core.listening import PortInUseError, listen
+from app.core.observability.logs import configure
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import generate_key_set, load_key_ring
 from app.dev.ports import free_port
 from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError
 from app.dev.postgres.lock import try_lock
+from app.dev.reload import ServingError, serve_and_reload
 from app.mail.settings import MailSettings
 from app.migrations import revisions, runner
 from app.migrations.errors import MigrationError, MigrationFileError
@@ -57,6 +60,7 @@ def run() -> int:
         EmbeddedPostgresError,
         MigrationFileError,
         PortInUseError,
+        ServingError,
     ) as error:
         reason = str(error)
     except MigrationError as error:
@@ -82,7 +86,12 @@ def _run() -> None:
         settings = _settings(url, port=settings.server.port)
         version, password = asyncio.run(_prepare(settings))
         welcome = _welcome_text(settings, version, password, is_embedded=given is None)
-        serve(settings, announce=lambda: typer.echo(welcome))
+        announce = partial(typer.echo, welcome)
+        if os.environ.get("RELOAD") == "0":
+            serve(settings, announce=announce)
+        else:
+            configure(settings.log, readable=settings.environment == "local")
+            serve_and_reload(_variables(settings), announce)
 
 
 def _given_database() -> str | None:
@@ -100,6 +109,18 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
     )
     # The welcome text needs the port before the server listens.
     return settings if settings.server.port else _settings(database_url, free_port())
+
+
+def _variables(settings: Settings) -> dict[str, str]:
+    """Return the variables that give another process of this clone the settings of this run."""
+    keys = settings.of(AuthSettings).signing_keys_file
+    return {
+        "APP_ENVIRONMENT": settings.environment,
+        "APP_DATABASE__URL": settings.database.url.get_secret_value(),
+        "APP_SERVER__PORT": str(settings.server.port),
+        "APP_MAIL__URL": settings.of(MailSettings).url.get_secret_value(),
+        **({"APP_AUTH__SIGNING_KEYS_FILE": str(keys)} if keys else {}),
+    }
 
 
 def _signing_keys_file() -> Path:

@@ -1,0 +1,144 @@
+"""Serves the application in a child process, and starts that process again when a file of the application changes."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from app.server.serve import serve
+from app.settings import load_settings
+
+SOURCE = Path(__file__).resolve().parents[1]
+_POLL_INTERVAL = 0.25
+# Seconds for requests and jobs in progress to finish before the process is killed.
+_STOP_TIMEOUT = 5.0
+_READY = b"ready\n"
+
+log = logging.getLogger(__name__)
+
+# Time of the last change, size and inode of a file. One of them changes when the file does.
+type State = tuple[int, int, int]
+
+
+class ServingError(Exception):
+    """The application did not start. Its process has printed the reason."""
+
+
+def serve_and_reload(variables: Mapping[str, str], announce: Callable[[], None], source: Path = SOURCE) -> None:
+    """Serve until KeyboardInterrupt. `announce` is called once, when the first process accepts connections."""
+    files = _Files(source)
+    served = _Served(variables)
+    try:
+        if not served.wait_until_ready():
+            message = "The application did not start; the lines above say why."
+            raise ServingError(message)
+        announce()
+        while True:
+            time.sleep(_POLL_INTERVAL)
+            if changed := files.changed():
+                log.info("reloading", extra={"changed": changed})
+                served.stop()
+                served = _Served(variables)
+            elif served.has_just_ended():
+                log.error("the application has stopped; it starts again when a file changes")
+    finally:
+        served.stop()
+
+
+def serve_for(control: socket.socket) -> None:
+    """Serve in a child process until a signal, or until the process at the other end of the socket exits."""
+    threading.Thread(target=_exit_with, args=[control], daemon=True).start()
+    serve(load_settings(), announce=lambda: control.sendall(_READY))
+
+
+def _exit_with(control: socket.socket) -> None:
+    # The parent stops its child with a signal. If it was killed, its database stops too, and nothing is left to finish.
+    with suppress(OSError):
+        control.recv(1)
+    os._exit(1)
+
+
+class _Files:
+    """The files of the application, with their states at the last look."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._known = self._look()
+
+    def changed(self) -> list[str]:
+        """Return the files that have changed since the last call."""
+        before = self._known
+        self._known = self._look()
+        if self._known == before:
+            return []
+        self._settle()
+        paths = (path for path in before.keys() | self._known.keys() if before.get(path) != self._known.get(path))
+        return sorted(str(path.relative_to(self._source)) for path in paths)
+
+    def _settle(self) -> None:
+        """Wait until no more files change: an editor or `git switch` may still be writing."""
+        while True:
+            time.sleep(_POLL_INTERVAL / 2)
+            latest = self._look()
+            if latest == self._known:
+                return
+            self._known = latest
+
+    def _look(self) -> Mapping[Path, State]:
+        found = {}
+        for path in _files(self._source):
+            # The file may be the temporary one of an editor, and be deleted meanwhile.
+            with suppress(OSError):
+                state = path.stat()
+                found[path] = (state.st_mtime_ns, state.st_size, state.st_ino)
+        return found
+
+
+def _files(source: Path) -> Iterator[Path]:
+    for directory, directories, names in source.walk():
+        directories[:] = [name for name in directories if name != "__pycache__" and not name.startswith(".")]
+        yield from (directory / name for name in names if not name.startswith(".") and not name.endswith("~"))
+
+
+class _Served:
+    """The process that serves the application."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._is_ended = False
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app.dev", "serve", str(theirs.fileno())],
+                env=os.environ | variables,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def wait_until_ready(self) -> bool:
+        """Return False if the process ends before it accepts connections."""
+        return self._control.recv(len(_READY)) == _READY
+
+    def has_just_ended(self) -> bool:
+        """Return True once, if the process has ended by itself."""
+        if self._is_ended or self._process.poll() is None:
+            return False
+        self._is_ended = True
+        return True
+
+    def stop(self) -> None:
+        """Let requests and jobs in progress finish. A second Ctrl-C kills the process."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            log.warning("the application did not stop in time and was killed")
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._control.close()
