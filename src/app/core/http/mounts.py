@@ -21,8 +21,9 @@ def mount_public(
 ) -> None:
     """Mount an application that anybody may call, and declare it. An application that needs a login must check that itself.
 
-    `headers` are added to each of its responses that lacks them, except `Cache-Control` to errors. They replace the default headers, such as the
-    `Content-Security-Policy` that allows a page neither styles nor scripts, and `Cache-Control: no-store`.
+    `headers` are added to each of its responses that lacks them, except `Cache-Control` to errors.
+    They replace the default headers, such as the `Content-Security-Policy` that allows a page neither styles nor scripts, and
+    `Cache-Control: no-store`.
     """
     router = parent.router if isinstance(parent, FastAPI) else parent
     middleware = [Middleware(_DefaultHeaders, headers)] if headers else None
