@@ -114,6 +114,13 @@ async def test_a_client_that_accepts_no_declared_type_gets_406_with_their_names(
     assert response.json()["detail"] == f"The response is available as {types}, and `Accept` excludes that."
 
 
+@pytest.mark.parametrize("path", ["both", "csv"])
+async def test_several_accept_headers_are_one_list(client: AsyncClient, path: str) -> None:
+    response = await client.get(f"/{path}", headers=[("Accept", "text/html"), ("Accept", "text/csv")])
+
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/csv; charset=utf-8")
+
+
 async def test_an_error_is_a_problem_document_for_every_client(client: AsyncClient) -> None:
     response = await client.get("/csv?fails=true", headers={"Accept": "text/csv"})
 

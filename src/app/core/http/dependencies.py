@@ -10,7 +10,7 @@ from app.core.db.database import Database, ReadSession, StreamSession, WriteSess
 from app.core.db.keyset import CursorSigner
 from app.core.db.reads import Reads
 from app.core.http.addresses import ClientAddresses
-from app.core.http.requests.negotiation import preferred
+from app.core.http.requests.negotiation import accept_of, preferred
 from app.core.notifications.broadcasts import Broadcasts
 from app.core.resources import ReadinessCheck
 from app.core.security.keys import KeyRing
@@ -74,7 +74,7 @@ async def get_stream_session(request: CoreRequest) -> AsyncIterator[StreamSessio
 async def get_media_type(request: Request) -> str:
     """Return the media type that the client prefers among those that the operation declares."""
     types: Sequence[str] = request.scope["route"].media_types
-    return preferred(request.headers.get("accept", "*/*"), types)
+    return preferred(accept_of(request.headers), types)
 
 
 async def get_reads(request: CoreRequest) -> Reads:

@@ -38,7 +38,7 @@ from app.core.http.requests.bodies import (
 )
 from app.core.http.requests.json_bodies import DuplicateMemberError, TooDeepError
 from app.core.http.requests.multipart import MalformedFormError, StorageFullError, UnsupportedPartError
-from app.core.http.requests.negotiation import preferred, success_types
+from app.core.http.requests.negotiation import accept_of, preferred, success_types
 from app.core.http.requests.options import Options, options
 from app.core.http.requests.parameters import query_parameters, refuse_parameters
 
@@ -93,7 +93,7 @@ class Route(APIRoute):
         always = {"*/*", *types}
 
         async def strict(request: Request) -> Response:
-            if types and (accept := request.headers.get("accept", "*/*")) not in always:
+            if types and (accept := accept_of(request.headers)) not in always:
                 preferred(accept, types)
             if request.scope["query_string"]:
                 refuse_parameters(request, declared, accepts_others=accepts_others)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.datastructures import Headers
+
 from app.core.errors import NotAcceptableError
 
 _JSON = "application/json"
@@ -17,6 +19,11 @@ def success_types(default: str | None, responses: Mapping[int | str, Mapping[str
     contents = (response.get("content", {}) for status, response in responses.items() if str(status).startswith("2"))
     types = [*((default,) if default else ()), *(one for content in contents for one in content)]
     return tuple(dict.fromkeys(one.partition(";")[0].strip().lower() for one in types))
+
+
+def accept_of(headers: Headers) -> str:
+    """Return the media ranges of a request. Several `Accept` headers are one list (RFC 9110, 5.3)."""
+    return ", ".join(headers.getlist("accept")) or "*/*"
 
 
 def preferred(accept: str, types: Sequence[str]) -> str:
