@@ -96,3 +96,11 @@ def test_a_response_with_another_body_has_the_tag_of_its_row(
     assert kind('"7"', response).tag(Row(), {"title": "A"}) == {"title": "A"}
     assert response.headers["etag"] == '"7"'
     assert response.status_code == (304 if kind is ReadCondition else 200)
+
+
+def test_a_location_has_only_characters_of_a_url() -> None:
+    response = Response()
+
+    Created("/shelves/日本 \r\n?#/books", response).tag(Row())
+
+    assert response.headers["location"] == "/shelves/%E6%97%A5%E6%9C%AC%20%0D%0A%3F%23/books/a1"
