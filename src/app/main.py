@@ -15,7 +15,7 @@ from app.core.config import KeySettings, Settings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
 from app.core.http import routing
-from app.core.http.access import refuse_undeclared, refuse_websockets
+from app.core.http.access import call_guards_first, refuse_undeclared, refuse_websockets
 from app.core.http.addresses import ClientAddresses
 from app.core.http.cors import CORSMiddleware, PreflightMiddleware
 from app.core.http.dependencies import CoreState
@@ -73,6 +73,7 @@ def create_app(
     if settings.serves_docs:
         add_documentation(app)
     refuse_undeclared(app)
+    call_guards_first(app)
     refuse_websockets(app)
     return app
 
@@ -118,6 +119,7 @@ async def _lifespan(
 ) -> AsyncIterator[dict[str, Any]]:
     # Again, for routes that were added after `create_app`.
     refuse_undeclared(app)
+    call_guards_first(app)
     refuse_websockets(app)
     keys = load_key_ring(settings.of(KeySettings))
     database = given or Database(settings.database, slow_query=settings.log.slow_query)

@@ -4,10 +4,11 @@ from typing import Annotated, Any, override
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Security, WebSocket
 from fastapi.security import SecurityScopes
+from httpx2 import ASGITransport, AsyncClient
 
-from app.core.errors import AppError, ForbiddenError, UnauthenticatedError
+from app.core.errors import AppError, ForbiddenError, NotFoundError, UnauthenticatedError
 from app.core.http import routing
-from app.core.http.access import Guard, public, refuse_undeclared, refuse_websockets
+from app.core.http.access import Guard, call_guards_first, public, refuse_undeclared, refuse_websockets
 from app.health import router as health
 from app.main import create_app
 from tests.conftest import make_settings
@@ -30,8 +31,31 @@ open_guard = OpenGuard()
 optional_guard = OptionalGuard()
 
 
+class ClosedGuard(OpenGuard):
+    @override
+    async def __call__(self, needed: SecurityScopes) -> None:
+        """Refuse every caller."""
+        raise UnauthenticatedError
+
+
+closed_guard = ClosedGuard()
+
+
 async def indirectly_guarded(_guarded: Annotated[None, Security(open_guard)]) -> None:
     """Depend on the guard."""
+
+
+async def find_thing() -> None:
+    """Reveal to any caller that the thing does not exist."""
+    raise NotFoundError
+
+
+type Thing = Annotated[None, Depends(find_thing)]
+type Caller = Annotated[None, Security(closed_guard)]
+
+
+async def find_part(_thing: Thing, _caller: Caller) -> None:
+    """Depend on the guard after the thing."""
 
 
 def application(router: APIRouter) -> FastAPI:
@@ -174,3 +198,32 @@ def test_the_application_refuses_websockets_of_its_features(monkeypatch: pytest.
 
     with pytest.raises(RuntimeError, match="/api/v1/live"):
         create_app(make_settings("postgresql://nobody@127.0.0.1/nothing"))
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("path", ["/direct", "/indirect", "/router"])
+async def test_guards_run_before_other_dependencies(path: str, *, is_nested: bool) -> None:
+    router = routing.router()
+    of_router = APIRouter(route_class=routing.Route, dependencies=[Depends(find_thing)])
+
+    @router.get("/direct")
+    async def direct(_thing: Thing, _caller: Caller) -> None: ...
+
+    @router.get("/indirect", dependencies=[Depends(find_thing), Depends(find_part)])
+    async def indirect() -> None: ...
+
+    @of_router.get("/router")
+    async def of_the_router(_caller: Caller) -> None: ...
+
+    app = create_app(make_settings("postgresql://x/x"))
+    for one in (router, of_router):
+        if is_nested:
+            app.include_router(one)
+        else:
+            routing.include(app, one)
+    call_guards_first(app)
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        response = await client.get(path)
+
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")

@@ -42,6 +42,23 @@ def guards(dependant: Dependant) -> Iterator[tuple[Guard, list[str]]]:
         yield from guards(dependency)
 
 
+def call_guards_first(app: FastAPI) -> None:
+    """Sort the dependencies of each operation: those with a guard run first, so that the others run only for callers with access.
+
+    FastAPI calls dependencies in the order of the parameters. A dependency in front of the guard could reveal what exists, or open a
+    resource for an anonymous caller.
+    """
+    for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, APIRoute):
+            _sort(route.dependant)
+
+
+def _sort(dependant: Dependant) -> None:
+    dependant.dependencies.sort(key=lambda one: next(guards(one), None) is None)
+    for dependency in dependant.dependencies:
+        _sort(dependency)
+
+
 def has_optional_caller(dependant: Dependant) -> bool:
     """Return whether the response depends on a login that is optional."""
     return any(guard.is_optional for guard, _ in guards(dependant))
