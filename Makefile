@@ -27,6 +27,22 @@ migration: export MIGRATION_NAME = $(if $(filter command,$(origin NAME)),$(value
 migration: setup ## Draft a migration for the changes of the models: NAME="add nickname"
 	@$(PYTHON_IN_VENV) -m app.dev migration
 
+.PHONY: psql
+psql: setup ## Start psql on the database of make run
+	@$(PYTHON_IN_VENV) -m app.dev psql
+
+.PHONY: shell
+shell: setup ## Start a Python prompt with a session, the settings and the services; await works
+	@$(PYTHON_IN_VENV) -m app.dev shell
+
+.PHONY: app
+app: setup ## Run the app command on the database of make run: ARGS="users create-admin you@example.com"
+	@$(PYTHON_IN_VENV) -m app.dev app $(ARGS)
+
+.PHONY: reset
+reset: setup ## Delete the data of make run, after a question; YES=1 answers it
+	@$(PYTHON_IN_VENV) -m app.dev reset
+
 .PHONY: test
 test: setup ## Run the tests; ALL=1 includes slow tests, ARGS="-k login" passes options to pytest, COVERAGE=1 measures coverage
 	@$(PYTHON_IN_VENV) -m pytest $(if $(ALL),,-m "not slow") $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)

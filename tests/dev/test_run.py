@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from app.dev import run as make_run
@@ -180,6 +181,39 @@ def test_invalid_settings_are_reported_before_the_database_starts(
 
     assert "APP_AUTH__BCRYPT_COST" in refusal(capfd)
     assert not (local / "postgres").exists()
+
+
+def test_a_file_with_variables_is_not_read_and_says_so(
+    local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".env").write_text("APP_LOG__LEVEL=debug")
+    monkeypatch.setattr(make_run, "ROOT", tmp_path)
+    local.mkdir()
+    (local / "keys.json").write_text("{}")
+
+    assert refusal(capfd).startswith(".env is not read. To use it, load it into the shell: set -a; . ./.env; set +a\n")
+
+
+def test_a_schema_of_another_branch_leads_to_reset(
+    local: Path, directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local.mkdir()
+    directory.rename(local / "postgres")
+    with make_run.database(None) as url, psycopg.connect(url.replace("+asyncpg", "")) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num text)")
+        connection.execute("INSERT INTO alembic_version VALUES ('20991231_future')")
+
+    sentence = refusal(capfd)
+
+    assert "20991231_future, which belongs to a newer release" in sentence
+    assert sentence.endswith("Switch to the branch with that migration, or delete the data: make reset")
+
+
+def test_a_database_that_has_ended_is_not_taken_for_a_running_one(local: Path) -> None:
+    local.mkdir()
+    (local / "database-url").write_text(f"postgresql+asyncpg://postgres:x@127.0.0.1:{free_port()}/app")
+
+    assert make_run._running_database() is None
 
 
 def test_invalid_keys_are_reported_before_the_database_starts(local: Path, capfd: pytest.CaptureFixture[str]) -> None:

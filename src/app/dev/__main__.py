@@ -15,10 +15,11 @@ from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
 from app.dev import rename as renaming
 from app.dev import run as make_run
+from app.dev.data import tools
 from app.dev.data.draft import DraftError, draft
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
-from app.dev.postgres.cluster import Cluster, EmbeddedPostgresError, server_for_tests
+from app.dev.postgres.cluster import EmbeddedPostgresError, server_for_tests
 from app.dev.reload import serve_for
 from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
@@ -51,10 +52,33 @@ def serve(control: int) -> None:
 def database() -> None:
     """Start only the embedded database and print its URL. Ctrl-C stops it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), Cluster(make_run.LOCAL / "postgres") as cluster:
-        cluster.create_database(make_run.DATABASE)
-        typer.echo(cluster.url(make_run.DATABASE).replace("+asyncpg", ""))
+    with suppress(KeyboardInterrupt), make_run.exclusive(), make_run.database(None) as url:
+        typer.echo(url.replace("+asyncpg", ""))
         signal.pause()
+
+
+@commands.command()
+def psql() -> None:
+    """Start psql on the database of `make run`."""
+    sys.exit(tools.psql())
+
+
+@commands.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+def app(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Run a command of `app` on the database of `make run`."""
+    sys.exit(tools.app(arguments or []))
+
+
+@commands.command()
+def shell() -> None:
+    """Start a Python prompt with a session, the settings and the services."""
+    tools.shell()
+
+
+@commands.command()
+def reset() -> None:
+    """Delete the data of `make run`."""
+    typer.echo(tools.reset())
 
 
 @commands.command()
@@ -145,6 +169,7 @@ def program() -> None:
     except GeneratorError as error:
         _fail(str(error), code=2)
     except (
+        make_run.AlreadyRunningError,
         ConfigurationError,
         DraftError,
         EmbeddedPostgresError,

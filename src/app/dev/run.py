@@ -4,13 +4,14 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import typer
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
@@ -50,7 +51,7 @@ def run() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        with _exclusive():
+        with exclusive():
             _run()
     except KeyboardInterrupt:
         return 0
@@ -64,7 +65,7 @@ def run() -> int:
     ) as error:
         reason = str(error)
     except MigrationError as error:
-        reason = f"{'DATABASE_URL' if _given_database() else 'The database'}: {error}"
+        reason = _migration_problem(error)
     except AppError as error:
         reason = error.detail
     except OSError as error:
@@ -75,14 +76,23 @@ def run() -> int:
     return 1
 
 
+def _migration_problem(error: MigrationError) -> str:
+    if _given_database():
+        return f"DATABASE_URL: {error}"
+    hint = ". Switch to the branch with that migration, or delete the data: make reset" if "newer" in str(error) else ""
+    return f"The database: {error}{hint}"
+
+
 def _run() -> None:
     given = _given_database()
     settings = _settings(given or _NOT_STARTED_YET)
     # A port in use, invalid keys and invalid migrations are reported before the database starts.
+    if (ROOT / ".env").exists():
+        typer.echo(".env is not read. To use it, load it into the shell: set -a; . ./.env; set +a", err=True)
     listen(settings.server.host, settings.server.port).close()
     load_key_ring(settings.of(AuthSettings))
     revisions.head()
-    with _database(given) as url:
+    with database(given) as url:
         settings = _settings(url, port=settings.server.port)
         version, password = asyncio.run(_prepare(settings))
         welcome = _welcome_text(settings, version, password, is_embedded=given is None)
@@ -109,6 +119,22 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
     )
     # The welcome text needs the port before the server listens.
     return settings if settings.server.port else _settings(database_url, free_port())
+
+
+@contextmanager
+def variables() -> Iterator[dict[str, str]]:
+    """Provide the variables of this clone's database: the running one, or one that is started for the block."""
+    with database(_given_database() or _running_database()) as url:
+        yield _variables(_settings(url))
+
+
+def _running_database() -> str | None:
+    """Return the URL of the database that `make run` or `make database` has started, unless they were killed."""
+    with suppress(OSError):
+        url = (LOCAL / "database-url").read_text()
+        socket.create_connection(("127.0.0.1", make_url(url).port or 0)).close()
+        return url
+    return None
 
 
 def _variables(settings: Settings) -> dict[str, str]:
@@ -140,7 +166,8 @@ def _write_secret(path: Path, content: str) -> None:
 
 
 @contextmanager
-def _database(given: str | None) -> Iterator[str]:
+def database(given: str | None) -> Iterator[str]:
+    """Provide the URL of the given database, or else start the one of this clone."""
     if given:
         yield given
         return
@@ -160,7 +187,7 @@ def _database(given: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def _exclusive() -> Iterator[None]:
+def exclusive() -> Iterator[None]:
     """Hold the lock of this clone. The kernel releases it when the process ends, so a stale lock is impossible."""
     LOCAL.mkdir(exist_ok=True)
     with (LOCAL / "run.lock").open("a+") as lock:
@@ -179,16 +206,16 @@ def _exclusive() -> Iterator[None]:
 async def _prepare(settings: Settings) -> tuple[str, str | None]:
     """Return the version of the server, and the password of the administrator if this start created the account."""
     await runner.upgrade(settings.database)
-    database = Database(settings.database)
+    connections = Database(settings.database)
     hasher = PasswordHasher(settings.of(AuthSettings))
     password = secrets.token_urlsafe(18)
     try:
-        async with database.begin() as session:
+        async with connections.begin() as session:
             admin = await users_service.create_first_admin(session, hasher, email=ADMIN_EMAIL, password=password)
             version = await session.scalar(text("SELECT split_part(current_setting('server_version'), ' ', 1)"))
     finally:
         hasher.close()
-        await database.dispose()
+        await connections.dispose()
     return str(version), password if admin else None
 
 
