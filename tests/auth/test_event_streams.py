@@ -284,6 +284,22 @@ async def test_a_timeout_of_the_source_is_not_an_end() -> None:
     assert watch.ended is None
 
 
+async def test_an_item_that_arrives_together_with_the_end_is_not_yielded() -> None:
+    watch = SessionWatch(user_id=uuid4(), session_id=uuid4(), version=1, expires_at=0)
+    arrived = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        await arrived.wait()
+        yield 1
+
+    reading = asyncio.create_task(anext(watch.until_end(source()), None))
+    await asyncio.sleep(0)
+    arrived.set()
+    watch.end("revoked")
+
+    assert await reading is None
+
+
 def test_an_end_has_the_first_reason() -> None:
     watch = SessionWatch(user_id=uuid4(), session_id=uuid4(), version=1, expires_at=0)
 

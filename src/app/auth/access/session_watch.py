@@ -73,7 +73,9 @@ class SessionWatch:
                 if wait.expired():
                     return
                 raise
-            yield item
+            # The item and the end may arrive together.
+            if not self.ended:
+                yield item
 
     async def _next[T](self, items: AsyncIterator[T], wait: asyncio.Timeout) -> T:
         self._waits.add(wait)
