@@ -58,6 +58,11 @@ async def find_part(_thing: Thing, _caller: Caller) -> None:
     """Depend on the guard after the thing."""
 
 
+async def find_own_thing(_caller: Annotated[None, Security(open_guard)]) -> None:
+    """Reveal to any caller of the weaker guard that the thing does not exist."""
+    raise NotFoundError
+
+
 def application(router: APIRouter) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.include_router(router, prefix="/api")
@@ -201,13 +206,16 @@ def test_the_application_refuses_websockets_of_its_features(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
-@pytest.mark.parametrize("path", ["/direct", "/indirect", "/router"])
+@pytest.mark.parametrize("path", ["/direct", "/weaker", "/indirect", "/router"])
 async def test_guards_run_before_other_dependencies(path: str, *, is_nested: bool) -> None:
     router = routing.router()
     of_router = APIRouter(route_class=routing.Route, dependencies=[Depends(find_thing)])
 
     @router.get("/direct")
     async def direct(_thing: Thing, _caller: Caller) -> None: ...
+
+    @router.get("/weaker", dependencies=[Depends(find_own_thing)])
+    async def weaker(_caller: Caller) -> None: ...
 
     @router.get("/indirect", dependencies=[Depends(find_thing), Depends(find_part)])
     async def indirect() -> None: ...

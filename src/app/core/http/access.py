@@ -54,7 +54,8 @@ def call_guards_first(app: FastAPI) -> None:
 
 
 def _sort(dependant: Dependant) -> None:
-    dependant.dependencies.sort(key=lambda one: next(guards(one), None) is None)
+    # Guards themselves stand before dependencies on one: the endpoint's guard may need a scope that theirs does not.
+    dependant.dependencies.sort(key=lambda one: (not isinstance(one.call, Guard), next(guards(one), None) is None))
     for dependency in dependant.dependencies:
         _sort(dependency)
 
