@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -37,17 +38,27 @@ async def run(directory: Path, *arguments: str | Path) -> None:
     assert process.returncode == 0, output.decode()
 
 
-@pytest.fixture(scope="module")
-async def generated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generate `generated_client` from the OpenAPI document, and return its directory."""
-    directory = tmp_path_factory.mktemp("generated")
-    (directory / "openapi.json").write_text(json.dumps(create_app(settings).openapi()))
+async def check_types(directory: Path, scenario: Path) -> None:
+    cache = ROOT / ".mypy_cache" / "generated_client"
+    await run(directory, *("-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}"), scenario)
+
+
+async def generate(directory: Path, document: Any) -> None:
+    """Generate `generated_client` in this directory."""
+    (directory / "openapi.json").write_text(json.dumps(document))
     (directory / "configuration.yml").write_text(json.dumps(CONFIGURATION))
     await run(
         directory,
         *("-m", "openapi_python_client", "generate", "--path", "openapi.json", "--config", "configuration.yml"),
         *("--meta", "none", "--output-path", "generated_client", "--fail-on-warning"),
     )
+
+
+@pytest.fixture(scope="module")
+async def generated(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generate `generated_client` from the OpenAPI document, and return its directory."""
+    directory = tmp_path_factory.mktemp("generated")
+    await generate(directory, create_app(settings).openapi())
     return directory
 
 
@@ -63,10 +74,9 @@ async def test_a_generated_client_passes_mypy_and_works_with_a_running_server(
     database = Database(make_settings(clone_url).database)
     async with database.begin() as session:
         await make_user(session, hasher, email="admin@example.com", role="admin")
-    cache = ROOT / ".mypy_cache" / "generated_client"
 
     async with real_server(clone_url) as server:
-        await run(generated, *("-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}"), SCENARIO)
+        await check_types(generated, SCENARIO)
         await run(generated, SCENARIO, server.base_url, "admin@example.com", PASSWORD)
 
     async with database.sessions() as session:

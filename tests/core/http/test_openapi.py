@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
-from fastapi import Form, Query
+from fastapi import File, Form, Query, UploadFile
 from httpx2 import AsyncClient
 from pydantic import BaseModel, Field, Json, SecretStr, create_model
 
@@ -342,3 +342,40 @@ def test_a_parameter_without_a_schema_of_its_own_is_kept() -> None:
     app.add_api_route("/extra", read, openapi_extra=extra)
 
     assert app.openapi()["paths"]["/extra"]["get"]["parameters"] == extra["parameters"]
+
+
+class Files(BaseModel):
+    one: UploadFile
+    perhaps: UploadFile | None = None
+    many: list[UploadFile]
+    title: str
+
+
+async def read_model(form: Annotated[Files, File()]) -> None:
+    """Read the files of a model."""
+    del form
+
+
+async def read_parameters(
+    one: UploadFile,
+    many: list[UploadFile],
+    title: Annotated[str, Form()],
+    perhaps: Annotated[UploadFile | None, File()] = None,
+) -> None:
+    """Read the files of parameters."""
+    del one, many, title, perhaps
+
+
+@pytest.mark.parametrize("read", [read_model, read_parameters])
+def test_files_of_a_form_are_binary(read: Any) -> None:
+    app = DocumentedAPI()
+    app.add_api_route("/files", read, methods=["POST"])
+
+    document = app.openapi()
+
+    content = document["paths"]["/files"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    form = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]["properties"]
+    file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
+    assert (form["one"], form["many"]["items"]) == (file | {"title": "One"}, file)
+    assert file in form["perhaps"]["anyOf"]
+    assert form["title"] == {"type": "string", "title": "Title"}
