@@ -115,7 +115,7 @@ async def test_the_pages_together_are_the_sorted_list(
             whole = [user.id for user in await session.scalars(after(select(User), order, None))]
             while True:
                 found, position = await crud.page(session, select(User), PageRequest(order, limit, position))
-                walked += [one[0].id for one in found]
+                walked += [user.id for user in found]
                 if position is None:
                     break
         await savepoint.rollback()
