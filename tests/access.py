@@ -42,6 +42,8 @@ class Access:
     """True: anonymous callers may call it too, and an invalid token is refused."""
     status: int | None = None
     """The status of an allowed caller's request, if it is none of the above."""
+    statements: int | None = None
+    """The number of SQL statements of an allowed caller's request. None: `test_statements.py` allows one for a read, five for a write."""
     prepare: Prepare = _nothing
     """Adds the rows that the request needs. For a refused or anonymous caller, it gets the id of another account."""
 
