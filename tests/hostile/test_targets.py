@@ -22,7 +22,6 @@ def unknown(target: str | bytes) -> Attack:
 UNKNOWN_PATHS = [
     unknown(target)
     for target in (
-        "/",
         "//",
         "/api",
         "/api/v1",
