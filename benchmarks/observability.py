@@ -86,7 +86,7 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _nothing(*_: object) -> None:
+def _nothing(*_: object, **_options: object) -> None:
     """Do nothing, instead of the part that is switched off."""
 
 

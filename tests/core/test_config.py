@@ -292,7 +292,7 @@ def test_an_unknown_member_of_a_json_group_is_refused(environment: Environment) 
 
 
 def test_an_invalid_json_group_is_reported(environment: Environment) -> None:
-    environment(**SAFE, APP_LOG="{", APP_XYZZY="x")
+    environment(**SAFE, APP_LOG="{", APP_SERVER='{"port": 8001}', APP_XYZZY="x")
 
     unknown, unreadable = problems()
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import ForeignKey, select
+from sqlalchemy import ForeignKey, inspect, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload, undefer
 
-from app.core.db import crud
+from app.core.db import crud, database
 from app.core.db.database import Database, NotLoadedError, WriteSession
 from app.core.schemas.fields import Answer
 
@@ -225,3 +225,18 @@ def test_a_relationship_with_hidden_statements_stops_the_start(lazy: str) -> Non
     assert done.returncode == 1
     assert f'Shelf.books is declared with lazy="{lazy}"' in done.stderr
     assert 'use lazy="raise"' in done.stderr
+
+
+def test_the_check_of_a_model_names_the_relationship() -> None:
+    class Hidden(DeclarativeBase):
+        """A base of its own, because a refused model stays in its base."""
+
+    class Case(Hidden):
+        __tablename__ = "cases"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parent_id: Mapped[int] = mapped_column(ForeignKey("cases.id"))
+        parent: Mapped["Case"] = relationship(lazy="immediate", remote_side="Case.id")
+
+    database.refuse_other_loading(inspect(Shelf), Shelf)
+    with pytest.raises(ValueError, match=r'Case\.parent is declared with lazy="immediate"'):
+        database.refuse_other_loading(inspect(Case), Case)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +19,7 @@ from app.core.db.failures import DatabaseUnavailableError, is_transient, sqlstat
 from app.core.db.query_log import count_statements
 from app.core.db.reads import DirectReads, SessionReads
 from app.core.db.retries import with_retries
+from app.core.db.timeouts import statement_timeout
 from app.core.observability.tracing import Tracing
 from app.jobs.metrics import pool_readings
 from app.users.models import User
@@ -122,6 +124,17 @@ async def test_a_statement_that_the_server_cancels_is_not_retried(clone_url: str
 
     assert statements.count == 1
     assert await number(database) == 1
+    await database.dispose()
+
+
+async def test_a_read_has_the_statement_timeout_of_its_operation(clone_url: str) -> None:
+    database = Database(make_settings(clone_url, database={"statement_timeout": "200ms"}).database)
+    slow = select(cast(func.pg_sleep(0.4), String).label("slept"))
+
+    with statement_timeout(timedelta(seconds=5)):
+        rows = await database.reads.execute(slow, {})
+
+    assert len(rows.all()) == 1
     await database.dispose()
 
 

@@ -61,7 +61,8 @@ class Base(DeclarativeBase):
 
 
 @event.listens_for(Base, "mapper_configured", propagate=True)
-def _refuse_other_loading(mapper: Mapper[Any], model: type[Any]) -> None:
+def refuse_other_loading(mapper: Mapper[Any], model: type[Any]) -> None:
+    """Raise ValueError if a relationship of a model runs statements that a reader of the code does not see."""
     for relationship in mapper.relationships:
         if relationship.lazy not in _LOADING:
             message = (
