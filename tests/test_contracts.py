@@ -109,7 +109,7 @@ async def test_a_broken_rule_fails_the_check(copy: Path, broken: str) -> None:
 
 
 UNKNOWN = {
-    "a package that is no feature": ("notes/service.py", "notes: add it to FEATURES in src/app/features.py"),
+    "a package that is no feature": ("unlisted/service.py", "unlisted: add it to FEATURES in src/app/features.py"),
     "a module beside the features": ("extra.py", "extra: add it to FEATURES in src/app/features.py"),
     "a package of core": ("core/cache/redis.py", "cache: add it to _CORE in src/app/dev/contracts.py"),
 }
@@ -131,12 +131,12 @@ async def test_a_module_that_no_contract_covers_fails_the_check(copy: Path, unkn
 
 async def test_a_feature_without_a_directory_fails_the_check(copy: Path) -> None:
     path = copy / "src" / "app" / "features.py"
-    path.write_text(path.read_text().replace('    "health",\n', '    "health",\n    "notes",\n'))
+    path.write_text(path.read_text().replace('    "health",\n', '    "health",\n    "absent",\n'))
 
     code, output = await check(copy)
 
     assert code == 1
-    assert "there is no directory src/app/notes" in output
+    assert "there is no directory src/app/absent" in output
 
 
 async def test_the_rules_hold_here(copy: Path) -> None:

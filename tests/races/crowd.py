@@ -125,6 +125,12 @@ class Crowd:
         sent = access.request(operation, caller.user_id, target.user_id, headers=headers)
         return await self.client.request(**sent)
 
+    async def prepare(self, name: str, target: Party) -> None:
+        """Add the rows that a write needs, if it is an operation with own rows in the access table."""
+        if access := ACCESS.get(name):
+            async with self.database.begin() as session:
+                await access.prepare(session, target.user_id)
+
 
 type Write = Callable[[Crowd, Party, Party], Awaitable[Response | None]]
 

@@ -123,13 +123,18 @@ def _write(connection: Connection, root: Path, revision: str, title: str, is_nee
 async def _database(server_url: str) -> AsyncIterator[AsyncEngine]:
     """Create a database on this server, and drop it at the end."""
     name = f"draft_{secrets.token_hex(6)}"
+    await _administer(server_url, f"CREATE DATABASE {name}")
+    try:
+        yield create_async_engine(make_url(server_url).set(database=name), poolclass=NullPool)
+    finally:
+        await _administer(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _administer(server_url: str, statement: str) -> None:
+    # The connection closes at once: nobody can clone a database while others are connected to it.
     server = create_async_engine(server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with server.connect() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name}"))
-        try:
-            yield create_async_engine(make_url(server_url).set(database=name), poolclass=NullPool)
-        finally:
-            await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        await connection.execute(text(statement))
 
 
 async def _rules(engine: AsyncEngine) -> tuple[Rules, set[str]]:
