@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.generator import edit, plan
+from app.dev.generator import edit, plan, words
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import Plan
 from tests.conftest import ROOT
@@ -266,12 +266,12 @@ def test_a_name_that_would_not_work_is_refused(name: str, fields: str, one: str,
     ],
 )
 def test_the_singular_is_derived_from_a_regular_plural(plural: str, one: str) -> None:
-    assert planned(ROOT, plural, "title:str").feature.one == one
+    assert words.singular(plural) == one
 
 
 @pytest.mark.parametrize(
-    ("one", "words"),
+    ("one", "described"),
     [("note", "a note"), ("event", "an event"), ("unit", "a unit"), ("purchase_order", "a purchase order")],
 )
-def test_descriptions_have_the_right_article(one: str, words: str) -> None:
-    assert planned(ROOT, "things", "title:str", one).feature.a_one == words
+def test_descriptions_have_the_right_article(one: str, described: str) -> None:
+    assert words.with_article(words.spaced(one)) == described
