@@ -130,7 +130,7 @@ async def _lifespan(
             foundation = Foundation(settings, database, keys, stopping)
             async with (
                 reloading(keys),
-                Broadcasts(settings.database).running() as broadcasts,
+                Broadcasts(settings.database, stopping).running() as broadcasts,
                 opened(features.openers("open_for_web"), foundation) as resources,
                 _jobs(settings, database, keys, tracing),
                 serving_metrics(exposed, database, [*resources.instruments, broadcasts.readings]),

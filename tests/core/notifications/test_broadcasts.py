@@ -12,6 +12,7 @@ from app.core.db.failures import DatabaseUnavailableError
 from app.core.db.timeouts import current_statement_timeout, statement_timeout
 from app.core.notifications import broadcasts
 from app.core.notifications.broadcasts import MAX_SIZE, MAX_WAITING, Broadcasts, Subscription, publish
+from app.core.shutdown import Shutdown
 from tests.conftest import cloned, make_settings
 from tests.proxy import proxied
 
@@ -34,7 +35,10 @@ def settings_of(url: str) -> DatabaseSettings:
 
 
 async def test_a_message_arrives_exactly_if_its_transaction_commits(shared_url: str, database: Database) -> None:
-    async with Broadcasts(settings_of(shared_url)).running() as messages, messages.subscribe("a") as subscription:
+    async with (
+        Broadcasts(settings_of(shared_url), Shutdown()).running() as messages,
+        messages.subscribe("a") as subscription,
+    ):
         async with database.sessions() as session:
             await publish(session, "a", "withdrawn")
             await session.rollback()
@@ -57,11 +61,26 @@ async def test_a_message_that_cannot_be_delivered_is_refused(database: Database,
 
 async def test_the_longest_message_is_delivered(shared_url: str, database: Database) -> None:
     longest = "x" * (MAX_SIZE - 2)
-    async with Broadcasts(settings_of(shared_url)).running() as messages, messages.subscribe("a") as subscription:
+    async with (
+        Broadcasts(settings_of(shared_url), Shutdown()).running() as messages,
+        messages.subscribe("a") as subscription,
+    ):
         async with database.begin() as session:
             await publish(session, "a", longest)
 
         assert await anext(subscription) == longest
+
+
+async def test_a_shutdown_ends_the_subscriptions_and_the_later_ones(shared_url: str) -> None:
+    shutdown = Shutdown()
+    async with Broadcasts(settings_of(shared_url), shutdown).running() as messages:
+        async with messages.subscribe("a") as before:
+            shutdown.begin()
+            assert [message async for message in before] == []
+        async with messages.subscribe("a") as after:
+            assert [message async for message in after] == []
+
+    assert (before.ended, after.ended) == ("shutdown", "shutdown")
 
 
 async def test_a_slow_subscription_ends_after_the_messages_that_it_holds() -> None:
@@ -78,7 +97,7 @@ async def test_an_unreachable_database_refuses_subscriptions_and_then_accepts_th
     shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broadcasts, "_MAX_RETRY", 0.1)
-    async with proxied(shared_url) as proxy, Broadcasts(settings_of(proxy.url)).running() as messages:
+    async with proxied(shared_url) as proxy, Broadcasts(settings_of(proxy.url), Shutdown()).running() as messages:
         proxy.cut()
         with pytest.raises(DatabaseUnavailableError):
             async with messages.subscribe("a"):
@@ -91,7 +110,7 @@ async def test_an_unreachable_database_refuses_subscriptions_and_then_accepts_th
 
 async def test_the_connection_does_not_belong_to_the_request_that_opened_it(shared_url: str) -> None:
     with bound_contextvars(request_id="of-the-first-subscriber"), statement_timeout(timedelta(minutes=1)):
-        async with Broadcasts(settings_of(shared_url)).running() as messages, messages.subscribe("a"):
+        async with Broadcasts(settings_of(shared_url), Shutdown()).running() as messages, messages.subscribe("a"):
             [task] = [task for task in asyncio.all_tasks() if task.get_name() == "broadcasts"]
 
             assert task.get_context().run(get_contextvars) == {}
@@ -105,7 +124,7 @@ async def test_a_server_that_stops_responding_ends_the_subscriptions(
         monkeypatch.setattr(broadcasts, name, 0.3)
     async with (
         proxied(shared_url) as proxy,
-        Broadcasts(settings_of(proxy.url)).running() as messages,
+        Broadcasts(settings_of(proxy.url), Shutdown()).running() as messages,
         messages.subscribe("a") as subscription,
     ):
         proxy.stall()
@@ -122,7 +141,7 @@ async def test_an_address_without_notifications_is_logged(
     monkeypatch.setattr(broadcasts, "_COMMAND_TIMEOUT", 0.3)
     async with (
         proxied(shared_url, swallows_notifications=True) as proxy,
-        Broadcasts(settings_of(proxy.url)).running() as messages,
+        Broadcasts(settings_of(proxy.url), Shutdown()).running() as messages,
     ):
         with caplog.at_level(logging.WARNING), pytest.raises(DatabaseUnavailableError):
             async with messages.subscribe("a"):

@@ -22,6 +22,7 @@ from app.core.db.database import WriteSession
 from app.core.db.failures import DatabaseUnavailableError
 from app.core.notifications import direct
 from app.core.observability.metrics import Counter, Reading
+from app.core.shutdown import Shutdown
 
 CHANNEL = "broadcasts"
 # PostgreSQL's limit for a notification, in bytes.
@@ -35,11 +36,11 @@ _SEPARATOR = "\n"
 _NOTIFY = text(f"SELECT pg_notify('{CHANNEL}', :content)")
 _HELLO = f"NOTIFY {CHANNEL}, 'hello'"
 
-type EndReason = Literal["slow", "lost"]
+type EndReason = Literal["slow", "lost", "shutdown"]
 
 _ENDED = Counter(
     "broadcast_subscriptions_ended",
-    "Subscriptions that ended early: the client was slow, or the connection for messages was lost.",
+    "Subscriptions that ended early: the client was slow, the connection for messages was lost, or the process shuts down.",
     reason=get_args(EndReason.__value__),
 )
 
@@ -98,8 +99,9 @@ class Subscription:
 class Broadcasts:
     """Receives the messages for all subscriptions of this process."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, shutdown: Shutdown) -> None:
         self._settings = settings
+        self._shutdown = shutdown
         self._topics: dict[str, set[Subscription]] = collections.defaultdict(set)
         self._task: asyncio.Task[None] | None = None
         self._listening = asyncio.Event()
@@ -108,9 +110,10 @@ class Broadcasts:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
-        """Close the connection after the block."""
+        """Close the connection after the block. A shutdown that begins earlier ends the subscriptions."""
         try:
-            yield self
+            with self._shutdown.calling(lambda: self._end_all("shutdown")):
+                yield self
         finally:
             if self._task:
                 self._task.cancel()
@@ -123,6 +126,8 @@ class Broadcasts:
         await self._start_listening()
         subscription = Subscription()
         self._topics[topic].add(subscription)
+        if self._shutdown.has_begun:
+            subscription.end("shutdown")
         try:
             yield subscription
         finally:
@@ -158,7 +163,8 @@ class Broadcasts:
             except Exception as error:  # noqa: BLE001  # Nothing restarts this task.
                 log.warning("no connection for messages", extra={"reason": str(error) or type(error).__name__})
             finally:
-                self._end_all()
+                self._listening.clear()
+                self._end_all("lost")
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # Spreads reconnections.
             pause = min(2 * pause, _MAX_RETRY)
 
@@ -190,8 +196,7 @@ class Broadcasts:
             for subscription in self._topics[topic]:
                 subscription.deliver(message)
 
-    def _end_all(self) -> None:
-        self._listening.clear()
+    def _end_all(self, reason: EndReason) -> None:
         for subscriptions in self._topics.values():
             for subscription in subscriptions:
-                subscription.end("lost")
+                subscription.end(reason)
