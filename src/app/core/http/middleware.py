@@ -263,7 +263,11 @@ def _route_template(scope: MutableMapping[str, Any]) -> str:
 
 
 def _is_event_stream(headers: list[_Header]) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    # A loop: this runs for every response, and a generator costs four calls.
+    for name, value in headers:
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False
 
 
 def _is_disconnect(error: Exception) -> bool:

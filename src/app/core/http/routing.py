@@ -111,8 +111,12 @@ class Route(APIRoute):
 
     @override
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = self.operation_options.statement_timeout
+        if limit is None:
+            await super().handle(scope, receive, send)
+            return
         # Around the response, too: a response that streams rows runs its statements after the endpoint has returned.
-        with statement_timeout(self.operation_options.statement_timeout):
+        with statement_timeout(limit):
             await super().handle(scope, receive, send)
 
     def _with_options(self, work: _Handler) -> _Handler:
