@@ -59,7 +59,7 @@ OWN_UNITS = {
     "account/service.py reset_password": _SLOW,
     "account/service.py change_password": _SLOW,
     "account/service.py change_email": _SLOW,
-    "auth/service.py log_in": _SLOW,
+    "auth/service.py _log_in": _SLOW,
     "auth/service.py reauthenticate": _SLOW,
     "auth/service.py _refresh": _COUNTED,
     "auth/service.py _record_refusal": _OUTLIVES,

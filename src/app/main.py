@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from app import features
+from app.auth.settings import AuthSettings
 from app.core import product
 from app.core.config import KeySettings, Settings
 from app.core.db.database import Database
@@ -89,7 +90,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         log_settings=settings.log,
     )
     if settings.server.cors_origins:
-        app.add_middleware(CORSMiddleware, origins=settings.server.cors_origins)
+        has_cookies = settings.of(AuthSettings).cookie_transport
+        app.add_middleware(CORSMiddleware, origins=settings.server.cors_origins, has_cookies=has_cookies)
     if settings.server.path_prefix:
         app.add_middleware(PathPrefixMiddleware, prefix=settings.server.path_prefix)
 

@@ -1,19 +1,22 @@
-"""Chromium clears the storage of the origin after a logout, and nothing else."""
+"""Logins in Chromium: a logout clears the storage of the origin and nothing else; the page of docs/browsers.md keeps its cookie."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.auth.dependencies import COOKIE
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
-from tests.conftest import make_settings
+from tests.conftest import ROOT, make_settings
 from tests.core.browser import PROGRAM, Page, browsing
 from tests.factories import PASSWORD, make_user
+from tests.listings import listings
 from tests.servers import real_server
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
@@ -62,23 +65,26 @@ async def email(clone_url: str, hasher: PasswordHasher) -> str:
 
 
 @asynccontextmanager
-async def foreign_site(target: str, **form: str) -> AsyncIterator[str]:
-    """Serve a page of another origin, whose form posts these fields to `target`."""
-    fields = "".join(f'<input name="{name}" value="{value}">' for name, value in form.items())
-    body = f'<!doctype html><form method="post" action="{target}">{fields}</form>'
-    response = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    )
+async def site(read: Callable[[], str]) -> AsyncIterator[str]:
+    """Serve one page of another origin."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(response.encode())
+        body = read().encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         await writer.drain()
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         # Another host name: cookies know no ports.
         yield f"http://localhost:{server.sockets[0].getsockname()[1]}/"
+
+
+def foreign_site(target: str, **form: str) -> AbstractAsyncContextManager[str]:
+    """Serve a page of another origin, whose form posts these fields to `target`."""
+    fields = "".join(f'<input name="{name}" value="{value}">' for name, value in form.items())
+    return site(lambda: f'<!doctype html><form method="post" action="{target}">{fields}</form>')
 
 
 async def test_a_logout_clears_the_storage_of_the_origin_and_nothing_else(
@@ -145,3 +151,112 @@ async def test_a_form_on_a_foreign_site_clears_nothing(clone_url: str, tmp_path:
 
     assert f"{server.base_url}{REVOKE}" in page.requests
     assert after == EVERYTHING
+
+
+ADDRESS = "https://api.example.com"
+(LISTING,) = [listing.text for listing in listings(ROOT / "docs" / "browsers.md") if listing.language == "html"]
+LOGGED_IN = "!document.getElementById('account').hidden"
+LOGGED_OUT = "!document.getElementById('login').hidden"
+READ = "call('/users/me').then((response) => response.status)"
+
+
+@dataclass
+class Site:
+    """The page of the document at its own origin, and the API that it calls."""
+
+    url: str
+    api: str
+    page: Page
+
+    async def log_in(self, email: str) -> None:
+        """Open the page and send its form."""
+        await go(self.page, self.url)
+        await self.page.wait_for(LOGGED_OUT)
+        await self.page.fill("[name=username]", email)
+        await self.page.fill("[name=password]", PASSWORD)
+        await self.page.click("#login button")
+        await self.page.wait_for(LOGGED_IN)
+
+    async def cookies(self) -> list[dict[str, Any]]:
+        """Return the cookies of the API that the browser keeps."""
+        found: list[dict[str, Any]] = (await self.page.send("Network.getCookies", urls=[self.api]))["cookies"]
+        return found
+
+
+@pytest.fixture
+async def example(clone_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    api = ""
+    # The scripts of a module are no globals, and the test calls one of its functions.
+    async with (
+        site(
+            lambda: LISTING.replace(ADDRESS, api).replace(
+                "open();\n</script>", "open();\nwindow.call = call;\n</script>"
+            )
+        ) as url,
+        real_server(clone_url, APP_SERVER__CORS_ORIGINS=url.rstrip("/")) as server,
+        browsing(tmp_path) as page,
+    ):
+        # Page and API are on one site, which is what the cookie needs.
+        api = server.base_url.replace("127.0.0.1", "localhost")
+        yield Site(url, api, page)
+
+
+async def test_the_page_of_the_document_logs_in_continues_in_two_tabs_and_logs_out(example: Site, email: str) -> None:
+    assert ADDRESS in LISTING
+    assert len(LISTING.splitlines()) <= 80
+
+    await example.log_in(email)
+    (cookie,) = await example.cookies()
+    visible = await example.page.run("document.cookie + JSON.stringify([localStorage, sessionStorage])")
+    other = await example.page.new_tab()
+    await go(other, example.url)
+    await other.wait_for(LOGGED_IN)
+    # A new page has no access token, so both tabs refresh at the same moment.
+    await asyncio.gather(*(go(tab, f"{example.url}?again") for tab in (example.page, other)))
+    await asyncio.gather(*(tab.wait_for(LOGGED_IN) for tab in (example.page, other)))
+    statuses = [await tab.run(READ) for tab in (example.page, other)]
+    await other.click("#logout")
+    await other.wait_for(LOGGED_OUT)
+    await go(example.page, example.url)
+    await example.page.wait_for(LOGGED_OUT)
+
+    assert (cookie["name"], cookie["httpOnly"], cookie["secure"]) == (f"__Host-{COOKIE}", True, True)
+    assert (cookie["sameSite"], cookie["path"], cookie["domain"]) == ("Strict", "/", "localhost")
+    assert visible == "[{},{}]"
+    assert statuses == [200, 200]
+    assert await example.cookies() == []
+
+
+async def test_the_page_of_the_document_shows_why_a_login_fails(example: Site, email: str) -> None:
+    await go(example.page, example.url)
+    await example.page.wait_for(LOGGED_OUT)
+    await example.page.fill("[name=username]", email)
+    await example.page.fill("[name=password]", "not the password")
+    await example.page.click("#login button")
+
+    shown = await example.page.wait_for("document.getElementById('message').textContent")
+
+    assert shown.startswith("These credentials are not valid.")
+    assert await example.cookies() == []
+
+
+async def test_a_page_of_another_site_can_neither_use_nor_set_the_cookie(example: Site, email: str) -> None:
+    await example.log_in(email)
+    before = await example.cookies()
+    elsewhere = example.url.replace("localhost", "127.0.0.1")
+
+    await go(example.page, elsewhere)
+    tried = await example.page.run(
+        f"""Promise.all([
+            fetch("{example.api}{TOKEN}", {{method: "POST", credentials: "include", headers: {{"Token-Transport": "cookie"}},
+                body: new URLSearchParams({{grant_type: "refresh_token"}})}}),
+            fetch("{example.api}{TOKEN}", {{method: "POST", credentials: "include", mode: "no-cors",
+                body: new URLSearchParams({{grant_type: "refresh_token"}})}}),
+        ].map((request) => request.then((response) => response.type, (error) => error.name)))"""
+    )
+
+    # The preflight of the first one is refused. The second one needs none, but has neither the header nor the cookie.
+    assert tried == ["TypeError", "opaque"]
+    assert await example.cookies() == before
+    await go(example.page, example.url)
+    await example.page.wait_for(LOGGED_IN)

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -45,12 +45,12 @@ class PageLeftError(Exception):
 
 
 class Page:
-    """One tab: what it is told to do, and everything it complained of."""
+    """One tab: what it is told to do, and everything it complained of. The first tab gets the complaints of the others too."""
 
-    def __init__(self, commands: asyncio.StreamWriter) -> None:
+    def __init__(self, commands: asyncio.StreamWriter, opener: "Page | None" = None) -> None:
         self._commands = commands
-        self._numbers = count(1)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._numbers: Iterator[int] = opener._numbers if opener else count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = opener._answers if opener else {}
         self._session: dict[str, str] = {}
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -97,6 +97,12 @@ class Page:
         self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
             await self.send(f"{domain}.enable")
+
+    async def new_tab(self) -> "Page":
+        """Open another tab of the same browser."""
+        page = Page(self._commands, self)
+        await page.attach()
+        return page
 
     async def open(self, url: str) -> None:
         """Go to an address."""

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Annotated, override
 from uuid import UUID
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Header, Request, Response, Security
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
 from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
+from pydantic import SecretStr
 
 from app.audit.service import Actor
 from app.auth.access import token_status
@@ -18,25 +19,40 @@ from app.auth.access.session_watch import SessionWatch, SessionWatches
 from app.auth.access.token_status import TokenStatusCheck
 from app.auth.errors import (
     InsufficientScopeError,
+    InvalidRequestError,
     InvalidTokenError,
     MissingTokenError,
     StaleLoginError,
+    TokenTransportError,
     TooManyStreamsError,
 )
+from app.auth.schemas import TokenPair
+from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.core.db.reads import Reads
 from app.core.errors import AppError, MalformedRequestError
 from app.core.http.access import Guard
 from app.core.http.addresses import ip_prefix
+from app.core.http.cookies import (
+    AmbiguousCookieError,
+    OriginRefusedError,
+    clear_host_cookie,
+    host_cookie,
+    refuse_foreign_page,
+    set_host_cookie,
+)
 from app.core.http.dependencies import CoreState, DatabaseDep
 from app.core.http.problems import raises
+from app.core.schemas.fields import Plain
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
 
 TOKEN_PATH = "/api/v1/auth/token"
 RECENT_LOGIN = 300
+# The name of the cookie with the refresh token, after the prefix `__Host-`.
+COOKIE = "refresh"
 
 
 class AuthState(CoreState):
@@ -206,6 +222,62 @@ access_token = AccessTokenGuard()
 # credentials, and for changes by administrators.
 confirmed_access_token = AccessTokenGuard(always_query=True)
 
+
+@dataclass(frozen=True, slots=True)
+class TokenTransport:
+    """How the refresh token of a request travels: in bodies, or in a cookie that no script can read."""
+
+    is_cookie: bool = False
+    cookie: str | None = None
+
+    def refresh_token(self, in_body: SecretStr | None) -> str | None:
+        """Return the token that the client sent. Raises `InvalidRequestError` for a token in the body beside the header."""
+        if not self.is_cookie:
+            return in_body.get_secret_value() if in_body else None
+        if in_body:
+            raise InvalidRequestError
+        return self.cookie
+
+    def sent(self, response: Response, pair: TokenPair) -> TokenPair:
+        """Move the refresh token from the body of the response to its cookie, if the client asked for that."""
+        if self.is_cookie and pair.refresh_token:
+            response.headers.update(set_host_cookie(COOKIE, pair.refresh_token, pair.refresh_expires_in))
+            return pair.model_copy(update={"refresh_token": None})
+        return pair
+
+    @property
+    def clearing(self) -> dict[str, str]:
+        """The header that deletes the cookie, if the client uses it."""
+        return clear_host_cookie(COOKIE) if self.is_cookie else {}
+
+
+@raises(TokenTransportError, OriginRefusedError, AmbiguousCookieError)
+async def get_token_transport(
+    request: AuthRequest,
+    token_transport: Annotated[
+        Annotated[str, Plain] | None,
+        Header(
+            description="`cookie`: the refresh token is in a cookie, and not in bodies. Only for pages of this site.",
+            json_schema_extra={"enum": ["cookie"]},
+        ),
+    ] = None,
+) -> TokenTransport:
+    """Return how the refresh token of this request travels.
+
+    No form can send the header, and a script of another origin needs the permission of a preflight. So the header is what protects
+    the cookie from requests that other sites forge; the checks of the page's origin are the second line.
+    """
+    given = request.headers.getlist("token-transport")
+    if token_transport is None:
+        return TokenTransport()
+    is_on = request.state["settings"].of(AuthSettings).cookie_transport
+    if not is_on or given != ["cookie"]:
+        raise TokenTransportError(is_on=is_on)
+    refuse_foreign_page(request.headers, request.state["settings"].trusted_origins)
+    return TokenTransport(is_cookie=True, cookie=host_cookie(request.headers, COOKIE))
+
+
+type TokenTransportDep = Annotated[TokenTransport, Depends(get_token_transport)]
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
 type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
 type OptionalPrincipal = Annotated[Principal | None, Security(OptionalTokenGuard())]

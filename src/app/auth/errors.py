@@ -88,6 +88,20 @@ class InvalidRequestError(MalformedRequestError):
     detail = "A parameter is missing, repeated or malformed, or the URL has a query."
 
 
+class TokenTransportError(MalformedRequestError):
+    """The header `Token-Transport` has another value than `cookie`, or the operator has turned cookies off."""
+
+    code = "token_transport_refused"
+
+    def __init__(self, *, is_on: bool) -> None:
+        self.detail = (
+            "The header Token-Transport can only have the value cookie."
+            if is_on
+            else "This server sets no cookies. Leave the header Token-Transport out."
+        )
+        super().__init__()
+
+
 class UnsupportedGrantTypeError(MalformedRequestError):
     code = "unsupported_grant_type"
     detail = "This grant type is not supported."

@@ -8,7 +8,14 @@ from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from app.auth import service
-from app.auth.dependencies import ConfirmedPrincipal, CurrentPrincipal, ToolkitDep, UsersWriter, Visitor
+from app.auth.dependencies import (
+    ConfirmedPrincipal,
+    CurrentPrincipal,
+    TokenTransportDep,
+    ToolkitDep,
+    UsersWriter,
+    Visitor,
+)
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidClientError,
@@ -115,7 +122,9 @@ type SessionId = Annotated[PathIdentifier, Path(description="The login session's
 )
 async def create_token(
     toolkit: ToolkitDep,
+    response: Response,
     visitor: Visitor,
+    transport: TokenTransportDep,
     payload: Annotated[PasswordGrant | RefreshGrant, Form(discriminator="grant_type")],
 ) -> TokenPair:
     """Log in, or continue a login session.
@@ -123,7 +132,16 @@ async def create_token(
     `grant_type=password` exchanges an email address and a password for a pair of tokens. `grant_type=refresh_token` exchanges a
     refresh token, which works once, for the next pair.
     """
-    return await service.grant(toolkit, visitor, payload)
+    if isinstance(payload, PasswordGrant):
+        return transport.sent(response, await service.log_in(toolkit, visitor, payload))
+    token = transport.refresh_token(payload.refresh_token)
+    if not token:
+        raise InvalidRequestError
+    try:
+        return transport.sent(response, await service.refresh(toolkit, visitor, token, scope=payload.scope))
+    except InvalidGrantError as error:
+        error.headers |= transport.clearing
+        raise
 
 
 @tokens.post("/revoke", openapi_extra=public, responses=problem_responses(InvalidRequestError, InvalidClientError))
@@ -132,22 +150,33 @@ async def revoke_token(
     response: Response,
     visitor: Visitor,
     session: SessionDep,
+    transport: TokenTransportDep,
     payload: Annotated[RevocationRequest, Form()],
 ) -> None:
     """Log out: end the login session that the token belongs to (RFC 7009).
 
-    An unknown token is not an error.
+    An unknown token is not an error. With the header `Token-Transport`, the cookie is the token, and is deleted.
     """
-    if await service.revoke(session, toolkit, visitor, payload.token.get_secret_value()):
+    token = transport.refresh_token(payload.token)
+    if not token and not transport.is_cookie:
+        raise InvalidRequestError
+    response.headers.update(transport.clearing)
+    if token and await service.revoke(session, toolkit, visitor, token):
         # Only if a session ended: a form on a foreign site can send any other token, and must not clear the storage of this origin.
         # Without "cache": no response may be cached, and clearing the cache blocks Chromium for seconds.
         response.headers["Clear-Site-Data"] = '"storage"'
 
 
 @router.post("/reauthenticate", responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError))
-async def reauthenticate(toolkit: ToolkitDep, principal: ConfirmedPrincipal, payload: Reauthentication) -> TokenPair:
+async def reauthenticate(
+    toolkit: ToolkitDep,
+    response: Response,
+    transport: TokenTransportDep,
+    principal: ConfirmedPrincipal,
+    payload: Reauthentication,
+) -> TokenPair:
     """Give your password again, for an operation that needs a recent login. The login session stays the same."""
-    return await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload)
+    return transport.sent(response, await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload))
 
 
 @me.get("/sessions", response_model=Page[SessionRead])

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, SecretStr, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from app.core.schemas.fields import Answer, FormPayload, OpaqueSecret, Payload, Plain
 
@@ -38,7 +39,10 @@ class RefreshGrant(_Grant):
     """RFC 6749, 6."""
 
     grant_type: Literal["refresh_token"] = Field(description="Continue a login session.")
-    refresh_token: Secret = Field(description="The refresh token. It works once.")
+    refresh_token: Secret | None = Field(
+        default=None,
+        description="The refresh token. It works once. Required, except with the header `Token-Transport`.",
+    )
 
 
 class TokenPair(Answer):
@@ -47,7 +51,10 @@ class TokenPair(Answer):
     access_token: str = Field(description="Send as `Authorization: Bearer …`.")
     token_type: Literal["Bearer"] = "Bearer"
     expires_in: int = Field(description="Seconds until the access token expires.")
-    refresh_token: str = Field(description="Exchange it for the next pair. It works once.")
+    refresh_token: str | SkipJsonSchema[None] = Field(
+        description="Exchange it for the next pair. It works once. With the header `Token-Transport`, it is in the cookie instead.",
+        exclude_if=lambda token: token is None,
+    )
     refresh_expires_in: int = Field(description="Seconds until the login session ends if it is not refreshed.")
     scope: str = Field(description="Scopes granted, separated by spaces.")
 
@@ -55,7 +62,9 @@ class TokenPair(Answer):
 class RevocationRequest(FormPayload):
     """RFC 7009, 2.1."""
 
-    token: Secret = Field(description="Any token of the login session.")
+    token: Secret | None = Field(
+        default=None, description="Any token of the login session. Required, except with the header `Token-Transport`."
+    )
     token_type_hint: Hint | None = Field(default=None, description="Ignored: the token shows its type itself.")
     client_id: Hint | None = Field(default=None, description="Ignored.")
     client_secret: SecretStr | None = Field(default=None, max_length=0, description="Refused unless empty.")

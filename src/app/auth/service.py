@@ -13,7 +13,7 @@ from app.auth.errors import (
     RefreshRefusedError,
     WrongPasswordError,
 )
-from app.auth.schemas import PasswordGrant, Reauthentication, RefreshGrant, TokenPair
+from app.auth.schemas import PasswordGrant, Reauthentication, TokenPair
 from app.auth.sessions import crud, rotation
 from app.auth.sessions import service as sessions
 from app.auth.sessions.crud import Credentials, LockedUser
@@ -32,19 +32,25 @@ _FAILURES = Counter("login_failures", "Refused logins, by the reason that the cl
 _REFRESHES = Counter("token_refreshes", "Uses of refresh tokens, by outcome.", outcome=("succeeded", "invalid_grant"))
 
 
-async def grant(kit: Toolkit, actor: Actor, payload: PasswordGrant | RefreshGrant) -> TokenPair:
-    if isinstance(payload, PasswordGrant):
-        with _LOGINS.outcome():
-            return await log_in(kit, actor, payload)
+async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
+    """Exchange an address and a password for a pair of tokens.
+
+    Until the password is proved, neither a refusal nor the time that it takes reveals whether the account exists.
+    """
+    with _LOGINS.outcome():
+        return await _log_in(kit, actor, payload)
+
+
+async def refresh(kit: Toolkit, actor: Actor, token: str, *, scope: str | None) -> TokenPair:
+    """Exchange a refresh token for the next pair of tokens."""
     with _REFRESHES.outcome():
-        return await _refresh(kit, actor, payload)
+        return await _refresh(kit, actor, token, scope)
 
 
-async def _refresh(kit: Toolkit, actor: Actor, payload: RefreshGrant) -> TokenPair:
+async def _refresh(kit: Toolkit, actor: Actor, token: str, scope: str | None) -> TokenPair:
     try:
         async with kit.database.begin() as session:
-            token = payload.refresh_token.get_secret_value()
-            return await rotation.refresh(session, kit, actor, token, scope=payload.scope)
+            return await rotation.refresh(session, kit, actor, token, scope=scope)
     except InvalidGrantError as error:
         # Only failures count, so a client with valid refresh tokens is never limited.
         await count_misuse(kit, actor)
@@ -60,11 +66,7 @@ async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedErr
         await audit.record(session, actor, "auth.refresh_refused", subject_id=refused.user_id, reason=refused.reason)
 
 
-async def log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
-    """Exchange an address and a password for a pair of tokens.
-
-    Until the password is proved, neither a refusal nor the time that it takes reveals whether the account exists.
-    """
+async def _log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
     counted = limits.login(actor, payload.username)
     retry_after = await kit.limiter.hit(*counted)
     if retry_after is not None:

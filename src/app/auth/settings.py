@@ -36,6 +36,9 @@ class AuthSettings(KeySettings, HashingSettings):
     access_check: Literal["memory", "database"] = "memory"
     """Where a request looks up whether its access token is revoked. `memory`: in a copy that PostgreSQL notifications
     keep current. `database`: with a query for each request."""
+    cookie_transport: bool = True
+    """Let pages of this service and of `APP_SERVER__CORS_ORIGINS` keep their refresh token in a cookie: requests with the header
+    `Token-Transport: cookie`."""
     require_verified_email: bool = True
     """Refuse logins of accounts without a verified email address (403 `email_not_verified`)."""
 

@@ -187,7 +187,7 @@ async def test_a_page_can_read_every_response(page: AsyncClient, method: str, pa
     exposed = {*response.headers["access-control-expose-headers"].split(", ")}
     assert {"ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID"} <= exposed
     assert {"Allow", "Content-Disposition"} <= exposed
-    assert "access-control-allow-credentials" not in response.headers
+    assert response.headers["access-control-allow-credentials"] == "true"
 
 
 @pytest.mark.parametrize("path", ["/livez", "/bug", f"{ME}?token=secret"])
@@ -234,6 +234,8 @@ async def test_only_http_requests_are_touched() -> None:
         raise AssertionError
 
     lifespan = {"type": "lifespan", "state": {}}
-    await CORSMiddleware(PreflightMiddleware(inner, headers=()), origins=[ORIGIN])(lifespan, unused, unused)
+    await CORSMiddleware(PreflightMiddleware(inner, headers=()), origins=[ORIGIN], has_cookies=True)(
+        lifespan, unused, unused
+    )
 
     assert seen == [lifespan]

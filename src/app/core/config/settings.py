@@ -6,6 +6,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, override
+from urllib.parse import urlsplit
 
 from pydantic import create_model
 from pydantic_settings import (
@@ -86,6 +87,12 @@ class Settings(BaseSettings):
     def public_url(self) -> str:
         """Address at which clients reach this service, without a slash at the end."""
         return str(self.server.public_url or f"http://127.0.0.1:{self.server.port}").rstrip("/")
+
+    @property
+    def trusted_origins(self) -> frozenset[str]:
+        """Origins whose pages belong to this service: its own, and those in `APP_SERVER__CORS_ORIGINS`, but never `*`."""
+        own = urlsplit(self.public_url)
+        return frozenset({f"{own.scheme}://{own.netloc}", *self.server.cors_origins} - {"*"})
 
     def of[T: SettingsGroup](self, group: type[T]) -> T:
         """Return the group of this class, or the group that inherits from it. `KeyError` if there is none.

@@ -16,7 +16,7 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 # The first four need no permission as long as their values are short and plain. The last four are those of tracing libraries.
 _HEADERS = (
     *("Accept", "Accept-Language", "Content-Language", "Content-Type"),
-    *("Authorization", "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-ID"),
+    *("Authorization", "If-Match", "If-None-Match", "Last-Event-ID", "Token-Transport", "X-Request-ID"),
     *("traceparent", "tracestate", "baggage", "sentry-trace"),
 )
 _EXPOSED = (
@@ -44,10 +44,14 @@ class CORSRefusedError(ForbiddenError):
 
 
 class CORSMiddleware:
-    """Lets pages of the allowed origins read responses, and marks preflights in the scope."""
+    """Lets pages of the allowed origins read responses, and marks preflights in the scope.
 
-    def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
+    With `has_cookies`, pages of the listed origins may send and get cookies.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Collection[str], has_cookies: bool) -> None:
         self._app = app
+        self._has_cookies = has_cookies
         self._allows_all = "*" in origins
         self._origins = frozenset(origin.encode() for origin in origins)
 
@@ -68,12 +72,16 @@ class CORSMiddleware:
         await self._app(scope, receive, send_with_headers)
 
     def _allowed_headers(self, given: list[bytes]) -> list[tuple[bytes, bytes]]:
-        if len(given) == 1 and (self._allows_all or given[0] in self._origins):
-            return [
-                (b"access-control-allow-origin", given[0]),
-                (b"access-control-expose-headers", ", ".join(_EXPOSED).encode()),
-            ]
-        return []
+        if len(given) != 1 or not (self._allows_all or given[0] in self._origins):
+            return []
+        allowed = [
+            (b"access-control-allow-origin", given[0]),
+            (b"access-control-expose-headers", ", ".join(_EXPOSED).encode()),
+        ]
+        # Never for every origin, which `*` means.
+        if self._has_cookies and given[0] in self._origins:
+            allowed.append((b"access-control-allow-credentials", b"true"))
+        return allowed
 
 
 def _varying_by_origin(headers: Collection[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

@@ -111,10 +111,12 @@ def form_reader(fields: Collection[Any]) -> Reader:
     declared = repeatable(inputs(fields))
     # A model decides itself about unknown fields.
     has_model = any(True for field in fields for _ in models_of(field.field_info))
+    may_be_empty = not any(info.is_required() for _, info in inputs(fields))
 
     async def read(request: Request) -> Request:
-        _refuse_media_type(request, FORM)
         parsed = _ParsedRequest(request.scope, request.receive)
+        if not may_be_empty or "content-type" in request.headers or await parsed.body():
+            _refuse_media_type(request, FORM)
         given: list[tuple[str, str | UploadFile]] = [*parse_form(await parsed.body())]
         names = [name for name, _ in given]
         refuse_repeated_fields(names, declared)
