@@ -1,5 +1,6 @@
-"""Reads the fenced listings of the documents, and applies them to a copy of the repository."""
+"""Reads the fenced listings of the documents, applies them to a copy of the repository, and runs commands there."""
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.conftest import outside
 
 _FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<path>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -75,3 +78,20 @@ def _add(text: str, hunk: str, name: str) -> str:
 
 def _marked(hunk: str, mark: str) -> list[str]:
     return [line[1:] for line in hunk.splitlines() if line.startswith(mark)]
+
+
+async def run(copy: Path, *command: str, **environment: str) -> str:
+    """Run a command in the copy, with the programs of this environment first, and return its output."""
+    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
+    programs = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=copy,
+        env=inherited | {"PYTHONPATH": str(copy / "src"), "PATH": programs} | environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()

@@ -1,6 +1,5 @@
 """The listings of `docs/adding-a-feature.md` work in a copy of the repository."""
 
-import asyncio
 import hashlib
 import os
 import re
@@ -15,8 +14,8 @@ import pytest
 
 from app.dev.generator.plan import plan
 from app.migrations.revisions import head
-from tests.conftest import ROOT, outside
-from tests.listings import apply, copy_repository, listings
+from tests.conftest import ROOT
+from tests.listings import apply, copy_repository, listings, run
 
 pytestmark = pytest.mark.skipif(
     (ROOT / "src" / "app" / "notes").exists(), reason="this repository has the feature of the guide"
@@ -50,22 +49,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (copy / "tests" / "migrations.sha256").open("a") as digests:
         digests.write(f"{digest}  {Path(str(MIGRATION.path)).name}\n")
     return copy
-
-
-async def run(copy: Path, *command: str, **environment: str) -> str:
-    """Run a command in the copy and return its output."""
-    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=copy,
-        env=inherited | {"PYTHONPATH": str(copy / "src")} | environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
-    return output.decode()
 
 
 async def test_the_copy_is_imported(copy: Path) -> None:

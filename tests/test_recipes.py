@@ -27,11 +27,11 @@ from app.jobs.worker import JobWorker
 from app.main import API_PREFIX, create_app
 from app.server.connections import Connections
 from app.server.requests import Connection
-from tests.conftest import ROOT, log_in, make_settings, outside
+from tests.conftest import ROOT, log_in, make_settings
 from tests.core.browser import PROGRAM, browsing
 from tests.factories import make_user
 from tests.jobs.conftest import QUICK, eventually, make_work
-from tests.listings import apply, copy_repository, listings
+from tests.listings import apply, copy_repository, listings, run
 from tests.test_generated_client import check_types, generate
 from tests.test_generated_client import run as run_module
 from tests.volume import plain
@@ -327,23 +327,6 @@ def articles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if listing.path and not listing.path.startswith("src/app/reports/"):
             apply(listing, copy)
     return copy
-
-
-async def run(copy: Path, *command: str, **environment: str) -> str:
-    """Run a program of this environment in the copy, and return its output."""
-    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name(command[0])),
-        *command[1:],
-        cwd=copy,
-        env=inherited | {"PYTHONPATH": str(copy / "src")} | environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
-    return output.decode()
 
 
 async def test_articles_relate_models_and_read_across_features(articles: Path, template_url: str) -> None:

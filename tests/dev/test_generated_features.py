@@ -1,6 +1,5 @@
 """Features of every type, generated into one copy of the repository, pass the checks and cover themselves by their tests."""
 
-import asyncio
 import re
 import shlex
 import shutil
@@ -13,9 +12,9 @@ import pytest
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.dev.generator.plan import plan
-from tests.conftest import ROOT, make_settings, outside
+from tests.conftest import ROOT, make_settings
 from tests.factories import PASSWORD, make_user
-from tests.listings import copy_repository, listings
+from tests.listings import copy_repository, listings, run
 from tests.servers import paste, real_server
 
 pytestmark = pytest.mark.slow
@@ -58,22 +57,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (fields, scope) in FEATURES.items():
         plan(copy, name, fields, scope=scope).write()
     return copy
-
-
-async def run(copy: Path, *command: str, **environment: str) -> str:
-    """Run a command in the copy and return its output."""
-    inherited = {name: value for name, value in outside().items() if not name.startswith(("APP_", "PYTEST_", "COV"))}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=copy,
-        env=inherited | {"PYTHONPATH": str(copy / "src")} | environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
-    return output.decode()
 
 
 def program(name: str) -> str:
