@@ -16,6 +16,7 @@ import pytest
 from app.dev import run as make_run
 from app.dev.ports import free_port
 from app.dev.postgres.cluster import Cluster
+from tests.conftest import make_settings
 
 PROGRAM = """
 import sys
@@ -85,10 +86,17 @@ def test_the_password_is_shown_only_once_and_the_data_survives_a_kill(local: Pat
 
     assert password
     assert "password  " not in second.welcome
-    assert "create another one" in second.welcome
+    assert 'make app ARGS="users create-admin you@example.com"' in second.welcome
     assert second.stop(signal.SIGTERM) == 0
     stored = [path for path in local.glob("*") if path.is_file() and password[1] in path.read_text()]
     assert stored == []
+
+
+@pytest.mark.parametrize(("url", "is_shown"), [("file:///elsewhere", True), ("console:", False)])
+def test_the_mails_page_is_named_where_it_exists(url: str, is_shown: bool) -> None:
+    settings = make_settings("postgresql://x/x", environment="local", mail={"url": url})
+
+    assert ("/local/mails" in make_run._welcome_text(settings, "18.1", None, is_embedded=False)) == is_shown
 
 
 def test_only_the_owner_can_read_the_signing_keys(local: Path) -> None:

@@ -27,7 +27,7 @@ from app.dev.postgres.lock import try_lock
 from app.dev.reload import ServingError, serve_and_reload
 from app.mail.settings import MailSettings
 from app.migrations import revisions, runner
-from app.migrations.errors import MigrationError, MigrationFileError
+from app.migrations.errors import MigrationError, MigrationFileError, UnknownRevisionError
 from app.server.serve import serve
 from app.settings import load_settings
 from app.users import service as users_service
@@ -79,8 +79,9 @@ def run() -> int:
 def _migration_problem(error: MigrationError) -> str:
     if _given_database():
         return f"DATABASE_URL: {error}"
-    hint = ". Switch to the branch with that migration, or delete the data: make reset" if "newer" in str(error) else ""
-    return f"The database: {error}{hint}"
+    if isinstance(error, UnknownRevisionError):
+        return f"The database: {error}. Switch to the branch with that migration, or delete the data: make reset"
+    return f"The database: {error}"
 
 
 def _run() -> None:
@@ -230,7 +231,7 @@ def _welcome_text(settings: Settings, version: str, password: str | None, *, is_
     ]
     if settings.serves_docs:
         lines.append(f"  documentation   {address}/docs")
-    if settings.of(MailSettings).url.get_secret_value() == MAIL.as_uri():
+    if settings.of(MailSettings).directory:
         lines.append(f"  mails           {address}/local/mails")
     lines += _introduction(address, password) if password else _reminder(is_embedded=is_embedded)
     return "\n".join([*lines, ""])
@@ -251,9 +252,9 @@ def _introduction(address: str, password: str) -> list[str]:
 
 
 def _reminder(*, is_embedded: bool) -> list[str]:
-    url = "DATABASE_URL=$(cat .local/database-url) " if is_embedded else ""
+    url = "" if is_embedded else "DATABASE_URL=… "
     return [
-        "  administrator   exists already; to create another one while this runs:",
+        "  administrator   exists already; to create another one:",
         "",
-        f"    {url}APP_ENVIRONMENT=local .venv/bin/app users create-admin you@example.com",
+        f'    {url}make app ARGS="users create-admin you@example.com"',
     ]

@@ -11,7 +11,7 @@ from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 
 from app.migrations import scripts
-from app.migrations.errors import MigrationError
+from app.migrations.errors import MigrationError, UnknownRevisionError
 from app.migrations.revisions import named
 
 _RELATIVE = re.compile(r"[+-]\d+")
@@ -102,7 +102,7 @@ def _applied(directory: ScriptDirectory, current: tuple[str, ...]) -> set[str]:
     """Return every migration that has run: the current ones, their ancestors, and the dependencies of all of them."""
     if unknown := _unknown(directory, current):
         message = f"the schema is at revision {named(unknown)}, which belongs to a newer release of this program"
-        raise MigrationError(message)
+        raise UnknownRevisionError(message)
     return {script.revision for script in directory.iterate_revisions(current, "base")}
 
 

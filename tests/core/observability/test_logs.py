@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from app.core.config import LogSettings
+from app.core.db.connections import Pool
 from app.core.observability.logs import REDACTED, access_log, configure, discard_unwritable_output
 from tests.core.recording import Recording
 
@@ -217,6 +218,7 @@ def test_the_access_log_of_uvicorn_is_off_and_its_errors_are_logged(recording: R
     logging.getLogger("uvicorn.error").info("started")
     logging.getLogger("uvicorn.error").error("broken")
     logging.getLogger("sqlalchemy.engine").info("SELECT")
+    logging.getLogger(f"{Pool.__module__}.{Pool.__qualname__}").info("Pool disposed.")
 
     assert [line["event"] for line in lines()] == ["broken"]
 

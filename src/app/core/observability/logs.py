@@ -107,7 +107,8 @@ def _configure_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = name != "uvicorn.access"
-    for name in ("sqlalchemy", "alembic", "uvicorn", "procrastinate"):
+    # SQLAlchemy names the logger of a pool after its class, and our class is not in the package `sqlalchemy`.
+    for name in ("sqlalchemy", "app.core.db.connections.Pool", "alembic", "uvicorn", "procrastinate"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # psycopg warns about each failed connection attempt. The job worker logs once that the database is unreachable.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
