@@ -39,6 +39,10 @@ shell: setup ## Start a Python prompt with a session, the settings and the servi
 app: setup ## Run the app command on the database of make run: ARGS="users create-admin you@example.com"
 	@$(PYTHON_IN_VENV) -m app.dev app $(ARGS)
 
+.PHONY: seed
+seed: setup ## Add example data to the database of make run: accounts, and what each feature brings
+	@$(PYTHON_IN_VENV) -m app.dev seed
+
 .PHONY: reset
 reset: setup ## Delete the data of make run, after a question; YES=1 answers it
 	@$(PYTHON_IN_VENV) -m app.dev reset

@@ -20,7 +20,7 @@ FEATURES: tuple[str, ...] = (
 """Lowest first: a feature may import the features before it."""
 
 _PLATFORM = ("mail", "jobs")
-PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "export", "templates")
+PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "export", "seed", "templates")
 
 
 def names() -> tuple[str, ...]:

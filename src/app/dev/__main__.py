@@ -15,7 +15,7 @@ from app.dev import docs as generated_docs
 from app.dev import migrations as checked_migrations
 from app.dev import rename as renaming
 from app.dev import run as make_run
-from app.dev.data import tools
+from app.dev.data import seeds, tools
 from app.dev.data.draft import DraftError, draft
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
@@ -64,6 +64,13 @@ def psql() -> None:
 
 
 @commands.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@commands.command()
+def seed() -> None:
+    """Add example data to the database of `make run`."""
+    for line in seeds.seed():
+        typer.echo(line)
+
+
 def app(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Run a command of `app` on the database of `make run`."""
     sys.exit(tools.app(arguments or []))
@@ -166,6 +173,7 @@ def program() -> None:
     """Run a command. An error that a developer can correct is printed without a traceback, with exit code 1 or 2."""
     try:
         commands()
+        seeds.SeedError,
     except GeneratorError as error:
         _fail(str(error), code=2)
     except (

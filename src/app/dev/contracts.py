@@ -10,7 +10,7 @@ from app import features
 _TOP = ("cli", "server | asgi", "main", "startup", "worker")
 _BELOW_FEATURES = ("migrations", "models", "settings", "features", "core")
 _CORE = (
-    "commands",
+    "commands : seeding",
     "http",
     "resources",
     "notifications",
@@ -25,7 +25,7 @@ _OUTSIDE = {"__init__", "__main__", "dev", "loading"}
 _INSIDE = (
     "router",
     "dependencies",
-    "resources | commands",
+    "resources | commands | seed",
     "service",
     "jobs",
     "links",
@@ -89,7 +89,10 @@ def contracts(source: Path) -> list[Contract]:
             "Enqueue the job with jobs.queue, and list it in the feature's jobs.py.",
         ),
         _protected(
-            "Production does not import the development tools", ["app.dev"], [], "app.dev is for `make` and the tests."
+            "Production does not import the development tools",
+            ["app.dev", *(name for name in modules if name.endswith(".seed"))],
+            ["app.dev"],
+            "app.dev and the seed.py of features are for `make` and the tests.",
         ),
     ]
 

@@ -110,7 +110,28 @@ async def create_admin(
     min_length: int,
     full_name: str | None = None,
 ) -> User:
-    """Create an administrator. The address counts as verified, because the operator who runs the command is trusted."""
+    return await create_with_password(
+        session,
+        hasher,
+        email=email,
+        password=password,
+        min_length=min_length,
+        full_name=full_name,
+        role=Role.ADMIN,
+    )
+
+
+async def create_with_password(
+    session: WriteSession,
+    hasher: PasswordHasher,
+    *,
+    email: str,
+    password: str,
+    min_length: int,
+    full_name: str | None,
+    role: Role,
+) -> User:
+    """Create an account. The address counts as verified, because the operator who runs the command is trusted."""
     refuse_weak(password, min_length=min_length, about=[email, full_name or ""])
     # Hash before the first statement, so that the session holds no connection during the slow hash.
     hashed_password = await hasher.hash(password)
@@ -119,7 +140,7 @@ async def create_admin(
         audit.SYSTEM,
         email=normalize(email),
         full_name=full_name,
-        role=Role.ADMIN,
+        role=role,
         hashed_password=hashed_password,
         email_verified_at=func.now(),
     )
