@@ -1,5 +1,6 @@
 """`make feature`: which arguments it accepts, and what it writes. `test_generated_features.py` runs the features."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -168,6 +169,86 @@ def test_a_public_feature_is_refused(copy: Path) -> None:
     assert contents(copy) == before
 
 
+# References to several rows
+
+
+@pytest.fixture(scope="module")
+def orchestra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with a feature that others can refer to."""
+    copy = tmp_path_factory.mktemp("orchestra")
+    copy_repository(ROOT, copy)
+    planned(copy, "violins", "title:str").write()
+    return copy
+
+
+def test_a_set_of_references_adds_a_table_and_a_lookup_to_the_other_feature(copy: Path, orchestra: Path) -> None:
+    shutil.copytree(orchestra, copy, dirs_exist_ok=True)
+
+    first = planned(copy, "players", "name:str violins:refs(violins)")
+    first.write()
+    second = planned(copy, "owners", "name:str violins:refs(violins) lent:refs(violins)")
+
+    assert '__tablename__ = "player_violins"' in first.created["src/app/players/models.py"]
+    assert {path for path in first.changed if "violins" in path} == {
+        "src/app/violins/crud.py",
+        "src/app/violins/service.py",
+    }
+    assert "tests/violins/test_get_many.py" in first.created
+    assert not planned(copy, "players", "name:str violins:refs(violins)")
+    # The lookup exists now.
+    assert not [path for path in (*second.changed, *second.created) if "/violins/" in path]
+    assert 'op.drop_table("owner_lent")' in second.created[migration_of(second)]
+
+
+def migration_of(plan: Plan) -> str:
+    return next(path for path in plan.created if "/versions/" in path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "one", "sentence"),
+    [
+        ("players", "violins:refs(violins):unique", "", "violin_ids cannot be unique, because its type is refs."),
+        ("players", "violins:refs(violins) violin:ref(violins)", "", "There are two fields with the name violin_id."),
+        ("players", "violins:refs(violins) violin:enum(a,b)", "", "violin would need another class PlayerViolin."),
+        ("players", "reads:refs(violins)", "", "reads would need another class PlayerRead."),
+        ("players", "read:enum(a,b)", "", "read would need another class PlayerRead."),
+        ("players", "players:refs(violins)", "", "players has the name of the feature itself."),
+        ("accounts", "links:refs(violins)", "", 'The table "account_links" exists already.'),
+        ("players", "violins:refs(cellos)", "", "There is no feature cellos."),
+    ],
+)
+def test_references_that_would_not_work_are_refused(
+    orchestra: Path, name: str, fields: str, one: str, sentence: str
+) -> None:
+    with pytest.raises(GeneratorError) as error:
+        planned(orchestra, name, fields, one)
+
+    assert str(error.value).startswith(sentence)
+
+
+def test_a_feature_without_queries_of_its_own_needs_a_lookup_first(copy: Path, orchestra: Path) -> None:
+    shutil.copytree(orchestra, copy, dirs_exist_ok=True)
+    (copy / "src/app/violins/crud.py").unlink()
+
+    with pytest.raises(GeneratorError, match=r"Add get_many\(session, owner_id, violin_ids\) to its service"):
+        planned(copy, "players", "violins:refs(violins)")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"""Text."""\n\nimport b\n\n\ndef get():\n    pass\n\n\ndef last():\n    pass\n', ["get", "many", "last"]),
+        ("import b\n\n\ndef last():\n    pass\n", ["last", "many"]),
+    ],
+)
+def test_a_function_is_added_after_the_one_that_gets_one_row(before: str, after: list[str]) -> None:
+    text = edit.with_function(before, "import a\n\n\nasync def many():\n    pass\n")
+
+    assert re.findall(r"def (\w+)", text) == after
+    assert text.index("import a") < text.index("import b")
+    assert text.startswith(before.partition("import")[0])
+
+
 # Scopes
 
 
@@ -232,7 +313,8 @@ def refused() -> Iterator[tuple[str, str, str, str]]:
     yield "violins", f"{'x' * 40}:bool", "", "PostgreSQL names have at most 63 characters, and ix_violins_owner_id_x"
     yield "violins", "date:date", "", '"date" is the name of a type.'
     yield "violins", "user:ref(users)", "", "A field cannot refer to users. It needs a feature with"
-    yield "violins", "owner:ref(violas)", "", "A field cannot refer to violas."
+    yield "violins", "owner:ref(violas)", "", "There is no feature violas. Generate it first: make feature NAME=violas"
+    yield "violins", "parent:ref(violins)", "", "violins cannot refer to itself. Leave out the field parent,"
     yield "violins", "user:ref(../users)", "", 'user has the unknown type "ref(../users)".'
     yield "users", "title:str", "", "src/app/users exists already."
     yield "models", "title:str", "", "src/app/models.py exists already."

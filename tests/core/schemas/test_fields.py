@@ -13,6 +13,7 @@ from app.core.schemas.fields import (
     Day,
     Flag,
     Identifier,
+    Identifiers,
     Instant,
     LongText,
     Omittable,
@@ -264,6 +265,7 @@ class Body(Payload):
     day: Omittable[Day] = None
     instant: Omittable[Instant] = None
     key: Omittable[Identifier] = None
+    keys: Omittable[Identifiers] = None
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,9 @@ class Body(Payload):
         ("day", "2024-02-29", date(2024, 2, 29)),
         ("instant", "2026-01-31T12:00:00.5+01:00", datetime(2026, 1, 31, 11, 0, 0, 500_000, UTC)),
         ("key", KEY, UUID(KEY)),
+        ("keys", [], []),
+        ("keys", [KEY, str(UUID(int=1))], [UUID(int=1), UUID(KEY)]),
+        ("keys", [str(UUID(int=number)) for number in range(100)], [UUID(int=number) for number in range(100)]),
     ],
 )
 def test_a_member_of_a_body_has_one_spelling(member: str, given: object, value: object) -> None:
@@ -306,6 +311,9 @@ def test_a_member_of_a_body_has_one_spelling(member: str, given: object, value: 
         *(("instant", value, "malformed") for value in (0, 1.0, True, "2026-01-31", "2026-01-31T12:00:00", "0")),
         ("instant", "0001-01-01T00:00:00+01:00", "malformed"),
         *(("key", value, "malformed") for value in (1, KEY.upper(), KEY.replace("-", ""), f"urn:uuid:{KEY}")),
+        ("keys", KEY, "list_type"),
+        ("keys", [KEY, KEY], "repeated"),
+        ("keys", [str(UUID(int=number)) for number in range(101)], "too_long"),
     ],
 )
 def test_another_spelling_of_a_member_is_refused(member: str, value: object, code: str) -> None:
@@ -313,6 +321,16 @@ def test_another_spelling_of_a_member_is_refused(member: str, value: object, cod
         Body.model_validate({member: value})
 
     assert [(one["type"], one["loc"]) for one in refused.value.errors()] == [(code, (member,))]
+
+
+def test_a_set_of_ids_is_bounded_in_the_schema() -> None:
+    schema = Body.model_json_schema()["properties"]["keys"]
+
+    assert (schema["type"], schema["maxItems"], schema["uniqueItems"]) == ("array", 100, True)
+    assert schema["items"]["format"] == "uuid"
+    with pytest.raises(ValidationError) as refused:
+        Body.model_validate({"keys": ["1"]})
+    assert [(one["type"], one["loc"]) for one in refused.value.errors()] == [("malformed", ("keys", 0))]
 
 
 def test_an_amount_is_a_text_in_the_schema() -> None:

@@ -190,6 +190,19 @@ PathIdentifier = QueryIdentifier
 
 # A body is validated strictly, and JSON has no dates: these are text with one spelling.
 Identifier = Annotated[UUID, Strict(strict=False), _written(_UUID, _NOT_AN_ID, UUID)]
+
+
+def _in_order(keys: list[UUID]) -> list[UUID]:
+    if len(set(keys)) < len(keys):
+        raise PydanticCustomError("repeated", "This must contain each id once.", {"ours": True})
+    return sorted(keys)
+
+
+Identifiers = Annotated[
+    list[Identifier], Field(max_length=100, json_schema_extra={"uniqueItems": True}), AfterValidator(_in_order)
+]
+"""A set of ids in a body. Their order has no meaning, and the value is sorted."""
+
 Instant = Annotated[
     AwareDatetime, Strict(strict=False), _written(_INSTANT, _NOT_AN_INSTANT, datetime), AfterValidator(_to_utc)
 ]

@@ -1,4 +1,4 @@
-"""Adds a feature to the list in `src/app/features.py`."""
+"""Adds a feature to the list in `src/app/features.py`, and functions to the files of other features."""
 
 import ast
 
@@ -22,6 +22,17 @@ def added(text: str, name: str) -> str:
     indent = " " * (len(lines[end]) - len(lines[end].lstrip()))
     lines.insert(end + 1, f'{indent}"{name}",\n')
     return "".join(lines)
+
+
+def with_function(text: str, code: str) -> str:
+    """Return a module with a function after its function `get`, or at its end. The imports of the code follow the docstring."""
+    imports, start, function = code.partition("\n\nasync def ")
+    body = ast.parse(text).body
+    lines = text.splitlines(keepends=True)
+    end = next((node.end_lineno or 0 for node in body if getattr(node, "name", "") == "get"), len(lines))
+    first = 0 if ast.get_docstring(ast.parse(text)) is None else body[0].end_lineno or 0
+    parts = (lines[:first], [f"\n{imports}\n"], lines[first:end], [f"\n{start}{function}"], lines[end:])
+    return "".join(line for part in parts for line in part)
 
 
 def _with_comma(line: str, end: int) -> str:

@@ -17,13 +17,25 @@ class Target:
     """A feature that a field refers to: its names, its error for an unknown id, and whether each account sees only its own rows."""
 
     name: str
+    cls: str
+    key: str
+    """Name of an id, such as `note_id`."""
     error: str
     is_owned: bool
+    has_lookup: bool
+    """Whether its service has `get_many`."""
+
+    @property
+    def words(self) -> str:
+        return words.spaced(self.name)
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field. `values` are the values of an enumeration, `target` the feature of a reference."""
+    """A field. `values` are the values of an enumeration, `target` the feature of a reference.
+
+    `given` is the name in the command, if it is another one: `tags:refs(tags)` is called `tag_ids`.
+    """
 
     name: str
     type: str
@@ -32,6 +44,35 @@ class Field:
     is_unique: bool = False
     values: Sequence[str] = ()
     target: Target | None = None
+    given: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it refers to several rows, which a table of links stores."""
+        return self.type == "refs"
+
+    @property
+    def element(self) -> str:
+        """The name of one of several rows."""
+        return self.name.removesuffix("_ids")
+
+    @property
+    def element_words(self) -> str:
+        return words.spaced(self.element)
+
+    @property
+    def filter(self) -> str:
+        """The parameter of the list."""
+        return f"{self.element}_id" if self.is_set else self.name
+
+    @property
+    def links(self) -> str:
+        """The attribute with the links of a row."""
+        return f"{self.element}_links"
+
+    @property
+    def is_nullable(self) -> bool:
+        return self.is_optional and not self.is_set
 
     @property
     def is_sortable(self) -> bool:
@@ -121,8 +162,16 @@ class Feature:
         return self.words.capitalize()
 
     @property
-    def optionals(self) -> list[Field]:
-        return [each for each in self.fields if each.is_optional]
+    def columns(self) -> list[Field]:
+        return [each for each in self.fields if not each.is_set]
+
+    @property
+    def sets(self) -> list[Field]:
+        return [each for each in self.fields if each.is_set]
+
+    @property
+    def nullables(self) -> list[Field]:
+        return [each for each in self.fields if each.is_nullable]
 
     @property
     def uniques(self) -> list[Field]:
@@ -134,12 +183,19 @@ class Feature:
 
     @property
     def references(self) -> list[Field]:
+        """The fields that refer to one row or several rows."""
         return [each for each in self.fields if each.target]
 
     @property
     def targets(self) -> list[Target]:
         """The features that fields refer to, each once."""
         return list({each.target.name: each.target for each in self.fields if each.target}.values())
+
+    @property
+    def lookups(self) -> list[Target]:
+        """The features that need `get_many`, because a field refers to several of their rows."""
+        targets = {each.target.name: each.target for each in self.sets if each.target}
+        return [each for each in targets.values() if not each.has_lookup]
 
     @property
     def sortables(self) -> list[Field]:
@@ -184,7 +240,12 @@ class Feature:
         return [
             self.owned_columns(*_DEFAULT_ORDER),
             *(self.owned_columns(each.name, "id") for each in self.sortables if not each.is_unique),
-            *(columns for each in self.filters if not each.is_unique for columns in self._filter_indexes(each)),
+            *(
+                columns
+                for each in self.filters
+                if not (each.is_unique or each.is_set)
+                for columns in self._filter_indexes(each)
+            ),
         ]
 
     def _filter_indexes(self, field: Field) -> Iterator[tuple[str, ...]]:
@@ -194,6 +255,23 @@ class Feature:
             # Also finds the rows that a deletion in the other table affects. Usually, the rows of one reference have one owner.
             is_shared = self.is_owned and not field.target.is_owned
             yield (field.name,) if is_shared else (field.name, *_DEFAULT_ORDER)
+
+    def link_table(self, field: Field) -> str:
+        return f"{self.one}_{field.given}"
+
+    def link_class(self, field: Field) -> str:
+        return self.cls + words.camel(field.element)
+
+    def classes(self) -> Iterator[str]:
+        """Yield the names of all classes and types."""
+        yield from (self.cls, *(self.cls + suffix for suffix in ("Create", "NotFoundError", "Query", "Read", "Update")))
+        yield from (name for _, name in self.own_types())
+
+    def own_types(self) -> Iterator[tuple[Field, str]]:
+        """Yield the fields that have a class or a type of their own, and its name."""
+        yield from ((each, each.answer) for each in self.enumerations)
+        yield from ((each, self.link_class(each)) for each in self.sets)
+        yield from ((each, self.taken_error(each)) for each in self.uniques)
 
     def foreign_name(self, field: Field) -> str:
         return f"fk_{self.name}_{field.name}_{field.target.name if field.target else ''}"
@@ -216,4 +294,8 @@ class Feature:
         yield from map(self.index_name, self.indexes)
         yield from map(self.unique_name, self.uniques)
         yield from map(self.check_name, self.enumerations)
-        yield from map(self.foreign_name, self.references)
+        yield from (self.foreign_name(each) for each in self.references if not each.is_set)
+        for each in self.sets:
+            table, target = self.link_table(each), each.target.name if each.target else ""
+            yield from (table, f"pk_{table}", f"ix_{table}_{each.filter}")
+            yield from (f"fk_{table}_{self.one}_id_{self.name}", f"fk_{table}_{each.filter}_{target}")

@@ -92,3 +92,15 @@ def reference(table: str, *, is_optional: bool) -> Kind:
         query="QueryIdentifier",
         may_be_unique=False,
     )
+
+
+REFERENCES = Kind(
+    "list[UUID]",
+    "",
+    "Identifiers",
+    ("[OWN_ID, OTHER_ID]", "[]", "[OTHER_ID]"),
+    ('"1"', "[OWN_ID, OWN_ID]", "[UNKNOWN_ID] * 101"),
+    query="QueryIdentifier",
+    may_be_unique=False,
+)
+"""The type of a field that refers to a set of rows, which a table of its own stores."""

@@ -15,7 +15,7 @@ from app.dev.generator.feature import Feature, Field, Target
 from app.dev.generator.kinds import KINDS, Kind
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_REFERENCE = re.compile(r"ref\(([a-z0-9_]+)\)")
+_REFERENCE = re.compile(r"(refs?)\(([a-z0-9_]+)\)")
 _ENUMERATION = re.compile(r"enum\((.*)\)")
 _EXAMPLE = 'make feature NAME=notes FIELDS="title:str body:text:optional"'
 # The name of a revision has at most 32 characters, of which the date takes nine.
@@ -43,6 +43,8 @@ def parse(name: str, fields: str, one: str = "", scope: str = "", *, targets: Ta
     if not texts:
         message = f"{name} needs at least one field. Example: {_EXAMPLE}"
         raise GeneratorError(message)
+    for text in texts:
+        _refuse_itself(name, text)
     feature = Feature(name, one, [_field(text, cls, targets) for text in texts], scope)
     _refuse_scope(feature)
     _refuse_duplicates(feature)
@@ -105,6 +107,13 @@ def _split(fields: str) -> Sequence[str]:
     return re.sub(r"\(([^()]*)\)", lambda match: re.sub(r"\s+", "", match[0]), fields).split()
 
 
+def _refuse_itself(name: str, text: str) -> None:
+    field, _, type_ = text.partition(":")
+    if re.match(rf"refs?\({name}\)", type_):
+        message = f"{name} cannot refer to itself. Leave out the field {field}, and write it by hand: decide whether there may be cycles."
+        raise GeneratorError(message)
+
+
 def _field(text: str, cls: str, targets: Targets) -> Field:
     name, *rest = text.split(":")
     if not name or not rest or not rest[0]:
@@ -122,16 +131,21 @@ def _field(text: str, cls: str, targets: Targets) -> Field:
 
 def _typed(name: str, type_: str, cls: str, targets: Targets, *, is_optional: bool) -> Field:
     if match := _REFERENCE.fullmatch(type_):
-        target = targets(match[1])
-        return Field(f"{name}_id", "ref", kinds.reference(target.name, is_optional=is_optional), target=target)
+        return _reference(name, match[1], targets(match[2]), is_optional=is_optional)
     if values := _values(name, type_):
         return Field(name, "enum", kinds.enumeration(cls + words.camel(name), values), values=values)
     return Field(name, type_, _kind(name, type_))
 
 
+def _reference(name: str, type_: str, target: Target, *, is_optional: bool) -> Field:
+    if type_ == "ref":
+        return Field(f"{name}_id", type_, kinds.reference(target.name, is_optional=is_optional), target=target)
+    return Field(f"{words.singular(name) or name}_ids", type_, kinds.REFERENCES, target=target, given=name)
+
+
 def _kind(name: str, type_: str) -> Kind:
     if type_ not in KINDS:
-        message = f'{name} has the unknown type "{type_}". Use one of: {", ".join(KINDS)}, enum(a,b), ref(projects)'
+        message = f'{name} has the unknown type "{type_}". Use one of: {", ".join(KINDS)}, enum(a,b), ref(projects), refs(tags)'
         raise GeneratorError(message)
     return KINDS[type_]
 
@@ -163,16 +177,22 @@ def _refuse_unique(field: Field) -> None:
 
 
 def _refuse_reserved(field: Field) -> None:
-    if field.name in _RESERVED or (field.query and field.name in _PARAMETERS):
+    attributes = {field.name, field.links} if field.is_set else {field.name}
+    if attributes & _RESERVED or (field.query and field.filter in _PARAMETERS):
         message = f'"{field.name}" has a meaning of its own in every feature. Choose another name for the field.'
         raise GeneratorError(message)
 
 
 def _refuse_duplicates(feature: Feature) -> None:
     names = [each.name for each in feature.fields]
+    names += [name for each in feature.sets for name in {each.filter, each.links}]
     for name in names:
         if names.count(name) > 1:
             message = f"There are two fields with the name {name}. Rename one of them."
+            raise GeneratorError(message)
+    for each in feature.sets:
+        if each.element == feature.one:
+            message = f"{each.given} has the name of the feature itself. Rename it, for example to related_{each.given}"
             raise GeneratorError(message)
 
 

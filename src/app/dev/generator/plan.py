@@ -12,7 +12,7 @@ from app.dev.generator.conflicts import refuse_conflicts
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.feature import Feature
 from app.dev.generator.parse import parse
-from app.dev.generator.render import render
+from app.dev.generator.render import render, render_lookup
 from app.dev.generator.repository import Repository, Revision
 
 _DIGESTS = "tests/migrations.sha256"
@@ -72,8 +72,14 @@ def plan(root: Path, name: str, fields: str, one: str = "", scope: str = "") -> 
     refuse_conflicts(repository, feature)
     revision = next_revision(repository, feature, datetime.now(UTC).strftime("%Y%m%d"))
     files = render(root, feature, revision)
-    changed = {edit.FILE: edit.added((root / edit.FILE).read_text(), feature.name)}
-    return Plan(root, feature, files, changed | {_DIGESTS: _with_digest(root, revision, files)})
+    changed = {
+        edit.FILE: edit.added((root / edit.FILE).read_text(), feature.name),
+        _DIGESTS: _with_digest(root, revision, files),
+    }
+    for target in feature.lookups:
+        for path, text in render_lookup(root, target).items():
+            (changed if (root / path).exists() else files)[path] = text
+    return Plan(root, feature, files, changed)
 
 
 def next_revision(repository: Repository, feature: Feature, date: str) -> Revision:

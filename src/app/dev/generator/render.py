@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.dev.generator import samples
-from app.dev.generator.feature import Feature
+from app.dev.generator import edit, samples, words
+from app.dev.generator.feature import Feature, Target
 from app.dev.generator.repository import Revision
 
 TEMPLATES = Path("scripts") / "feature"
@@ -36,6 +36,18 @@ def render(root: Path, feature: Feature, revision: Revision) -> dict[str, str]:
     values = _values(feature, revision)
     rendered = {path: environment.get_template(template).render(values) for path, template in templates.items()}
     return {f"{source}/__init__.py": "", **{path: formatted(root, path, text) for path, text in rendered.items()}}
+
+
+def render_lookup(root: Path, target: Target) -> dict[str, str]:
+    """Return the text of each file of a feature with `get_many`, which reads several of its rows in one statement."""
+    environment, values = _environment(root), {"t": target, "owner": _owner(target)}
+    tests = environment.get_template("test_lookup.py.jinja").render(values)
+    files = {f"tests/{target.name}/test_get_many.py": tests}
+    for module in ("service", "crud"):
+        path = f"src/app/{target.name}/{module}.py"
+        code = environment.get_template(f"lookup_{module}.py.jinja").render(values)
+        files[path] = edit.with_function((root / path).read_text(), code)
+    return {path: formatted(root, path, text) for path, text in files.items()}
 
 
 def imported_names(root: Path) -> set[str]:
@@ -91,6 +103,7 @@ def _environment(root: Path) -> Environment:
         "tuple": _tuple,
         "quoted": _quoted,
         "apply": _apply,
+        "article": words.with_article,
         "snake": lambda text: text.replace(" ", "_"),
     }
     return environment
@@ -109,7 +122,7 @@ def _values(feature: Feature, revision: Revision) -> Mapping[str, Any]:
     }
 
 
-def _owner(feature: Feature) -> Mapping[str, str]:
+def _owner(feature: Feature | Target) -> Mapping[str, str]:
     """Return the code that names the owner in each statement and call; empty for a feature without owners."""
     code = {
         "parameter": "owner_id: UUID, ",

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,23 +54,33 @@ class Repository:
 
     def target(self, name: str) -> Target:
         """Return what a field needs to know to refer to a feature. Raises `GeneratorError` if it cannot refer to it."""
-        arguments = self._arguments_of_get(name)
+        if not (self.source / name).is_dir():
+            message = f"There is no feature {name}. Generate it first: make feature NAME={name} …"
+            raise GeneratorError(message)
+        functions = self._functions(name)
+        arguments = [each.arg for each in functions["get"].args.args] if "get" in functions else []
         errors = list(self._found(_NOT_FOUND, f"{name}/errors.py"))
         is_owned = arguments[1:2] == ["owner_id"]
-        if name not in self.tables() or not errors or len(arguments) != 2 + is_owned:
+        if name not in self.tables() or not errors or len(arguments) != 2 + is_owned or not functions["get"].returns:
             message = (
                 f"A field cannot refer to {name}. It needs a feature with a table of this name, a service with "
                 "get(session, owner_id, …_id) or get(session, …_id), and an error for an unknown id."
             )
             raise GeneratorError(message)
-        return Target(name, errors[0], is_owned)
+        cls = ast.unparse(functions["get"].returns)
+        return Target(name, cls, arguments[-1], errors[0], is_owned, has_lookup="get_many" in functions)
 
-    def _arguments_of_get(self, feature: str) -> list[str]:
+    def can_extend(self, feature: str) -> bool:
+        """Return whether a feature has a service that imports the feature's `crud.py`, so that the generator can add a function to both."""
+        service, crud = (self.source / feature / f"{module}.py" for module in ("service", "crud"))
+        imports = re.compile(rf"^from app\.{feature} import .*\bcrud\b", re.MULTILINE)
+        return crud.is_file() and service.is_file() and bool(imports.search(service.read_text()))
+
+    def _functions(self, feature: str) -> Mapping[str, ast.AsyncFunctionDef]:
+        """Return the functions of a service."""
         path = self.source / feature / "service.py"
-        if not path.is_file():
-            return []
-        functions = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.AsyncFunctionDef))
-        return next(([each.arg for each in one.args.args] for one in functions if one.name == "get"), [])
+        statements = ast.parse(path.read_text()).body if path.is_file() else []
+        return {node.name: node for node in statements if isinstance(node, ast.AsyncFunctionDef)}
 
     @cached_property
     def head(self) -> str:

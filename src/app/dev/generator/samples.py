@@ -21,14 +21,14 @@ def _body(feature: Feature, row: int) -> str:
 
 
 def _is_sent(feature: Feature, field: Field, row: int) -> bool:
-    return row != _SHORT or not field.is_optional or len(feature.optionals) == len(feature.fields)
+    return row != _SHORT or not field.is_optional or all(each.is_optional for each in feature.fields)
 
 
 def invalid(feature: Feature) -> Iterator[tuple[str, str]]:
     """Yield the members of a body with a value that is refused."""
     for each in feature.fields:
         yield from ((each.name, value) for value in each.kind.invalid)
-        if not each.is_optional:
+        if not each.is_nullable:
             yield each.name, "None"
 
 
@@ -43,9 +43,9 @@ def listings(feature: Feature) -> Iterator[tuple[str, list[int]]]:
         yield '{"q": "Mi"}', [0]
         yield '{"q": "%"}', []
     for each in feature.filters:
-        value = each.kind.samples[0]
-        found = [row for row in ROWS if _is_sent(feature, each, row) and each.kind.samples[row] == value]
-        yield f'{{"{each.name}": {_parameter(value)}}}', found[::-1]
+        value = "OWN_ID" if each.is_set else each.kind.samples[0]
+        found = [row for row in ROWS if _is_sent(feature, each, row) and value in each.kind.samples[row]]
+        yield f'{{"{each.filter}": {_parameter(value)}}}', found[::-1]
 
 
 def _parameter(value: str) -> str:
