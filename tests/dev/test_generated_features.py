@@ -4,8 +4,10 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,24 +23,32 @@ pytestmark = pytest.mark.slow
 
 README = [listing.text for listing in listings(ROOT / "README.md")]
 (NOTES,) = (shlex.split(line)[2:] for text in README for line in text.splitlines() if line.startswith("make feature"))
-SPECS = {
-    "notes": (NOTES[1].removeprefix("FIELDS="), ""),
-    "projects": ("name:str:unique number:int:unique code:str:optional:unique is_open:bool", ""),
-    "categories": ("name:str:unique note:text:optional", "catalog"),
-    "legal_pages": ("body:text", "legal_pages"),
-    "events": ("at:datetime", ""),
-    "memos": ("body:text:optional", ""),
-    "orders": ("number:int:unique", ""),
-    "testimonials": ("is_shown:bool", ""),
-    "tasks": ("title:str project:ref(projects) category:ref(categories) event:ref(events):optional", ""),
-    "products": ("name:str category:ref(categories) is_sold:bool", "products"),
+SPECS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "notes": (NOTES[1].removeprefix("FIELDS="), {}),
+    "projects": ("name:str:unique number:int:unique code:str:optional:unique is_open:bool", {}),
+    "categories": ("name:str:unique note:text:optional", {"scope": "catalog"}),
+    "legal_pages": ("body:text:optional", {"scope": "legal_pages"}),
+    "testimonials": ("at:datetime", {}),
+    "articles": (
+        "slug:str:unique title:str body:text state:enum(draft,sent) category:ref(categories):optional notes:refs(notes)",
+        {"is_public": True},
+    ),
+    "comments": ("body:text article:ref(articles)", {"is_public": True}),
+    "orders": (
+        (
+            "number:int:unique project:ref(projects) category:ref(categories) testimonial:ref(testimonials):optional "
+            "author:ref(notes) editor:ref(notes) watched:refs(projects) labels:refs(categories):optional"
+        ),
+        {},
+    ),
+    "products": ("name:str category:ref(categories) is_sold:bool articles:refs(articles)", {"scope": "products"}),
     "purchase_orders": (
         (
             "reference:str amount:decimal due:date:optional state:enum(draft,sent,paid) paid:bool quantity:int "
             "placed_at:datetime:optional supplier:uuid:optional memo:text day:date discount:decimal:optional "
             "priority:enum(low,high):optional"
         ),
-        "",
+        {},
     ),
 }
 # A clone may have features with these names.
@@ -54,8 +64,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_repository(ROOT, copy)
     with suppress(FileNotFoundError, shutil.Error):
         shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
-    for name, (fields, scope) in FEATURES.items():
-        plan(copy, name, fields, scope=scope).write()
+    for name, (fields, options) in FEATURES.items():
+        plan(copy, name, fields, **options).write()
     return copy
 
 

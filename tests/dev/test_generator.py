@@ -159,14 +159,18 @@ def test_a_refusal_has_exit_code_2(copy: Path) -> None:
     assert done.stderr.startswith('"Violins" is not a valid name.')
 
 
-def test_a_public_feature_is_refused(copy: Path) -> None:
-    before = contents(copy)
+def test_a_public_feature_is_read_by_anybody(copy: Path) -> None:
+    done = make_feature(copy, "violins", "--fields", "title:str:unique", "--public", "--dry-run")
 
-    done = make_feature(copy, "violins", "--fields", "title:str", "--public")
+    assert done.returncode == 0
+    assert '"GET /api/v1/violins": optional()' in done.stdout
+    assert '"PATCH /api/v1/violins/{violin_id}": authenticated(' in done.stdout
+    assert 'UniqueConstraint("title")' in done.stdout
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("The generator cannot write a feature that everybody may read.")
-    assert contents(copy) == before
+
+def test_a_public_feature_with_a_scope_is_refused() -> None:
+    with pytest.raises(GeneratorError, match="The rows of a public feature have owners, and those of a feature with a"):
+        plan.plan(ROOT, "violins", "title:str", scope="strings", is_public=True)
 
 
 # References to several rows

@@ -147,17 +147,13 @@ def feature(
         str, typer.Option(envvar="FEATURE_SCOPE", help="For a feature of administrators instead of owners.")
     ] = "",
     *,
-    public: Annotated[bool, typer.Option(envvar="FEATURE_PUBLIC", help="Not supported.")] = False,
+    public: Annotated[
+        bool, typer.Option(envvar="FEATURE_PUBLIC", help="Everybody may read, and owners write.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(envvar="FEATURE_DRY", help="Only print the files.")] = False,
 ) -> None:
     """Write a feature with its migration and its tests."""
-    if public:
-        _fail(
-            "The generator cannot write a feature that everybody may read. Leave out PUBLIC, and change the reading operations: "
-            'docs/recipes.md, "Show more to a caller who is logged in".',
-            code=2,
-        )
-    planned = plan(generated_docs.ROOT, name, fields, one, scope)
+    planned = plan(generated_docs.ROOT, name, fields, one, scope, is_public=public)
     if not planned:
         typer.echo(f"{name} exists exactly as it would be generated. Nothing to do.")
     elif dry_run:

@@ -28,7 +28,11 @@ def _conflicts(repository: Repository, feature: Feature) -> Iterator[str]:
 
 
 def _names_in_the_api(repository: Repository, feature: Feature) -> Iterator[str]:
-    for code in (f"{feature.one}_not_found", *(f"{feature.one}_{each.name}_taken" for each in feature.uniques)):
+    for code in (
+        f"{feature.one}_not_found",
+        f"{feature.one}_not_yours",
+        *(f"{feature.one}_{each.name}_taken" for each in feature.uniques),
+    ):
         if code in repository.error_codes():
             yield f'Another feature has the error "{code}". Choose another singular, for example ONE=own_{feature.one}'
     for endpoint in _endpoints(feature):

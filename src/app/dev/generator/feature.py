@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from app.dev.generator import words
+from app.dev.generator import kinds, words
 from app.dev.generator.kinds import Kind
 
 _DEFAULT_ORDER = ("created_at", "id")
@@ -112,18 +112,30 @@ class Field:
         return replace(self.kind, column=_SORTED_COLUMN, migration=_SORTED_MIGRATION) if is_sorted_text else self.kind
 
 
+_OWNER = Field("owner_id", "ref", kinds.reference("users", is_optional=False))
+
+
 @dataclass(frozen=True)
 class Feature:
-    """A feature: its plural and its singular in snake case, and its fields. With a scope, its rows have no owner."""
+    """A feature: its plural and its singular in snake case, and its fields.
+
+    With a scope, its rows have no owner. If it is public, everybody may read the rows, and only their owner may change them.
+    """
 
     name: str
     one: str
     fields: Sequence[Field]
     scope: str = ""
+    is_public: bool = False
+
+    @property
+    def has_owner(self) -> bool:
+        return not self.scope
 
     @property
     def is_owned(self) -> bool:
-        return not self.scope
+        """Whether each account sees only its own rows."""
+        return self.has_owner and not self.is_public
 
     @property
     def reader(self) -> str:
@@ -203,7 +215,8 @@ class Feature:
 
     @property
     def filters(self) -> list[Field]:
-        return [each for each in self.fields if each.query]
+        """The filters of the list. A public list can be filtered by the owner."""
+        return [*([_OWNER] if self.is_public else []), *(each for each in self.fields if each.query)]
 
     @property
     def searched(self) -> Field | None:
@@ -264,7 +277,10 @@ class Feature:
 
     def classes(self) -> Iterator[str]:
         """Yield the names of all classes and types."""
-        yield from (self.cls, *(self.cls + suffix for suffix in ("Create", "NotFoundError", "Query", "Read", "Update")))
+        yield from (
+            self.cls,
+            *(self.cls + suffix for suffix in ("Create", "NotFoundError", "NotYoursError", "Query", "Read", "Update")),
+        )
         yield from (name for _, name in self.own_types())
 
     def own_types(self) -> Iterator[tuple[Field, str]]:
@@ -290,7 +306,7 @@ class Feature:
 
     def identifiers(self) -> Iterator[str]:
         """Yield the names of all objects in the database."""
-        yield from (self.name, f"pk_{self.name}", *((f"fk_{self.name}_owner_id_users",) if self.is_owned else ()))
+        yield from (self.name, f"pk_{self.name}", *((f"fk_{self.name}_owner_id_users",) if self.has_owner else ()))
         yield from map(self.index_name, self.indexes)
         yield from map(self.unique_name, self.uniques)
         yield from map(self.check_name, self.enumerations)

@@ -30,7 +30,9 @@ _PARAMETERS = {"limit", "cursor", "sort", "q"}
 type Targets = Callable[[str], Target]
 
 
-def parse(name: str, fields: str, one: str = "", scope: str = "", *, targets: Targets) -> Feature:
+def parse(
+    name: str, fields: str, one: str = "", scope: str = "", *, is_public: bool = False, targets: Targets
+) -> Feature:
     """Return the feature that the arguments describe. Raises `GeneratorError` for names and types that cannot be used.
 
     `targets` returns the feature that a field refers to.
@@ -45,7 +47,7 @@ def parse(name: str, fields: str, one: str = "", scope: str = "", *, targets: Ta
         raise GeneratorError(message)
     for text in texts:
         _refuse_itself(name, text)
-    feature = Feature(name, one, [_field(text, cls, targets) for text in texts], scope)
+    feature = Feature(name, one, [_field(text, cls, targets) for text in texts], scope, is_public)
     _refuse_scope(feature)
     _refuse_duplicates(feature)
     _refuse_long_identifiers(feature)
@@ -96,6 +98,10 @@ def _refuse_scope(feature: Feature) -> None:
     if not feature.scope:
         return
     _refuse_spelling("scope", feature.scope, f"SCOPE={feature.name}")
+    if feature.is_public:
+        raise GeneratorError(
+            "The rows of a public feature have owners, and those of a feature with a scope do not. Leave out PUBLIC or SCOPE."
+        )
     for target in feature.targets:
         if target.is_owned:
             message = f"A feature with a scope cannot refer to {target.name}, whose rows have owners. Leave out the field or the scope."

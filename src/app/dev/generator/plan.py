@@ -60,13 +60,13 @@ class Plan:
             (self.root / path).write_text(text)
 
 
-def plan(root: Path, name: str, fields: str, one: str = "", scope: str = "") -> Plan:
+def plan(root: Path, name: str, fields: str, one: str = "", scope: str = "", *, is_public: bool = False) -> Plan:
     """Return what to write. It is empty if the feature exists exactly as it would be generated.
 
     Raises `GeneratorError` for names and types that cannot be used.
     """
     repository = Repository(root)
-    feature = parse(name, fields, one, scope, targets=repository.target)
+    feature = parse(name, fields, one, scope, is_public=is_public, targets=repository.target)
     if _exists_as_generated(repository, feature):
         return Plan(root, feature)
     refuse_conflicts(repository, feature)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,6 +19,7 @@ _MODULES = ("models", "schemas", "errors", "crud", "service", "router")
 _MODULES_OF_SCOPES = ("scopes", "dependencies")
 # Templates import what any feature may need. The linter removes unused imports and sorts the others.
 _RULES = ("--select", "I,F401", "--fix-only", "--quiet")
+_NOBODY = dict.fromkeys(("parameter", "argument", "condition", "subject"), "")
 
 
 def render(root: Path, feature: Feature, revision: Revision) -> dict[str, str]:
@@ -26,7 +28,9 @@ def render(root: Path, feature: Feature, revision: Revision) -> dict[str, str]:
     templates = {
         **{f"{source}/{module}.py": f"{module}.py.jinja" for module in _MODULES},
         **(
-            {} if feature.is_owned else {f"{source}/{module}.py": f"{module}.py.jinja" for module in _MODULES_OF_SCOPES}
+            {}
+            if feature.has_owner
+            else {f"{source}/{module}.py": f"{module}.py.jinja" for module in _MODULES_OF_SCOPES}
         ),
         f"src/app/migrations/versions/{revision.name}.py": "migration.py.jinja",
         f"{tests}/test_router.py": "test_router.py.jinja",
@@ -35,12 +39,12 @@ def render(root: Path, feature: Feature, revision: Revision) -> dict[str, str]:
     environment = _environment(root)
     values = _values(feature, revision)
     rendered = {path: environment.get_template(template).render(values) for path, template in templates.items()}
-    return {f"{source}/__init__.py": "", **{path: formatted(root, path, text) for path, text in rendered.items()}}
+    return {f"{source}/__init__.py": "", **_formatted(root, rendered)}
 
 
 def render_lookup(root: Path, target: Target) -> dict[str, str]:
     """Return the text of each file of a feature with `get_many`, which reads several of its rows in one statement."""
-    environment, values = _environment(root), {"t": target, "owner": _owner(target)}
+    environment, values = _environment(root), {"t": target, "own": _owner(target) if target.is_owned else _NOBODY}
     tests = environment.get_template("test_lookup.py.jinja").render(values)
     files = {f"tests/{target.name}/test_get_many.py": tests}
     for module in ("service", "crud"):
@@ -62,25 +66,29 @@ def imported_names(root: Path) -> set[str]:
 
 def formatted(root: Path, path: str, text: str) -> str:
     """Return Python code in the layout of this repository."""
-    for command in (("check", *_RULES), ("format", "--quiet")):
-        text = _ruff(root, path, text, *command)
-    return text
+    return _formatted(root, {path: text})[path]
 
 
-def _ruff(root: Path, path: str, text: str, *command: str) -> str:
+def _formatted(root: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Format files in a temporary directory, because a process for each file takes longer."""
+    with TemporaryDirectory() as directory:
+        paths = {path: Path(directory, path) for path in files}
+        for path, text in files.items():
+            paths[path].parent.mkdir(parents=True, exist_ok=True)
+            paths[path].write_text(text)
+        for command in (("check", *_RULES), ("format", "--quiet")):
+            _ruff(root, Path(directory), *command)
+        return {path: copy.read_text() for path, copy in paths.items()}
+
+
+def _ruff(root: Path, directory: Path, *command: str) -> None:
     ruff = Path(sys.executable).with_name("ruff")
-    done = subprocess.run(
-        [ruff, *command, "--no-cache", "--stdin-filename", path, "-"],
-        cwd=root,
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # The directory has the layout of the repository, so that ruff finds out which imports are its own.
+    options = ("--no-cache", "--config", root / "pyproject.toml", ".")
+    done = subprocess.run([ruff, *command, *options], cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
-        message = f"{path} cannot be formatted: {done.stderr.strip()}"
+        message = f"The files cannot be formatted: {done.stderr.strip()}"
         raise ValueError(message)
-    return done.stdout
 
 
 def _environment(root: Path) -> Environment:
@@ -112,10 +120,12 @@ def _environment(root: Path) -> Environment:
 def _values(feature: Feature, revision: Revision) -> Mapping[str, Any]:
     return {
         "f": feature,
-        "owner": _owner(feature),
+        "owner": _owner(feature) if feature.has_owner else _NOBODY,
+        "own": _owner(feature) if feature.is_owned else _NOBODY,
         "revision": revision.name,
         "down_revision": revision.follows,
         "bodies": samples.bodies(feature),
+        "foreign_body": samples.foreign_body(feature),
         "shortest_body": samples.shortest_body(feature),
         "invalid": list(samples.invalid(feature)),
         "listings": list(samples.listings(feature)),
@@ -123,14 +133,13 @@ def _values(feature: Feature, revision: Revision) -> Mapping[str, Any]:
 
 
 def _owner(feature: Feature | Target) -> Mapping[str, str]:
-    """Return the code that names the owner in each statement and call; empty for a feature without owners."""
-    code = {
+    """Return the code that names the owner in a statement or call."""
+    return {
         "parameter": "owner_id: UUID, ",
         "argument": "owner_id, ",
         "condition": f", {feature.cls}.owner_id == owner_id",
         "subject": "subject_id=owner_id, ",
     }
-    return code if feature.is_owned else dict.fromkeys(code, "")
 
 
 def _literal(value: object) -> str:

@@ -42,7 +42,7 @@ def listings(feature: Feature) -> Iterator[tuple[str, list[int]]]:
     if feature.searched:
         yield '{"q": "Mi"}', [0]
         yield '{"q": "%"}', []
-    for each in feature.filters:
+    for each in (field for field in feature.fields if field.query):
         value = "OWN_ID" if each.is_set else each.kind.samples[0]
         found = [row for row in ROWS if _is_sent(feature, each, row) and value in each.kind.samples[row]]
         yield f'{{"{each.filter}": {_parameter(value)}}}', found[::-1]
@@ -51,6 +51,13 @@ def listings(feature: Feature) -> Iterator[tuple[str, list[int]]]:
 def _parameter(value: str) -> str:
     is_text = value.startswith('"') or value.endswith("_ID")
     return value if is_text else f'"{value.lower()}"'
+
+
+def foreign_body(feature: Feature) -> str:
+    """Return the body of the first row as another account sends it: it cannot refer to rows of this one."""
+    owned = [each for each in feature.references if each.target and each.target.is_owned]
+    members = [f'"{each.name}": {"[]" if each.is_set else "FOREIGN_ID"}' for each in owned]
+    return f"FIRST | {{{', '.join(members)}}}" if members else "FIRST"
 
 
 def shortest_body(feature: Feature) -> str:
