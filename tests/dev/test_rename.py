@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from app.core import product
-from app.dev.rename import Identity, RenameError, current, rename
+from app.dev.rename import RenameError, current, rename
+from app.dev.upgrade.product_name import Identity
 from tests.conftest import ROOT
 from tests.listings import copy_repository
 

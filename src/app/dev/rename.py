@@ -3,43 +3,21 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from annotated_types import MaxLen
 from pydantic import BaseModel
 
 from app.core.config import DatabaseSettings
+from app.dev.upgrade.product_name import FILES, PRODUCT, Identity, identity, renamed
 from app.mail.settings import MailSettings
 
-PRODUCT = Path("src/app/core/product.py")
 # Characters that would end a string, a code span or a table cell in one of the files.
 _UNUSABLE = '"\\`|<>'
-# Files and patterns. The group that matches is replaced by the slug or by the name.
-_SLUGS = (
-    (str(PRODUCT), r'^SLUG = "(.*)"$'),
-    ("pyproject.toml", r'^\[project\]\nname = "(.*)"$'),
-    ("requirements/*.txt", r"^    #(?: via|  ) ([\w.-]+) \(pyproject\.toml(?::\w+)?\)$"),
-    ("deploy/monitoring/alerts.yaml", r'job="({slug})"|under the job `({slug})`|^  - name: ({slug})$'),
-    ("deploy/monitoring/dashboard.json", r'^  "uid": "({slug})"|^    "({slug})",?$'),
-    ("docs/operations/*.md", r"under the job `({slug})`|job_name: ({slug})$|`({slug})` unless set"),
-)
-_NAMES = (
-    (str(PRODUCT), r'^NAME = "(.*)"$'),
-    ("deploy/monitoring/dashboard.json", r'^  "title": "({name})"'),
-    ("README.md", r"^# ({name})$"),
-)
 
 
 class RenameError(Exception):
     """The name cannot be used. The text says why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    name: str
-    slug: str
 
 
 def rename(root: Path, name: str, slug: str = "") -> list[Path]:
@@ -52,12 +30,10 @@ def rename(root: Path, name: str, slug: str = "") -> list[Path]:
 
 
 def current(root: Path) -> Identity:
-    text = (root / PRODUCT).read_text()
-    name, slug = (re.search(rf'^{member} = "(.*)"$', text, re.MULTILINE) for member in ("NAME", "SLUG"))
-    if not (name and slug):
-        message = f'{PRODUCT} has no line NAME = "…" or no line SLUG = "…". Restore them first.'
-        raise RenameError(message)
-    return Identity(name[1], slug[1])
+    if found := identity((root / PRODUCT).read_text()):
+        return found
+    message = f'{PRODUCT} has no line NAME = "…" or no line SLUG = "…". Restore them first.'
+    raise RenameError(message)
 
 
 def slug_of(name: str) -> str:
@@ -101,16 +77,9 @@ def _check_length(what: str, text: str, model: type[BaseModel], field: str) -> N
 def _renamed(root: Path, chosen: Identity) -> Mapping[Path, str]:
     """Return the new text of each file that the new name changes."""
     before = current(root)
-    texts: dict[Path, str] = {}
-    for places, new in ((_SLUGS, chosen.slug), (_NAMES, chosen.name)):
-        for files, pattern in places:
-            found = pattern.replace("{slug}", re.escape(before.slug)).replace("{name}", re.escape(before.name))
-            for path in root.glob(files):
-                old = texts.get(path) or path.read_text()
-                texts[path] = re.sub(found, partial(_replace_group, new=new), old, flags=re.MULTILINE)
+    texts = {
+        path: renamed(str(path.relative_to(root)), path.read_text(), before, chosen)
+        for files in FILES
+        for path in root.glob(files)
+    }
     return {path: text for path, text in sorted(texts.items()) if text != path.read_text()}
-
-
-def _replace_group(match: re.Match[str], *, new: str) -> str:
-    start, end = match.span(match.lastindex or 0)
-    return match[0][: start - match.start()] + new + match[0][end - match.start() :]

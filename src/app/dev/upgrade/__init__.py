@@ -1,0 +1,1 @@
+"""`make upgrade`: merges a newer Bedplate into a clone."""
