@@ -128,6 +128,14 @@ feature: setup ## Write a feature with its tests: NAME=notes FIELDS="title:str d
 	@$(PYTHON_IN_VENV) -m app.dev feature
 	@$(if $(FEATURE_DRY),,$(MAKE) --no-print-directory docs)
 
+# As above: only from the command line.
+.PHONY: upgrade
+upgrade: export UPGRADE_TO = $(if $(filter command,$(origin TO)),$(value TO))
+upgrade: export UPGRADE_FROM = $(if $(filter command,$(origin FROM)),$(value FROM))
+upgrade: export UPGRADE_DRY = $(if $(filter command,$(origin DRY)),$(value DRY))
+upgrade: setup ## Merge a newer version of upstream on a branch: TO=commit-or-tag; DRY=1 only prints the conflicts (docs/upgrading.md)
+	@$(PYTHON_IN_VENV) scripts/upgrade.py
+
 .PHONY: pins
 pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" upgrades only one package
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt

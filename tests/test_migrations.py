@@ -401,7 +401,10 @@ def test_the_name_of_a_migration_has_its_date_and_its_purpose(script: Any) -> No
 
 @pytest.mark.parametrize("script", scripts(), ids=lambda script: script.revision)
 def test_a_migration_is_not_dated_before_those_that_it_follows(script: Any) -> None:
-    assert [parent for parent in parents(script) if parent[:8] > script.revision[:8]] == []
+    # What arrives with an upgrade follows the migrations of the clone, which may be younger.
+    is_joined = "  # Set by make upgrade; before: " in Path(script.path).read_text()
+
+    assert is_joined or [parent for parent in parents(script) if parent[:8] > script.revision[:8]] == []
 
 
 def migration_files() -> list[Path]:

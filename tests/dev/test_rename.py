@@ -19,6 +19,8 @@ from tests.listings import copy_repository
 UPSTREAM = "bedplate"
 # The licence and the changelog describe the past, migrations must not change, and this file tests the name itself.
 HISTORY = ("LICENSE", "CHANGELOG.md", "src/app/migrations/versions/", "tests/dev/test_rename.py")
+# They merge what comes from upstream, which keeps its name.
+UPGRADES = ("docs/upgrading.md", "scripts/upgrade.py", "src/app/dev/upgrade/", "tests/dev/upgrade/", "tests/drill/")
 # A setting in the database with the name that a migration gave it.
 SWITCH = "bedplate.purging_audit_events"
 SECONDS = 240
@@ -155,7 +157,8 @@ def test_only_historical_files_keep_the_old_name(copy: Path) -> None:
     left = [
         str(path)
         for path, content in contents(copy).items()
-        if not str(path).startswith(HISTORY) and UPSTREAM.encode() in content.replace(SWITCH.encode(), b"").lower()
+        if not str(path).startswith(HISTORY + UPGRADES)
+        and UPSTREAM.encode() in content.replace(SWITCH.encode(), b"").lower()
     ]
 
     assert left == [], "take the name from app.core.product, or add the place to app/dev/rename.py"
