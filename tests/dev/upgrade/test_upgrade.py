@@ -182,6 +182,14 @@ def test_lines_that_both_sides_add_to_a_list_are_kept(clone: Repository) -> None
     assert 'version = "7.1"' in str(clone.read("pyproject.toml"))
 
 
+def test_a_deleted_line_of_a_list_stays_deleted_beside_one_that_changes(clone: Repository) -> None:
+    clone.commit({"pyproject.toml": OLD["pyproject.toml"].replace('    "fastapi",\n', "")})
+
+    upgraded(clone)
+
+    assert clone.dependencies == ["uvloop>=2"]
+
+
 def test_a_line_that_both_sides_change_in_a_list_is_a_conflict(clone: Repository) -> None:
     clone.commit({"pyproject.toml": OLD["pyproject.toml"].replace('"uvloop"', '"uvloop>=1"')})
 

@@ -11,8 +11,8 @@ from app.dev.upgrade import git
 from app.dev.upgrade.git import Entry
 from app.dev.upgrade.prepare import Sides
 
-# Lists to which both sides add lines. The lines of Bedplate come first, because its features come before those of a clone.
-LISTS = ("pyproject.toml", "src/app/features.py")
+# Lists in which each line stands for itself. Those of Bedplate come first, because its features come before those of a clone.
+LISTS = ("docs/README.md", "pyproject.toml", "src/app/features.py")
 # Partly generated: the new text of a conflict is right, and `make docs` completes it.
 _GUIDE = "docs/adding-a-feature.md"
 _HUNK = re.compile(
@@ -67,7 +67,7 @@ def _resolve(merged: Merged, path: str, stages: Mapping[int, Entry]) -> None:
 def _resolved(path: str, stages: Mapping[int, Entry]) -> str | None:
     """Return the text of a list or of the guide, or None if a person has to decide."""
     if path in LISTS:
-        text = _HUNK.sub(_both_additions, _with_markers(stages))
+        text = _HUNK.sub(_both_changes, _with_markers(stages))
         return text if _is_valid(path, text) else None
     if path == _GUIDE:
         return _HUNK.sub(lambda hunk: hunk["new"], _with_markers(stages))
@@ -83,24 +83,19 @@ def _with_markers(stages: Mapping[int, Entry]) -> str:
         return git.run("merge-file", "-p", "--diff3", *paths, accept=range(128)).decode(errors="surrogateescape")
 
 
-def _both_additions(hunk: re.Match[str]) -> str:
+def _both_changes(hunk: re.Match[str]) -> str:
+    """Apply the changes of the clone to the new lines, unless both sides changed or deleted the same line."""
     clone, base, new = (hunk[side].splitlines(keepends=True) for side in ("clone", "base", "new"))
-    if (added := _added(base, clone)) is not None:
-        return "".join([*new, *(line for line in added if line not in new)])
-    if (added := _added(base, new)) is not None:
-        return "".join([*(line for line in added if line not in clone), *clone])
-    return hunk[0]
-
-
-def _added(base: list[str], lines: list[str]) -> list[str] | None:
-    """Return the lines that were added to the base, or None if others were changed."""
-    added = [line for line in lines if line not in base]
-    return added if [line for line in lines if line in base] == base else None
+    deleted = {*base} - {*clone}
+    if deleted - {*new}:
+        return hunk[0]
+    kept = [line for line in new if line not in deleted]
+    return "".join([*kept, *(line for line in clone if line not in {*base, *new})])
 
 
 def _is_valid(path: str, text: str) -> bool:
     try:
-        _PARSERS[PurePosixPath(path).suffix](text)
+        _PARSERS.get(PurePosixPath(path).suffix, str)(text)
     except (SyntaxError, tomllib.TOMLDecodeError):
         return False
     return True
