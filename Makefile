@@ -136,6 +136,10 @@ upgrade: export UPGRADE_DRY = $(if $(filter command,$(origin DRY)),$(value DRY))
 upgrade: setup ## Merge a newer version of upstream on a branch: TO=commit-or-tag; DRY=1 only prints the conflicts (docs/upgrading.md)
 	@$(PYTHON_IN_VENV) scripts/upgrade.py
 
+.PHONY: drill
+drill: setup ## Upgrade grown clones of earlier versions, and print the table of docs/upgrading.md; ARGS="--quick" upgrades one clone
+	@$(PYTHON_IN_VENV) -m tests.drill $(ARGS)
+
 .PHONY: pins
 pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" upgrades only one package
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt
