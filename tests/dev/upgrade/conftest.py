@@ -169,6 +169,17 @@ def new_repository(root: Path) -> Repository:
     return repository
 
 
+def add(repository: Repository, *names: str) -> None:
+    """Copy files and folders of this repository."""
+    for name in names:
+        target = repository.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+
+
 @pytest.fixture(scope="session")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """Bedplate with the tags v0.1.0 and v0.2.0. The old version has no `make upgrade`."""
@@ -176,13 +187,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     repository.commit({"README.md": "# Before\n"})
     repository.commit(OLD)
     repository.git("tag", "v0.1.0")
-    for name in CODE:
-        target = repository.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, target)
+    add(repository, *CODE)
     repository.commit(NEW)
     repository.git("tag", "v0.2.0")
     return repository

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.dev.upgrade import git, migrations, notes, versions
-from app.dev.upgrade.apply import apply, current_branch
+from app.dev.upgrade import git, migrations, notes, registry, versions
+from app.dev.upgrade.apply import apply, current_branch, finish
 from app.dev.upgrade.checks import UpgradeError, check_branch, check_clone
-from app.dev.upgrade.finish import finish, is_from_before_registry, say
 from app.dev.upgrade.merge import Merged, merge
 from app.dev.upgrade.prepare import Sides, prepare
 
@@ -38,6 +37,8 @@ class Plan:
     joined: Sequence[str]
     """Migrations that follow another one now."""
     is_from_before_registry: bool
+    replaced: Sequence[str]
+    """Files from before the registry, whose changes do not arrive."""
     notes: Sequence[str]
 
 
@@ -61,6 +62,8 @@ def plan(base: str, new: str) -> Plan:
     """Merge in memory."""
     base_files, new_files = git.read(base), git.read(new)
     sides = Sides(dict(base_files), git.read("HEAD"), dict(new_files))
+    is_from_before_registry = registry.is_from_before(sides)
+    replaced = registry.move_features(sides) if is_from_before_registry else []
     prepare(sides)
     merged = merge(sides)
     return Plan(
@@ -70,7 +73,8 @@ def plan(base: str, new: str) -> Plan:
         sides=sides,
         merged=merged,
         joined=migrations.join(merged, sides.clone, sides.new),
-        is_from_before_registry=is_from_before_registry(base_files, new_files),
+        is_from_before_registry=is_from_before_registry,
+        replaced=replaced,
         notes=notes.for_clones(base_files, new_files),
     )
 
@@ -80,6 +84,9 @@ def show(planned: Plan) -> None:
     say(*(f"{path} now follows the newest migration of the clone." for path in planned.joined))
     conflicts = planned.merged.conflicts
     say(f"Conflicts: {len(conflicts)}", *(f"  {path}" for path in sorted(conflicts)))
+    if planned.replaced:
+        files = " ".join(planned.replaced)
+        say(f"These files arrive whole. Your changes in them: git diff {planned.base[:10]} {_head()} -- {files}")
     if planned.notes:
         say("", "For clones, the changelog says:", "", *planned.notes, "")
 
@@ -96,7 +103,13 @@ def carry_out(planned: Plan) -> None:
         finish(planned.sides, planned.merged, is_from_before_registry=planned.is_from_before_registry)
     except UpgradeError as error:
         raise UpgradeError("\n".join([str(error), *_way_back()])) from error
-    say(f"The upgrade is committed on the branch {planned.branch}. Now run: make check test", *_way_back())
+    say(f"The upgrade is committed on the branch {planned.branch}. {_next_step(planned)}", *_way_back())
+
+
+def _next_step(planned: Plan) -> str:
+    if planned.is_from_before_registry:
+        return 'Now go on with "Replace names that changed" in docs/upgrading.md.'
+    return "Now run: make check test"
 
 
 def _way_back() -> list[str]:
@@ -106,6 +119,15 @@ def _way_back() -> list[str]:
     if not former:
         return ["Nothing has changed."]
     return [f"To go back: git reset --hard && git switch {former} && git branch -D {branch}"]
+
+
+def _head() -> str:
+    return git.git("rev-parse", "--short", "HEAD")
+
+
+def say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""Puts the result of a merge into the working tree, on a branch of its own."""
+"""Puts the result of a merge into the working tree, on a branch of its own, makes what is generated, and commits."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from app.dev.upgrade import git
+from app.dev.upgrade import git, requirements
 from app.dev.upgrade.checks import UpgradeError
 from app.dev.upgrade.merge import Merged
+from app.dev.upgrade.prepare import Sides
+
+_PROJECT = "pyproject.toml"
 
 
 def apply(merged: Merged, branch: str, new: str, message: str) -> None:
@@ -50,3 +55,33 @@ def _stages(merged: Merged) -> str:
             *(f"{each.mode} {each.blob} {stage}\t{path}" for stage, each in stages.items()),
         ]
     return "".join(f"{line}\0" for line in lines)
+
+
+def finish(sides: Sides, merged: Merged, *, is_from_before_registry: bool) -> None:
+    """Commit a merge without conflicts. Features from before the registry cannot be imported yet, so no page is made from them."""
+    _run("make", "--no-print-directory", "setup")
+    if is_from_before_registry:
+        added = _own_python(sides, merged, added_only=True)
+        _run(".venv/bin/python", "scripts/upgrade_imports.py", *added)
+        _run(".venv/bin/ruff", "format", "--quiet", *added)
+    _run(".venv/bin/ruff", "check", "--quiet", "--fix-only", "--select", "I", *_own_python(sides, merged))
+    if not requirements.are_same(git.text(merged.files, _PROJECT), git.text(sides.new, _PROJECT)):
+        _run("make", "--no-print-directory", "pins", "PINS=")
+    if not is_from_before_registry:
+        _run("make", "--no-print-directory", "docs")
+    git.git("add", "--update")
+    _run("git", "commit", "--quiet", "--no-edit")
+
+
+def _own_python(sides: Sides, merged: Merged, *, added_only: bool = False) -> list[str]:
+    """Return the Python files that the clone has added or changed."""
+    paths = (path for path in merged.files if path.endswith(".py") and path.startswith(("src/", "tests/")))
+    return [
+        path for path in paths if path not in sides.new or (not added_only and merged.files[path] != sides.new[path])
+    ]
+
+
+def _run(*command: str) -> None:
+    """Run a command. Its output goes to the terminal."""
+    if subprocess.run(command, check=False, cwd=Path.cwd(), stdin=subprocess.DEVNULL).returncode:
+        raise UpgradeError(f"{' '.join(command[:5])} failed after the merge; see the reason above.")
