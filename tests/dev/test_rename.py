@@ -18,7 +18,7 @@ from tests.listings import copy_repository
 
 UPSTREAM = "bedplate"
 # The licence and the changelog describe the past, migrations must not change, and this file tests the name itself.
-HISTORY = ("LICENSE", "CHANGELOG.md", "src/app/migrations/versions/", "tests/dev/test_rename.py")
+HISTORY = ("LICENSE", "docs/changelog.md", "src/app/migrations/versions/", "tests/dev/test_rename.py")
 # They merge what comes from upstream, which keeps its name.
 UPGRADES = ("docs/upgrading.md", "scripts/upgrade.py", "src/app/dev/upgrade/", "tests/dev/upgrade/", "tests/drill/")
 # A setting in the database with the name that a migration gave it.

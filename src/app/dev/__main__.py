@@ -169,7 +169,7 @@ def program() -> None:
     """Run a command. An error that a developer can correct is printed without a traceback, with exit code 1 or 2."""
     try:
         commands()
-        seeds.SeedError,
+        (seeds.SeedError,)
     except GeneratorError as error:
         _fail(str(error), code=2)
     except (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from app.dev.upgrade import git
 from app.dev.upgrade.git import Tree
 
-# The second one is the former place.
+# The second one is the former place, where a clone has its own.
 _CHANGELOGS = ("docs/changelog.md", "CHANGELOG.md")
 _SECTION = re.compile(r"^### For clones\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 _ITEM = re.compile(r"^- .*\n(?:  .*\n?|\n(?=  ))*", re.MULTILINE)
