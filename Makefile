@@ -139,6 +139,15 @@ upgrade: setup ## Merge a newer version of upstream on a branch: TO=commit-or-ta
 .PHONY: drill
 drill: setup ## Upgrade grown clones of earlier versions, and print the table of docs/upgrading.md; ARGS="--quick" upgrades one clone
 	@$(PYTHON_IN_VENV) -m tests.drill $(ARGS)
+# As above: only from the command line, and safe for every character.
+.PHONY: remove
+remove: export REMOVE_NAME = $(if $(filter command,$(origin NAME)),$(value NAME))
+remove: export REMOVE_DEPLOYED = $(if $(filter command,$(origin DEPLOYED)),$(value DEPLOYED))
+remove: export REMOVE_FORCE = $(if $(filter command,$(origin FORCE)),$(value FORCE))
+remove: export REMOVE_DRY = $(if $(filter command,$(origin DRY)),$(value DRY))
+remove: setup ## Remove a feature with its tests: NAME=notes; DEPLOYED=1 drops its tables by a migration; DRY=1 only prints (docs/removing.md)
+	@$(PYTHON_IN_VENV) -m app.dev remove
+	@$(if $(REMOVE_DRY),,$(MAKE) --no-print-directory docs)
 
 .PHONY: pins
 pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" upgrades only one package

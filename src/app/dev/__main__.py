@@ -21,6 +21,9 @@ from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
 from app.dev.postgres.cluster import EmbeddedPostgresError, server_for_tests
 from app.dev.reload import serve_for
+from app.dev.removal.command import carry_out
+from app.dev.removal.errors import RemovalError
+from app.dev.removal.plan import plan as plan_removal
 from app.migrations import runner, scripts
 from app.migrations.errors import MigrationError
 
@@ -165,12 +168,28 @@ def feature(
             typer.echo(f"  {path}")
 
 
+@commands.command()
+def remove(
+    name: Annotated[str, typer.Argument(envvar="REMOVE_NAME")] = "",
+    *,
+    deployed: Annotated[
+        bool, typer.Option(envvar="REMOVE_DEPLOYED", help="Keep its migrations; drop its tables.")
+    ] = False,
+    force: Annotated[bool, typer.Option(envvar="REMOVE_FORCE", help="Delete files that are not committed.")] = False,
+    dry_run: Annotated[bool, typer.Option(envvar="REMOVE_DRY", help="Only print what would change.")] = False,
+) -> None:
+    """Remove a feature with its tests, its migrations and its tables in the local database."""
+    removal = plan_removal(generated_docs.ROOT, name, is_deployed=deployed, is_forced=force or dry_run)
+    sentences = removal.preview() if dry_run else carry_out(removal)
+    for sentence in sentences:
+        typer.echo(sentence)
+
+
 def program() -> None:
     """Run a command. An error that a developer can correct is printed without a traceback, with exit code 1 or 2."""
     try:
         commands()
-        (seeds.SeedError,)
-    except GeneratorError as error:
+    except (GeneratorError, RemovalError) as error:
         _fail(str(error), code=2)
     except (
         make_run.AlreadyRunningError,
@@ -181,6 +200,7 @@ def program() -> None:
         PortInUseError,
         import_contracts.UnknownModuleError,
         renaming.RenameError,
+        seeds.SeedError,
     ) as error:
         _fail(str(error))
 

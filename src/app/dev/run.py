@@ -129,6 +129,18 @@ def variables() -> Iterator[dict[str, str]]:
         yield _variables(_settings(url))
 
 
+@contextmanager
+def local_database() -> Iterator[str | None]:
+    """Provide the URL of this clone's own database, which is started if it does not run. None if there is none."""
+    if not (LOCAL / "postgres").exists():
+        yield None
+    elif url := _running_database():
+        yield url
+    else:
+        with exclusive(), database(None) as url:
+            yield url
+
+
 def _running_database() -> str | None:
     """Return the URL of the database that `make run` or `make database` has started, unless they were killed."""
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Adds a feature to the list in `src/app/features.py`, and functions to the files of other features."""
+"""Edits the list of features in `src/app/features.py`, and adds functions to the files of other features."""
 
 import ast
 
@@ -33,6 +33,19 @@ def with_function(text: str, code: str) -> str:
     first = 0 if ast.get_docstring(ast.parse(text)) is None else body[0].end_lineno or 0
     parts = (lines[:first], [f"\n{imports}\n"], lines[first:end], [f"\n{start}{function}"], lines[end:])
     return "".join(line for part in parts for line in part)
+
+
+def removed(text: str, name: str) -> str:
+    """Return the file without this feature and its comment."""
+    elements = _elements(text)
+    (gone,) = (element for element in elements if element.value == name)
+    lines = text.splitlines(keepends=True)
+    if any(element.lineno == gone.lineno for element in elements if element is not gone):
+        line = lines[gone.lineno - 1]
+        lines[gone.lineno - 1] = line[: gone.col_offset] + line[gone.end_col_offset or 0 :].lstrip(", ")
+    else:
+        del lines[gone.lineno - 1]
+    return "".join(lines)
 
 
 def _with_comma(line: str, end: int) -> str:

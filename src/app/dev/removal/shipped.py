@@ -1,0 +1,19 @@
+"""Which features of this project stay, and which parts of them can be removed. Every other feature in `FEATURES` can be removed."""
+
+KEPT = {
+    "health": "the platform asks it whether the process works, and every error document links to its pages.",
+    "home": "`make run` and the first page of the service come from it.",
+    "audit": "every change of an account is recorded with it.",
+    "users": "it has the accounts that all other features refer to.",
+    "auth": "it decides who may call each operation.",
+    "account": "it has the passwords of the accounts and the links in mails.",
+    "mail": "it sends the mails of all features.",
+    "jobs": "it runs the background work of all features.",
+}
+"""Features that stay, each with the reason."""
+
+PARTS: dict[str, tuple[str, ...]] = {}
+"""Parts of features that can be removed, each with its files and directories. No other code imports them."""
+
+REMOVABLE: dict[str, tuple[str, ...]] = {}
+"""Features that can be removed, each with the files that are not in its two directories. Tests remove each in a copy."""
