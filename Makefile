@@ -59,6 +59,10 @@ fuzz: setup ## Send tens of thousands of generated requests to each operation; F
 guide: setup ## Follow docs/adding-a-feature.md in a copy of the repository, and run make check and make test there
 	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
 
+.PHONY: removals
+removals: setup ## Remove each removable part of this project in a copy, and run the checks and all tests there
+	@REMOVALS=full $(PYTHON_IN_VENV) -m pytest -n0 tests/dev/removal/test_shipped.py $(ARGS)
+
 .PHONY: faults
 faults: setup ## Kill, suspend, restart and demote PostgreSQL under load (minutes); ARGS="-k primary" passes options to pytest
 	@FAULTS=full $(PYTHON_IN_VENV) -m pytest -n0 tests/faults $(ARGS)

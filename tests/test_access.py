@@ -105,7 +105,7 @@ async def callers(
     }
     await session.commit()
     headers = {name: await log_in(client, f"{name}@example.com") for name in names}
-    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "audit:read"}
+    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "users:read"}
     narrow = (await client.post("/api/v1/auth/token", data=form)).json()["access_token"]
     for name, change in {"disabled": {"is_active": False}, "demoted": {"role": "user"}}.items():
         response = await client.patch(f"/api/v1/users/{ids[name]}", json=change, headers=admin.headers)
@@ -197,7 +197,7 @@ async def test_a_caller_without_the_scope_is_refused(
     responses = [
         await call(client, operation, callers, headers) for headers in (callers.user.headers, callers.target.headers)
     ]
-    if "audit:read" not in scopes:
+    if "users:read" not in scopes:
         responses.append(await call(client, operation, callers, callers.without_scopes.headers))
 
     for response in responses:

@@ -58,7 +58,7 @@ BREAKS = {
         "import app.users.crud",
         "The queries of users are private",
     ),
-    "a router uses its own queries": ("audit/router.py", "import app.audit.crud", "The queries of audit are private"),
+    "a router uses its own queries": ("users/router.py", "import app.users.crud", "The queries of users are private"),
     "queries in a subpackage are used outside": (
         "account/service.py",
         "import app.auth.sessions.crud",

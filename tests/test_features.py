@@ -117,8 +117,8 @@ BREAKS = {
     ),
     "a scope of another feature": (
         "scopes.py",
-        'SCOPES["audit:read"] = "Read"\n',
-        "another feature already declares the scope audit:read; rename it in app.greetings.scopes",
+        'SCOPES["users:read"] = "Read"\n',
+        "another feature already declares the scope users:read; rename it in app.greetings.scopes",
     ),
     "a router that is not listed": (
         "router.py",

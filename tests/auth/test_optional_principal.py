@@ -94,7 +94,7 @@ async def test_a_token_with_any_scopes_names_the_caller(
 ) -> None:
     admin = await make_user(session, hasher, role="admin")
     await session.commit()
-    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "audit:read"}
+    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "users:read"}
     token = (await visitor.post("/api/v1/auth/token", data=form)).json()["access_token"]
 
     response = await visitor.get(PATH, headers={"Authorization": f"Bearer {token}"})

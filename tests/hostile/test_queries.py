@@ -7,11 +7,10 @@ from urllib.parse import quote
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import API, CANARY, ME, USERS, Attack, Target, check_refusals
+from tests.hostile.attack import CANARY, ME, USERS, Attack, Target, check_refusals
 
-EVENTS = f"{API}/audit-events"
 SESSIONS = f"{ME}/sessions"
-LISTS = (USERS, SESSIONS, EVENTS)
+LISTS = (USERS, SESSIONS)
 
 
 def refused(query: str, pointer: str, target: str = USERS) -> Attack:
@@ -42,11 +41,14 @@ REPEATED = [
     refused("limit=5&%6cimit=6", "limit"),
     refused(f"email={CANARY}%40x.co&email=b%40x.co", "email"),
 ]  # fmt: skip
+UNKNOWN_QUERIES = (
+    "foo=1", f"foo={CANARY}", "LIMIT=1", "limit%5B%5D=1", "limit%00=1", "=", "x", "%00=1", "%FF=1", "order=ASC--",
+)  # fmt: skip
 UNKNOWN = [
     *(
         refused(query, "unknown", path)
         for path in LISTS
-        for query in ("foo=1", f"foo={CANARY}", "LIMIT=1", "limit%5B%5D=1", "limit%00=1", "=", "x", "%00=1", "%FF=1", "order=ASC--")
+        for query in UNKNOWN_QUERIES
     ),
     *(refused(f"{name}=1", "unknown") for name in ("hashed_password", "name_key", "id", "__proto__", "$where", "fields", "include")),
     refused("&".join(f"p{number}={CANARY}" for number in range(10_000)), "10,000"),
@@ -68,10 +70,6 @@ FILTERS = [
         "", "2026-01-01", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "1767225600", "now", "infinity",
         "2026-01-01T24:00:00Z", "10000-01-01T00:00:00Z", "0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00", CANARY,
     )),
-    *(refused(f"{name}={text}", name, EVENTS) for name in ("actor_id", "subject_id") for text in (
-        "", "abc", "0", str(2**63), "null", "%00", "0192F0C1-A2B3-7C4D-8E5F-60718293A4B5", CANARY,
-    )),
-    *(refused(f"event={text}", "event", EVENTS) for text in ("", "x", "A.B", "a.b%00", "a." + "b" * 64, "%25.%25", CANARY)),
 ]  # fmt: skip
 
 CURSORS = [
@@ -124,7 +122,6 @@ async def test_a_cursor_is_refused_by_another_list_and_with_other_filters(
         f"{USERS}?cursor={cursor}&sort=email",
         f"{USERS}?cursor={cursor}&role=user",
         f"{USERS}?cursor={cursor}A",
-        f"{EVENTS}?cursor={cursor}",
         f"{SESSIONS}?cursor={cursor}",
     ]
 

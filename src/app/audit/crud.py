@@ -5,13 +5,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row, func, insert, select, union
+from sqlalchemy import CTE, Row, func, insert, select, union
 from uuid_utils.compat import uuid7
 
 from app.audit.models import AuditEvent
-from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import PageRequest, PageRows
 
 _LIST = select(AuditEvent.__table__)
 _NEWEST = (AuditEvent.occurred_at.desc(), AuditEvent.id.desc())
@@ -24,10 +22,6 @@ async def create(session: WriteSession, values: Mapping[str, Any]) -> None:
 def create_cte(values: Mapping[str, Any]) -> CTE:
     # SQLAlchemy does not apply the Python default of `id` to an insert in a CTE.
     return insert(AuditEvent).values(id=uuid7(), **values).cte("recorded")
-
-
-async def page(session: ReadSession, conditions: Sequence[ColumnElement[bool]], request: PageRequest) -> PageRows:
-    return await crud.page(session, _LIST.where(*conditions), request)
 
 
 async def list_about(session: ReadSession, user_id: UUID, *, limit: int) -> Sequence[Row[Any]]:

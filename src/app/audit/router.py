@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import Query, Security
 
-from app.audit import service
-from app.audit.schemas import AuditEventQuery, AuditEventRead
+from app.audit.listing import service
+from app.audit.listing.schemas import AuditEventQuery
+from app.audit.schemas import AuditEventRead
 from app.auth.dependencies import Principal, access_token
 from app.core.http import routing
 from app.core.http.dependencies import ReadSessionDep

@@ -2,15 +2,12 @@
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from app.core.schemas.fields import Answer, QueryIdentifier, QueryInstant
-from app.core.schemas.pages import PageQuery
-
-EventName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z_]+\.[a-z_]+$")]
+from app.core.schemas.fields import Answer
 
 
 class AuditEventRead(Answer):
@@ -36,16 +33,3 @@ class AuditEventExport(AuditEventRead):
     ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network, if the account itself acted.")
     request_id: str | None = Field(description="The id of the request, if the account itself sent it.")
     detail: dict[str, Any] = Field(description="Empty if another account is affected.")
-
-
-class AuditEventQuery(PageQuery):
-    """Filters and order of the list."""
-
-    actor_id: QueryIdentifier | None = Field(default=None, description="Only events with this account as the actor.")
-    subject_id: QueryIdentifier | None = Field(default=None, description="Only events that affect this account.")
-    event: EventName | None = Field(default=None, description="Only events with this name.")
-    after: QueryInstant | None = Field(default=None, description="Only events later than this instant.")
-    before: QueryInstant | None = Field(default=None, description="Only events earlier than this instant.")
-    sort: Literal["-occurred_at", "occurred_at"] = Field(
-        default="-occurred_at", description="Sort order; a minus sign means newest first."
-    )

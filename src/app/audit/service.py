@@ -1,33 +1,15 @@
-"""Records events in the transaction of the change, and lists them."""
+"""Records events in the transaction of the change, and reads those about an account."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from operator import eq, gt, lt
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Row
+from sqlalchemy import CTE, Row
 
 from app.audit import crud
-from app.audit.models import AuditEvent
-from app.audit.schemas import AuditEventQuery
 from app.core.db.database import ReadSession, WriteSession
-from app.core.db.keyset import Order, PageRequest, PageRows
 from app.core.http.addresses import Network
-
-ORDERS = {
-    "occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id)),
-    "-occurred_at": Order((AuditEvent.occurred_at, AuditEvent.id), descending=True),
-}
-# Each makes the condition of a filter from its value.
-_FILTERS: Mapping[str, Callable[[Any], ColumnElement[bool]]] = {
-    "actor_id": partial(eq, AuditEvent.actor_id),
-    "subject_id": partial(eq, AuditEvent.subject_id),
-    "event": partial(eq, AuditEvent.event),
-    "after": partial(gt, AuditEvent.occurred_at),
-    "before": partial(lt, AuditEvent.occurred_at),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +55,6 @@ def _values(actor: Actor, event: str, subject_id: UUID | None, detail: Mapping[s
         "subject_id": subject_id,
         "detail": detail,
     }
-
-
-async def list_page(session: ReadSession, query: AuditEventQuery, page: PageRequest) -> PageRows:
-    given = query.model_dump(exclude_none=True, include=set(_FILTERS))
-    return await crud.page(session, [_FILTERS[name](value) for name, value in given.items()], page)
 
 
 async def list_about(session: ReadSession, owner_id: UUID, *, limit: int) -> list[dict[str, Any]]:

@@ -12,7 +12,16 @@ KEPT = {
 }
 """Features that stay, each with the reason."""
 
-PARTS: dict[str, tuple[str, ...]] = {}
+PARTS = {
+    "audit_list": (
+        "src/app/audit/listing",
+        "src/app/audit/router.py",
+        "src/app/audit/scopes.py",
+        "tests/audit/access.py",
+        "tests/audit/listing",
+        "tests/hostile/test_audit_list.py",
+    ),
+}
 """Parts of features that can be removed, each with its files and directories. No other code imports them."""
 
 REMOVABLE: dict[str, tuple[str, ...]] = {}

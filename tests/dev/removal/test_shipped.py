@@ -1,0 +1,64 @@
+"""Each removable part of this project is removed in a copy, and the checks and tests of the copy pass. `make removals` runs all of them."""
+
+import os
+import re
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from app.dev.generator import edit
+from app.dev.removal import shipped
+from app.dev.removal.errors import RemovalError
+from app.dev.removal.plan import plan
+from tests.conftest import ROOT
+from tests.dev.removal.conftest import commit
+from tests.dev.test_generated_features import PYTEST, program, run
+
+PRESENT = [
+    *(name for name in shipped.REMOVABLE if (ROOT / "src" / "app" / name).exists()),
+    *(name for name, paths in shipped.PARTS.items() if (ROOT / paths[0]).exists()),
+]
+# The tests that concern every operation, event, setting, document or file. `make removals` runs all tests.
+COMMON = ("boundaries", "conventions", "documents", "main", "security_report", "statements", "upgrading")
+
+
+def test_the_parts_are_told_to_the_developer(committed: Path) -> None:
+    with pytest.raises(RemovalError) as error:
+        plan(committed, "auth")
+
+    assert all(name in str(error.value) for name in PRESENT)
+
+
+def test_every_shipped_feature_stays_or_can_be_removed() -> None:
+    listed = edit.listed((ROOT / edit.FILE).read_text())
+
+    assert {*shipped.KEPT} >= {*listed[: listed.index("account") + 1]}
+    assert not {*shipped.KEPT} & {*shipped.REMOVABLE, *shipped.PARTS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESENT)
+async def test_the_checks_and_the_tests_pass_without_a_part(
+    committed: Path, tmp_path: Path, template_url: str, name: str
+) -> None:
+    copy = Path(shutil.copytree(committed, tmp_path / "copy"))
+    # The cache saves mypy time. It may be incomplete, because another mypy may be writing it at this moment.
+    with suppress(FileNotFoundError, shutil.Error):
+        shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
+    plan(copy, name).write()
+    await run(copy, sys.executable, "-m", "app.dev", "docs")
+    commit(copy)
+    contracts = tmp_path / "contracts.toml"
+
+    await run(copy, program("ruff"), "check", "--no-cache", ".")
+    await run(copy, program("ruff"), "format", "--no-cache", "--check", ".")
+    await run(copy, program("mypy"))
+    contracts.write_text(await run(copy, sys.executable, "-m", "app.dev", "contracts"))
+    await run(copy, program("lint-imports"), "--no-cache", "--config", str(contracts))
+    tests = ["tests"] if os.environ.get("REMOVALS") == "full" else [f"tests/test_{each}.py" for each in COMMON]
+    output = await run(copy, *PYTEST, "-m", "not slow", *tests, DATABASE_URL=template_url)
+
+    assert re.search(r"^[1-9][0-9]+ passed", output, re.MULTILINE), output
