@@ -55,10 +55,10 @@ _COUNTED = "A failure is counted after this transaction has returned its connect
 # Services that open a unit of work of their own, instead of taking the session of the edge.
 OWN_UNITS = {
     "account/service.py verify_email": _COUNTED,
-    "account/service.py confirm_email": _COUNTED,
+    "email_change/service.py confirm_email": _COUNTED,
     "account/service.py reset_password": _SLOW,
     "account/service.py change_password": _SLOW,
-    "account/service.py change_email": _SLOW,
+    "email_change/service.py change_email": _SLOW,
     "auth/service.py _log_in": _SLOW,
     "auth/service.py reauthenticate": _SLOW,
     "auth/service.py _refresh": _COUNTED,
@@ -95,7 +95,6 @@ UNBOUNDED = {
 }
 FIXED_NAMES = {
     "GET /problems/{name} name": "Compared with a fixed list of names. Any other name gets 404.",
-    "GET /account/{name} name": "The same.",
     "GET /local/mails/{name} name": "Only compared with the names of files.",
     "GET /local/mails/{name}/html name": "The same.",
 }

@@ -31,11 +31,9 @@ STATEMENTS = MappingProxyType(
         "POST /api/v1/auth/verify-email/resend": 2,
         "POST /api/v1/auth/password/forgot": 2,
         "POST /api/v1/auth/password/reset": 1,
-        "POST /api/v1/auth/email/confirm": 1,
         # Changes of credentials check the token in the database. They count an attempt before hashing, and take it back after it.
         "POST /api/v1/auth/reauthenticate": 6,
         "PUT /api/v1/users/me/password": 12,
-        "POST /api/v1/users/me/email": 13,
         "GET /api/v1/users/me/sessions": 1,
         "DELETE /api/v1/users/me/sessions": 4,
         "DELETE /api/v1/users/me/sessions/{session_id}": 2,
@@ -53,7 +51,7 @@ STATEMENTS = MappingProxyType(
         "DELETE /api/v1/users/{user_id}": 5,
         "GET /api/v1/audit-events": 1,
         "GET /readyz": 3,
-        **dict.fromkeys(["GET /livez", "GET /.well-known/jwks.json", "GET /problems/{name}", "GET /account/{name}"], 0),
+        **dict.fromkeys(["GET /livez", "GET /.well-known/jwks.json", "GET /problems/{name}"], 0),
         **dict.fromkeys(["GET /openapi.json", "GET /docs", "GET /docs/{name}"], 0),
     }
 )

@@ -16,6 +16,7 @@ FEATURES: tuple[str, ...] = (
     "users",
     "auth",
     "account",
+    "email_change",
 )
 """Lowest first: a feature may import the features before it."""
 

@@ -132,16 +132,11 @@ async def test_pending_links_stop_working(client: AsyncClient, post: Post, ada: 
     pair = await pair_of(client, ada.email)
     await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
     reset = await post.link()
-    body = {"new_email": "eve@example.com", "password": PASSWORD}
-    await client.post(f"{ME}/email", json=body, headers=bearer(pair))
-    confirmation = await post.link()
 
     await change(client, pair)
 
     late = await client.post(f"{AUTH}/password/reset", json={"token": reset, "new_password": "x" + NEW_PASSWORD})
-    moved = await client.post(f"{AUTH}/email/confirm", json={"token": confirmation})
     assert_problem(late, 400, "invalid_token")
-    assert_problem(moved, 400, "invalid_token")
     assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
 
 

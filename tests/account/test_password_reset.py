@@ -286,19 +286,6 @@ async def test_an_earlier_verification_keeps_its_time(
     assert (await existing(session, ada.id)).email_verified_at == ada.email_verified_at
 
 
-async def test_a_reset_cancels_a_pending_change_of_address(client: AsyncClient, post: Post, ada: User) -> None:
-    pair = await pair_of(client, ada.email)
-    body = {"new_email": "eve@example.com", "password": PASSWORD}
-    await client.post(f"{ME}/email", json=body, headers=bearer(pair))
-    confirmation = await post.link()
-    await forgot(client, ada.email)
-    await reset(client, await post.link())
-
-    late = await client.post(f"{AUTH}/email/confirm", json={"token": confirmation})
-
-    assert_problem(late, 400, "invalid_token")
-
-
 async def test_the_owner_of_an_account_made_by_an_administrator_sets_the_password(
     client: AsyncClient, session: WriteSession, post: Post, admin: LoggedIn
 ) -> None:

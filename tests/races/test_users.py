@@ -201,24 +201,6 @@ async def test_concurrent_deletion_and_change_by_the_owner_give_declared_respons
         assert await site.fetch("SELECT id FROM users WHERE id = $1", UUID(user.user_id)) == []
 
 
-async def test_a_change_by_the_owner_of_an_account_that_is_being_deleted_gives_a_conflict(site: Site) -> None:
-    owner = await site.account()
-    body = {"new_email": "new@example.com", "password": PASSWORD}
-    deletion = site.watcher.transaction()
-    await deletion.start()
-    await site.watcher.execute("DELETE FROM users WHERE id = $1", UUID(owner.user_id))
-
-    # The request finds the account, because the deletion is not committed, and then waits for its lock.
-    request = asyncio.create_task(site.client.post("/api/v1/users/me/email", json=body, headers=owner.headers))
-    await site.until_waiting(request)
-    await deletion.commit()
-
-    response = await request
-    assert_problem(response, 409, "gone_meanwhile")
-    assert await site.fetch("SELECT * FROM account_links") == []
-    assert await site.transactions_left_open() == 0
-
-
 async def test_a_password_reset_for_an_account_that_is_being_deleted_gives_a_404(site: Site) -> None:
     admin, target = await site.account(role="admin"), await site.account()
     deletion = site.watcher.transaction()

@@ -160,3 +160,15 @@ async def test_a_missing_account_is_none_or_an_error(session: WriteSession) -> N
     assert await service.find_account(session, unknown) is None
     with pytest.raises(UserNotFoundError):
         await service.get_account(session, unknown)
+
+
+async def test_a_set_address_is_verified_unless_another_account_has_it(session: WriteSession) -> None:
+    ada, eve = await make_user(session, email_verified_at=None), await make_user(session)
+
+    moved = await service.set_email(session, ada.id, "Ada@example.org")
+    refused = await service.set_email(session, ada.id, eve.email)
+
+    await session.refresh(ada)
+    assert (moved, refused) == (True, False)
+    assert (ada.email, ada.email_key) == ("Ada@example.org", identity("ada@example.org"))
+    assert ada.email_verified_at is not None

@@ -1,7 +1,6 @@
 """Limits on requests that send mail."""
 
 from datetime import timedelta
-from uuid import UUID
 
 from app.audit.service import Actor
 from app.core.http.addresses import subscriber
@@ -9,7 +8,6 @@ from app.core.schemas.emails import identity
 from app.core.security.rate_limits import Counted, Limit
 
 _MAIL_REQUESTS = Limit("mail-request-address", 30, timedelta(minutes=15))
-_EMAIL_CHANGES = Limit("email-change-account", 5, timedelta(hours=1))
 _MAIL_MINUTE = Limit("mail-minute", 1, timedelta(minutes=1))
 _MAIL_HOUR = Limit("mail-hour", 5, timedelta(hours=1))
 
@@ -22,8 +20,3 @@ def mail_request(actor: Actor) -> tuple[Counted, ...]:
 def mail(email: str) -> tuple[Counted, ...]:
     """Return the limits of mails to one address. The requests of all clients count together."""
     return ((_MAIL_MINUTE, identity(email)), (_MAIL_HOUR, identity(email)))
-
-
-def email_change(user_id: UUID, email: str) -> tuple[Counted, ...]:
-    """Return the limits of requested changes of address: by account, and those of mails to the new address."""
-    return ((_EMAIL_CHANGES, str(user_id)), *mail(email))

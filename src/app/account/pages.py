@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fastapi import Response
 
 from app.auth.settings import AuthSettings
-from app.core.errors import NotFoundError
+from app.core.config import Settings
 from app.core.http import routing
 from app.core.http.access import public
 from app.core.http.dependencies import SettingsDep
@@ -22,10 +22,9 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-_ASSETS = {"page.js": "text/javascript", "page.css": "text/css"}
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """The form of a page: the script sends the secret to `endpoint`, and what is entered as `member` of the body."""
 
     title: str
@@ -36,23 +35,37 @@ class _Form(NamedTuple):
     field: str | None = None
 
 
-_FORMS = {
-    "verify-email": _Form("Verify your address", "Verify", "../api/v1/auth/verify-email"),
-    "confirm-email": _Form("Confirm your new address", "Confirm", "../api/v1/auth/email/confirm"),
-    "set-password": _Form(
-        "Set your password", "Set password", "../api/v1/auth/password/reset", "new_password", "password.html"
-    ),
-}
+_VERIFY = Form("Verify your address", "Verify", "../api/v1/auth/verify-email")
+_SET_PASSWORD = Form(
+    "Set your password", "Set password", "../api/v1/auth/password/reset", "new_password", "password.html"
+)
 
 
-@router.get("/{name}", include_in_schema=False, openapi_extra=public)
-async def read_page(settings: SettingsDep, name: str) -> Response:
+@router.get("/page.js", include_in_schema=False, openapi_extra=public)
+async def read_script() -> Response:
+    return Response(_file("page.js"), media_type="text/javascript")
+
+
+@router.get("/page.css", include_in_schema=False, openapi_extra=public)
+async def read_style() -> Response:
+    return Response(_file("page.css"), media_type="text/css")
+
+
+@router.get("/verify-email", include_in_schema=False, openapi_extra=public)
+async def read_verification_page(settings: SettingsDep) -> Response:
     """Show the page a mailed link leads to."""
-    if name in _ASSETS:
-        return Response(_file(name), media_type=_ASSETS[name])
-    if name not in _FORMS:
-        raise NotFoundError
-    form, min_length = _FORMS[name], settings.of(AuthSettings).password_min_length
+    return show(_VERIFY, settings)
+
+
+@router.get("/set-password", include_in_schema=False, openapi_extra=public)
+async def read_password_page(settings: SettingsDep) -> Response:
+    """Show the page a mailed link leads to."""
+    return show(_SET_PASSWORD, settings)
+
+
+def show(form: Form, settings: Settings) -> Response:
+    """Return the page with a form. Its own script and style are next to it."""
+    min_length = settings.of(AuthSettings).password_min_length
     # The field declares no maxlength: a browser would silently cut a pasted password.
     field = _file(form.field).strip().format(min_length=min_length) if form.field else ""
     content = _file("page.html").format_map(form._asdict() | {"field": field})

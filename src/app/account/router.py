@@ -1,4 +1,4 @@
-"""Endpoints for registration, verification, passwords, change of address and export, below `/auth` and `/users`."""
+"""Endpoints for registration, verification, passwords and export, below `/auth` and `/users`."""
 
 from http import HTTPStatus
 from typing import Any
@@ -7,7 +7,6 @@ from app.account import pages, service
 from app.account.errors import InvalidLinkError, RegistrationClosedError
 from app.account.schemas import (
     Accepted,
-    EmailChange,
     EmailRequest,
     LinkProof,
     NewPassword,
@@ -99,17 +98,6 @@ async def reset_password(toolkit: ToolkitDep, visitor: Visitor, payload: NewPass
     await service.reset_password(toolkit, visitor, payload)
 
 
-@router.post(
-    "/email/confirm",
-    status_code=HTTPStatus.NO_CONTENT,
-    openapi_extra=public,
-    responses=problem_responses(InvalidLinkError, RateLimitedError),
-)
-async def confirm_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProof) -> None:
-    """Complete a change of address with the secret that was mailed to the new address. The old address gets a notice."""
-    await service.confirm_email(toolkit, visitor, payload.token.get_secret_value())
-
-
 @me.get("/export", response_model=export_schema())
 async def export_me(user: CurrentUser, session: ReadSessionDep) -> dict[str, Any]:
     """Download what is stored about your account, without secrets.
@@ -129,19 +117,6 @@ async def change_my_password(
 ) -> None:
     """Change your password. The other login sessions end; this one continues with its refresh token."""
     await service.change_password(toolkit, principal.actor, user, payload, confirm=principal.confirm)
-
-
-@me.post(
-    "/email",
-    status_code=HTTPStatus.ACCEPTED,
-    responses=problem_responses(GoneMeanwhileError, WrongPasswordError, RateLimitedError, HashingBusyError),
-)
-async def change_my_email(
-    toolkit: ToolkitDep, principal: ConfirmedPrincipal, user: ConfirmedUser, payload: EmailChange
-) -> Accepted:
-    """Request a change of your address. The new address gets a link to confirm it, the old one a notice."""
-    await service.change_email(toolkit, principal.actor, user, payload, confirm=principal.confirm)
-    return Accepted()
 
 
 @users.post(

@@ -47,13 +47,6 @@ class PasswordChange(Payload):
     new_password: FreshPassword
 
 
-class EmailChange(Payload):
-    """The new address, and the current password."""
-
-    new_email: Email
-    password: Secret
-
-
 class Accepted(Answer):
     """The request has been accepted. The result is mailed."""
 

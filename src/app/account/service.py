@@ -1,18 +1,16 @@
-"""Use cases of an account: registration, verification, passwords, change of address, export.
+"""Use cases of an account: registration, verification, passwords, export.
 
 A client can call register, resend and forgot with the address of another person. These functions do the same work for every
 address: they enqueue one job. The job checks whether the account exists, and mails its owner.
 """
 
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 from app import features
-from app.account import jobs, limits
+from app.account import jobs, limits, links
 from app.account.errors import InvalidLinkError, RegistrationClosedError
-from app.account.schemas import MAX_EXPORTED, EmailChange, NewPassword, PasswordChange, Registration
+from app.account.schemas import MAX_EXPORTED, NewPassword, PasswordChange, Registration
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import service as auth
@@ -25,13 +23,13 @@ from app.core.errors import FieldError, InvalidInputError
 from app.core.security.passwords import composed, refuse_weak
 from app.jobs import queue
 from app.users import jobs as user_jobs
-from app.users import links
+from app.users import links as user_links
 from app.users import service as users_service
-from app.users.models import AccountLink, Purpose
+from app.users.models import Purpose
 from app.users.service import Account, Confirm
 
 _PASSWORD_LINKS = frozenset[Purpose]({"set_password", "reset_password"})
-_ALL_LINKS = frozenset(links.LIFETIMES)
+_ALL_LINKS = frozenset(user_links.LIFETIMES)
 _NEW_PASSWORD = "#/new_password"
 
 
@@ -63,8 +61,8 @@ async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, ema
 
 async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
     """Use a verification link: it proves that the address belongs to the owner of the account."""
-    async with _count_misuse(kit, actor), kit.database.begin() as session:
-        _, account = await _use_link(session, kit, secret, {"verify_email"})
+    async with links.counting_misuse(kit, actor), kit.database.begin() as session:
+        _, account = await links.use(session, kit, secret, {"verify_email"})
         if account.email_verified_at is not None:
             raise InvalidLinkError
         await users_service.verify_email(session, account.id)
@@ -74,13 +72,13 @@ async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
 async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> None:
     """Use a link to set a password. This ends every login session and verifies the address."""
     secret, password = payload.token.get_secret_value(), payload.new_password.get_secret_value()
-    async with _count_misuse(kit, actor):
+    async with links.counting_misuse(kit, actor):
         # A weak password is refused before the link is used, so the link still works for a better one.
         _refuse_weak(kit, await _owner(kit, secret), password)
         hashed_password = await kit.hasher.hash(password, pointer=_NEW_PASSWORD)
         async with kit.database.begin() as session:
-            _, account = await _use_link(session, kit, secret, _PASSWORD_LINKS)
-            await links.discard(session, account.id, _ALL_LINKS)
+            _, account = await links.use(session, kit, secret, _PASSWORD_LINKS)
+            await user_links.discard(session, account.id, _ALL_LINKS)
             await users_service.set_password(session, account.id, hashed_password)
             await sessions.revoke_all(session, account.id, "password_reset")
             await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
@@ -90,7 +88,7 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
 async def _owner(kit: Toolkit, secret: str) -> Account:
     """Return the account that a link belongs to. This does not use the link, and holds no connection afterwards."""
     async with kit.database.read_sessions() as session:
-        link = await links.find_by_secret(session, kit.keys, secret, _PASSWORD_LINKS)
+        link = await user_links.find_by_secret(session, kit.keys, secret, _PASSWORD_LINKS)
         account = await users_service.find_account(session, link.user_id) if link else None
     if account is None:
         raise InvalidLinkError
@@ -114,46 +112,12 @@ async def change_password(
         ):
             raise WrongPasswordError
         # Links for a pending change of address are deleted too: an attacker may have requested it.
-        await links.discard(session, account.id, {*_PASSWORD_LINKS, "confirm_email"})
+        await user_links.discard(session, account.id, {*_PASSWORD_LINKS, "confirm_email"})
         await sessions.revoke_all(session, account.id, "password_changed", except_id=actor.session_id)
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
 
     await kit.database.unit(change)
-
-
-async def change_email(kit: Toolkit, actor: Actor, account: Account, payload: EmailChange, *, confirm: Confirm) -> None:
-    """Request a change of address: mail a link to the new address, and a notice to the old one."""
-    users_service.refuse_special_use_domain(kit.settings, payload.new_email, member="new_email")
-    await auth.confirm_password(kit, actor, account.id, payload.password.get_secret_value())
-    await kit.limiter.hit(*limits.email_change(account.id, payload.new_email))
-
-    async def request(session: WriteSession) -> None:
-        link_id = await links.create(
-            session, kit.keys, account.id, "confirm_email", email=payload.new_email, session_id=actor.session_id
-        )
-        # Check only now, because `links.create` has locked the account. If a password reset was committed before, it has ended
-        # this session, and the check refuses this request.
-        await confirm(session)
-        await queue.enqueue(session, user_jobs.mail_link, link_id)
-        await audit.record(session, actor, "auth.email_change_requested", subject_id=account.id)
-        await _notify(session, "email_change_requested", account)
-
-    await kit.database.unit(request)
-
-
-async def confirm_email(kit: Toolkit, actor: Actor, secret: str) -> None:
-    """Use the link that was mailed to a new address: the account moves to it, and the old address gets a notice."""
-    async with _count_misuse(kit, actor), kit.database.begin() as session:
-        link, account = await _use_link(session, kit, secret, {"confirm_email"})
-        if link.email is None or not await users_service.set_email(session, account.id, link.email):
-            # Another account has taken the address since. The error is that of an invalid link: it must not reveal the account.
-            raise InvalidLinkError
-        # The owner may no longer read mail at the old address, so links that were sent there are deleted.
-        await links.discard(session, account.id, _ALL_LINKS)
-        await sessions.revoke_all(session, account.id, "email_changed", except_id=link.session_id)
-        await audit.record(session, actor, "auth.email_changed", subject_id=account.id)
-        await _notify(session, "email_changed", account)
 
 
 async def send_password_reset(session: WriteSession, kit: Toolkit, actor: Actor, user_id: UUID) -> None:
@@ -179,30 +143,6 @@ async def export(session: ReadSession, user: Account) -> dict[str, Any]:
         "is_complete": is_complete,
         **{name: await module.export(session, user.id) for name, module in features.parts("export")},
     }
-
-
-async def _use_link(
-    session: WriteSession, kit: Toolkit, secret: str, purposes: Collection[Purpose]
-) -> tuple[AccountLink, Account]:
-    link = await links.find_by_secret(session, kit.keys, secret, purposes)
-    # Lock the account before the use of the link. Other changes of the account are then committed already, or they wait.
-    account = await users_service.lock_account(session, link.user_id) if link else None
-    if link is None or account is None or not account.is_active or not await links.use(session, link):
-        raise InvalidLinkError
-    return link, account
-
-
-@asynccontextmanager
-async def _count_misuse(kit: Toolkit, actor: Actor) -> AsyncIterator[None]:
-    """Count an invalid link or a refused new password by the client's address, so that the client cannot retry without a limit.
-
-    The failed transaction has returned its connection before the count.
-    """
-    try:
-        yield
-    except (InvalidLinkError, InvalidInputError):
-        await auth.count_misuse(kit, actor)
-        raise
 
 
 def _refuse_unchanged(old: str, new: str) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.account import limits as account_limits
-from app.auth import limits as auth_limits
+from app import features
 from app.core.security.rate_limits import Limit
 from app.dev.markdown import duration, setting, table
 from app.settings import variables
@@ -96,8 +95,9 @@ def _row(number: str, one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _limits(about: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    for limit in (*vars(auth_limits).values(), *vars(account_limits).values()):
-        if isinstance(limit, Limit):
+    for limit in (value for _, module in features.parts("limits") for value in vars(module).values()):
+        # A clone may have limits of its own.
+        if isinstance(limit, Limit) and limit.name in about:
             yield f"`{limit.name}`", str(limit.amount), duration(limit.period), about[limit.name]
 
 

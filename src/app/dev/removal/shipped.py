@@ -24,5 +24,7 @@ PARTS = {
 }
 """Parts of features that can be removed, each with its files and directories. No other code imports them."""
 
-REMOVABLE: dict[str, tuple[str, ...]] = {}
+REMOVABLE = {
+    "email_change": ("tests/races/test_email_change.py", "tests/hostile/test_email_change.py"),
+}
 """Features that can be removed, each with the files that are not in its two directories. Tests remove each in a copy."""

@@ -373,3 +373,61 @@ async def test_the_link_leads_to_the_configured_address(database_url: str, datab
     (mail,) = [mail for mail in await Post(database, settings).collect() if mail.to == NEW]
 
     assert link_in(mail).startswith("https://id.example.com/account/confirm-email#token=lt1.")
+
+
+async def test_a_changed_password_cancels_a_pending_change(client: AsyncClient, post: Post, pair: Pair) -> None:
+    await ask(client, pair)
+    confirmation = await post.link()
+    passwords = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    changed = await client.put(f"{ME}/password", json=passwords, headers=bearer(pair))
+
+    late = await confirm(client, confirmation)
+
+    assert changed.status_code == 204
+    assert_problem(late, 400, "invalid_token")
+
+
+async def test_a_reset_password_cancels_a_pending_change(
+    client: AsyncClient, post: Post, ada: User, pair: Pair
+) -> None:
+    await ask(client, pair)
+    confirmation = await post.link()
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    body = {"token": await post.link(), "new_password": NEW_PASSWORD}
+    reset = await client.post(f"{AUTH}/password/reset", json=body)
+
+    late = await confirm(client, confirmation)
+
+    assert reset.status_code == 204
+    assert_problem(late, 400, "invalid_token")
+
+
+async def test_the_mailed_link_leads_to_a_page_that_changes_nothing(
+    client: AsyncClient, session: WriteSession, post: Post, pair: Pair
+) -> None:
+    await ask(client, pair)
+    path = next(link_in(mail) for mail in await post.collect() if mail.to == NEW).partition("#")[0]
+    before = await snapshot(session)
+
+    page = await client.get(path.removeprefix("http://127.0.0.1:8000"))
+
+    assert page.status_code == 200
+    assert 'data-endpoint="../api/v1/auth/email/confirm"' in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert await snapshot(session) == before
+
+
+async def test_production_refuses_an_address_of_a_special_use_domain(
+    client: AsyncClient, database_url: str, database: Database, session: WriteSession, pair: Pair
+) -> None:
+    accepted = await ask(client, pair, "ada@corp.local")
+    before = await snapshot(session)
+
+    async with running(
+        create_app(make_settings(database_url, mail={"special_use_domains": False}), database)
+    ) as strict:
+        refused = await ask(strict, pair, "eve@corp.local")
+
+    assert accepted.status_code == 202
+    assert_problem(refused, 422, "validation_error", "#/new_email")
+    assert await snapshot(session) == before
