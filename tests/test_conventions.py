@@ -65,6 +65,7 @@ OWN_UNITS = {
     "auth/service.py _record_refusal": _OUTLIVES,
     "auth/service.py _record_failure": _OUTLIVES,
     "auth/service.py confirm_password": _OUTLIVES,
+    "auth/access/tickets.py redeem": "A refused ticket is used up too, and an open socket holds no connection.",
     "auth/sessions/cutoff.py end_every_session": "A command: short transactions, so that it can be interrupted.",
     "core/security/rate_limits.py hit": _OUTLIVES,
     "core/security/rate_limits.py forgive": _OUTLIVES,

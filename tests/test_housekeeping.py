@@ -37,7 +37,7 @@ FAST = "SET session_replication_role = replica; " + "".join(
     f"ALTER TABLE {table} SET UNLOGGED; "
     for table in (
         *("procrastinate_events", "procrastinate_periodic_defers", "procrastinate_jobs", "procrastinate_workers"),
-        *("sessions", "revocations", "account_links", "audit_events"),
+        *("socket_tickets", "sessions", "revocations", "account_links", "audit_events"),
     )
 )
 # PostgreSQL reads a small table completely. This setting makes it use the plan for a large table.
@@ -127,6 +127,13 @@ CASES = {
         "INSERT INTO revocations (kind, expires_at) SELECT 1, now() - n * interval '1 s' FROM generate_series(1, {rows}) AS n",
         "revocations",
         partial(access_crud.purge_revocations, batch=BATCH),
+    ),
+    "tickets": Case(
+        "socket_tickets",
+        f"INSERT INTO socket_tickets SELECT decode(md5(n::text), 'hex'), {_UUID}, 1, '', now(), now() - n * interval '1 s' "  # noqa: S608  # Constants of this file.
+        "FROM generate_series(1, {rows}) AS n",
+        "socket_tickets",
+        partial(access_crud.purge_tickets, batch=BATCH),
     ),
     "rate limits": Case(
         "rate_limits",

@@ -7,6 +7,7 @@ ACCESS: Mapping[str, Access] = {
     "POST /api/v1/auth/token": public(form={"grant_type": "password", "username": TARGET, "password": PASSWORD}),
     "POST /api/v1/auth/revoke": public(form={"token": "nobody's"}),
     "POST /api/v1/auth/reauthenticate": authenticated(json={"password": PASSWORD}),
+    "POST /api/v1/auth/socket-tickets": authenticated(),
     "GET /api/v1/users/me/sessions": authenticated(),
     "DELETE /api/v1/users/me/sessions": authenticated(),
     "DELETE /api/v1/users/me/sessions/{session_id}": authenticated(path={"session_id": UNKNOWN_ID}, is_found=False),

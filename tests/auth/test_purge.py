@@ -87,3 +87,20 @@ async def test_expired_revocations_and_counters_are_deleted(session: WriteSessio
 
     assert await session.scalar(text("SELECT count(*) FROM revocations")) == 1
     assert (await session.scalars(text("SELECT key FROM rate_limits"))).all() == ["1 minute"]
+
+
+async def test_expired_tickets_are_purged(session: WriteSession, work: Work, ada: User) -> None:
+    values = {"user_id": ada.id, "name": "", "idle": timedelta(1), "absolute": timedelta(1), "revoked": None}
+    await session.execute(SESSION, {**values, "is_revoked": False})
+    for age in (-1, 1):
+        statement = (
+            "INSERT INTO socket_tickets SELECT decode(md5(:age), 'hex'), id, 1, '', now(), now() - CAST(:age AS interval) "
+            "FROM sessions"
+        )
+        await session.execute(text(statement), {"age": f"{age} s"})
+    await session.commit()
+
+    await jobs.purge(work)
+
+    assert await session.scalar(text("SELECT count(*) FROM socket_tickets WHERE expires_at > now()")) == 1
+    assert await session.scalar(text("SELECT count(*) FROM socket_tickets")) == 1

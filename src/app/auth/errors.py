@@ -144,6 +144,25 @@ class TooManyStreamsError(RateLimitedError):
         super().__init__(retry_after=10)
 
 
+class InvalidTicketError(UnauthenticatedError):
+    """The handshake of a WebSocket has no usable ticket. The response does not say why."""
+
+    code = "invalid_ticket"
+    detail = (
+        "The ticket is missing, expired, or has been used before. Ask for a new one, then open the WebSocket again."
+    )
+
+    def __init__(self) -> None:
+        super().__init__(headers={"WWW-Authenticate": f'Ticket realm="{REALM}"'})
+
+
+class TooManyTicketsError(RateLimitedError):
+    """The login session has many tickets that have not been used."""
+
+    code = "too_many_tickets"
+    detail = "This login session has too many unused tickets. Use them, or wait until they expire."
+
+
 class SessionNotFoundError(NotFoundError):
     code = "session_not_found"
     detail = "There is no such login session."

@@ -99,6 +99,25 @@ class SessionCutoff(Base):
     created_at: Mapped[CreatedAt]
 
 
+class SocketTicket(Base):
+    """Opens one WebSocket for the login session, with the rights of the access token that asked for it. Only its digest is stored."""
+
+    __tablename__ = "socket_tickets"
+    __table_args__ = (
+        Index(None, "session_id"),
+        # For the purge.
+        Index(None, "expires_at"),
+    )
+
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    session_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    # Of the access token.
+    version: Mapped[int]
+    scope: Mapped[str]
+    token_expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 class Revocation(Base):
     """Revoked access tokens: of a session (kind 1), of a user below a version (2), or of all sessions below an id (4).
 

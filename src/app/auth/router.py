@@ -8,6 +8,7 @@ from fastapi import Form, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from app.auth import service
+from app.auth.access import tickets
 from app.auth.dependencies import (
     ConfirmedPrincipal,
     CurrentPrincipal,
@@ -24,6 +25,7 @@ from app.auth.errors import (
     InvalidScopeError,
     SessionNotFoundError,
     TooManyReplaysError,
+    TooManyTicketsError,
     UnsupportedGrantTypeError,
     WrongPasswordError,
 )
@@ -34,13 +36,15 @@ from app.auth.schemas import (
     RefreshGrant,
     RevocationRequest,
     SessionRead,
+    SocketTicketRead,
     TokenPair,
 )
 from app.auth.sessions import service as sessions
+from app.auth.settings import AuthSettings
 from app.core.errors import AppError, InvalidInputError, RateLimitedError
 from app.core.http import routing
 from app.core.http.access import public
-from app.core.http.dependencies import KeyRingDep, ReadSessionDep, SessionDep
+from app.core.http.dependencies import KeyRingDep, ReadSessionDep, SessionDep, SettingsDep
 from app.core.http.pagination import Page, PageQuery, PagerDep
 from app.core.http.problems import problem_responses
 from app.core.schemas.fields import PathIdentifier
@@ -177,6 +181,25 @@ async def reauthenticate(
 ) -> TokenPair:
     """Give your password again, for an operation that needs a recent login. The login session stays the same."""
     return transport.sent(response, await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload))
+
+
+@router.post("/socket-tickets", status_code=HTTPStatus.CREATED, responses=problem_responses(TooManyTicketsError))
+async def create_socket_ticket(
+    principal: CurrentPrincipal, session: SessionDep, settings: SettingsDep
+) -> SocketTicketRead:
+    """Get a ticket for a WebSocket.
+
+    It opens one WebSocket, within seconds, with the rights of your access token: `new WebSocket(url, ["ticket", ticket])`.
+    """
+    await principal.confirm(session)
+    return await tickets.issue(
+        session,
+        session_id=principal.session_id,
+        version=principal.version,
+        scopes=principal.scopes,
+        expires_at=principal.expires_at,
+        lifetime=settings.of(AuthSettings).socket_ticket_ttl,
+    )
 
 
 @me.get("/sessions", response_model=Page[SessionRead])

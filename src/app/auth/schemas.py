@@ -76,6 +76,13 @@ class Reauthentication(Payload):
     password: Secret
 
 
+class SocketTicketRead(Answer):
+    """Opens one WebSocket, once."""
+
+    ticket: str = Field(description="Offer it as a subprotocol of the WebSocket, next to `ticket`.")
+    expires_in: int = Field(description="Seconds in which it must be used.")
+
+
 class SessionRead(Answer):
     """A login session."""
 

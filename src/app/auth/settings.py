@@ -32,7 +32,9 @@ class AuthSettings(KeySettings, HashingSettings):
     """Maximum number of active login sessions of an account. A further login ends the session that was unused for the
     longest time."""
     streams_per_account: int = Field(default=50, ge=1, le=10_000)
-    """Maximum number of event streams of an account at the same time, in each process. A further one gets 429."""
+    """Maximum number of event streams and WebSockets of an account at the same time, in each process. A further one gets 429."""
+    socket_ticket_ttl: Duration = Field(default=timedelta(seconds=30), le=timedelta(minutes=5))
+    """Time in which a ticket can open its WebSocket, at most 5 minutes. It works once."""
     access_check: Literal["memory", "database"] = "memory"
     """Where a request looks up whether its access token is revoked. `memory`: in a copy that PostgreSQL notifications
     keep current. `database`: with a query for each request."""

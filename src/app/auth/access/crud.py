@@ -1,13 +1,14 @@
-"""The statements that decide whether an access token is still valid. Private to auth's services."""
+"""The statements that decide whether an access token or a ticket is still valid. Private to auth's services."""
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, any_, bindparam, func, select, true
+from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, any_, bindparam, delete, func, insert, literal, select, true
 
-from app.auth.models import IS_LIVE, LoginSession, Revocation
+from app.auth.models import IS_LIVE, LoginSession, Revocation, SocketTicket
 from app.core.db import crud
 from app.core.db.database import ReadSession, WriteSession
 from app.users import locks
@@ -24,6 +25,26 @@ class TokenStatus(NamedTuple):
     role: str
     # The active administrators among the locked accounts.
     admins: Sequence[UUID] | None = None
+
+
+class UsedTicket(NamedTuple):
+    """A ticket that has just been deleted, and the state of its login session and account."""
+
+    is_current: bool
+    user_id: UUID
+    session_id: UUID
+    version: int
+    scope: str
+    auth_time: datetime
+    token_expires_at: datetime
+    is_session_live: bool
+    is_active: bool
+    authz_version: int
+    role: str
+
+    @property
+    def status(self) -> TokenStatus:
+        return TokenStatus(self.is_session_live, self.is_active, self.authz_version, self.role)
 
 
 _STATUS = (
@@ -88,4 +109,48 @@ async def lock_token_status(
     return crud.only(TokenStatus, await session.execute(statement, parameters))
 
 
+async def create_ticket(session: WriteSession, values: Mapping[str, Any], *, lifetime: timedelta, keep: int) -> bool:
+    """Insert a ticket; return False if the login session has `keep` unused ones."""
+    unused = (
+        select(func.count())
+        .where(SocketTicket.session_id == values["session_id"], SocketTicket.expires_at > func.now())
+        .scalar_subquery()
+    )
+    columns = SocketTicket.__table__.c
+    row = {**values, "expires_at": func.least(func.now() + lifetime, values["token_expires_at"])}
+    fields = [literal(value, columns[name].type) if name != "expires_at" else value for name, value in row.items()]
+    statement = insert(SocketTicket).from_select(list(row), select(*fields).where(unused < keep))
+    return await session.scalar(statement.returning(SocketTicket.session_id)) is not None
+
+
+async def use_ticket(session: WriteSession, digest: bytes) -> UsedTicket | None:
+    """Delete a ticket and return it. Of several concurrent calls, one gets it."""
+    used = (
+        delete(SocketTicket)
+        .where(SocketTicket.digest == digest)
+        .returning(
+            SocketTicket.session_id,
+            SocketTicket.version,
+            SocketTicket.scope,
+            SocketTicket.token_expires_at,
+            (SocketTicket.expires_at > func.now()).label("is_current"),
+        )
+        .cte("used")
+    )
+    statement = (
+        select(
+            used.c.is_current,
+            LoginSession.user_id,
+            *(used.c[name] for name in ("session_id", "version", "scope")),
+            LoginSession.auth_time,
+            used.c.token_expires_at,
+            *(IS_LIVE, User.is_active, User.authz_version, User.role),
+        )
+        .join(LoginSession, LoginSession.id == used.c.session_id)
+        .join(User, User.id == LoginSession.user_id)
+    )
+    return crud.only(UsedTicket, await session.execute(statement))
+
+
 purge_revocations = partial(crud.remove_expired, key=Revocation.id, expiry=Revocation.expires_at)
+purge_tickets = partial(crud.remove_expired, key=SocketTicket.digest, expiry=SocketTicket.expires_at)

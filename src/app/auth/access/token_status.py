@@ -37,7 +37,7 @@ class TokenStatusCheck:
             return
         async with self._database.read_sessions() as session:
             status = await crud.get_token_status(session, claims.user_id, claims.session_id)
-        _checked(status, claims.version, needed)
+        checked(status, claims.version, needed)
 
 
 async def lock(
@@ -57,10 +57,11 @@ async def lock(
     accounts wait.
     """
     status = await crud.lock_token_status(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
-    return _checked(status, version, needed).admins or ()
+    return checked(status, version, needed).admins or ()
 
 
-def _checked(status: TokenStatus | None, version: int, needed: Collection[str]) -> TokenStatus:
+def checked(status: TokenStatus | None, version: int, needed: Collection[str]) -> TokenStatus:
+    """Raise unless the session is live, and the account is active and unchanged, and its role grants the needed scopes."""
     if status is None or not status.is_active or not status.is_session_live:
         raise InvalidTokenError
     # A higher version than that of the account means that the database was restored to an earlier state.

@@ -24,11 +24,11 @@ REDACTED = "[redacted]"
 _SECRET_NAME = re.compile(
     r"(password|passwd|secret|token|authorization|cookie|credential|signing_key|private)", re.IGNORECASE
 )
-# Secrets within a text: compact JWS, refresh tokens and secrets of links, URLs with a password. Each pattern comes with a string
+# Secrets within a text: compact JWS; refresh tokens, secrets of links, tickets; URLs with a password. Each pattern comes with a string
 # that every match contains, because a search for this string is much faster than the pattern.
 _SECRET_PATTERNS = (
     ("eyJ", re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), REDACTED),
-    ("t1.", re.compile(r"\b[rl]t1\.[A-Za-z0-9_-]{20,}"), REDACTED),
+    ("t1.", re.compile(r"\b[rls]t1\.[A-Za-z0-9_-]{20,}"), REDACTED),
     ("://", re.compile(r"(\w+://[^\s:/@]+:)[^\s@]+@"), rf"\1{REDACTED}@"),
 )
 _CREDENTIALS = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]+")
