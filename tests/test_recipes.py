@@ -127,11 +127,13 @@ async def site(clone_url: str, hasher: PasswordHasher, reports: dict[str, Module
 
 
 @asynccontextmanager
-async def listening(app: Any, state: dict[str, Any]) -> AsyncIterator[tuple[Connections, tuple[str, int]]]:
+async def listening(
+    app: Any, state: dict[str, Any], settings: ServerSettings | None = None
+) -> AsyncIterator[tuple[Connections, tuple[str, int]]]:
     """Serve the application like `app serve`, in this process."""
     config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, access_log=False)
     config.load()
-    connections = Connections(ServerSettings(), limit=100)
+    connections = Connections(settings or ServerSettings(), limit=1000)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: Connection(config, connections, state, loop), "127.0.0.1", 0)
     try:

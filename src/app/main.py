@@ -16,7 +16,7 @@ from app.core.config import KeySettings, Settings
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
 from app.core.http import routing
-from app.core.http.access import call_guards_first, refuse_undeclared, refuse_websockets
+from app.core.http.access import call_guards_first, refuse_undeclared, refuse_unusable_sockets
 from app.core.http.addresses import ClientAddresses
 from app.core.http.cors import CORSMiddleware, PreflightMiddleware
 from app.core.http.dependencies import CoreState
@@ -25,6 +25,7 @@ from app.core.http.middleware import RequestMiddleware
 from app.core.http.mounts import PathPrefixMiddleware
 from app.core.http.openapi import DocumentedAPI, add_documentation
 from app.core.http.problems import problem_pages
+from app.core.http.sockets.exchange import SocketMiddleware
 from app.core.notifications.broadcasts import Broadcasts
 from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
@@ -75,7 +76,7 @@ def create_app(
         add_documentation(app)
     refuse_undeclared(app)
     call_guards_first(app)
-    refuse_websockets(app)
+    refuse_unusable_sockets(app)
     return app
 
 
@@ -88,6 +89,14 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_body_size=settings.server.max_body_size,
         hsts=settings.environment != "local",
         log_settings=settings.log,
+        others=partial(
+            SocketMiddleware,
+            origins=settings.trusted_origins.union(settings.server.cors_origins),
+            max_sockets=settings.server.max_sockets,
+            max_message_size=settings.server.max_message_size,
+            hsts=settings.environment != "local",
+            log_settings=settings.log,
+        ),
     )
     if settings.server.cors_origins:
         has_cookies = settings.of(AuthSettings).cookie_transport
@@ -122,7 +131,7 @@ async def _lifespan(
     # Again, for routes that were added after `create_app`.
     refuse_undeclared(app)
     call_guards_first(app)
-    refuse_websockets(app)
+    refuse_unusable_sockets(app)
     keys = load_key_ring(settings.of(KeySettings))
     database = given or Database(settings.database, slow_query=settings.log.slow_query)
     if tracing:

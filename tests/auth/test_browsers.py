@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.auth.dependencies import COOKIE
+from app.auth.sessions.dependencies import COOKIE
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.conftest import ROOT, make_settings

@@ -9,7 +9,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 from sqlalchemy import text
 
-from app.auth.dependencies import COOKIE
+from app.auth.sessions.dependencies import COOKIE
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher

@@ -1,58 +1,48 @@
 """The caller of a request: its principal, and its account."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, override
 from uuid import UUID
 
-from fastapi import Depends, Header, Request, Response, Security
+from fastapi import Depends, Request, Security, WebSocket
 from fastapi.openapi.models import OAuth2, OAuthFlowPassword, OAuthFlows
+from fastapi.requests import HTTPConnection
 from fastapi.security import SecurityScopes
 from fastapi.security.base import SecurityBase
-from pydantic import SecretStr
 
 from app.audit.service import Actor
-from app.auth.access import token_status
-from app.auth.access.session_watch import SessionWatch, SessionWatches
+from app.auth.access import tickets, token_status
+from app.auth.access.session_watch import EndReason, SessionWatch, SessionWatches
 from app.auth.access.token_status import TokenStatusCheck
 from app.auth.errors import (
     InsufficientScopeError,
-    InvalidRequestError,
+    InvalidTicketError,
     InvalidTokenError,
     MissingTokenError,
     StaleLoginError,
-    TokenTransportError,
     TooManyStreamsError,
 )
-from app.auth.schemas import TokenPair
-from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
+from app.core.db.failures import DatabaseUnavailableError
 from app.core.db.reads import Reads
 from app.core.errors import AppError, MalformedRequestError
+from app.core.http import routing
 from app.core.http.access import Guard
 from app.core.http.addresses import ip_prefix
-from app.core.http.cookies import (
-    AmbiguousCookieError,
-    OriginRefusedError,
-    clear_host_cookie,
-    host_cookie,
-    refuse_foreign_page,
-    set_host_cookie,
-)
 from app.core.http.dependencies import CoreState, DatabaseDep
+from app.core.http.middleware import ShuttingDownError
 from app.core.http.problems import raises
-from app.core.schemas.fields import Plain
+from app.core.http.sockets.exchange import end_socket, ticket_of
 from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
 
 TOKEN_PATH = "/api/v1/auth/token"
 RECENT_LOGIN = 300
-# The name of the cookie with the refresh token, after the prefix `__Host-`.
-COOKIE = "refresh"
 
 
 class AuthState(CoreState):
@@ -65,6 +55,14 @@ class AuthState(CoreState):
 
 class AuthRequest(Request[AuthState]):
     """A request with a typed `state`."""
+
+
+class AuthSocket(WebSocket[AuthState]):
+    """A WebSocket with a typed `state`."""
+
+
+class AuthConnection(HTTPConnection[AuthState]):
+    """A request or a WebSocket with a typed `state`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,20 +173,61 @@ class AccountGuard(_TokenGuard):
         return await _current_account(request.state["database"].reads, principal)
 
 
-async def get_toolkit(request: AuthRequest) -> Toolkit:
+class TicketGuard(Guard):
+    """Returns the caller of a WebSocket, and closes it when the caller may no longer use it."""
+
+    @override
+    def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
+        return (InvalidTicketError, TooManyStreamsError, *((InsufficientScopeError,) if scopes else ()))
+
+    async def __call__(self, socket: AuthSocket, needed: SecurityScopes) -> AsyncIterator[Principal]:
+        """Use the ticket of the handshake up, and watch the caller until the socket is closed."""
+        routing.refuse_undeclared_parameters(socket.scope)
+        bearer = await tickets.redeem(socket.state["database"], ticket_of(socket.scope), needed.scopes)
+        socket.scope["user_id"], socket.scope["session_id"] = bearer.user_id, bearer.session_id
+        watch = SessionWatch(
+            user_id=bearer.user_id,
+            session_id=bearer.session_id,
+            version=bearer.version,
+            expires_at=bearer.expires_at,
+            on_end=lambda reason: end_socket(socket.scope, _END_ERRORS[reason]()),
+        )
+        with socket.state["session_watches"].watching(watch):
+            yield Principal(
+                user_id=bearer.user_id,
+                session_id=bearer.session_id,
+                version=bearer.version,
+                scopes=bearer.scopes,
+                auth_time=bearer.auth_time,
+                expires_at=bearer.expires_at,
+                needed=frozenset(needed.scopes),
+                visitor=partial(_visitor, socket),
+            )
+
+
+# The code that closes a WebSocket follows from the error.
+_END_ERRORS: Mapping[EndReason, type[AppError]] = {
+    "expired": InvalidTokenError,
+    "revoked": InvalidTokenError,
+    "unconfirmed": DatabaseUnavailableError,
+    "shutdown": ShuttingDownError,
+}
+
+
+async def get_toolkit(connection: AuthConnection) -> Toolkit:
     """Return the objects that the use cases of auth work with."""
-    return request.state["auth"]
+    return connection.state["auth"]
 
 
 type ToolkitDep = Annotated[Toolkit, Depends(get_toolkit)]
 
 
-async def get_visitor(request: AuthRequest) -> Actor:
+async def get_visitor(connection: AuthConnection) -> Actor:
     """Return the address, user agent and request id of the client, for limits and the audit log."""
-    return _visitor(request)
+    return _visitor(connection)
 
 
-def _visitor(request: AuthRequest) -> Actor:
+def _visitor(request: HTTPConnection[AuthState]) -> Actor:
     address = request.state["addresses"].find(
         request.client.host if request.client else None,
         x_forwarded_for=",".join(request.headers.getlist("x-forwarded-for")),
@@ -223,64 +262,11 @@ access_token = AccessTokenGuard()
 confirmed_access_token = AccessTokenGuard(always_query=True)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenTransport:
-    """How the refresh token of a request travels: in bodies, or in a cookie that no script can read."""
-
-    is_cookie: bool = False
-    cookie: str | None = None
-
-    def refresh_token(self, in_body: SecretStr | None) -> str | None:
-        """Return the token that the client sent. Raises `InvalidRequestError` for a token in the body beside the header."""
-        if not self.is_cookie:
-            return in_body.get_secret_value() if in_body else None
-        if in_body:
-            raise InvalidRequestError
-        return self.cookie
-
-    def sent(self, response: Response, pair: TokenPair) -> TokenPair:
-        """Move the refresh token from the body of the response to its cookie, if the client asked for that."""
-        if self.is_cookie and pair.refresh_token:
-            response.headers.update(set_host_cookie(COOKIE, pair.refresh_token, pair.refresh_expires_in))
-            return pair.model_copy(update={"refresh_token": None})
-        return pair
-
-    @property
-    def clearing(self) -> dict[str, str]:
-        """The header that deletes the cookie, if the client uses it."""
-        return clear_host_cookie(COOKIE) if self.is_cookie else {}
-
-
-@raises(TokenTransportError, OriginRefusedError, AmbiguousCookieError)
-async def get_token_transport(
-    request: AuthRequest,
-    token_transport: Annotated[
-        Annotated[str, Plain] | None,
-        Header(
-            description="`cookie`: the refresh token is in a cookie, and not in bodies. Only for pages of this site.",
-            json_schema_extra={"enum": ["cookie"]},
-        ),
-    ] = None,
-) -> TokenTransport:
-    """Return how the refresh token of this request travels.
-
-    No form can send the header, and a script of another origin needs the permission of a preflight. So the header is what protects
-    the cookie from requests that other sites forge; the checks of the page's origin are the second line.
-    """
-    given = request.headers.getlist("token-transport")
-    if token_transport is None:
-        return TokenTransport()
-    is_on = request.state["settings"].of(AuthSettings).cookie_transport
-    if not is_on or given != ["cookie"]:
-        raise TokenTransportError(is_on=is_on)
-    refuse_foreign_page(request.headers, request.state["settings"].trusted_origins)
-    return TokenTransport(is_cookie=True, cookie=host_cookie(request.headers, COOKIE))
-
-
-type TokenTransportDep = Annotated[TokenTransport, Depends(get_token_transport)]
 type CurrentPrincipal = Annotated[Principal, Security(access_token)]
 type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
 type OptionalPrincipal = Annotated[Principal | None, Security(OptionalTokenGuard())]
+ticket = TicketGuard()
+type SocketPrincipal = Annotated[Principal, Security(ticket)]
 
 
 @raises(TooManyStreamsError)

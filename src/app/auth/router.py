@@ -12,7 +12,6 @@ from app.auth.access import tickets
 from app.auth.dependencies import (
     ConfirmedPrincipal,
     CurrentPrincipal,
-    TokenTransportDep,
     ToolkitDep,
     UsersWriter,
     Visitor,
@@ -40,6 +39,7 @@ from app.auth.schemas import (
     TokenPair,
 )
 from app.auth.sessions import service as sessions
+from app.auth.sessions.dependencies import TokenTransportDep
 from app.auth.settings import AuthSettings
 from app.core.errors import AppError, InvalidInputError, RateLimitedError
 from app.core.http import routing

@@ -43,6 +43,9 @@ class Connections(ServerState):
         self.read_timeout = settings.read_timeout.total_seconds()
         self.write_timeout = settings.write_timeout.total_seconds()
         self.keep_alive = settings.keep_alive.total_seconds()
+        self.max_message_size = settings.max_message_size
+        self.max_frames_per_second = settings.max_frames_per_second
+        self.ping_interval = settings.ping_interval.total_seconds()
 
     def enforce_timeouts(self, now: float) -> None:
         """End every connection that has exceeded a timeout. The server calls this about once a second."""
@@ -58,18 +61,31 @@ class Connections(ServerState):
         _, longest_idle = min(islice(idle, _SAMPLE), key=lambda pair: pair[0], default=(None, None))
         return longest_idle is not None and longest_idle.close_idle()
 
-    def _all(self) -> "list[TimedConnection]":
-        return [connection for connection in self.connections if isinstance(connection, TimedConnection)]
+    def _all(self) -> "list[LimitedConnection]":
+        return [connection for connection in self.connections if isinstance(connection, LimitedConnection)]
 
 
-class TimedConnection(HttpToolsProtocol):
+class LimitedConnection(asyncio.Protocol):
+    """A connection whose timeouts the server enforces."""
+
+    # Since when it waits for a request, or None. A WebSocket never does, so it is never closed to make room.
+    idle_since: float | None = None
+
+    def enforce_timeouts(self, now: float) -> None:
+        """End the connection if it has exceeded a timeout."""
+
+    def close_idle(self) -> bool:
+        """Close the connection if it is idle, and return whether it was."""
+        return False
+
+
+class TimedConnection(HttpToolsProtocol, LimitedConnection):
     """A connection with timeouts. The subclass `Connection` reads the requests."""
 
     server_state: Connections
 
-    # Times of the event loop. Each is None while the connection is not in that state: waiting for a request, reading a head,
-    # reading a body, waiting until the client reads what was written.
-    idle_since: float | None = None
+    # Times of the event loop. Each is None while the connection is not in that state: reading a head, reading a body, waiting
+    # until the client reads what was written.
     _head_since: float | None = None
     _body_since: float | None = None
     _write_paused_since: float | None = None
@@ -109,6 +125,7 @@ class TimedConnection(HttpToolsProtocol):
         if self._head_since is None and self._body_since is None and not self._is_responding:
             self.idle_since = self.loop.time()
 
+    @override
     def enforce_timeouts(self, now: float) -> None:
         limits = self.server_state
         if self._abort_at is None and self.transport.is_closing():
@@ -160,6 +177,7 @@ class TimedConnection(HttpToolsProtocol):
             # The connection is new, and its first request may be on its way, or a request is being read.
             self.loop.call_later(_FIRST_REQUEST_WAIT, self.close_idle)
 
+    @override
     def close_idle(self) -> bool:
         """Close this connection. Returns False if it is not idle, is closing already, or has unread data."""
         if self.idle_since is None or self.transport.is_closing():

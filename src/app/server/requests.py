@@ -8,7 +8,8 @@ and the request is logged.
 import asyncio
 import re
 from collections import deque
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, override
 
@@ -25,6 +26,7 @@ from app.core.errors import (
 from app.core.http.requests.forms import unescape
 from app.server.connections import TimedConnection
 from app.server.responses import ResponseCycle
+from app.server.sockets import HandshakeCycle, SocketConnection, checked_handshake, is_handshake
 
 # Sizes in bytes.
 _MAX_TARGET = 16_000
@@ -48,6 +50,8 @@ class Connection(TimedConnection):
     _chunks = 0
     # The header that gives the length of the body, if there is a body.
     _framing: bytes | None = None
+    # What a client sends after the handshake of a WebSocket, before it is accepted. None if there is no handshake.
+    _early: bytes | None = None
 
     @cached_property
     def _pipelined(self) -> deque[RequestResponseCycle]:
@@ -78,6 +82,9 @@ class Connection(TimedConnection):
 
     def _parse(self, data: bytes) -> None:
         while data:
+            if self._early is not None:
+                self._early += data
+                return
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
@@ -131,11 +138,14 @@ class Connection(TimedConnection):
         self._framing = self._check_head(version)
         self._fill_scope(version)
         is_next = not self._has_had_request or self.cycle.response_complete
-        self.cycle = self._new_cycle(
-            self._lingering_transport() if self._framing else self.transport,
-            expects_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-        )
+        if self.parser.should_upgrade() and self._is_handshake(version):
+            self.cycle = self._new_handshake(is_next=is_next)
+        else:
+            self.cycle = self._new_cycle(
+                self._lingering_transport() if self._framing else self.transport,
+                expects_continue=self.expect_100_continue,
+                keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            )
         if is_next:
             self._start(self.cycle)
         else:
@@ -183,8 +193,39 @@ class Connection(TimedConnection):
         self.scope["raw_path"] = target.path
         self.scope["query_string"] = target.query or b""
 
-    def _new_cycle(self, transport: Any, *, expects_continue: bool = False, keep_alive: bool = False) -> ResponseCycle:
-        return ResponseCycle(
+    def _is_handshake(self, version: str) -> bool:
+        return not self._framing and is_handshake(self.parser.get_method(), version, self.headers)
+
+    def _new_handshake(self, *, is_next: bool) -> ResponseCycle:
+        accepting = checked_handshake(self.headers)
+        if not is_next:
+            # The client does not know whether an earlier response closes the connection.
+            raise MalformedRequestError
+        self._early = b""
+        self.flow.pause_reading()
+        return self._new_cycle(
+            self.transport, kind=partial(HandshakeCycle, accepting=accepting, open_socket=self._open_socket)
+        )
+
+    def _open_socket(self, head: bytes) -> SocketConnection:
+        """Leave the connection to its WebSocket."""
+        self.server_state.connections.discard(self)
+        self.server_state.total_requests += 1
+        socket = SocketConnection(self.transport, self.server_state)
+        self.transport.set_protocol(socket)
+        self.transport.write(head)
+        socket.data_received(self._early or b"")
+        return socket
+
+    def _new_cycle(
+        self,
+        transport: Any,
+        *,
+        kind: Callable[..., ResponseCycle] = ResponseCycle,
+        expects_continue: bool = False,
+        keep_alive: bool = False,
+    ) -> ResponseCycle:
+        return kind(
             scope=self.scope,
             transport=transport,
             flow=self.flow,

@@ -2,16 +2,27 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any, override
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Security, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Request, Security, WebSocket
+from fastapi.routing import iter_route_contexts
 from fastapi.security import SecurityScopes
 from httpx2 import ASGITransport, AsyncClient
+from starlette.routing import WebSocketRoute
 
 from app.core.errors import AppError, ForbiddenError, NotFoundError, UnauthenticatedError
 from app.core.http import routing
-from app.core.http.access import Guard, call_guards_first, public, refuse_undeclared, refuse_websockets
+from app.core.http.access import (
+    Guard,
+    call_guards_first,
+    declare_public,
+    public,
+    refuse_undeclared,
+    refuse_unusable_sockets,
+)
+from app.core.http.dependencies import SessionDep
 from app.health import router as health
 from app.main import create_app
 from tests.conftest import make_settings
+from tests.core.applications import token
 
 
 class OpenGuard(Guard):
@@ -179,21 +190,84 @@ def test_an_operation_declares_the_errors_of_its_guard(scopes: list[str], status
     assert {status for status in route.responses if status in {401, 403}} == statuses
 
 
-def test_a_websocket_is_refused_with_the_alternative() -> None:
-    outer, inner = routing.router(prefix="/v1"), routing.router()
+class SocketGuard(Guard):
+    """Accepts every WebSocket."""
 
-    @inner.websocket("/live")
-    async def listen(socket: WebSocket) -> None:
-        await socket.accept()
+    @override
+    def errors(self, scopes: Any) -> Any:
+        return ()
 
+    async def __call__(self, socket: WebSocket) -> str:
+        return str(socket.url)
+
+
+class OptionalSocketGuard(SocketGuard):
+    is_optional = True
+
+
+SocketCaller = Annotated[str, Security(SocketGuard())]
+
+
+async def without_caller(socket: WebSocket) -> None: ...
+
+
+async def with_optional_caller(_caller: Annotated[str, Security(OptionalSocketGuard())]) -> None: ...
+
+
+async def with_caller_of_http(_caller: Annotated[str, Security(token)]) -> None: ...
+
+
+async def with_session(_caller: SocketCaller, _session: SessionDep) -> None: ...
+
+
+async def with_request(_caller: SocketCaller, _request: Request) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fault"),
+    [
+        (without_caller, "/api/v1/live has no caller"),
+        (declare_public(without_caller), "/api/v1/live has no caller"),
+        (with_optional_caller, "/api/v1/live has no caller"),
+        (with_caller_of_http, "/api/v1/live takes Token, which needs an HTTP request"),
+        (with_session, "/api/v1/live takes get_session, which needs an HTTP request: open sessions with DatabaseDep"),
+        (with_request, "/api/v1/live takes with_request, which needs an HTTP request"),
+    ],
+)
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_websocket_without_a_caller_or_with_a_request_is_refused(
+    endpoint: Any, fault: str, *, is_nested: bool
+) -> None:
+    outer, inner = routing.router(prefix="/v1"), routing.router(prefix="" if is_nested else "/v1")
+    inner.websocket("/live")(endpoint)
     outer.include_router(inner)
 
-    with pytest.raises(RuntimeError, match=r"WebSocket routes are not supported: /api/v1/live\. .*EventSourceResponse"):
-        refuse_websockets(application(outer))
+    with pytest.raises(RuntimeError, match=rf"these WebSockets cannot work: .*{fault}"):
+        refuse_unusable_sockets(application(outer if is_nested else inner))
 
 
-def test_without_websockets_nothing_is_refused() -> None:
-    refuse_websockets(application(routing.router()))
+def test_a_plain_websocket_route_of_starlette_is_refused() -> None:
+    app = application(routing.router())
+    app.router.routes.append(WebSocketRoute("/live", without_caller))
+
+    with pytest.raises(RuntimeError, match="/live has no caller"):
+        refuse_unusable_sockets(app)
+
+
+async def test_the_guard_of_a_websocket_runs_first() -> None:
+    router = routing.router()
+
+    async def first() -> None: ...
+
+    @router.websocket("/live")
+    async def listen(_first: Annotated[None, Depends(first)], _caller: SocketCaller) -> None: ...
+
+    app = application(router)
+    refuse_unusable_sockets(app)
+    call_guards_first(app)
+
+    (route,) = [one for one in iter_route_contexts(app.routes) if one.path == "/api/live"]
+    assert isinstance(route.dependant.dependencies[0].call, SocketGuard)
 
 
 def test_the_application_refuses_websockets_of_its_features(monkeypatch: pytest.MonkeyPatch) -> None:

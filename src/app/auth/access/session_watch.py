@@ -1,15 +1,16 @@
-"""Ends long responses, such as event streams, when their caller may no longer read them.
+"""Ends long responses, such as event streams, and WebSockets, when their caller may no longer read them.
 
 The guard checks an access token when a request begins. A response that lasts for minutes needs further checks: the token may expire,
 or its session may be revoked. One task per process checks the callers of all long responses, after each revocation and once a
-second. It reads the revocations in memory. If those are not current, it queries the database once for all callers.
+second. It reads the revocations in memory. If those are not current, it queries the database once for all callers. A WebSocket
+counts as a long response.
 """
 
 import asyncio
 import collections
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Literal, get_args
 from uuid import UUID
@@ -40,11 +41,20 @@ log = logging.getLogger(__name__)
 class SessionWatch:
     """The caller of one long response. `ended` is the reason why the response must end, or None."""
 
-    def __init__(self, *, user_id: UUID, session_id: UUID, version: int, expires_at: int) -> None:
+    def __init__(
+        self,
+        *,
+        user_id: UUID,
+        session_id: UUID,
+        version: int,
+        expires_at: int,
+        on_end: Callable[[EndReason], None] = lambda _reason: None,
+    ) -> None:
         self.user_id = user_id
         self.session_id = session_id
         self.version = version
         self.expires_at = expires_at
+        self._on_end = on_end
         # When the token was last known to be valid. The guard has checked it just now.
         self.confirmed_at = time.monotonic()
         self.ended: EndReason | None = None
@@ -56,6 +66,7 @@ class SessionWatch:
             return
         self.ended = reason
         _ENDED.count(reason)
+        self._on_end(reason)
         for wait in self._waits:
             wait.reschedule(asyncio.get_running_loop().time())
 

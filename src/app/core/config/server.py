@@ -79,6 +79,15 @@ class ServerSettings(SettingsGroup):
     """Maximum time that the send buffer stays full because the client does not read the response."""
     keep_alive: Duration = timedelta(seconds=75)
     """Maximum idle time of a connection between two requests. It should be longer than the idle timeout of the proxy."""
+    max_sockets: int = Field(default=1024, ge=0, le=1_000_000)
+    """Maximum number of WebSockets of a process. A further one gets 503. They also count as connections."""
+    max_message_size: int = Field(default=65_536, ge=1, le=16_777_216)
+    """Maximum size of a message that a WebSocket receives, in bytes. A larger one closes it."""
+    max_frames_per_second: int = Field(default=100, ge=10)
+    """Number of frames that the server reads from a WebSocket in a second: of messages, of their parts, and pings. Further ones
+    wait."""
+    ping_interval: Duration = timedelta(seconds=20)
+    """Time between two pings to the client of a WebSocket. If nothing has arrived from it since the last one, it is closed."""
 
     @property
     def path_prefix(self) -> str:

@@ -1,8 +1,8 @@
 """Access to operations: each one declares who may call it, and the application checks that at startup.
 
 An operation is `public`, or it depends on a `Guard` (the principal in `auth` is one). An optional guard accepts anonymous callers
-too. The application refuses to start if an operation declares none of these, or more than one. Mounts and plain routes of Starlette
-have no guards: they are declared public, and check their callers themselves if they need to.
+too. The application refuses to start if an operation declares none of these, or more than one. A WebSocket needs a guard. Mounts and
+plain routes of Starlette have no guards: they are declared public, and check their callers themselves if they need to.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, APIWebSocketRoute, RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute, WebSocketRoute
 
 from app.core.errors import AppError
@@ -49,7 +49,7 @@ def call_guards_first(app: FastAPI) -> None:
     resource for an anonymous caller.
     """
     for route in iter_route_contexts(app.routes):
-        if isinstance(route.original_route, APIRoute):
+        if isinstance(route.original_route, APIRoute | APIWebSocketRoute):
             _sort(route.dependant)
 
 
@@ -116,12 +116,27 @@ def refuse_undeclared(app: FastAPI) -> None:
         raise RuntimeError(message)
 
 
-def refuse_websockets(app: FastAPI) -> None:
-    """Raise an error if there is a WebSocket route: `app serve` does not speak the protocol, and nothing would authenticate the caller."""
-    contexts = iter_route_contexts(app.routes)
-    if paths := [route.path or "" for route in contexts if isinstance(route.original_route, WebSocketRoute)]:
-        message = (
-            f"WebSocket routes are not supported: {', '.join(paths)}. Send events with an operation that has "
-            "response_class=EventSourceResponse, and receive messages with POST; see docs/recipes.md."
-        )
+def refuse_unusable_sockets(app: FastAPI) -> None:
+    """Raise an error if a WebSocket has no caller, or a dependency that works with an HTTP request alone."""
+    if faults := [fault for route in iter_route_contexts(app.routes) for fault in _faults(route)]:
+        message = f'these WebSockets cannot work: {"; ".join(faults)}. See docs/recipes.md, "Open a WebSocket"'
         raise RuntimeError(message)
+
+
+def _faults(route: RouteContext) -> Iterator[str]:
+    if not isinstance(route.original_route, WebSocketRoute):
+        return
+    dependant = getattr(route, "dependant", None)
+    callers = {guard.is_optional for guard, _ in guards(dependant)} if dependant else set()
+    if callers != {False}:
+        yield f"{route.path} has no caller: take a principal that uses up a ticket, such as SocketPrincipal"
+    for name in _with_request(dependant) if dependant else ():
+        yield f"{route.path} takes {name}, which needs an HTTP request: open sessions with DatabaseDep, one for each message"
+
+
+def _with_request(dependant: Dependant) -> Iterator[str]:
+    """Yield the dependencies that take an HTTP request. A WebSocket has none, and a session would hold a connection while it is open."""
+    if dependant.request_param_name:
+        yield getattr(dependant.call, "__name__", type(dependant.call).__name__)
+    for dependency in dependant.dependencies:
+        yield from _with_request(dependency)

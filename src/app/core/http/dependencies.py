@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
+from fastapi.requests import HTTPConnection
 
 from app.core.config import Settings
 from app.core.db.database import Database, ReadSession, StreamSession, WriteSession
@@ -34,19 +35,23 @@ class CoreRequest(Request[CoreState]):
     """A request with a typed `state`. The type exists for mypy only: FastAPI passes a plain request."""
 
 
-async def get_settings(request: CoreRequest) -> Settings:
+class CoreConnection(HTTPConnection[CoreState]):
+    """A request or a WebSocket with a typed `state`."""
+
+
+async def get_settings(connection: CoreConnection) -> Settings:
     """Return the settings."""
-    return request.state["settings"]
+    return connection.state["settings"]
 
 
-async def get_keys(request: CoreRequest) -> KeyRing:
+async def get_keys(connection: CoreConnection) -> KeyRing:
     """Return the keys that sign and verify tokens."""
-    return request.state["keys"]
+    return connection.state["keys"]
 
 
-async def get_database(request: CoreRequest) -> Database:
+async def get_database(connection: CoreConnection) -> Database:
     """Return the database, for endpoints that open sessions themselves."""
-    return request.state["database"]
+    return connection.state["database"]
 
 
 async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
@@ -77,14 +82,14 @@ async def get_media_type(request: Request) -> str:
     return preferred(accept_of(request.headers), types)
 
 
-async def get_reads(request: CoreRequest) -> Reads:
+async def get_reads(connection: CoreConnection) -> Reads:
     """Return the runner of single SELECT statements."""
-    return request.state["database"].reads
+    return connection.state["database"].reads
 
 
-async def get_broadcasts(request: CoreRequest) -> Broadcasts:
-    """Return the messages to all processes, for event streams."""
-    return request.state["broadcasts"]
+async def get_broadcasts(connection: CoreConnection) -> Broadcasts:
+    """Return the messages to all processes, for event streams and WebSockets."""
+    return connection.state["broadcasts"]
 
 
 type SettingsDep = Annotated[Settings, Depends(get_settings)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from pydantic_core import to_json
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -68,7 +68,9 @@ def add_error_handlers(app: FastAPI) -> None:
         is_error = error.status_code >= HTTPStatus.BAD_REQUEST
         return _http_problem(app, request.scope, error) if is_error else await http_exception_handler(request, error)
 
-    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    async def on_validation_error(
+        request: Request, error: RequestValidationError | WebSocketRequestValidationError
+    ) -> Response:
         return problem_response(request.scope, _from_validation(request.scope, error.errors()))
 
     async def on_database_error(request: Request, error: Exception) -> Response:
@@ -83,6 +85,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AppError, on_app_error)  # type: ignore[arg-type]  # Starlette types every handler as for Exception.
     app.add_exception_handler(HTTPException, on_http_error)  # type: ignore[arg-type]  # As above.
     app.add_exception_handler(RequestValidationError, on_validation_error)  # type: ignore[arg-type]  # As above.
+    app.add_exception_handler(WebSocketRequestValidationError, on_validation_error)  # type: ignore[arg-type]  # As above.
     for kind in (DBAPIError, PoolTimeoutError):
         app.add_exception_handler(kind, on_database_error)
     _add_out_of_files_handler(app)

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import re
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
@@ -77,23 +77,33 @@ class RequestMiddleware:
     """Wraps the whole application: it sees every request, and no exception leaves it."""
 
     def __init__(
-        self, app: ASGIApp, *, max_body_size: int, hsts: bool, log_settings: LogSettings | None = None
+        self,
+        app: ASGIApp,
+        *,
+        max_body_size: int,
+        hsts: bool,
+        log_settings: LogSettings | None = None,
+        others: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     ) -> None:
         self._app = app
+        # For the scopes that are not HTTP: WebSockets, and the lifespan.
+        self._others = others(app)
         self._max_body_size = max_body_size
         self._request_log = RequestLog(log_settings or LogSettings())
-        # As bytes: Starlette's `MutableHeaders` searches all headers for each one that it adds.
-        self._headers = [
-            (name.lower().encode(), value.encode()) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()
-        ]
+        self._headers = default_headers(hsts=hsts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._others(scope, receive, send)
             return
         # A copy: the server reads `method` from its own scope to decide whether the response has a body.
         exchange = _Exchange(dict(scope), receive, send, self._max_body_size, self._headers, self._request_log)
         await exchange.run(self._app)
+
+
+def default_headers(*, hsts: bool) -> list[_Header]:
+    """Return the headers of every response that does not set its own, as bytes: `MutableHeaders` searches all for each one."""
+    return [(name.lower().encode(), value.encode()) for name, value in (_HEADERS | (_HSTS if hsts else {})).items()]
 
 
 class _Exchange:
@@ -124,7 +134,7 @@ class _Exchange:
         join_conditions(scope, request_headers)
         # An operation may set another limit before it reads the body.
         scope["max_body_size"] = max_body_size
-        self._request_id = scope["request_id"] = _request_id(request_headers.get(b"x-request-id"))
+        self._request_id = scope["request_id"] = choose_request_id(request_headers.get(b"x-request-id"))
         self._content_length: bytes = request_headers.get(b"content-length", b"")
 
     async def run(self, app: ASGIApp) -> None:
@@ -158,7 +168,7 @@ class _Exchange:
             self._end()
 
     def _end(self) -> None:
-        duration, route = perf_counter() - self._started, _route_template(self._scope)
+        duration, route = perf_counter() - self._started, route_template(self._scope)
         if self._latency is None:
             IN_FLIGHT.value -= 1
         else:
@@ -179,11 +189,9 @@ class _Exchange:
         if self._scope.get("is_preflight"):
             # The request itself is refused. If its preflight were, a page could not read why.
             return
-        if _is_ambiguous(self._scope):
+        if is_ambiguous(self._scope):
             raise NotFoundError
-        query: bytes = self._scope["query_string"]
-        if query and not _SECRETS_IN_URL.isdisjoint(field_names(query)):
-            raise SecretInUrlError
+        refuse_secrets_in_url(self._scope)
         if self._is_longer_than(self._max_body_size):
             self._check_content_length(max(self._max_body_size, largest_body_limit(self._scope)))
 
@@ -252,11 +260,20 @@ class _Exchange:
         return self._status or _CLIENT_CLOSED_REQUEST
 
 
-def _request_id(given: bytes | None) -> str:
+def refuse_secrets_in_url(scope: Scope) -> None:
+    """Raise an error if the query contains a credential."""
+    query: bytes = scope["query_string"]
+    if query and not _SECRETS_IN_URL.isdisjoint(field_names(query)):
+        raise SecretInUrlError
+
+
+def choose_request_id(given: bytes | None) -> str:
+    """Return the id that the client has sent, if it has the form of one, or a new id."""
     return given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid7().hex
 
 
-def _route_template(scope: MutableMapping[str, Any]) -> str:
+def route_template(scope: MutableMapping[str, Any]) -> str:
+    """Return the path of the route for logs and metrics."""
     # The template, never the path: a client may have pasted a secret into the path.
     context = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None) or "(none)"
@@ -277,7 +294,7 @@ def _is_disconnect(error: Exception) -> bool:
     return isinstance(error, ClientDisconnect)
 
 
-def _is_ambiguous(scope: Scope) -> bool:
+def is_ambiguous(scope: Scope) -> bool:
     """Return whether a proxy may see a different path than the router, or the path contains NUL.
 
     Routes match the decoded path, and their patterns also match before a final newline. So an encoded slash or newline could

@@ -108,7 +108,7 @@ def _configure_libraries() -> None:
         logger.handlers = []
         logger.propagate = name != "uvicorn.access"
     # SQLAlchemy names the logger of a pool after its class, and our class is not in the package `sqlalchemy`.
-    for name in ("sqlalchemy", "app.core.db.connections.Pool", "alembic", "uvicorn", "procrastinate"):
+    for name in ("sqlalchemy", "app.core.db.connections.Pool", "alembic", "uvicorn", "procrastinate", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # psycopg warns about each failed connection attempt. The job worker logs once that the database is unreachable.
     logging.getLogger("psycopg").setLevel(logging.ERROR)

@@ -15,9 +15,10 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _STATUS_CLASSES = ("", "1xx", "2xx", "3xx", "4xx", "5xx")
 IN_FLIGHT = Gauge("http_requests_in_flight", "Requests in progress.")
 EVENT_STREAMS = Gauge("http_event_streams", "Event streams in progress. They are not among the requests in progress.")
+SOCKETS = Gauge("http_web_sockets", "Open WebSockets. They are not among the requests in progress.")
 _DURATION = Histogram(
     "http_request_duration_seconds",
-    "Duration of requests until the end of the response; of event streams until its beginning.",
+    "Duration of requests until the end of the response; of event streams and WebSockets until its beginning.",
     *("method", "route", "status"),
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
@@ -63,6 +64,7 @@ class RequestLog:
         statements: Statements,
         *,
         latency: float,
+        close_code: int | None = None,
     ) -> None:
         is_slow = latency > self._slow
         if route in self._sampled and status < HTTPStatus.BAD_REQUEST and not is_slow and self._skips(route):
@@ -78,6 +80,8 @@ class RequestLog:
         }
         if "user_id" in scope:
             facts |= {"user_id": str(scope["user_id"]), "session_id": str(scope["session_id"])}
+        if close_code is not None:
+            facts["close_code"] = close_code
         if is_slow:
             facts["slow"] = True
         access_log.write(logging.WARNING if is_slow else logging.INFO, facts)

@@ -6,8 +6,8 @@ from collections.abc import Set as AbstractSet
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from fastapi import Request
 from fastapi.dependencies.models import Dependant
+from fastapi.requests import HTTPConnection
 from pydantic import AliasChoices, AliasPath, BaseModel, Json
 from pydantic.fields import FieldInfo
 from starlette.datastructures import QueryParams
@@ -86,7 +86,7 @@ def is_list(annotation: Any) -> bool:
     )
 
 
-def refuse_parameters(request: Request, declared: Repeatable, *, accepts_others: bool) -> None:
+def refuse_parameters(request: HTTPConnection, declared: Repeatable, *, accepts_others: bool) -> None:
     """Refuse unknown query parameters, repeated ones and too many of them."""
     # Only the first parameters are checked. The errors in them are enough.
     first, *rest = _split(request.scope["query_string"])

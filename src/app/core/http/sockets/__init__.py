@@ -1,0 +1,1 @@
+"""WebSockets: their handshakes, their limits, and how the server ends them."""
