@@ -10,7 +10,8 @@ from app.dev.generator.plan import plan as generate
 from app.dev.removal import command
 from app.dev.removal.plan import Removal, plan
 from tests.dev.removal.conftest import commit, git
-from tests.dev.test_generated_features import program, run
+from tests.dev.test_generated_features import program
+from tests.listings import run
 
 VERSIONS = "src/app/migrations/versions"
 

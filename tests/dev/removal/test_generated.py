@@ -3,7 +3,7 @@
 import random
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from app.dev.generator.plan import plan as generate
 from app.dev.removal.errors import RemovalError
 from app.dev.removal.plan import plan
 from tests.dev.removal.conftest import commit, git
-from tests.dev.test_generated_features import FEATURES, program, run
+from tests.dev.test_generated_features import FEATURES, program
+from tests.listings import run
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ def full(committed: Path) -> Path:
     """A copy with all features."""
     root = Path(shutil.copytree(committed, committed.with_name("full")))
     for name, (fields, options) in FEATURES.items():
-        generate(root, name, fields, **(options if isinstance(options, Mapping) else {"scope": options})).write()
+        generate(root, name, fields, **options).write()
     commit(root)
     return root
 

@@ -15,7 +15,8 @@ from app.dev.removal.errors import RemovalError
 from app.dev.removal.plan import plan
 from tests.conftest import ROOT
 from tests.dev.removal.conftest import commit
-from tests.dev.test_generated_features import PYTEST, program, run
+from tests.dev.test_generated_features import PYTEST, program
+from tests.listings import run
 
 PRESENT = [
     *(name for name in shipped.REMOVABLE if (ROOT / "src" / "app" / name).exists()),
