@@ -18,7 +18,7 @@ from app.core.db.keyset import CursorSigner
 from app.core.http import routing
 from app.core.http.access import call_guards_first, refuse_undeclared, refuse_unusable_sockets
 from app.core.http.addresses import ClientAddresses
-from app.core.http.cors import CORSMiddleware, PreflightMiddleware
+from app.core.http.browsers.cors import CORSMiddleware, PreflightMiddleware
 from app.core.http.dependencies import CoreState
 from app.core.http.error_handlers import add_error_handlers
 from app.core.http.middleware import RequestMiddleware

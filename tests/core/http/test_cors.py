@@ -14,7 +14,7 @@ from app.core.db.database import Database
 from app.core.errors import RateLimitedError
 from app.core.http import routing
 from app.core.http.access import public
-from app.core.http.cors import CORSMiddleware, PreflightMiddleware
+from app.core.http.browsers.cors import CORSMiddleware, PreflightMiddleware
 from app.core.http.problems import problem_responses
 from app.main import create_app
 from tests.aftermath import assert_problem

@@ -10,7 +10,7 @@ from app.auth.dependencies import AuthRequest
 from app.auth.errors import InvalidRequestError, TokenTransportError
 from app.auth.schemas import TokenPair
 from app.auth.settings import AuthSettings
-from app.core.http.cookies import (
+from app.core.http.browsers.cookies import (
     AmbiguousCookieError,
     OriginRefusedError,
     clear_host_cookie,

@@ -1,0 +1,1 @@
+"""What pages in browsers may do: requests from other origins, and cookies."""
