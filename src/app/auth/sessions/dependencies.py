@@ -12,12 +12,12 @@ from app.auth.schemas import TokenPair
 from app.auth.settings import AuthSettings
 from app.core.http.browsers.cookies import (
     AmbiguousCookieError,
-    OriginRefusedError,
     clear_host_cookie,
     host_cookie,
     refuse_foreign_page,
     set_host_cookie,
 )
+from app.core.http.browsers.cors import OriginRefusedError
 from app.core.http.problems import raises
 from app.core.schemas.fields import Plain
 

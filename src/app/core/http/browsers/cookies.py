@@ -4,21 +4,12 @@ from collections.abc import Collection
 
 from starlette.datastructures import Headers
 
-from app.core.errors import ForbiddenError, MalformedRequestError
+from app.core.errors import MalformedRequestError
+from app.core.http.browsers.cors import OriginRefusedError
 
 # The browser sends the cookie to this host alone, over TLS alone, and no script can read it.
 _ATTRIBUTES = "Path=/; Secure; HttpOnly; SameSite=Strict"
 _OWN_SITE = frozenset({"same-origin", "same-site"})
-
-
-class OriginRefusedError(ForbiddenError):
-    """The page that sent the request may not use cookies."""
-
-    code = "origin_refused"
-    detail = (
-        "Pages of this origin may not use cookies. The operator of this service can list origins of the same site in "
-        "APP_SERVER__CORS_ORIGINS."
-    )
 
 
 class AmbiguousCookieError(MalformedRequestError):

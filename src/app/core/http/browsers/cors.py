@@ -43,6 +43,16 @@ class CORSRefusedError(ForbiddenError):
         super().__init__(headers={"Vary": _VARY})
 
 
+class OriginRefusedError(ForbiddenError):
+    """A page of another site uses what only pages of this service may use. No preflight protects it alone."""
+
+    code = "origin_refused"
+    detail = (
+        "Pages of this origin may not use cookies or WebSockets of this service. Its operator can list the origin in "
+        "APP_SERVER__CORS_ORIGINS."
+    )
+
+
 class CORSMiddleware:
     """Lets pages of the allowed origins read responses, and marks preflights in the scope.
 

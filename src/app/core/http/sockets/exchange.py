@@ -26,6 +26,7 @@ from app.core.errors import (
     PayloadTooLargeError,
     UnavailableError,
 )
+from app.core.http.browsers.cors import OriginRefusedError
 from app.core.http.middleware import (
     ShuttingDownError,
     choose_request_id,
@@ -50,16 +51,6 @@ _EXCHANGE, _CREDENTIAL = "socket_exchange", "socket_ticket"
 _DENIAL = "websocket.http.response"
 
 log = logging.getLogger(__name__)
-
-
-class OriginRefusedError(ForbiddenError):
-    """A page of another site opens the WebSocket. Browsers send no preflight for it."""
-
-    code = "origin_refused"
-    detail = (
-        "Pages of this origin may not open WebSockets. The operator of this service can allow origins in "
-        "APP_SERVER__CORS_ORIGINS."
-    )
 
 
 class TooManySocketsError(UnavailableError):
