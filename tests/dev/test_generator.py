@@ -297,6 +297,8 @@ def refused() -> Iterator[tuple[str, str, str, str]]:
     yield "news", "title:str", "", 'The singular of "news" is not known.'
     yield "violins", "title:str", "Violin", '"Violin" is not a valid singular.'
     yield "properties", "title:str", "", '"property" is a builtin name of Python.'
+    yield "nones", "title:str", "", 'The class of "none" would have a name of Python.'
+    yield "keyset", "title:str", "thing", "Generated code has another keyset."
     yield "violins", "", "", "violins needs at least one field."
     yield "violins", "title", "", '"title" is not a field. Write name:type'
     yield "violins", ":str", "", '":str" is not a field.'
@@ -311,8 +313,22 @@ def refused() -> Iterator[tuple[str, str, str, str]]:
     yield "violins", "title:str:unique:unique", "", 'title has the unknown or repeated option "unique".'
     yield "violins", "body:text:unique", "", "body cannot be unique, because its type is text."
     yield "violins", "title:str title:int", "", "There are two fields with the name title."
-    for field in ("id", "version", "owner_id", "created_at", "metadata", "registry", "model_dump"):
+    for field in (
+        "id",
+        "version",
+        "owner_id",
+        "created_at",
+        "metadata",
+        "registry",
+        "model_dump",
+        "self",
+        "session",
+        "tuple",
+        "xmin",
+        "str",
+    ):
         yield "violins", f"{field}:str", "", f'"{field}" has a meaning of its own in every feature.'
+    yield "violins", "violin:str", "", "violin is the name of a row of the feature."
     yield "violins", "limit:bool", "", '"limit" has a meaning of its own in every feature.'
     yield "violins", f"{'x' * 40}:bool", "", "PostgreSQL names have at most 63 characters, and ix_violins_owner_id_x"
     yield "violins", "date:date", "", '"date" is the name of a type.'
@@ -349,9 +365,19 @@ def test_a_name_that_would_not_work_is_refused(name: str, fields: str, one: str,
         ("purchase_orders", "purchase_order"),
         ("houses", "house"),
         ("glasses", "glass"),
+        ("addresses", "address"),
+        ("analyses", "analysis"),
+        ("statuses", "status"),
+        ("causes", "cause"),
+        ("session_cookies", "session_cookie"),
+        ("vip_people", "vip_person"),
+        ("shelves", "shelf"),
+        ("databases", "database"),
+        ("archives", "archive"),
+        ("invoices", "invoice"),
     ],
 )
-def test_the_singular_is_derived_from_a_regular_plural(plural: str, one: str) -> None:
+def test_the_singular_is_derived_from_the_plural(plural: str, one: str) -> None:
     assert words.singular(plural) == one
 
 

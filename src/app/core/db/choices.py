@@ -4,10 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import CheckConstraint, MetaData, Text, func, literal, literal_column, not_, select, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 _KEY = "choices"
+# Only names such as `order` need quotes.
+_quoted = postgresql.dialect().identifier_preparer.quote  # type: ignore[no-untyped-call]  # SQLAlchemy does not annotate it.
 _EXPRESSIONS = text("""
 SELECT conname, pg_get_expr(conbin, conrelid) AS expression FROM pg_constraint
 WHERE contype = 'c' AND conname = ANY(:names) AND connamespace = current_schema()::regnamespace
@@ -24,7 +27,7 @@ def one_of(column: str, values: Iterable[str]) -> CheckConstraint:
     """Return a constraint that limits a text column to these values. `outdated_constraint` detects an older one in the database."""
     choices = _Choices(column, tuple(map(str, values)))
     listed = ", ".join("'{}'".format(value.replace("'", "''")) for value in choices.values)
-    return CheckConstraint(f"{column} IN ({listed})", name=column, info={_KEY: choices})
+    return CheckConstraint(f"{_quoted(column)} IN ({listed})", name=column, info={_KEY: choices})
 
 
 async def outdated_constraint(session: AsyncSession | AsyncConnection, metadata: MetaData) -> str | None:

@@ -72,6 +72,8 @@ def _hidden_imports(repository: Repository, feature: Feature) -> Iterator[str]:
         yield (
             f"Generated code has another {feature.cls} or {feature.one}. Choose another singular, for example ONE=own_{feature.one}"
         )
+    if feature.name in imported | _VARIABLES:
+        yield f"Generated code has another {feature.name}. Choose another name."
     for field in feature.fields:
         if field.name in imported:
             yield f'"{field.name}" is the name of a type. Choose another name for the field, for example {field.name}_value'
@@ -92,6 +94,7 @@ _VARIABLES = {
     "audit",
     "changes",
     "client",
+    "cls",
     "columns",
     "created",
     "crud",
@@ -107,6 +110,7 @@ _VARIABLES = {
     "router",
     "routing",
     "select",
+    "self",
     "service",
     "session",
     "statement",

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
+
 from app.dev.generator import kinds, words
 from app.dev.generator.kinds import Kind
 
@@ -297,6 +299,12 @@ class Feature:
 
     def unique_name(self, field: Field) -> str:
         return f"uq_{self.name}_{'_'.join(self.owned_columns(field.name))}"
+
+    def check(self, field: Field) -> str:
+        """Return the text of a check constraint as code."""
+        values = ", ".join(f"'{value}'" for value in field.values)
+        name = f'\\"{field.name}\\"' if field.name in RESERVED_WORDS else field.name
+        return f'"{name} IN ({values})"'
 
     def check_name(self, field: Field) -> str:
         return f"ck_{self.name}_{field.name}"

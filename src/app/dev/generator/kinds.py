@@ -25,15 +25,33 @@ class Kind:
     sorted_samples: Sequence[int] | None = None
     """Numbers of the samples in ascending order, for types that a list can be sorted by."""
     may_be_unique: bool = True
+    per_caller: str = ""
+    """A value that is unique for each caller, for types that may be unique."""
 
 
 WORDS = ('"Milk"', '"Tea"', '"Honey"')
 _IDS = tuple(f'"0192f0c1-a2b3-7c4d-8e5f-60718293a4b{digit}"' for digit in (1, 2, 3))
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "str": Kind("str", "sa.Text()", "ShortText", WORDS, ('""', '"x" * 129'), sorted_samples=(2, 0, 1)),
+        "str": Kind(
+            "str",
+            "sa.Text()",
+            "ShortText",
+            WORDS,
+            ('""', '"x" * 129'),
+            sorted_samples=(2, 0, 1),
+            per_caller="caller.hex",
+        ),
         "text": Kind("str", "sa.Text()", "LongText", WORDS, ('""', '"x" * 10_001'), may_be_unique=False),
-        "int": Kind("int", "sa.BigInteger()", "Whole", ("20", "3", "100"), ('"1"', "10**13"), sorted_samples=(1, 0, 2)),
+        "int": Kind(
+            "int",
+            "sa.BigInteger()",
+            "Whole",
+            ("20", "3", "100"),
+            ('"1"', "10**13"),
+            sorted_samples=(1, 0, 2),
+            per_caller="caller.int % 10**12",
+        ),
         "decimal": Kind(
             "Decimal",
             "sa.Numeric(14, 2)",
@@ -42,6 +60,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             ("1", '"1.5"'),
             column="Numeric(14, 2)",
             sorted_samples=(1, 0, 2),
+            per_caller='f"{caller.int % 10**12}.00"',
         ),
         "bool": Kind(
             "bool",
@@ -59,6 +78,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             ('"2026-03-01"', '"2024-02-29"', '"2026-01-31"'),
             ('"2026-02-29"',),
             sorted_samples=(1, 2, 0),
+            per_caller="str(date.fromordinal(1 + caller.int % 3_000_000))",
         ),
         "datetime": Kind(
             "datetime",
@@ -67,8 +87,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             ('"2026-03-01T12:00:00Z"', '"2024-02-29T00:00:00Z"', '"2026-01-31T23:59:59Z"'),
             ('"2026-01-31T12:00:00"',),
             sorted_samples=(1, 2, 0),
+            per_caller="datetime.fromtimestamp(caller.int % 10**9, UTC).isoformat()",
         ),
-        "uuid": Kind("UUID", "sa.Uuid()", "Identifier", _IDS, ('"1"',), query="QueryIdentifier"),
+        "uuid": Kind(
+            "UUID", "sa.Uuid()", "Identifier", _IDS, ('"1"',), query="QueryIdentifier", per_caller="str(caller)"
+        ),
     }
 )
 

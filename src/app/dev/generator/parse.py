@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel
+from sqlalchemy import Row
 
 from app.core.db.database import VersionedBase
 from app.dev.generator import kinds, words
@@ -22,8 +23,15 @@ _EXAMPLE = 'make feature NAME=notes FIELDS="title:str body:text:optional"'
 _MIN_LENGTH, _MAX_LENGTH = 3, 23
 _MAX_IDENTIFIER = 63
 _OPTIONS = ("optional", "unique")
-# Members of models and schemas, and parameters of every list.
-_RESERVED = {"owner_id", "registry", *vars(VersionedBase), *dir(VersionedBase), *dir(BaseModel)}
+# Members of models, of schemas and of the rows of a list, parameters of functions that get each field as an argument, names of
+# types in the class of the model, and system columns of PostgreSQL.
+_RESERVED = {
+    *("owner_id", "registry", "mro", *vars(VersionedBase), *dir(VersionedBase), *dir(BaseModel)),
+    *(set(dir(Row)) - {"count", "index"}),
+    *("self", "session"),
+    *("str", "int", "bool", "list"),
+    *("tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"),
+}
 _PARAMETERS = {"limit", "cursor", "sort", "q"}
 
 
@@ -40,14 +48,13 @@ def parse(
     _refuse_name(name)
     one = one or _singular(name)
     _refuse_singular(one)
-    cls = words.camel(one)
     texts = _split(fields)
     if not texts:
         message = f"{name} needs at least one field. Example: {_EXAMPLE}"
         raise GeneratorError(message)
     for text in texts:
         _refuse_itself(name, text)
-    feature = Feature(name, one, [_field(text, cls, targets) for text in texts], scope, is_public)
+    feature = Feature(name, one, [_field(text, one, targets) for text in texts], scope, is_public)
     _refuse_scope(feature)
     _refuse_duplicates(feature)
     _refuse_long_identifiers(feature)
@@ -89,6 +96,11 @@ def _singular(name: str) -> str:
 
 def _refuse_singular(one: str) -> None:
     _refuse_spelling("singular", one, "ONE=purchase_order")
+    if keyword.iskeyword(words.camel(one)) or hasattr(builtins, words.camel(one)):
+        message = (
+            f'The class of "{one}" would have a name of Python. Choose another singular, for example ONE=own_{one}'
+        )
+        raise GeneratorError(message)
     if hasattr(builtins, one):
         message = f'"{one}" is a builtin name of Python. Choose another singular, for example ONE=own_{one}'
         raise GeneratorError(message)
@@ -120,7 +132,7 @@ def _refuse_itself(name: str, text: str) -> None:
         raise GeneratorError(message)
 
 
-def _field(text: str, cls: str, targets: Targets) -> Field:
+def _field(text: str, one: str, targets: Targets) -> Field:
     name, *rest = text.split(":")
     if not name or not rest or not rest[0]:
         message = f'"{text}" is not a field. Write name:type, for example title:str'
@@ -128,10 +140,13 @@ def _field(text: str, cls: str, targets: Targets) -> Field:
     type_, *options = rest
     _refuse_spelling("name of a field", name, "title:str")
     _refuse_options(name, options)
-    field = _typed(name, type_, cls, targets, is_optional="optional" in options)
+    field = _typed(name, type_, words.camel(one), targets, is_optional="optional" in options)
     field = replace(field, is_optional="optional" in options, is_unique="unique" in options)
     _refuse_unique(field)
     _refuse_reserved(field)
+    if field.name == one:
+        message = f"{one} is the name of a row of the feature. Choose another name for the field, for example own_{one}"
+        raise GeneratorError(message)
     return field
 
 

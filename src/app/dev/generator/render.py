@@ -126,6 +126,7 @@ def _values(feature: Feature, revision: Revision) -> Mapping[str, Any]:
         "down_revision": revision.follows,
         "bodies": samples.bodies(feature),
         "foreign_body": samples.foreign_body(feature),
+        "access_body": samples.access_body(feature),
         "shortest_body": samples.shortest_body(feature),
         "invalid": list(samples.invalid(feature)),
         "listings": list(samples.listings(feature)),

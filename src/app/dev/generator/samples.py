@@ -1,7 +1,8 @@
 """The values that the tests of a feature send, and the results that they expect."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from app.dev.generator.feature import Feature, Field
 
@@ -15,8 +16,9 @@ def bodies(feature: Feature) -> list[str]:
     return [_body(feature, row) for row in ROWS]
 
 
-def _body(feature: Feature, row: int) -> str:
-    members = [f'"{each.name}": {each.kind.samples[row]}' for each in feature.fields if _is_sent(feature, each, row)]
+def _body(feature: Feature, row: int, values: Mapping[str, str] = MappingProxyType({})) -> str:
+    sent = [each for each in feature.fields if _is_sent(feature, each, row)]
+    members = [f'"{each.name}": {values.get(each.name, each.kind.samples[row])}' for each in sent]
     return f"{{{', '.join(members)}}}"
 
 
@@ -53,6 +55,15 @@ def _parameter(value: str) -> str:
     return value if is_text else f'"{value.lower()}"'
 
 
+def access_body(feature: Feature) -> str:
+    """Return a valid body for several callers as code. In a public feature, they must not send the same unique value."""
+    sent = [each for each in feature.uniques if _is_sent(feature, each, _SHORT)]
+    if not (feature.is_public and sent):
+        return shortest_body(feature)
+    body = _with_unknown_ids(_body(feature, _SHORT, {each.name: each.kind.per_caller for each in sent}))
+    return f"lambda caller: {body}"
+
+
 def foreign_body(feature: Feature) -> str:
     """Return the body of the first row as another account sends it: it cannot refer to rows of this one."""
     owned = [each for each in feature.references if each.target and each.target.is_owned]
@@ -62,4 +73,8 @@ def foreign_body(feature: Feature) -> str:
 
 def shortest_body(feature: Feature) -> str:
     """Return the members that a body must have as code. References lead to unknown rows."""
-    return re.sub(r"\b[A-Z]+_ID\b", "UNKNOWN_ID", _body(feature, _SHORT))
+    return _with_unknown_ids(_body(feature, _SHORT))
+
+
+def _with_unknown_ids(body: str) -> str:
+    return re.sub(r"\b[A-Z]+_ID\b", "UNKNOWN_ID", body)
