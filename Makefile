@@ -129,8 +129,7 @@ feature: export FEATURE_SCOPE = $(if $(filter command,$(origin SCOPE)),$(value S
 feature: export FEATURE_PUBLIC = $(if $(filter command,$(origin PUBLIC)),$(value PUBLIC))
 feature: export FEATURE_DRY = $(if $(filter command,$(origin DRY)),$(value DRY))
 feature: setup ## Write a feature with its tests: NAME=notes FIELDS="title:str due:date:optional"; DRY=1 only prints; more options: docs/generator.md
-	@$(PYTHON_IN_VENV) -m app.dev feature
-	@$(if $(FEATURE_DRY),,$(MAKE) --no-print-directory docs)
+	@$(PYTHON_IN_VENV) -m app.dev.generator
 
 # As above: only from the command line.
 .PHONY: upgrade

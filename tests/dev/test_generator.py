@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core.db.database import VersionedBase
 from app.dev.generator import edit, plan, words
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import Plan
@@ -114,7 +115,7 @@ def test_the_list_of_features_keeps_its_comments(before: str, after: str) -> Non
 
 def make_feature(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "app.dev", "feature", *arguments],
+        [sys.executable, "-m", "app.dev.generator", *arguments],
         cwd=root,
         env={"PYTHONPATH": str(root / "src"), "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -313,20 +314,8 @@ def refused() -> Iterator[tuple[str, str, str, str]]:
     yield "violins", "title:str:unique:unique", "", 'title has the unknown or repeated option "unique".'
     yield "violins", "body:text:unique", "", "body cannot be unique, because its type is text."
     yield "violins", "title:str title:int", "", "There are two fields with the name title."
-    for field in (
-        "id",
-        "version",
-        "owner_id",
-        "created_at",
-        "metadata",
-        "registry",
-        "model_dump",
-        "self",
-        "session",
-        "tuple",
-        "xmin",
-        "str",
-    ):
+    members = sorted(name for name in {*dir(VersionedBase), *vars(VersionedBase)} if not name.startswith("_"))
+    for field in (*members, "owner_id", "model_dump", "self", "session", "tuple", "xmin", "str"):
         yield "violins", f"{field}:str", "", f'"{field}" has a meaning of its own in every feature.'
     yield "violins", "violin:str", "", "violin is the name of a row of the feature."
     yield "violins", "limit:bool", "", '"limit" has a meaning of its own in every feature.'

@@ -18,7 +18,6 @@ from app.dev import run as make_run
 from app.dev.data import seeds, tools
 from app.dev.data.draft import DraftError, draft
 from app.dev.generator.errors import GeneratorError
-from app.dev.generator.plan import plan
 from app.dev.postgres.cluster import EmbeddedPostgresError, server_for_tests
 from app.dev.reload import serve_for
 from app.dev.removal.command import carry_out
@@ -139,33 +138,6 @@ def rename(
     )
     for path in changed:
         typer.echo(f"  {path}")
-
-
-@commands.command()
-def feature(
-    name: Annotated[str, typer.Argument(envvar="FEATURE_NAME")] = "",
-    fields: Annotated[str, typer.Option(envvar="FEATURE_FIELDS", help="For example: title:str due:date:optional")] = "",
-    one: Annotated[str, typer.Option(envvar="FEATURE_ONE", help="Singular. Default: derived from the name.")] = "",
-    scope: Annotated[
-        str, typer.Option(envvar="FEATURE_SCOPE", help="For a feature of administrators instead of owners.")
-    ] = "",
-    *,
-    public: Annotated[
-        bool, typer.Option(envvar="FEATURE_PUBLIC", help="Everybody may read, and owners write.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(envvar="FEATURE_DRY", help="Only print the files.")] = False,
-) -> None:
-    """Write a feature with its migration and its tests."""
-    planned = plan(generated_docs.ROOT, name, fields, one, scope, is_public=public)
-    if not planned:
-        typer.echo(f"{name} exists exactly as it would be generated. Nothing to do.")
-    elif dry_run:
-        typer.echo("\n".join(planned.preview()))
-    else:
-        planned.write()
-        typer.echo(f"Wrote the feature {name}, with the singular {planned.feature.one}:")
-        for path in (*planned.created, *planned.changed):
-            typer.echo(f"  {path}")
 
 
 @commands.command()

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 from sqlalchemy import Row
+from sqlalchemy.orm import DeclarativeBase
 
-from app.core.db.database import VersionedBase
 from app.dev.generator import kinds, words
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.feature import Feature, Field, Target
@@ -26,7 +26,8 @@ _OPTIONS = ("optional", "unique")
 # Members of models, of schemas and of the rows of a list, parameters of functions that get each field as an argument, names of
 # types in the class of the model, and system columns of PostgreSQL.
 _RESERVED = {
-    *("owner_id", "registry", "mro", *vars(VersionedBase), *dir(VersionedBase), *dir(BaseModel)),
+    *("owner_id", "id", "created_at", "updated_at", "version", "require_version", "mro"),
+    *(*dir(DeclarativeBase), "metadata", "registry", "type_annotation_map", *dir(BaseModel)),
     *(set(dir(Row)) - {"count", "index"}),
     *("self", "session"),
     *("str", "int", "bool", "list"),
