@@ -89,6 +89,9 @@ def test_saved_python_files_and_templates_are_served_and_a_broken_file_is_surviv
     template.write_text(template.read_text().replace("<li>Administrator", "<li>Fourth"))
     run.wait_for_title("Fourth")
     run.wait_for("home/html/home.html")
+    migration = max((run.copy / "src/app/migrations/versions").glob("*.py"))
+    migration.write_text(f"{migration.read_text()}# A comment.\n")
+    run.wait_for("a migration has changed; the next make run will run it")
 
     log = run.log.read_text()
     assert "core/product.py" in log

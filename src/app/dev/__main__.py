@@ -1,7 +1,6 @@
 """``python -m app.dev``: the development commands that the Makefile calls."""
 
 import signal
-import socket
 import sys
 from contextlib import suppress
 from typing import Annotated, NoReturn
@@ -19,7 +18,6 @@ from app.dev.data import seeds, tools
 from app.dev.data.draft import DraftError, draft
 from app.dev.generator.errors import GeneratorError
 from app.dev.postgres.cluster import EmbeddedPostgresError, server_for_tests
-from app.dev.reload import serve_for
 from app.dev.removal.command import carry_out
 from app.dev.removal.errors import RemovalError
 from app.dev.removal.plan import plan as plan_removal
@@ -41,15 +39,6 @@ def run() -> None:
     sys.exit(make_run.run())
 
 
-@commands.command(hidden=True)
-def serve(control: int) -> None:
-    """Serve for `run`, which holds the other end of this socket."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    with suppress(KeyboardInterrupt), socket.socket(fileno=control) as parent:
-        serve_for(parent)
-
-
 @commands.command()
 def database() -> None:
     """Start only the embedded database and print its URL. Ctrl-C stops it."""
@@ -66,13 +55,6 @@ def psql() -> None:
 
 
 @commands.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@commands.command()
-def seed() -> None:
-    """Add example data to the database of `make run`."""
-    for line in seeds.seed():
-        typer.echo(line)
-
-
 def app(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Run a command of `app` on the database of `make run`."""
     sys.exit(tools.app(arguments or []))
@@ -82,6 +64,13 @@ def app(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None
 def shell() -> None:
     """Start a Python prompt with a session, the settings and the services."""
     tools.shell()
+
+
+@commands.command()
+def seed() -> None:
+    """Add example data to the database of `make run`."""
+    for line in seeds.seed():
+        typer.echo(line)
 
 
 @commands.command()

@@ -79,8 +79,8 @@ def contracts(source: Path) -> list[Contract]:
         _protected(
             "The HTTP server is optional",
             ["app.server"],
-            ["app.cli", "app.dev.run", "app.dev.reload"],
-            "Only app.cli, app.dev.run and app.dev.reload may import it.",
+            ["app.cli", "app.dev.run", "app.dev.serving"],
+            "Only app.cli, app.dev.run and app.dev.serving may import it.",
         ),
         _protected(
             "Features enqueue jobs and do not run them",

@@ -6,20 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from app.server.serve import serve
-from app.settings import load_settings
+from app.dev.serving import GO, READY
 
 SOURCE = Path(__file__).resolve().parents[1]
 _POLL_INTERVAL = 0.25
+_MIGRATIONS = "migrations/versions/"
 # Seconds for requests and jobs in progress to finish before the process is killed.
 _STOP_TIMEOUT = 5.0
-_READY = b"ready\n"
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +34,7 @@ def serve_and_reload(variables: Mapping[str, str], announce: Callable[[], None],
     files = _Files(source)
     served = _Served(variables)
     try:
+        served.begin()
         if not served.wait_until_ready():
             message = "The application did not start; the lines above say why."
             raise ServingError(message)
@@ -44,25 +43,16 @@ def serve_and_reload(variables: Mapping[str, str], announce: Callable[[], None],
             time.sleep(_POLL_INTERVAL)
             if changed := files.changed():
                 log.info("reloading", extra={"changed": changed})
+                if any(path.startswith(_MIGRATIONS) for path in changed):
+                    log.warning("a migration has changed; the next make run will run it")
+                successor = _Served(variables)
                 served.stop()
-                served = _Served(variables)
+                served = successor
+                served.begin()
             elif served.has_just_ended():
                 log.error("the application has stopped; it starts again when a file changes")
     finally:
         served.stop()
-
-
-def serve_for(control: socket.socket) -> None:
-    """Serve in a child process until a signal, or until the process at the other end of the socket exits."""
-    threading.Thread(target=_exit_with, args=[control], daemon=True).start()
-    serve(load_settings(), announce=lambda: control.sendall(_READY))
-
-
-def _exit_with(control: socket.socket) -> None:
-    # The parent stops its child with a signal. If it was killed, its database stops too, and nothing is left to finish.
-    with suppress(OSError):
-        control.recv(1)
-    os._exit(1)
 
 
 class _Files:
@@ -108,21 +98,27 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 class _Served:
-    """The process that serves the application."""
+    """The process that serves the application. It imports the application at once, and begins to serve when it is told to."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._is_ended = False
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "app.dev", "serve", str(theirs.fileno())],
+                [sys.executable, "-m", "app.dev.serving", str(theirs.fileno())],
                 env=os.environ | variables,
                 pass_fds=[theirs.fileno()],
             )
 
+    def begin(self) -> None:
+        """Let the process listen. The port must be free."""
+        # If the process has ended, because a module cannot be imported, it has printed the reason.
+        with suppress(OSError):
+            self._control.sendall(GO)
+
     def wait_until_ready(self) -> bool:
         """Return False if the process ends before it accepts connections."""
-        return self._control.recv(len(_READY)) == _READY
+        return self._control.recv(len(READY)) == READY
 
     def has_just_ended(self) -> bool:
         """Return True once, if the process has ended by itself."""
