@@ -73,6 +73,6 @@ async def test_the_conventions_are_kept_in_the_copy(copy: Path, template_url: st
 async def test_make_seed_adds_the_essays(copy: Path, clone_url: str) -> None:
     await run(copy, "python", "-m", "app", "migrate", DATABASE_URL=clone_url, APP_ENVIRONMENT="local")
 
-    output = await run(copy, *MAKE.split(), "seed", DATABASE_URL=clone_url)
+    output = await run(copy, *MAKE.split(), "seed", DATABASE_URL=clone_url, APP_ENVIRONMENT="local")
 
     assert "essays: added Notes on the engine, Nanoseconds" in output

@@ -77,7 +77,7 @@ def run() -> int:
 
 
 def _migration_problem(error: MigrationError) -> str:
-    if _given_database():
+    if given_database():
         return f"DATABASE_URL: {error}"
     if isinstance(error, UnknownRevisionError):
         return f"The database: {error}. Switch to the branch with that migration, or delete the data: make reset"
@@ -85,7 +85,7 @@ def _migration_problem(error: MigrationError) -> str:
 
 
 def _run() -> None:
-    given = _given_database()
+    given = given_database()
     settings = _settings(given or _NOT_STARTED_YET)
     # A port in use, invalid keys and invalid migrations are reported before the database starts.
     if (ROOT / ".env").exists():
@@ -105,7 +105,7 @@ def _run() -> None:
             serve_and_reload(_variables(settings), announce)
 
 
-def _given_database() -> str | None:
+def given_database() -> str | None:
     return os.environ.get("DATABASE_URL") or os.environ.get("APP_DATABASE__URL")
 
 
@@ -125,7 +125,7 @@ def _settings(database_url: str, port: int | None = None) -> Settings:
 @contextmanager
 def variables() -> Iterator[dict[str, str]]:
     """Provide the variables of this clone's database: the running one, or one that is started for the block."""
-    with database(_given_database() or _running_database()) as url:
+    with database(given_database() or _running_database()) as url:
         yield _variables(_settings(url))
 
 

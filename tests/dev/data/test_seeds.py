@@ -38,7 +38,7 @@ async def count_accounts(url: str) -> int:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_a_second_run_adds_nothing_and_the_printed_line_logs_in(empty_url: str) -> None:
-    first, second = dev("seed", url=empty_url), dev("seed", url=empty_url)
+    first, second = (dev("seed", url=empty_url, APP_ENVIRONMENT="local") for _ in range(2))
     async with real_server(empty_url) as server:
         (line,) = re.findall(r"curl .*", second.stdout)
         output = await paste(re.sub(r"http://127.0.0.1:\d+", server.base_url, line))
@@ -54,10 +54,10 @@ async def test_a_second_run_adds_nothing_and_the_printed_line_logs_in(empty_url:
     ("environment", "sentence"),
     [
         ({"APP_ENVIRONMENT": "production"}, "runs only with APP_ENVIRONMENT=local, not production"),
-        ({}, "DATABASE_URL leads to db.internal"),
+        ({}, "DATABASE_URL names another database"),
     ],
 )
-def test_other_environments_and_machines_are_refused(
+def test_other_environments_and_databases_are_refused(
     environment: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("APP_ENVIRONMENT", raising=False)

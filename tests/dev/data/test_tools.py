@@ -17,12 +17,12 @@ from tests.conftest import ROOT, make_settings
 EMAIL = "ada@example.com"
 
 
-def dev(*arguments: str, url: str, given: str = "") -> subprocess.CompletedProcess[str]:
+def dev(*arguments: str, url: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "COV"))}
     return subprocess.run(
         [sys.executable, "-m", "app.dev", *arguments],
         cwd=ROOT,
-        env=inherited | {"DATABASE_URL": url},
+        env=inherited | {"DATABASE_URL": url} | environment,
         input=given,
         capture_output=True,
         text=True,

@@ -6,12 +6,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
-from sqlalchemy import make_url
-
 from app import features
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
-from app.core.config.groups import is_loopback
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.core.seeding import Seed, Seeding
@@ -28,8 +25,8 @@ class SeedError(Exception):
 def seed() -> Iterator[str]:
     """Add what is missing. Yield lines for the developer: what was added, and how to log in."""
     _refuse_other_environments()
+    _refuse_unconfirmed_databases()
     with run.variables() as variables:
-        _refuse_other_machines(variables["APP_DATABASE__URL"])
         os.environ.update(variables)
         settings = load_settings()
         added = asyncio.run(_add(settings))
@@ -44,13 +41,12 @@ def _refuse_other_environments() -> None:
         raise SeedError(message)
 
 
-def _refuse_other_machines(url: str) -> None:
-    # A developer may have the URL of a shared database in the shell.
-    host = make_url(url).host or "localhost"
-    if not is_loopback(host) and "APP_ENVIRONMENT" not in os.environ:
+def _refuse_unconfirmed_databases() -> None:
+    # A developer may have the URL of a shared database in the shell, even with an address of this machine, through a tunnel.
+    if run.given_database() and "APP_ENVIRONMENT" not in os.environ:
         message = (
-            f"DATABASE_URL leads to {host}, and make seed adds accounts with a known password. "
-            "If this is a database for development, set APP_ENVIRONMENT=local."
+            "DATABASE_URL names another database than that of make run, and make seed adds accounts with a known password. "
+            "If it is a database for development, set APP_ENVIRONMENT=local."
         )
         raise SeedError(message)
 
