@@ -86,8 +86,9 @@ async def test_the_home_page_says_whether_the_application_is_ready(pages: Pages)
     assert unready.status_code == 200
 
 
-async def test_outside_of_local_the_home_page_names_only_the_product(pages: Pages) -> None:
-    async with pages(environment="test") as client:
+@pytest.mark.parametrize("environment", ["test", "production"])
+async def test_outside_of_local_the_home_page_names_only_the_product(pages: Pages, environment: str) -> None:
+    async with pages(environment=environment) as client:
         response = await client.get("/")
 
     assert response.text == f"{product.NAME}\n"
