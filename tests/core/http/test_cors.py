@@ -171,7 +171,7 @@ async def test_options_without_a_requested_method_is_no_preflight(page: AsyncCli
         ("GET", "/nowhere", 404),
         ("GET", "/a%2Fb", 404),
         ("TRACE", "/livez", 405),
-        ("POST", "/api/v1/auth/register", 413),
+        ("POST", "/api/v1/auth/password/forgot", 413),
         ("GET", "/limited", 429),
         ("GET", "/bug", 500),
         ("GET", "/cancelled", 503),

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from app.dev.removal import shipped
 from app.dev.removal.feature import Installed, imported
 
 _PYTHON = ("src", "tests", "benchmarks", "scripts")
@@ -73,8 +74,11 @@ def _pattern(feature: Installed) -> re.Pattern[str]:
     urls = {operation.partition(" ")[2].split("/{")[0] for operation in feature.operations}
     places = {place for module in feature.modules for place in (module, module.replace(".", "/"))}
     rows = {f"{module.partition('.')[2]}.jobs" for module in feature.modules}
-    texts = "|".join(map(re.escape, sorted(feature.names | urls | places | rows)))
-    return re.compile(rf"(?<![\w.])(?:{texts})(?![\w\[-])|\bAPP_{feature.name.upper()}__")
+    texts = "|".join(map(re.escape, sorted((feature.names | urls | places | rows) - {""})))
+    patterns = [rf"(?<![\w.])(?:{texts})(?![\w\[-])", rf"\bAPP_{feature.name.upper()}__"]
+    if words := shipped.WORDS.get(feature.name):
+        patterns.append(words)
+    return re.compile("|".join(patterns))
 
 
 def _texts(feature: Installed) -> Iterator[str]:

@@ -7,10 +7,14 @@ KEPT = {
     "users": "it has the accounts that all other features refer to.",
     "auth": "it decides who may call each operation.",
     "account": "it has the passwords of the accounts and the links in mails.",
+    "registration": "its job, mails and tests are still part of account. APP_AUTH__REGISTRATION=invite closes it.",
     "mail": "it sends the mails of all features.",
     "jobs": "it runs the background work of all features.",
 }
-"""Features that stay, each with the reason."""
+"""Features and parts that stay, each with the reason."""
+
+WORDS = {"audit_list": "audit-events", "email_change": "change of address"}
+"""What documents call a part, if it is not its name."""
 
 PARTS = {
     "audit_list": (
