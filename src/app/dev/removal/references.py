@@ -13,6 +13,7 @@ _PYTHON = ("src", "tests", "benchmarks", "scripts")
 # History, and files that the removal or `make docs` writes.
 _NOT_READ = (
     "CHANGELOG.md",
+    "docs/changelog.md",
     "docs/adding-a-feature.md",
     "docs/configuration.md",
     "docs/security/asvs.md",
