@@ -108,7 +108,7 @@ def carry_out(planned: Plan) -> None:
 
 def _next_step(planned: Plan) -> str:
     if planned.is_from_before_registry:
-        return 'Now go on with "Replace names that changed" in docs/upgrading.md.'
+        return 'Now run: make check test. What fails is explained in docs/upgrading.md, "Replace names that changed".'
     return "Now run: make check test"
 
 

@@ -1,9 +1,8 @@
 """Puts the result of a merge into the working tree, on a branch of its own, makes what is generated, and commits."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from app.dev.upgrade import git, requirements
 from app.dev.upgrade.checks import UpgradeError
@@ -58,19 +57,25 @@ def _stages(merged: Merged) -> str:
 
 
 def finish(sides: Sides, merged: Merged, *, is_from_before_registry: bool) -> None:
-    """Commit a merge without conflicts. Features from before the registry cannot be imported yet, so no page is made from them."""
+    """Commit a merge without conflicts."""
     _run("make", "--no-print-directory", "setup")
     if is_from_before_registry:
-        added = _own_python(sides, merged, added_only=True)
-        _run(".venv/bin/python", "scripts/upgrade_imports.py", *added)
-        _run(".venv/bin/ruff", "format", "--quiet", *added)
+        _rewrite(_own_python(sides, merged, added_only=True))
     _run(".venv/bin/ruff", "check", "--quiet", "--fix-only", "--select", "I", *_own_python(sides, merged))
     if not requirements.are_same(git.text(merged.files, _PROJECT), git.text(sides.new, _PROJECT)):
         _run("make", "--no-print-directory", "pins", "PINS=")
-    if not is_from_before_registry:
-        _run("make", "--no-print-directory", "docs")
+    # Before a person has edited a feature from before the registry, the application may not start, and no page can be made.
+    _run("make", "--no-print-directory", "docs", may_fail=is_from_before_registry)
     git.git("add", "--update")
     _run("git", "commit", "--quiet", "--no-edit")
+
+
+def _rewrite(files: Sequence[str]) -> None:
+    """Rewrite the code of features from before the registry."""
+    for script in ("scripts/upgrade_imports.py", "scripts/upgrade_code.py"):
+        _run(".venv/bin/python", script, *files)
+    _run(".venv/bin/ruff", "check", "--quiet", "--fix-only", "--select", "F401", *files)
+    _run(".venv/bin/ruff", "format", "--quiet", *files)
 
 
 def _own_python(sides: Sides, merged: Merged, *, added_only: bool = False) -> list[str]:
@@ -81,7 +86,7 @@ def _own_python(sides: Sides, merged: Merged, *, added_only: bool = False) -> li
     ]
 
 
-def _run(*command: str) -> None:
+def _run(*command: str, may_fail: bool = False) -> None:
     """Run a command. Its output goes to the terminal."""
-    if subprocess.run(command, check=False, cwd=Path.cwd(), stdin=subprocess.DEVNULL).returncode:
+    if subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode and not may_fail:
         raise UpgradeError(f"{' '.join(command[:5])} failed after the merge; see the reason above.")
