@@ -117,7 +117,7 @@ def failures(clone: Path, selection: Sequence[str]) -> Iterator[str]:
         except subprocess.CalledProcessError:
             yield f"make {check}"
     places = [place for place in selection if (clone / place).exists()]
-    command = [".venv/bin/python", "-m", "pytest", "-n0", "-q", "-m", "not slow", *places]
+    command = [".venv/bin/python", "-m", "pytest", "-q", "-m", "not slow", *places]
     ended = subprocess.run(command, cwd=clone, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print(ended.stdout[-3000:], flush=True)
     yield from _FAILED.findall(ended.stdout)

@@ -149,10 +149,11 @@ def test_files_that_the_adopter_left_alone_arrive(clone: Repository) -> None:
 def test_deleted_files_and_folders_stay_deleted(clone: Repository) -> None:
     clone.commit({"docs/comparison.md": None, "src/app/audit/service.py": None, ".github/ci.yml": None})
 
-    upgraded(clone)
+    output = upgraded(clone)
 
     gone = ("docs/comparison.md", "src/app/audit/service.py", "src/app/audit/crud.py", ".github/release.yml")
     assert [name for name in gone if clone.read(name) is not None] == []
+    assert "src/app/audit/crud.py is left out, because the clone has deleted its folder.\n" in output
 
 
 def test_generated_pages_are_made_again(clone: Repository) -> None:

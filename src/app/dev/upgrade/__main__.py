@@ -12,7 +12,7 @@ from app.dev.upgrade.checks import UpgradeError, check_branch, check_clone
 from app.dev.upgrade.merge import Merged, merge
 from app.dev.upgrade.prepare import Sides, prepare
 
-_AFTER_CONFLICTS = "git add --all && make setup docs && git add --all && git commit --no-edit && make check test"
+_REST = "git add --all && make setup docs && git add --all && git commit --no-edit && make check test"
 
 
 def main(options: Mapping[str, str]) -> int:
@@ -82,6 +82,7 @@ def plan(base: str, new: str) -> Plan:
 def show(planned: Plan) -> None:
     say(f"From {versions.short(planned.base)} to {versions.short(planned.new)}.")
     say(*(f"{path} now follows the newest migration of the clone." for path in planned.joined))
+    say(*(f"{path} is left out, because the clone has deleted its folder." for path in planned.sides.left_out))
     conflicts = planned.merged.conflicts
     say(f"Conflicts: {len(conflicts)}", *(f"  {path}" for path in sorted(conflicts)))
     if planned.replaced:
@@ -97,12 +98,12 @@ def carry_out(planned: Plan) -> None:
     apply(planned.merged, planned.branch, planned.new, message)
     git.git("config", f"branch.{planned.branch}.upgradedFrom", former)
     if planned.merged.conflicts:
-        say(f"Resolve the conflicts on the branch {planned.branch}. Then run:", f"  {_AFTER_CONFLICTS}", *_way_back())
+        say(f"Resolve the conflicts on the branch {planned.branch}. Then run:", f"  {_REST}", *_way_back())
         return
     try:
         finish(planned.sides, planned.merged, is_from_before_registry=planned.is_from_before_registry)
     except UpgradeError as error:
-        raise UpgradeError("\n".join([str(error), *_way_back()])) from error
+        raise UpgradeError("\n".join([str(error), f"To go on after that: {_REST}", *_way_back()])) from error
     say(f"The upgrade is committed on the branch {planned.branch}. {_next_step(planned)}", *_way_back())
 
 

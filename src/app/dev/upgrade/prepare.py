@@ -5,7 +5,7 @@ a file that arrives whole gets the clone's text in the older version.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -41,6 +41,8 @@ class Sides:
     base: dict[str, Entry]
     clone: Tree
     new: dict[str, Entry]
+    left_out: list[str] = field(default_factory=list)
+    """New files of folders that the clone has deleted."""
 
 
 def prepare(sides: Sides) -> None:
@@ -97,6 +99,7 @@ def _leave_out_deleted_folders(sides: Sides) -> None:
     for path in [*sides.new]:
         if path not in sides.base and str(PurePosixPath(path).parent) in deleted:
             del sides.new[path]
+            sides.left_out.append(path)
 
 
 def _folders(side: Tree) -> set[str]:
