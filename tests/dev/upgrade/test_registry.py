@@ -8,6 +8,8 @@ import pytest
 
 from tests.dev.upgrade.conftest import CODE, NEW, OLD, Repository, add, new_repository
 
+pytestmark = pytest.mark.slow
+
 LISTS: Mapping[str, str] = {
     "src/app/main.py": "ROUTERS = (\n    users.router,\n)\n",
     "src/app/core/config.py": "PORT = 1\n",
