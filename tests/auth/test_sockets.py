@@ -3,26 +3,40 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from fastapi import FastAPI, HTTPException, Response, WebSocket, WebSocketDisconnect
 from starlette.types import Message, Scope
+from starlette.websockets import WebSocketDisconnected
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.auth.access import session_watch
+from app.core.errors import AppError, RequestTimeoutError
+from app.core.http.error_handlers import add_error_handlers
 from app.core.http.sockets import exchange
 from app.core.security.hashing import PasswordHasher
 from app.server import sockets as server_sockets
+from app.users.errors import EmailTakenError
 from tests.auth.login_sessions import REVOKE, Pair
 from tests.auth.sockets import ADMIN, ECHO, NEWS, PATIENCE, Site, site
 from tests.auth.test_token_status import ENDS, MODES
 from tests.conftest import cloned
 from tests.jobs.conftest import eventually
 
+DENIAL = {"websocket.http.response": {}}
 ROOM = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
+
+
+class PlainError(Exception):
+    """An error whose handler of the application answers in plain text."""
+
+
+class ListError(Exception):
+    """An error whose handler of the application answers in JSON that is not a problem document."""
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +292,13 @@ async def test_news_reach_all_sockets(running: Site) -> None:
 
 @asynccontextmanager
 async def conversation(
-    running: Site, *received: Message, subprotocols: list[str], extensions: dict[str, Any] | None = None
+    running: Site,
+    *received: Message,
+    subprotocols: list[str],
+    extensions: dict[str, Any] | None = None,
+    path: str = ECHO,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    refusal: AppError | None = None,
 ) -> AsyncIterator[list[Message]]:
     """Give the application these messages of a client, as a server without our limits would, and collect its own messages."""
     sent: list[Message] = []
@@ -293,11 +313,11 @@ async def conversation(
     async with running.app.router.lifespan_context(running.app) as state:
         scope: Scope = {
             "type": "websocket",
-            "path": ECHO,
+            "path": path,
             "query_string": b"",
-            "headers": [],
+            "headers": list(headers),
             "subprotocols": subprotocols,
-            "state": dict(state or {}),
+            "state": dict(state or {}) | ({"refusal": refusal} if refusal else {}),
         }
         await running.app({**scope, **({} if extensions is None else {"extensions": extensions})}, receive, send)
     yield sent
@@ -315,3 +335,93 @@ async def test_a_message_that_another_server_accepts_is_too_large(running: Site)
     async with conversation(running, large, subprotocols=["ticket", ticket]) as sent:
         assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
         assert (sent[1]["code"], sent[1]["reason"]) == (1009, "payload_too_large")
+
+
+async def test_a_refusal_of_the_server_is_the_response(running: Site) -> None:
+    late = RequestTimeoutError()
+
+    async with conversation(running, subprotocols=[], extensions=DENIAL, refusal=late) as sent:
+        assert [message["type"] for message in sent] == [
+            "websocket.http.response.start",
+            "websocket.http.response.body",
+        ]
+        assert json.loads(sent[1]["body"])["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (HTTPException(404), (4404, "not_found")),
+        (HTTPException(503), (1013, "service_unavailable")),
+        (PlainError(), (4418, "")),
+        (ListError(), (4418, "")),
+        (ExceptionGroup("tasks", [WebSocketDisconnect(), ExceptionGroup("more", [WebSocketDisconnect()])]), (1000, "")),
+        (TimeoutError(), (1011, "internal_error")),
+        (EmailTakenError(), (4409, "email_taken")),
+    ],
+)
+async def test_an_error_after_the_accept_closes_the_socket_with_a_code_that_follows_from_its_status(
+    error: Exception, code: tuple[int, str]
+) -> None:
+    async def fail(socket: WebSocket) -> None:
+        await socket.accept()
+        raise error
+
+    assert await end_of(fail) == code
+
+
+async def test_an_endpoint_may_close_the_socket_itself() -> None:
+    async def close(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.close(4000, "done" * 100)
+        with pytest.raises(WebSocketDisconnected):
+            await socket.send_text("more")
+
+    code, reason = await end_of(close)
+
+    assert (code, len(reason)) == (4000, 123)
+
+
+async def test_a_cancelled_socket_closes_as_at_a_shutdown() -> None:
+    async def wait(socket: WebSocket) -> None:
+        await socket.accept()
+        raise asyncio.CancelledError
+
+    assert await end_of(wait) == (1012, "shutting_down")
+
+
+async def test_a_timeout_while_receiving_is_an_error_of_the_server() -> None:
+    async def receive(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.receive()
+
+    assert await end_of(receive, TimeoutError()) == (1011, "internal_error")
+
+
+async def end_of(endpoint: Any, failure: Exception | None = None) -> tuple[int, str]:
+    """Run an endpoint without a caller, and return the code and the reason of its close frame."""
+    app = FastAPI()
+    add_error_handlers(app)
+    app.websocket("/")(endpoint)
+
+    async def on_plain(_connection: object, error: Exception) -> Response:
+        return Response(b"[]" if isinstance(error, ListError) else b"plain", 418)
+
+    for kind in (PlainError, ListError):
+        app.add_exception_handler(kind, on_plain)
+    middleware = exchange.SocketMiddleware(app, origins=("*",), max_sockets=1, max_message_size=1, hsts=False)
+    sent: list[Message] = []
+    waiting: list[Message] = [{"type": "websocket.connect"}]
+
+    async def receive() -> Message:
+        if not waiting and failure:
+            raise failure
+        return waiting.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": [(b"origin", b"https://any")]}
+    await middleware(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
+    return sent[1]["code"], sent[1]["reason"]

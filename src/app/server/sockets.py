@@ -95,7 +95,7 @@ class HandshakeCycle(ResponseCycle):
 
     def _on_lost(self) -> None:
         # An endpoint that only sends does not notice. It would count as an open socket until its next message.
-        if self._task:
+        if self._task:  # pragma: no branch  # Only code outside of a task has none.
             asyncio.get_running_loop().call_later(FINISH_TIME, self._task.cancel)
 
     def _socket_scope(self) -> _Message:
@@ -164,7 +164,7 @@ class SocketConnection(LimitedConnection):
     """A connection after its handshake. It reads only as fast as the application receives, and as the limit of frames allows."""
 
     def __init__(self, transport: asyncio.Transport, connections: Connections) -> None:
-        self._transport = transport
+        self.transport = transport
         self._limits = connections
         self._frames = _Frames(state=State.OPEN, max_size=connections.max_message_size)
         self._loop = asyncio.get_running_loop()
@@ -180,7 +180,7 @@ class SocketConnection(LimitedConnection):
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._is_closing = False
+        self._is_closing = self._has_ended = False
         self._disconnected: _Message | None = None
         # Called when the connection is lost, also after a proper close.
         self.on_lost: Callable[[], None] = lambda: None
@@ -258,7 +258,7 @@ class SocketConnection(LimitedConnection):
         write_timeout = self._limits.write_timeout
         is_stalled = self._write_paused_since is not None and now - self._write_paused_since > write_timeout
         if is_stalled or (self._abort_at is not None and now > self._abort_at):
-            self._transport.abort()
+            self.transport.abort()
             return
         self._frames_left = self._limits.max_frames_per_second
         self._read()
@@ -293,14 +293,14 @@ class SocketConnection(LimitedConnection):
                 self._frames_left -= 1
                 self._handle(frame)
             self._flush()
-        if not self._transport.is_closing():
+        if not self.transport.is_closing():
             self._pace()
 
     def _pace(self) -> None:
-        if self._unread and self._transport.is_reading():
-            self._transport.pause_reading()
-        elif not self._unread and not self._transport.is_reading():
-            self._transport.resume_reading()
+        if self._unread and self.transport.is_reading():
+            self.transport.pause_reading()
+        elif not self._unread and not self.transport.is_reading():
+            self.transport.resume_reading()
 
     def _handle(self, frame: Frame) -> None:
         if frame.opcode in {Opcode.TEXT, Opcode.BINARY}:
@@ -318,6 +318,8 @@ class SocketConnection(LimitedConnection):
             value = {"text": content.decode()} if self._is_text else {"bytes": content}
         except UnicodeDecodeError:
             self._frames.fail(_INVALID_TEXT)
+            # The library has read further frames already.
+            self._is_closing = True
             return
         self._messages.append({"type": "websocket.receive", **value})
         self._arrived.set()
@@ -327,13 +329,14 @@ class SocketConnection(LimitedConnection):
         entries = self._frames.data_to_send()
         if self._frames.failure is not None:
             self._disconnect(self._frames.failure)
-        if self._transport.is_closing():
+        if self._has_ended or self.transport.is_closing():
             return
-        self._transport.write(b"".join(entries))
+        self.transport.write(b"".join(entries))
         if b"" in entries:
+            self._has_ended = True
             # Closing at once would reset the connection if the client still sends, and it might lose the close frame.
             self._abort_at = self._loop.time() + _CLOSE_WAIT
-            self._transport.write_eof()
+            self.transport.write_eof()
 
     def _disconnect(self, code: int, reason: str = "") -> None:
         self._disconnected = self._disconnected or {"type": "websocket.disconnect", "code": code, "reason": reason}
