@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 NEW_PASSWORD = "five quiet herons at dawn"
 UNKNOWN_ID = "00000000-0000-7000-8000-000000000000"
 TARGET = "target@example.com"
+# Begins the rows of WebSockets.
+WEBSOCKET = "WEBSOCKET "
 
 type PerCaller = Mapping[str, Any] | Callable[[UUID], Mapping[str, Any]]
 """Values of a request, or a function that returns them for the id of the caller's account."""
@@ -82,7 +84,7 @@ def scoped(*scopes: str, **request: Any) -> Access:
 
 
 def table() -> dict[str, Access]:
-    """Return the rows of all `tests/<feature>/access.py`."""
+    """Return the rows of all `tests/<feature>/access.py`. The method of a WebSocket is `WEBSOCKET`."""
     found: dict[str, Access] = {}
     for path in sorted(ROOT.glob("tests/*/access.py")):
         rows: Mapping[str, Access] = import_module(f"tests.{path.parent.name}.access").ACCESS

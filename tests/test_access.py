@@ -3,14 +3,16 @@
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from httpx2 import AsyncClient, Request, Response
 from sqlalchemy import select
 from starlette.routing import Mount
+from starlette.types import Message
 
 from app.auth.models import LoginSession
 from app.core import product
@@ -20,16 +22,20 @@ from app.core.http import routing
 from app.core.http.access import PUBLIC_KEY, guards, has_optional_caller
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
-from tests.access import TARGET, Access, authenticated, optional, scoped, table
+from tests.access import TARGET, UNKNOWN_ID, WEBSOCKET, Access, authenticated, optional, scoped, table
 from tests.aftermath import assert_problem, existing, snapshot
 from tests.auth.forge import Forge, signing_jwk
+from tests.auth.login_sessions import ticket_of
+from tests.auth.socket_routes import ADMIN, ECHO
+from tests.auth.socket_routes import router as sockets_router
 from tests.auth.test_dependencies import token_of
 from tests.auth.test_optional_principal import PATH, optional_router
 from tests.conftest import KEY_SET, LoggedIn, log_in, running
 from tests.factories import PASSWORD, make_user
 
 REALM = f'Bearer realm="{product.SLUG}"'
-ACCESS = table()
+ROWS = table()
+ACCESS = {operation: access for operation, access in ROWS.items() if not operation.startswith(WEBSOCKET)}
 # All that take a token, those among them that need one, and those that need none.
 WITH_TOKEN = [operation for operation, access in ACCESS.items() if access.scopes is not None]
 GUARDED = [operation for operation in WITH_TOKEN if not ACCESS[operation].is_optional]
@@ -39,7 +45,7 @@ OPEN = [operation for operation in ACCESS if operation not in GUARDED]
 def declared(app: FastAPI) -> dict[str, tuple[frozenset[str] | None, bool]]:
     """Return the scopes that each operation requires, None for a public one, and whether the login is optional.
 
-    HEAD is left out: it belongs to GET. A mount counts as GET of the paths below it.
+    HEAD is left out: it belongs to GET. A mount counts as GET of the paths below it. A WebSocket has the method `WEBSOCKET`.
     """
     found: dict[str, tuple[frozenset[str] | None, bool]] = {}
     for route in iter_route_contexts(app.routes):
@@ -47,6 +53,9 @@ def declared(app: FastAPI) -> dict[str, tuple[frozenset[str] | None, bool]]:
         if isinstance(route.original_route, APIRoute) and not (route.openapi_extra or {}).get(PUBLIC_KEY):
             required = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
             is_optional = has_optional_caller(route.dependant)
+        if isinstance(route.original_route, APIWebSocketRoute):
+            required = frozenset(scope for _, scopes in guards(route.dependant) for scope in scopes)
+            found[f"{WEBSOCKET}{route.path}"] = required, False
         if isinstance(route.original_route, Mount):
             found[f"GET {route.path_format}"] = None, False
         found |= {
@@ -56,7 +65,7 @@ def declared(app: FastAPI) -> dict[str, tuple[frozenset[str] | None, bool]]:
 
 
 def test_the_table_lists_each_operation_with_its_scopes(settings: Settings) -> None:
-    rows = {operation: (access.scopes, access.is_optional) for operation, access in ACCESS.items()}
+    rows = {operation: (access.scopes, access.is_optional) for operation, access in ROWS.items()}
 
     assert declared(create_app(settings)) == rows
 
@@ -293,3 +302,49 @@ async def test_a_row_can_prepare_what_each_caller_needs(
     assert [access.accepts(response.status_code) for response in responses] == [True, True]
     ended = select(LoginSession.id).where(LoginSession.revoke_reason == "user")
     assert {str(id_) for id_ in await session.scalars(ended)} == {callers.user.user_id, callers.admin.user_id}
+
+
+SOCKETS: Mapping[str, Access] = {
+    f"{WEBSOCKET}{ECHO}": authenticated(),
+    f"{WEBSOCKET}{ADMIN}/{{room_id}}": scoped("users:write", path={"room_id": UNKNOWN_ID}),
+}
+
+
+async def test_each_websocket_refuses_and_accepts_as_the_table_says(
+    settings: Settings, database: Database, callers: Callers, client: AsyncClient
+) -> None:
+    app = create_app(settings, database)
+    routing.include(app, sockets_router)
+    rows = {**{name: access for name, access in ROWS.items() if name.startswith(WEBSOCKET)}, **SOCKETS}
+    target = UUID(callers.target.user_id)
+    scopes = declared(app)
+
+    async with app.router.lifespan_context(app) as state:
+        for operation, access in rows.items():
+            path = str(access.request(operation, target, target)["url"])
+            answers = {
+                "nobody": await handshake(app, state, path, "ticket"),
+                **{
+                    name: await handshake(app, state, path, "ticket", await ticket_of(client, caller.headers))
+                    for name, caller in {"user": callers.user, "admin": callers.admin}.items()
+                },
+            }
+
+            assert scopes[operation] == (access.scopes, False)
+            assert answers == {"nobody": 401, "user": 403 if access.scopes else 101, "admin": 101}, operation
+
+
+async def handshake(app: FastAPI, state: Any, path: str, *subprotocols: str) -> int:
+    """Return the status of a handshake; 101 if it is accepted."""
+    received: list[Message] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return received.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": path, "query_string": b"", "headers": [], "subprotocols": list(subprotocols)}
+    await app({**scope, "extensions": {"websocket.http.response": {}}, "state": dict(state or {})}, receive, send)
+    return 101 if sent[0]["type"] == "websocket.accept" else int(sent[0]["status"])

@@ -18,6 +18,8 @@ import asyncpg
 import pytest
 import uvicorn
 from httpx2 import AsyncClient
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 import app as package
 from app.core.config import ServerSettings
@@ -39,7 +41,7 @@ from tests.volume import plain
 RECIPES = ROOT / "docs" / "recipes.md"
 SCENARIO = ROOT / "tests" / "recipes_client_scenario.py"
 MODULES = (
-    *("jobs", "lists", "numbered", "streams", "events", "visits", "tasks", "summaries", "assets"),
+    *("jobs", "lists", "numbered", "streams", "events", "sockets", "visits", "tasks", "summaries", "assets"),
     *("uploads", "imports", "tags", "tables", "callbacks", "yearly"),
 )
 CONCURRENT = 10
@@ -417,3 +419,23 @@ async def test_a_generated_client_uploads_a_file_repeats_a_parameter_and_downloa
 
     await check_types(tmp_path, SCENARIO)
     await run_module(tmp_path, SCENARIO, str(site.client.base_url), token)
+
+
+async def test_devices_talk_over_web_sockets(site: Site) -> None:
+    url = f"ws://{site.address[0]}:{site.address[1]}{API_PREFIX}/reports/talk"
+
+    async def open_one() -> ClientConnection:
+        ticket = (await site.client.post("/api/v1/auth/socket-tickets", headers=site.headers)).json()["ticket"]
+        return await connect(url, subprotocols=["ticket", ticket], proxy=None)  # type: ignore[list-item]  # A NewType.
+
+    first, second = await open_one(), await open_one()
+    await first.send('{"text": "hello"}')
+    assert [await first.recv(), await second.recv()] == ["hello", "hello"]
+
+    await second.send('{"text": "hello", "more": 1}')
+    with pytest.raises(ConnectionClosed):
+        await second.recv()
+    assert (second.close_code, second.close_reason) == (4422, "validation_error")
+
+    await first.close()
+    await eventually(site.is_at_rest)

@@ -15,6 +15,7 @@ TOKEN = "/api/v1/auth/token"
 REVOKE = "/api/v1/auth/revoke"
 ME = "/api/v1/users/me"
 SESSIONS = f"{ME}/sessions"
+TICKETS = "/api/v1/auth/socket-tickets"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,13 @@ async def can_refresh(client: AsyncClient, tokens: Pair) -> bool:
     response = await send_refresh(client, tokens.refresh)
     assert response.status_code == 200 or response.json()["error"] == "invalid_grant", response.text
     return response.status_code == 200
+
+
+async def ticket_of(client: AsyncClient, headers: dict[str, str]) -> str:
+    """Get a ticket for a WebSocket."""
+    response = await client.post(TICKETS, headers=headers)
+    assert response.status_code == 201, response.text
+    return str(response.json()["ticket"])
 
 
 async def row(session: ReadSession, session_id: UUID) -> Row[Any]:

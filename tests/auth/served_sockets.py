@@ -3,7 +3,7 @@
 from app import asgi
 from app.__main__ import main
 from app.health import router as health
-from tests.auth.sockets import router
+from tests.auth.socket_routes import router
 
 health.ROUTERS = (router,)  # type: ignore[attr-defined]  # The feature has none of its own.
 

@@ -17,21 +17,13 @@ from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.aftermath import assert_problem
-from tests.auth.login_sessions import ME, REVOKE, Pair, start
+from tests.auth.login_sessions import ME, REVOKE, TICKETS, Pair, start, ticket_of
 from tests.auth.test_token_status import ENDS, add_account
 from tests.conftest import LoggedIn, make_settings, running
-
-TICKETS = "/api/v1/auth/socket-tickets"
 
 
 async def ask(client: AsyncClient, headers: dict[str, str]) -> Response:
     return await client.post(TICKETS, headers=headers)
-
-
-async def ticket_of(client: AsyncClient, headers: dict[str, str]) -> str:
-    response = await ask(client, headers)
-    assert response.status_code == 201, response.text
-    return str(response.json()["ticket"])
 
 
 @pytest.fixture

@@ -22,12 +22,13 @@ from app.core.security.hashing import PasswordHasher
 from app.server import sockets as server_sockets
 from app.users.errors import EmailTakenError
 from tests.auth.login_sessions import REVOKE, Pair
-from tests.auth.sockets import ADMIN, ECHO, NEWS, PATIENCE, Site, site
+from tests.auth.socket_routes import ADMIN, ECHO, NEWS
+from tests.auth.sockets import PATIENCE, Site, site
 from tests.auth.test_token_status import ENDS, MODES
 from tests.conftest import cloned
 from tests.jobs.conftest import eventually
 
-DENIAL = {"websocket.http.response": {}}
+DENIAL: dict[str, Any] = {"websocket.http.response": {}}
 ROOM = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
 
 
@@ -357,6 +358,8 @@ async def test_a_refusal_of_the_server_is_the_response(running: Site) -> None:
         (ListError(), (4418, "")),
         (ExceptionGroup("tasks", [WebSocketDisconnect(), ExceptionGroup("more", [WebSocketDisconnect()])]), (1000, "")),
         (TimeoutError(), (1011, "internal_error")),
+        (ExceptionGroup("tasks", [EmailTakenError()]), (4409, "email_taken")),
+        (ExceptionGroup("tasks", [EmailTakenError(), EmailTakenError()]), (1011, "internal_error")),
         (EmailTakenError(), (4409, "email_taken")),
     ],
 )

@@ -13,9 +13,9 @@ from websockets.exceptions import InvalidStatus
 
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
-from tests.auth.login_sessions import REVOKE, start
-from tests.auth.sockets import ECHO, PATIENCE, Site, site
-from tests.auth.test_socket_tickets import ticket_of
+from tests.auth.login_sessions import REVOKE, start, ticket_of
+from tests.auth.socket_routes import ECHO
+from tests.auth.sockets import PATIENCE, Site, site
 from tests.auth.test_sockets import DENIAL, closed, conversation, refused
 from tests.auth.test_token_status import add_account
 from tests.conftest import ROOT, cloned, make_settings

@@ -93,7 +93,7 @@ async def server(application: Application) -> AsyncIterator[LocalServer]:
         yield server
         application.may_continue.set()
         for one in server.connections.connections:
-            one.transport.abort()  # type: ignore[union-attr]  # A connection of ours.
+            one.transport.abort()
 
 
 @asynccontextmanager
@@ -261,7 +261,7 @@ async def test_a_client_that_leaves_before_the_accept_ends_the_handshake(
         await client.send(handshake(b"/impatient"))
         await server.wait_until(lambda: application.scope != {})
         (one,) = server.connections.connections
-        one.transport.abort()  # type: ignore[union-attr]  # A connection of ours.
+        one.transport.abort()
 
         await server.wait_until(lambda: not server.connections.tasks)
     assert application.messages == [{"type": "websocket.disconnect", "code": 1006}]
@@ -368,7 +368,9 @@ async def test_an_endpoint_that_does_not_receive_holds_back_its_client(
 ) -> None:
     async with opened(server, b"/deaf") as client:
         client.writer.write(frame(TEXT, b"a" * 900) * 5000)
-        await server.wait_until(lambda: connection(server)._messages and not connection(server).transport.is_reading())
+        await server.wait_until(
+            lambda: bool(connection(server)._messages) and not connection(server).transport.is_reading()
+        )
         assert len(connection(server)._messages) <= 2
         assert len(connection(server)._unread) <= 300_000
         for _ in range(3):

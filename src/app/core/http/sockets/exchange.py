@@ -176,7 +176,10 @@ class _SocketExchange:
             # The server cancels what is still running after the shutdown grace period.
             await self._fail(ShuttingDownError())
         except Exception as error:
-            if not _is_end(error):
+            known = _app_error(error)
+            if known:
+                await self._fail(known)
+            elif not _is_end(error):
                 log.exception("unhandled error")
                 await self._fail(InternalError())
         finally:
@@ -342,6 +345,13 @@ def _code_in(document: bytes) -> str:
     except ValueError:
         return ""
     return str(problem.get("code", "")) if isinstance(problem, dict) else ""
+
+
+def _app_error(error: BaseException) -> AppError | None:
+    """Return the only error in a group, which a task group makes of it, if it is part of the API."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, AppError) else None
 
 
 def _is_end(error: BaseException) -> bool:
