@@ -5,18 +5,21 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, HTTPException, Response, WebSocket, WebSocketDisconnect
+from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnected
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.auth.access import session_watch
-from app.core.errors import AppError, RequestTimeoutError
+from app.core.errors import AppError, InternalError, RequestTimeoutError
 from app.core.http.error_handlers import add_error_handlers
+from app.core.http.mounts import mount_public
 from app.core.http.sockets import exchange
 from app.core.security.hashing import PasswordHasher
 from app.server import sockets as server_sockets
@@ -401,8 +404,26 @@ async def test_a_timeout_while_receiving_is_an_error_of_the_server() -> None:
     assert await end_of(receive, TimeoutError()) == (1011, "internal_error")
 
 
+async def test_an_error_after_a_refusal_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse(socket: WebSocket) -> None:
+        await socket.close()
+        raise LookupError
+
+    sent = await messages_of(refuse, {"extensions": DENIAL})
+
+    assert [message.get("status") for message in sent] == [403, None]
+    assert "unhandled error" in caplog.text
+
+
 async def end_of(endpoint: Any, failure: Exception | None = None) -> tuple[int, str]:
-    """Run an endpoint without a caller, and return the code and the reason of its close frame."""
+    """Return the code and the reason of the close frame that an endpoint leads to."""
+    sent = await messages_of(endpoint, {}, failure)
+    assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
+    return sent[1]["code"], sent[1]["reason"]
+
+
+async def messages_of(endpoint: Any, more: Scope, failure: Exception | None = None) -> list[Message]:
+    """Run an endpoint without a caller, and return what it sends."""
     app = FastAPI()
     add_error_handlers(app)
     app.websocket("/")(endpoint)
@@ -425,6 +446,43 @@ async def end_of(endpoint: Any, failure: Exception | None = None) -> tuple[int, 
         sent.append(message)
 
     scope: Scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": [(b"origin", b"https://any")]}
-    await middleware(scope, receive, send)
-    assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
-    return sent[1]["code"], sent[1]["reason"]
+    await middleware({**scope, "app": app, **more}, receive, send)
+    return sent
+
+
+async def test_a_mounted_application_has_no_socket(running: Site, tmp_path: Path) -> None:
+    mount_public(running.app, "/files", StaticFiles(directory=tmp_path))
+    try:
+        assert await refused(running, await running.log_in(), "/files/a.txt") == (404, "not_found")
+    finally:
+        running.app.router.routes.pop()
+
+
+async def test_only_the_first_end_counts() -> None:
+    ended: list[str] = []
+
+    async def endpoint(socket: WebSocket) -> None:
+        await socket.accept()
+        exchange.end_socket(socket.scope, EmailTakenError())
+        exchange.end_socket(socket.scope, InternalError())
+        with pytest.raises(WebSocketDisconnect):
+            await socket.send_text("too late")
+        ended.append("ended")
+
+    assert await end_of(endpoint) == (4409, "email_taken")
+    assert ended == ["ended"]
+
+
+async def test_other_scopes_pass() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, _receive: object, _send: object) -> None:
+        seen.append(scope["type"])
+
+    middleware = exchange.SocketMiddleware(app, origins=(), max_sockets=1, max_message_size=1, hsts=False)
+
+    async def nothing(*_arguments: object) -> Any: ...
+
+    await middleware({"type": "lifespan"}, nothing, nothing)
+
+    assert seen == ["lifespan"]

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from hashlib import sha1
 from typing import Any
 
@@ -452,8 +452,10 @@ async def test_the_server_does_not_wait_for_ever_for_the_answer_to_its_close(
 
 
 async def test_sockets_count_as_connections_and_never_make_room(server: LocalServer) -> None:
-    server.connections.limit = 1
-    async with opened(server), server.client() as client:
+    server.connections.limit = 2
+    async with opened(server), AsyncExitStack() as stack:
+        server.connections.limit = 1
+        client = await stack.enter_async_context(server.client())
         assert not connection(server).close_idle()
         await client.send(GET)
 
@@ -480,3 +482,25 @@ async def test_hundreds_of_sockets(server: LocalServer, application: Application
 
     await server.wait_until(lambda: not server.connections.connections and not server.connections.tasks)
     assert application.messages.count("a") == 300
+
+
+async def test_half_of_the_connections_are_left_to_requests(server: LocalServer) -> None:
+    server.connections.limit = 4
+    async with opened(server), opened(server), server.client() as client:
+        await client.send(handshake())
+
+        assert (await client.receive()).code == "too_many_connections"
+
+
+async def test_messages_that_have_arrived_are_received_after_the_connection_is_lost(
+    server: LocalServer, application: Application
+) -> None:
+    async with opened(server, b"/deaf") as client:
+        await client.send(frame(TEXT, b"first") + frame(TEXT, b"second"))
+        await server.wait_until(lambda: len(connection(server)._messages) == 2)
+        connection(server).transport.abort()
+        await server.wait_until(lambda: not server.connections.connections)
+        application.may_continue.set()
+
+        await server.wait_until(lambda: len(application.messages) == 3)
+    assert application.messages == ["first", "second", 1006]

@@ -61,6 +61,11 @@ class Connections(ServerState):
         _, longest_idle = min(islice(idle, _SAMPLE), key=lambda pair: pair[0], default=(None, None))
         return longest_idle is not None and longest_idle.close_idle()
 
+    def has_room_for_socket(self) -> bool:
+        """Return whether another WebSocket leaves half of the connections to requests."""
+        sockets = sum(not isinstance(connection, TimedConnection) for connection in self.connections)
+        return sockets < self.limit // 2
+
     def _all(self) -> "list[LimitedConnection]":
         return [connection for connection in self.connections if isinstance(connection, LimitedConnection)]
 

@@ -24,7 +24,7 @@ from app.core.errors import (
     UriTooLongError,
 )
 from app.core.http.requests.forms import unescape
-from app.server.connections import TimedConnection
+from app.server.connections import TimedConnection, TooManyConnectionsError
 from app.server.responses import ResponseCycle
 from app.server.sockets import HandshakeCycle, SocketConnection, checked_handshake, is_handshake
 
@@ -201,6 +201,8 @@ class Connection(TimedConnection):
         if not is_next:
             # The client does not know whether an earlier response closes the connection.
             raise MalformedRequestError
+        if not self.server_state.has_room_for_socket():
+            raise TooManyConnectionsError
         self._early = b""
         self.flow.pause_reading()
         return self._new_cycle(

@@ -1,6 +1,7 @@
 """Traces of requests, their statements and the jobs that they enqueue, as an exporter receives them."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -178,6 +179,21 @@ async def test_log_lines_and_errors_of_a_request_contain_the_trace_id(site: Site
 
     assert response.json()["trace_id"] == TRACE
     assert [line["trace_id"] for line in lines() if line["logger"] == "app.access"] == [TRACE]
+
+
+async def test_a_websocket_has_a_trace_id(site: Site) -> None:
+    app = create_app(make_settings("postgresql://nobody@127.0.0.1/nothing"), site.database, tracing=site.tracing)
+    scope = {"type": "websocket", "path": "/none", "query_string": b"", "headers": [(b"traceparent", PARENT.encode())]}
+    sent: list[Any] = []
+
+    async def receive() -> Any: ...
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({**scope, "extensions": {"websocket.http.response": {}}}, receive, send)
+
+    assert json.loads(sent[1]["body"])["trace_id"] == TRACE
 
 
 async def test_without_tracing_nothing_contains_a_trace_id(client: AsyncClient, recording: Recording) -> None:

@@ -80,7 +80,8 @@ class ServerSettings(SettingsGroup):
     keep_alive: Duration = timedelta(seconds=75)
     """Maximum idle time of a connection between two requests. It should be longer than the idle timeout of the proxy."""
     max_sockets: int = Field(default=1024, ge=0, le=1_000_000)
-    """Maximum number of WebSockets of a process. A further one gets 503. They also count as connections."""
+    """Maximum number of WebSockets of a process. A further one gets 503. They also count as connections, of which `app serve`
+    leaves half to requests."""
     max_message_size: int = Field(default=65_536, ge=1, le=16_777_216)
     """Maximum size of a message that a WebSocket receives, in bytes. A larger one closes it."""
     max_frames_per_second: int = Field(default=100, ge=10)

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import structlog
+from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
@@ -35,7 +36,7 @@ from app.core.http.middleware import (
     refuse_secrets_in_url,
     route_template,
 )
-from app.core.http.problems import problem_response
+from app.core.http.problems import problem_response, routes_at
 from app.core.observability.requests import IN_FLIGHT, SOCKETS, RequestLog, measure
 from app.core.observability.tracing import current_trace_id
 
@@ -124,7 +125,7 @@ class SocketMiddleware:
         """Refuse a handshake before the application sees it."""
         if refusal := scope.get("state", {}).get("refusal"):
             raise refusal
-        if is_ambiguous(scope):
+        if is_ambiguous(scope) or not _has_socket(scope):
             raise NotFoundError
         refuse_secrets_in_url(scope)
         # A client without `Origin` is not a browser, and cannot be made to act for its user by a page.
@@ -319,6 +320,12 @@ class _SocketExchange:
             await self._send(message)
         elif message["type"] == f"{_DENIAL}.start":
             await self._send({"type": "websocket.close", "code": _APPLICATION + HTTPStatus.FORBIDDEN, "reason": ""})
+
+
+def _has_socket(scope: Scope) -> bool:
+    """Return whether there is a WebSocket at this path. A mounted application gets none: static files would fail with an error."""
+    routes = (getattr(route, "original_route", route) for route in routes_at(scope.get("app"), scope))
+    return any(isinstance(route, WebSocketRoute) for route in routes)
 
 
 def _without_ticket(scope: Scope) -> Scope:
