@@ -112,6 +112,15 @@ async def test_the_tests_of_the_features_cover_them(copy: Path, template_url: st
     assert re.search(r"^TOTAL +[1-9]", output, re.MULTILINE), output
 
 
+@pytest.mark.skipif(not {"articles", "notes"} <= FEATURES.keys(), reason="this repository has features of these names")
+async def test_references_survive_concurrent_changes(copy: Path, template_url: str) -> None:
+    shutil.copy(ROOT / "tests" / "dev" / "generated_races.py", copy / "tests" / "races" / "test_generated.py")
+
+    output = await run(copy, *PYTEST, "tests/races/test_generated.py", DATABASE_URL=template_url)
+
+    assert re.search(r"^3 passed", output, re.MULTILINE), output
+
+
 async def test_the_features_keep_the_conventions(copy: Path, template_url: str) -> None:
     relevant = (
         f"{' or '.join(FEATURES)} or table_names or test_boundaries or test_conventions or own_downgrade or test_migr"

@@ -82,3 +82,8 @@ def test_every_role_grants_scopes_that_exist() -> None:
     assert SCOPES.keys() >= frozenset[str]().union(*GRANTS.values()), (
         "a role grants a scope that SCOPES does not contain"
     )
+
+
+@pytest.mark.parametrize(("column", "name"), [("colour", "colour"), ("order", '"order"'), ("user", '"user"')])
+def test_a_column_with_a_reserved_name_is_quoted(column: str, name: str) -> None:
+    assert str(one_of(column, ["red"]).sqltext) == f"{name} IN ('red')"
