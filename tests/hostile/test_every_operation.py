@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.core.http.problems import MAX_ERRORS
 from tests.core.recording import Recording
 from tests.hostile.attack import CANARY, FORM, INVISIBLE, JSON, Attack, Header, Target, check_refusals
 
@@ -190,7 +191,9 @@ async def test_every_text_of_every_body_must_be_printable_and_has_a_maximum_leng
                 reply = await target.send(one.attack(name, 422, "validation-error", body=body))
 
                 assert reply.status == 422, reply
-                assert f"#/{name}" in {error["pointer"] for error in reply.document["errors"]}
+                # Other missing members come first, and a response lists only some errors.
+                pointers = [error["pointer"] for error in reply.document["errors"]]
+                assert f"#/{name}" in pointers or len(pointers) == MAX_ERRORS
                 assert CANARY not in reply.body.decode()
                 checked += 1
     assert checked
