@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -42,6 +43,15 @@ def test_a_report_hides_log_lines_of_level_info() -> None:
 
 def test_a_report_without_log_lines_is_unchanged() -> None:
     assert without_info("printed\n") == "printed\n"
+
+
+def test_each_command_of_the_page_selects_a_test() -> None:
+    page = (ROOT / "docs" / "development.md").read_text()
+    commands = re.findall(r"^\.venv/bin/pytest (\S+\.py)(?: -k (\w+))?", page, re.MULTILINE)
+    selected = [re.findall(rf"def (test_\w*{word})", (ROOT / path).read_text()) for path, word in commands]
+
+    assert commands
+    assert all(selected)
 
 
 PROBE = """
