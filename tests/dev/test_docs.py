@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dev import docs
+from app.dev import docs, guide
 from app.dev.__main__ import program
 from app.migrations import revisions
 from app.migrations.errors import MigrationFileError
@@ -43,10 +43,10 @@ without_notes = pytest.mark.skipif(
 
 @without_notes
 def test_the_migration_of_the_guide_follows_the_newest_and_has_its_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = docs.guide()
+    before = guide.text()
     monkeypatch.setattr(revisions, "_revisions", lambda: Revisions("20991231_newest", frozenset({"20991231_newest"})))
 
-    after = docs.guide()
+    after = guide.text()
 
     assert 'revision = "20991231_notes"\ndown_revision = "20991231_newest"\n' in after
     assert "versions/20991231_notes.py" in after
@@ -56,20 +56,20 @@ def test_the_migration_of_the_guide_follows_the_newest_and_has_its_date(monkeypa
 
 @without_notes
 def test_the_guide_keeps_its_date_after_a_revision_without_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    (own,) = re.findall(r'^revision = "(\w+)"', docs.guide(), flags=re.MULTILINE)
+    (own,) = re.findall(r'^revision = "(\w+)"', guide.text(), flags=re.MULTILINE)
     monkeypatch.setattr(revisions, "_revisions", lambda: Revisions("newest", frozenset({"newest"})))
 
-    assert f'revision = "{own}"\ndown_revision = "newest"\n' in docs.guide()
+    assert f'revision = "{own}"\ndown_revision = "newest"\n' in guide.text()
 
 
 def test_the_guide_does_not_change_in_a_repository_with_its_migration(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = docs.guide()
+    before = guide.text()
     (own,) = re.findall(r'^revision = "(\w+)"', before, flags=re.MULTILINE)
     monkeypatch.setattr(
         revisions, "_revisions", lambda: Revisions("20991231_later", frozenset({own, "20991231_later"}))
     )
 
-    assert docs.guide() == before
+    assert guide.text() == before
 
 
 @pytest.mark.parametrize("arguments", [["docs"], ["docs", "--check"]])

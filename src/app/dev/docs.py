@@ -7,11 +7,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.core.config import Settings
-from app.dev import security
-from app.dev.guide import GUIDE, ROOT, guide
+from app.dev import guide, security
 from app.dev.markdown import cell, setting, table
 from app.settings import variables
 
+ROOT = guide.ROOT
 # Defaults that depend on the machine. The page must be the same on every machine.
 _COMPUTED = {"APP_AUTH__HASH_THREADS": "one per usable core"}
 _HEADING = """# Settings
@@ -41,7 +41,7 @@ def configuration() -> str:
 
 
 DOCUMENTS: Mapping[Path, Callable[[], str]] = {
-    GUIDE: guide,
+    guide.PATH: guide.text,
     Path("docs/configuration.md"): configuration,
     Path("docs/security/asvs.md"): security.report,
     Path("docs/security/facts.md"): security.facts,

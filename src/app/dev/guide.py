@@ -12,29 +12,29 @@ from app.dev.generator.repository import Repository, Revision
 from app.migrations import revisions
 
 ROOT = Path(__file__).resolve().parents[3]
-GUIDE = Path("docs/adding-a-feature.md")
+PATH = Path("docs/adding-a-feature.md")
 _GUIDED = parse("notes", "text:text", targets=Repository(ROOT).target)
 _LISTING = re.compile(r'^(```(?:python|diff) title="([^"]+)"\n)(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
-def guide() -> str:
+def text() -> str:
     """Return the guide to a new feature. Its listings are the output of `make feature`, and its migration follows the newest one."""
-    text = (ROOT / GUIDE).read_text()
-    (own,) = re.findall(r'^revision = "(\d{8}_\w+)"$', text, flags=re.MULTILINE)
+    page = (ROOT / PATH).read_text()
+    (own,) = re.findall(r'^revision = "(\d{8}_\w+)"$', page, flags=re.MULTILINE)
     if own in revisions.known() or (ROOT / "src" / "app" / _GUIDED.name).exists():
         # The repository already contains the feature of the guide.
-        return text
+        return page
     newest = revisions.head()
     # The date of the newest migration keeps the dates in order, and the page does not change from day to day.
     date = newest[:8] if newest[:8].isdigit() else own[:8]
     revision = Revision(f"{date}_{_GUIDED.name}", newest)
     files = render(ROOT, _GUIDED, revision)
-    return _LISTING.sub(partial(_filled, files), text.replace(own, revision.name))
+    return _LISTING.sub(partial(_filled, files), page.replace(own, revision.name))
 
 
 def _filled(files: Mapping[str, str], listing: re.Match[str]) -> str:
     """Return a listing of the guide with the text of the file in its title."""
-    start, path, text = listing.groups()
+    start, path, code = listing.groups()
     if path == edit.FILE:
-        text = f'     "{edit.listed((ROOT / path).read_text())[-1]}",\n+    "{_GUIDED.name}",\n'
-    return f"{start}{files.get(path, text)}```"
+        code = f'     "{edit.listed((ROOT / path).read_text())[-1]}",\n+    "{_GUIDED.name}",\n'
+    return f"{start}{files.get(path, code)}```"

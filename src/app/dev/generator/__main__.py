@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from app.dev import guide
 from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
-from app.dev.guide import GUIDE, ROOT, guide
 
 # Tracebacks with local variables would show passwords and keys.
 commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -28,7 +28,7 @@ def feature(
     dry_run: Annotated[bool, typer.Option(envvar="FEATURE_DRY", help="Only print the files.")] = False,
 ) -> None:
     """Write a feature with its migration and its tests."""
-    planned = plan(ROOT, name, fields, one, scope, is_public=public)
+    planned = plan(guide.ROOT, name, fields, one, scope, is_public=public)
     if not planned:
         typer.echo(f"{name} exists exactly as it would be generated. Nothing to do.")
     elif dry_run:
@@ -43,8 +43,9 @@ def feature(
 
 def _update_guide() -> None:
     """Let the migration of the guide follow the new one, like `make docs`. The other generated pages do not depend on a new feature."""
-    if (ROOT / GUIDE).is_file():
-        (ROOT / GUIDE).write_text(guide())
+    page = guide.ROOT / guide.PATH
+    if page.is_file():
+        page.write_text(guide.text())
 
 
 def program() -> None:
