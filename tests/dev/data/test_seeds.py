@@ -9,9 +9,9 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
+from app.account.seed import ACCOUNTS, PASSWORD
 from app.core.db.database import Database
 from app.dev.data.seeds import SeedError, seed
-from app.users.seed import ACCOUNTS, PASSWORD
 from tests.conftest import KEY_SET, make_settings, outside
 from tests.dev.data.test_tools import dev
 from tests.servers import paste, real_server
@@ -43,7 +43,7 @@ async def test_a_second_run_adds_nothing_and_the_printed_line_logs_in(empty_url:
         (line,) = re.findall(r"curl .*", second.stdout)
         output = await paste(re.sub(r"http://127.0.0.1:\d+", server.base_url, line))
 
-    assert first.stdout.startswith(f"users: added {', '.join(email for email, *_ in ACCOUNTS)}\n"), first.stderr
+    assert first.stdout.startswith(f"account: added {', '.join(email for email, *_ in ACCOUNTS)}\n"), first.stderr
     assert second.stdout.startswith("users: the example data exists already\n"), second.stderr
     assert await count_accounts(empty_url) == len(ACCOUNTS)
     assert PASSWORD in second.stdout

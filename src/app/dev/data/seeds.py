@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
 from app import features
+from app.account.seed import ACCOUNTS, PASSWORD
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
 from app.core.db.database import Database
@@ -15,7 +16,6 @@ from app.core.seeding import Seed, Seeding
 from app.dev import run
 from app.migrations import runner
 from app.settings import load_settings
-from app.users.seed import ACCOUNTS, PASSWORD
 
 
 class SeedError(Exception):

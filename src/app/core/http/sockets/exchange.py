@@ -5,12 +5,10 @@ socket, with a code that follows from its status.
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Collection
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any
 
 import structlog
 from starlette.routing import WebSocketRoute
@@ -37,6 +35,7 @@ from app.core.http.middleware import (
     route_template,
 )
 from app.core.http.problems import problem_response, routes_at
+from app.core.http.sockets.close_codes import APPLICATION, INTERNAL, LOST, NORMAL, close_code, code_in, code_of_status
 from app.core.observability.requests import IN_FLIGHT, SOCKETS, RequestLog, measure
 from app.core.observability.tracing import current_trace_id
 
@@ -45,8 +44,6 @@ TICKET = "ticket"
 # Seconds that an endpoint gets to finish its current message after the server has closed the socket. Then it is cancelled.
 FINISH_TIME = 5.0
 
-_NORMAL, _LOST, _TOO_BIG, _INTERNAL, _RESTART, _TRY_LATER = 1000, 1006, 1009, 1011, 1012, 1013
-_APPLICATION = 4000
 _MAX_REASON = 123
 _EXCHANGE, _CREDENTIAL = "socket_exchange", "socket_ticket"
 _DENIAL = "websocket.http.response"
@@ -63,19 +60,6 @@ class TooManySocketsError(UnavailableError):
 
 class SocketClosedError(OSError):
     """The endpoint sends to a socket that is closed. Starlette turns an `OSError` into `WebSocketDisconnect`."""
-
-
-def close_code(error: AppError) -> int:
-    """Return the code that closes a socket for an error: 4000 and its HTTP status, or the code of the protocol that means the same."""
-    if isinstance(error, ShuttingDownError):
-        return _RESTART
-    return _code_of_status(error.status)
-
-
-def _code_of_status(status: int) -> int:
-    known: dict[int, int] = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: _TOO_BIG, HTTPStatus.SERVICE_UNAVAILABLE: _TRY_LATER}
-    default = _INTERNAL if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _APPLICATION + status
-    return known.get(status, default)
 
 
 def ticket_of(scope: Scope) -> str:
@@ -201,7 +185,7 @@ class _SocketExchange:
         if self._closing:
             await self._closing
         if self._is_accepted:
-            await self._close(_NORMAL)
+            await self._close(NORMAL)
             SOCKETS.value -= 1
         else:
             IN_FLIGHT.value -= 1
@@ -233,7 +217,7 @@ class _SocketExchange:
         message = None if self._ended else await self._next()
         if message is None or self._ended:
             # Also a message that arrives together with the end: its sender may no longer be allowed to send it.
-            return {"type": "websocket.disconnect", "code": self._close_code or _INTERNAL, "reason": ""}
+            return {"type": "websocket.disconnect", "code": self._close_code or INTERNAL, "reason": ""}
         return message
 
     async def _next(self) -> Message | None:
@@ -248,7 +232,7 @@ class _SocketExchange:
         finally:
             self._waiting = None
         if message["type"] == "websocket.disconnect":
-            self._close_code = self._close_code or message.get("code", _NORMAL)
+            self._close_code = self._close_code or message.get("code", NORMAL)
         elif _size(message) > self._rules.max_message_size:
             self.end(PayloadTooLargeError())
         return message
@@ -280,7 +264,7 @@ class _SocketExchange:
 
     async def _close_or_refuse(self, message: Message) -> None:
         if self._is_accepted:
-            await self._close(message.get("code", _NORMAL), message.get("reason") or "")
+            await self._close(message.get("code", NORMAL), message.get("reason") or "")
         else:
             # Starlette closes a socket for which there is no route.
             await self._fail(ForbiddenError() if "route" in self._scope else NotFoundError())
@@ -290,7 +274,7 @@ class _SocketExchange:
         if message["type"] == f"{_DENIAL}.start":
             self._late_status: int = message["status"]
         else:
-            await self._close(_code_of_status(self._late_status), _code_in(message["body"]))
+            await self._close(code_of_status(self._late_status), code_in(message["body"]))
 
     async def _close(self, code: int, reason: str = "") -> None:
         if self._close_code is not None:
@@ -301,7 +285,7 @@ class _SocketExchange:
             await self._send({"type": "websocket.close", "code": code, "reason": short})
         except OSError:
             # The client has gone without a message to the endpoint.
-            self._close_code = _LOST
+            self._close_code = LOST
 
     async def _fail(self, error: AppError) -> None:
         if self._is_accepted:
@@ -319,7 +303,7 @@ class _SocketExchange:
         if _DENIAL in self._scope.get("extensions", {}):
             await self._send(message)
         elif message["type"] == f"{_DENIAL}.start":
-            await self._send({"type": "websocket.close", "code": _APPLICATION + HTTPStatus.FORBIDDEN, "reason": ""})
+            await self._send({"type": "websocket.close", "code": APPLICATION + HTTPStatus.FORBIDDEN, "reason": ""})
 
 
 def _has_socket(scope: Scope) -> bool:
@@ -343,15 +327,6 @@ def _without_ticket(scope: Scope) -> Scope:
 def _size(message: Message) -> int:
     text: str | None = message.get("text")
     return len(text.encode("utf-8", "surrogatepass")) if text is not None else len(message.get("bytes") or b"")
-
-
-def _code_in(document: bytes) -> str:
-    """Return the code of a problem document, or nothing for another response."""
-    try:
-        problem: Any = json.loads(document)
-    except ValueError:
-        return ""
-    return str(problem.get("code", "")) if isinstance(problem, dict) else ""
 
 
 def _app_error(error: BaseException) -> AppError | None:

@@ -1,10 +1,10 @@
 from httpx2 import AsyncClient
 
+from app.account.seed import ACCOUNTS, PASSWORD, seed
 from app.core.config import Settings
 from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.core.seeding import Seeding
-from app.users.seed import ACCOUNTS, PASSWORD, seed
 from tests.conftest import log_in
 
 EMAILS = [email for email, *_ in ACCOUNTS]
