@@ -66,12 +66,8 @@ _EDITS = (
     ("src/app/users/roles.py", '    ADMIN = "admin"\n', '    ADMIN = "admin"\n    GARDENER = "gardener"\n'),
     (
         "src/app/users/roles.py",
-        "{Role.USER: frozenset(), Role.ADMIN: frozenset(SCOPES)}",
-        """{
-    Role.USER: frozenset(),
-    Role.GARDENER: frozenset({"greetings:send"}),
-    Role.ADMIN: frozenset(SCOPES),
-}""",
+        "Role.ADMIN: frozenset(SCOPES)",
+        'Role.GARDENER: frozenset({"greetings:send"}), Role.ADMIN: frozenset(SCOPES)',
     ),
     (
         "src/app/users/models.py",
@@ -122,6 +118,7 @@ def typical(clone: Path) -> None:
     for page in clone.glob("docs/**/*.md"):
         page.write_text(_LINES_ABOUT_THE_COMPARISON.sub("", page.read_text()))
     make(clone, "setup")
+    subprocess.run([".venv/bin/ruff", "format", "--quiet", "src/app/users/roles.py"], cwd=clone, check=True)
     make(clone, "pins", "PINS=")
     make(clone, "docs")
 
