@@ -44,7 +44,7 @@ async def test_a_second_run_adds_nothing_and_the_printed_line_logs_in(empty_url:
         output = await paste(re.sub(r"http://127.0.0.1:\d+", server.base_url, line))
 
     assert first.stdout.startswith(f"account: added {', '.join(email for email, *_ in ACCOUNTS)}\n"), first.stderr
-    assert second.stdout.startswith("users: the example data exists already\n"), second.stderr
+    assert second.stdout.startswith("account: the example data exists already\n"), second.stderr
     assert await count_accounts(empty_url) == len(ACCOUNTS)
     assert PASSWORD in second.stdout
     assert '"access_token"' in output
