@@ -75,7 +75,6 @@ _EDITS = (
         "    full_name: Mapped[str | None]\n    nickname: Mapped[str | None]\n",
     ),
     ("docs/security/data.toml", 'full_name = "personal"\n', 'full_name = "personal"\nnickname = "personal"\n'),
-    ("src/app/mail/templates/set_password.txt", "has been created", "has been planted"),
     ("Makefile", ".PHONY: docs\n", ".PHONY: apples\napples: ## Count the apples\n\t@echo 3\n\n.PHONY: docs\n"),
     (".github/workflows/ci.yml", "branches: [main]", "branches: [main, harvest]"),
     (".ci/run", "make setup || exit 1\n", "make setup || exit 1\necho 'Counting apples'\n"),

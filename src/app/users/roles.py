@@ -26,7 +26,10 @@ def _declared() -> dict[str, str]:
 
 SCOPES: Final = _declared()
 
-GRANTS: Final[dict[Role, frozenset[str]]] = {Role.USER: frozenset(), Role.ADMIN: frozenset(SCOPES)}
+GRANTS: Final[dict[Role, frozenset[str]]] = {
+    Role.USER: frozenset(),
+    Role.ADMIN: frozenset(SCOPES),
+}
 
 
 def granted(role: str) -> frozenset[str]:
