@@ -10,7 +10,7 @@ from app.dev.generator.errors import GeneratorError
 from app.dev.generator.plan import plan
 
 # Tracebacks with local variables would show passwords and keys.
-commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @commands.command()
