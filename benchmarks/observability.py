@@ -98,7 +98,7 @@ def _without_all() -> AbstractContextManager[object]:
 
 
 _SWITCHES: Mapping[str, Switch] = {
-    "request id": lambda: _replaced(middleware, "_request_id", lambda _given: "0192f0c1a2b37c4d8e5f60718293a4b5"),
+    "request id": lambda: _replaced(middleware, "choose_request_id", lambda _given: "0192f0c1a2b37c4d8e5f60718293a4b5"),
     "headers": lambda: _replaced(middleware, "_HEADERS", {}),
     "access line": lambda: _replaced(request_metrics.RequestLog, "write", _nothing),
     "metrics": lambda: _replaced(Histogram, "observe", _nothing),

@@ -36,8 +36,8 @@ async def test_a_configured_origin_may_call(cross_origin: FastAPI) -> None:
     assert "WWW-Authenticate" in simple.headers["Access-Control-Expose-Headers"]
     assert preflight.status_code == 200
     assert "PATCH" in preflight.headers["Access-Control-Allow-Methods"]
-    # Tokens are sent in a header, so browsers need no cookies.
-    assert "access-control-allow-credentials" not in preflight.headers
+    # For the cookie with the refresh token.
+    assert preflight.headers["Access-Control-Allow-Credentials"] == "true"
     assert preflight.headers["X-Request-ID"]
 
 

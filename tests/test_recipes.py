@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import importlib
+import os
 import re
 import socket
 import struct
@@ -47,7 +48,9 @@ MODULES = (
 CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
-TIMES = pytest.mark.parametrize("times", [30, pytest.param(1000, marks=pytest.mark.slow)])
+# RECIPE_ROUNDS=1000 sets the number of the slow runs.
+_MANY = int(os.environ.get("RECIPE_ROUNDS", "250"))
+TIMES = pytest.mark.parametrize("times", [30, pytest.param(_MANY, marks=pytest.mark.slow)])
 _HEAD = b"GET %b HTTP/1.1\r\nHost: test\r\nAuthorization: %b\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
 

@@ -17,6 +17,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.auth.access import session_watch
+from app.auth.dependencies import ticket
+from app.auth.errors import InsufficientScopeError
 from app.core.errors import AppError, InternalError, RequestTimeoutError
 from app.core.http.error_handlers import add_error_handlers
 from app.core.http.mounts import mount_public
@@ -486,3 +488,8 @@ async def test_other_scopes_pass() -> None:
     await middleware({"type": "lifespan"}, nothing, nothing)
 
     assert seen == ["lifespan"]
+
+
+def test_the_guard_of_tickets_names_its_errors() -> None:
+    assert InsufficientScopeError in ticket.errors(["users:read"])
+    assert InsufficientScopeError not in ticket.errors([])

@@ -1,5 +1,6 @@
 """`make upgrade` merges a newer version, and settles the conflicts that have one right answer."""
 
+import ast
 import hashlib
 import re
 import subprocess
@@ -313,7 +314,13 @@ def test_what_the_changelog_says_to_clones_is_printed_once(clone: Repository, be
     "module", sorted((ROOT / "src" / "app" / "dev" / "upgrade").glob("*.py")), ids=lambda path: path.name
 )
 def test_the_code_needs_only_the_standard_library(module: Path) -> None:
-    imported = re.findall(r"^(?:from|import) ([\w.]+)", module.read_text(), re.MULTILINE)
+    nodes = ast.walk(ast.parse(module.read_text()))
+    imported = [
+        name
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    ]
 
     foreign = [name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names]
     assert [name for name in foreign if not name.startswith("app.dev.upgrade")] == []
