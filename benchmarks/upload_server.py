@@ -30,6 +30,7 @@ async def receive_raw(request: Request) -> int:
 
 def create_app_with_uploads(*arguments: Any, **options: Any) -> FastAPI:
     """Build the application as the server does, and add the two operations."""
+    # Whatever the server passes: its arguments are not those of this module.
     app = create_app(*arguments, **options)
     routing.include(app, router)
     return app

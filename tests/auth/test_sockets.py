@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -417,14 +417,18 @@ async def test_an_error_after_a_refusal_is_only_logged(caplog: pytest.LogCapture
     assert "unhandled error" in caplog.text
 
 
-async def end_of(endpoint: Any, failure: Exception | None = None) -> tuple[int, str]:
+async def end_of(
+    endpoint: Callable[[WebSocket], Awaitable[object]], failure: Exception | None = None
+) -> tuple[int, str]:
     """Return the code and the reason of the close frame that an endpoint leads to."""
     sent = await messages_of(endpoint, {}, failure)
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
     return sent[1]["code"], sent[1]["reason"]
 
 
-async def messages_of(endpoint: Any, more: Scope, failure: Exception | None = None) -> list[Message]:
+async def messages_of(
+    endpoint: Callable[[WebSocket], Awaitable[object]], more: Scope, failure: Exception | None = None
+) -> list[Message]:
     """Run an endpoint without a caller, and return what it sends."""
     app = FastAPI()
     add_error_handlers(app)

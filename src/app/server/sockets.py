@@ -79,6 +79,7 @@ class HandshakeCycle(ResponseCycle):
     def __init__(
         self, *, accepting: Response, open_socket: "Callable[[bytes], SocketConnection]", **options: Any
     ) -> None:
+        # The arguments of uvicorn's cycle, which has no types for them.
         super().__init__(**options)
         self._accepting = accepting
         self._open_socket = open_socket

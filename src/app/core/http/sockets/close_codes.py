@@ -2,7 +2,6 @@
 
 import json
 from http import HTTPStatus
-from typing import Any
 
 from app.core.errors import AppError
 from app.core.http.middleware import ShuttingDownError
@@ -31,7 +30,7 @@ def code_of_status(status: int) -> int:
 def code_in(document: bytes) -> str:
     """Return the code of a problem document, or nothing for another response."""
     try:
-        problem: Any = json.loads(document)
+        problem: object = json.loads(document)
     except ValueError:
         return ""
     return str(problem.get("code", "")) if isinstance(problem, dict) else ""
