@@ -5,10 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import asyncpg
-from fastapi import FastAPI
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from httpx2 import AsyncClient, Response
 
@@ -20,9 +18,8 @@ from app.core.notifications.broadcasts import Broadcasts
 from app.core.security.hashing import PasswordHasher
 from app.core.shutdown import Shutdown
 from app.main import create_app
-from app.server.connections import Connections
-from tests.auth.login_sessions import Pair, start
-from tests.auth.test_token_status import add_account
+from tests.auth.login_sessions import Pair
+from tests.auth.running_site import RunningSite
 from tests.conftest import make_settings
 from tests.test_recipes import listening
 from tests.volume import plain
@@ -72,22 +69,11 @@ class Stream:
 
 
 @dataclass
-class Site:
-    """The running application. `watcher` is a separate connection to the database."""
+class Site(RunningSite):
+    """The running application."""
 
-    app: FastAPI
-    database: Database
-    connections: Connections
-    address: tuple[str, int]
-    client: AsyncClient
-    watcher: asyncpg.Connection
-    shutdown: Shutdown
-    hasher: PasswordHasher
+    topic = TOPIC
     broadcasts: Broadcasts
-
-    async def log_in(self) -> Pair:
-        """Log in to a new account."""
-        return await start(self.client, await add_account(self.database, self.hasher))
 
     @asynccontextmanager
     async def stream(self, tokens: Pair) -> AsyncIterator[Stream]:
@@ -97,23 +83,6 @@ class Site:
             opened = Stream(response)
             assert await opened.event() == {"": "subscribed"}
             yield opened
-
-    async def publish(self, message: str) -> None:
-        """Publish as another process would."""
-        await self.watcher.execute("SELECT pg_notify('broadcasts', $1)", f"{TOPIC}\n{message}")
-
-    async def run(self, statement: str, tokens: Pair) -> None:
-        """Run a statement of `ENDS` as another process would."""
-        values = {":session_id": tokens.session_id, ":user_id": UUID(tokens.claims["sub"])}
-        [value] = [value for name, value in values.items() if name in statement]
-        for name in values:
-            statement = statement.replace(name, "$1")
-        await self.watcher.execute(statement, value)
-
-    async def is_at_rest(self) -> bool:
-        """Return whether no request runs and no connection is checked out of a pool."""
-        taken = [getattr(self.database, name).pool.checkedout() for name in ("engine", "read_engine")]
-        return not self.connections.tasks and taken == [0, 0]
 
     async def listeners(self) -> int:
         """Return the number of connections that receive messages."""

@@ -2,12 +2,9 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import asyncpg
-from fastapi import FastAPI
 from httpx2 import AsyncClient
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -17,10 +14,9 @@ from app.core.http.sockets.exchange import TICKET
 from app.core.security.hashing import PasswordHasher
 from app.core.shutdown import Shutdown
 from app.main import create_app
-from app.server.connections import Connections
-from tests.auth.login_sessions import Pair, start, ticket_of
+from tests.auth.login_sessions import Pair, ticket_of
+from tests.auth.running_site import RunningSite
 from tests.auth.socket_routes import ECHO, TOPIC, router
-from tests.auth.test_token_status import add_account
 from tests.conftest import make_settings
 from tests.test_recipes import listening
 from tests.volume import plain
@@ -29,22 +25,10 @@ from tests.volume import plain
 PATIENCE = 20.0
 
 
-@dataclass
-class Site:
-    """The running application. `watcher` is a separate connection to the database."""
+class Site(RunningSite):
+    """The running application."""
 
-    app: FastAPI
-    database: Database
-    connections: Connections
-    address: tuple[str, int]
-    client: AsyncClient
-    watcher: asyncpg.Connection
-    shutdown: Shutdown
-    hasher: PasswordHasher
-
-    async def log_in(self, role: str = "user") -> Pair:
-        """Log in to a new account."""
-        return await start(self.client, await add_account(self.database, self.hasher, role))
+    topic = TOPIC
 
     async def ticket(self, tokens: Pair) -> str:
         return await ticket_of(self.client, tokens.headers)
@@ -59,23 +43,6 @@ class Site:
         offered = [TICKET, given, *more]
         async with connect(url, subprotocols=offered, proxy=None, **options) as socket:  # type: ignore[arg-type]  # A NewType.
             yield socket
-
-    async def publish(self, message: str) -> None:
-        """Publish as another process would."""
-        await self.watcher.execute("SELECT pg_notify('broadcasts', $1)", f"{TOPIC}\n{message}")
-
-    async def run(self, statement: str, tokens: Pair) -> None:
-        """Run a statement of `ENDS` as another process would."""
-        values = {":session_id": tokens.session_id, ":user_id": UUID(tokens.claims["sub"])}
-        [value] = [value for name, value in values.items() if name in statement]
-        for name in values:
-            statement = statement.replace(name, "$1")
-        await self.watcher.execute(statement, value)
-
-    async def is_at_rest(self) -> bool:
-        """Return whether no request runs and no connection is checked out of a pool."""
-        taken = [getattr(self.database, name).pool.checkedout() for name in ("engine", "read_engine")]
-        return not self.connections.tasks and taken == [0, 0]
 
 
 @asynccontextmanager
