@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.dev.serving import GO, READY
+from app.dev.serving import GO, LOAD, READY
 
 SOURCE = Path(__file__).resolve().parents[1]
 _POLL_INTERVAL = 0.25
@@ -32,26 +32,30 @@ class ServingError(Exception):
 def serve_and_reload(variables: Mapping[str, str], announce: Callable[[], None], source: Path = SOURCE) -> None:
     """Serve until KeyboardInterrupt. `announce` is called once, when the first process accepts connections."""
     files = _Files(source)
-    served = _Served(variables)
+    served = spare = _Served(variables)
     try:
+        served.load()
         served.begin()
         if not served.wait_until_ready():
             message = "The application did not start; the lines above say why."
             raise ServingError(message)
         announce()
+        spare = _Served(variables)
         while True:
             time.sleep(_POLL_INTERVAL)
             if changed := files.changed():
                 log.info("reloading", extra={"changed": changed})
                 if any(path.startswith(_MIGRATIONS) for path in changed):
                     log.warning("a migration has changed; the next make run will run it")
-                successor = _Served(variables)
+                spare.load()
                 served.stop()
-                served = successor
+                served = spare
                 served.begin()
+                spare = _Served(variables)
             elif served.has_just_ended():
                 log.error("the application has stopped; it starts again when a file changes")
     finally:
+        spare.stop()
         served.stop()
 
 
@@ -98,23 +102,30 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 class _Served:
-    """The process that serves the application. It imports the application at once, and begins to serve when it is told to."""
+    """A process that serves the application. It imports the libraries at once, and does everything else when it is told to."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._is_ended = False
         self._control, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _blocked(signal.SIGINT):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app.dev.serving", str(theirs.fileno())],
                 env=os.environ | variables,
                 pass_fds=[theirs.fileno()],
             )
 
+    def load(self) -> None:
+        """Let the process import the application. Later changes of its files have no effect."""
+        self._tell(LOAD)
+
     def begin(self) -> None:
         """Let the process listen. The port must be free."""
+        self._tell(GO)
+
+    def _tell(self, command: bytes) -> None:
         # If the process has ended, because a module cannot be imported, it has printed the reason.
         with suppress(OSError):
-            self._control.sendall(GO)
+            self._control.sendall(command)
 
     def wait_until_ready(self) -> bool:
         """Return False if the process ends before it accepts connections."""
@@ -138,3 +149,16 @@ class _Served:
             self._process.kill()
             self._process.wait()
             self._control.close()
+
+
+@contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """Block a signal here, and in a process that the block starts, until that process unblocks it.
+
+    Ctrl-C reaches the whole process group, and Python would print a traceback while it starts.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
