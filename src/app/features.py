@@ -21,7 +21,19 @@ FEATURES: tuple[str, ...] = (
 """Lowest first: a feature may import the features before it."""
 
 _PLATFORM = ("mail", "jobs")
-PARTS = ("router", "models", "jobs", "scopes", "settings", "commands", "resources", "export", "seed", "templates")
+PARTS = (
+    "router",
+    "models",
+    "jobs",
+    "scopes",
+    "settings",
+    "commands",
+    "resources",
+    "second_factor",
+    "export",
+    "seed",
+    "templates",
+)
 
 
 def names() -> tuple[str, ...]:

@@ -171,3 +171,12 @@ class SessionNotFoundError(NotFoundError):
 class WrongPasswordError(ForbiddenError):
     code = "wrong_password"
     detail = "The current password is wrong."
+
+
+class WrongCodeError(ForbiddenError):
+    """The account has no second factor, or the code is wrong, expired or used. The error is the same for each."""
+
+    code = "wrong_code"
+    detail = (
+        "This code is wrong, or has been used before. Give the current code of your app, or an unused recovery code."
+    )

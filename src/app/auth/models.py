@@ -5,8 +5,8 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal, get_args, override
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, func, text
-from sqlalchemy.dialects.postgresql import CIDR
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import UserDefinedType
@@ -27,6 +27,8 @@ type RevokeReason = Literal[
     "evicted",
     "all",
 ]
+# How strongly the client of a session has proved who it is: with one factor, or with two (NIST SP 800-63B).
+type Acr = Literal["aal1", "aal2"]
 Now = Annotated[datetime, mapped_column(server_default=func.now())]
 
 
@@ -50,6 +52,7 @@ class LoginSession(Base):
     __tablename__ = "sessions"
     __table_args__ = (
         one_of("revoke_reason", get_args(RevokeReason.__value__)),
+        one_of("acr", get_args(Acr.__value__)),
         Index(None, "user_id", "last_seen_at", "id"),
         Index(None, "user_id", "origin"),
         # For the purge.
@@ -67,6 +70,9 @@ class LoginSession(Base):
     scope: Mapped[str]
     created_at: Mapped[CreatedAt]
     auth_time: Mapped[Now]
+    acr: Mapped[str] = mapped_column(server_default=text("'aal1'"))
+    # How it was proved, in the names of RFC 8176, and `rc` for a recovery code.
+    amr: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{pwd}'"))
     rotated_at: Mapped[Now]
     # Written only at a refresh, so other requests cause no write.
     last_seen_at: Mapped[Now]

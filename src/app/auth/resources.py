@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from app.auth import second_factor
 from app.auth.access.revocation import RevocationListener
 from app.auth.access.session_watch import SessionWatches
 from app.auth.access.token_status import TokenStatusCheck
@@ -54,4 +55,5 @@ def _toolkit(core: Foundation, hasher: PasswordHasher) -> Toolkit:
             lifetime=int(settings.access_token_ttl.total_seconds()),
         ),
         limiter=RateLimiter(core.database, core.keys.derive("rate-limit"), enabled=core.settings.rate_limit.enabled),
+        second_factor=second_factor.installed(),
     )

@@ -1,5 +1,6 @@
 """Logging in, refreshing, logging out, and giving the password again."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -89,11 +90,29 @@ async def _log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPa
     async def start(session: WriteSession) -> TokenPair:
         if verification.new_hash is not None:
             await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
-        user = await _lock_unchanged(session, credentials)
+        # During hashing the account may have been disabled, or its password changed. So it is locked and read again.
+        user = await sessions.lock_unchanged(session, credentials.id, credentials.authz_version)
         forgiven = kit.limiter.forgiveness(*counted)
-        return await sessions.start(session, kit, actor, user, payload.scope, ctes=(forgiven,))
+        return await sessions.start(
+            session, kit, actor, user, payload.scope, acr="aal1", amr=("pwd",), ctes=(forgiven,)
+        )
 
     return await kit.database.unit(start)
+
+
+async def complete_login(
+    session: WriteSession, kit: Toolkit, actor: Actor, user: LockedUser, scope: str | None, *, amr: Sequence[str]
+) -> TokenPair:
+    """Start the session of a login that was asked for a second factor and has given one: the second leg.
+
+    The caller has locked the account with `sessions.lock_unchanged`. `amr` has the methods of the factor, such as `("otp",)`. Only now
+    is the attempt taken back that the first leg counted: a right password alone resets no limit.
+    """
+    with _LOGINS.outcome():
+        forgiven = kit.limiter.forgiveness(*limits.login(actor, user.email_key))
+        return await sessions.start(
+            session, kit, actor, user, scope, acr="aal2", amr=("pwd", *amr, "mfa"), ctes=(forgiven,)
+        )
 
 
 async def _find_login(session: ReadSession, kit: Toolkit, actor: Actor, username: str) -> Credentials | None:
@@ -111,14 +130,6 @@ async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, sto
         # The password was not checked, so the attempt does not count.
         await kit.limiter.forgive(*counted)
         raise
-
-
-async def _lock_unchanged(session: WriteSession, credentials: Credentials) -> LockedUser:
-    # During hashing the account may have been disabled, or its password changed. So it is locked and read again.
-    user = await crud.lock_user(session, credentials.id)
-    if user is None or not user.is_active or user.authz_version != credentials.authz_version:
-        raise InvalidGrantError
-    return user
 
 
 def _reason(credentials: Credentials | None) -> str:

@@ -3,11 +3,12 @@
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from app.core import product
 from app.core.config import HashingSettings, KeySettings, Settings
-from app.core.config.groups import Duration, Pause
+from app.core.config.groups import Duration, Listed, Pause, refuse
+from app.users.roles import Role
 
 
 class AuthSettings(KeySettings, HashingSettings):
@@ -43,6 +44,21 @@ class AuthSettings(KeySettings, HashingSettings):
     `Token-Transport: cookie`."""
     require_verified_email: bool = True
     """Refuse logins of accounts without a verified email address (403 `email_not_verified`)."""
+    mfa_required_roles: Listed[str] = ()
+    """Roles that need a second factor, separated by commas, such as `admin`. Without it, their accounts can log in and set it up, but
+    no scope of the role is granted."""
+    mfa_token_ttl: Duration = Field(default=timedelta(minutes=5), le=timedelta(minutes=15))
+    """Time in which a login with a correct password can be completed with a second factor, at most 15 minutes."""
+    mfa_issuer: str | None = Field(default=None, min_length=1, max_length=64)
+    """Name of this service in authenticator apps. Unset: the name of the sender of mails."""
+
+    @field_validator("mfa_required_roles")
+    @classmethod
+    def _refuse_unknown_role(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if name not in Role:
+                refuse(f"there is no role {name!r}; the roles are {', '.join(Role)}")
+        return given
 
 
 def issuer(settings: Settings) -> str:

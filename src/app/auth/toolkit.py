@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from app.auth.access.tokens import AccessTokens
+from app.auth.second_factor import SecondFactor
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
@@ -20,3 +21,4 @@ class Toolkit:
     hasher: PasswordHasher
     access_tokens: AccessTokens
     limiter: RateLimiter
+    second_factor: "SecondFactor[Toolkit]"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, Interval, Row, Text, bindparam, exists, func, insert, select, update
+from sqlalchemy import CTE, ColumnElement, Interval, Row, Text, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import aliased
 
 from app.auth.models import IS_LIVE, LoginSession
@@ -47,7 +47,7 @@ class Credentials(NamedTuple):
 
 class LockedUser(NamedTuple):
     id: UUID
-    is_active: bool
+    email_key: str
     authz_version: int
     role: str
     # All sessions with a lower id have been ended; a new session needs a higher one.
@@ -113,11 +113,13 @@ async def get_login(session: ReadSession, email_key: str, origin: str | None) ->
     return crud.only(Credentials, await session.execute(_LOGIN, {"email_key": email_key, "origin": origin}))
 
 
-async def lock_user(session: WriteSession, user_id: UUID) -> LockedUser | None:
-    """Lock an account against changes and other logins until the transaction ends."""
-    columns = (User.id, User.is_active, User.authz_version, User.role, LAST_CUTOFF.scalar_subquery())
-    statement = locks.in_order(select(*columns).where(User.id == user_id))
-    return crud.only(LockedUser, await session.execute(statement))
+async def lock_unchanged(
+    session: WriteSession, user_id: UUID | ColumnElement[UUID], authz_version: int | ColumnElement[int]
+) -> LockedUser | None:
+    """Lock an active account of this version against changes and other logins, until the transaction ends; None if there is none."""
+    columns = (User.id, User.email_key, User.authz_version, User.role, LAST_CUTOFF.scalar_subquery())
+    is_unchanged = (User.id == user_id) & (User.authz_version == authz_version) & User.is_active
+    return crud.only(LockedUser, await session.execute(locks.in_order(select(*columns).where(is_unchanged))))
 
 
 async def create(

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from itertools import islice
 from uuid import UUID
 
-from sqlalchemy import CTE
+from sqlalchemy import CTE, ColumnElement
 from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth.errors import InvalidScopeError, InvalidTokenError, SessionNotFoundError
-from app.auth.models import LoginSession
+from app.auth.errors import InvalidGrantError, InvalidScopeError, InvalidTokenError, SessionNotFoundError
+from app.auth.models import Acr, LoginSession
 from app.auth.schemas import TokenPair
 from app.auth.sessions import crud, refresh_tokens, revoking_crud
 from app.auth.sessions.crud import LockedUser, SessionState
@@ -37,6 +37,19 @@ _MAX_USER_AGENT = 256
 _VERSION = re.compile(r"[0-9][0-9._]*")
 
 
+async def lock_unchanged(
+    session: WriteSession, user_id: UUID | ColumnElement[UUID], authz_version: int | ColumnElement[int]
+) -> LockedUser:
+    """Lock the account of a login. Raises `InvalidGrantError` if it has been disabled or changed since this version was read.
+
+    SQL expressions, such as scalar subqueries, save the statement that would read the values.
+    """
+    user = await crud.lock_unchanged(session, user_id, authz_version)
+    if user is None:
+        raise InvalidGrantError
+    return user
+
+
 async def start(
     session: WriteSession,
     kit: Toolkit,
@@ -44,10 +57,13 @@ async def start(
     user: LockedUser,
     requested_scope: str | None,
     *,
+    acr: Acr,
+    amr: Sequence[str],
     ctes: Sequence[CTE] = (),
 ) -> TokenPair:
-    """Start a login session for an account that the caller has locked and knows to be active.
+    """Start a login session for an account that the caller has locked and knows to be active. Every way to log in ends here.
 
+    `acr` says how strongly the client has proved who it is, `amr` by which methods (RFC 8176): `("pwd",)`, `("pwd", "otp", "mfa")`.
     One statement ends sessions above the maximum, records the login, runs `ctes`, and inserts the session.
     """
     settings = kit.settings.of(AuthSettings)
@@ -57,6 +73,8 @@ async def start(
         "nonce": os.urandom(32),
         "pepper_id": kit.keys.active_pepper,
         "scope": " ".join(sorted(granted_scopes(user.role, requested_scope))) if requested_scope else "",
+        "acr": acr,
+        "amr": list(amr),
         "ip_prefix": actor.ip_prefix,
         "origin": origin(kit, actor),
         "user_agent": _cleaned(actor.user_agent),
