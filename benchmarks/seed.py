@@ -104,6 +104,8 @@ def _caller(
         version=1,
         scopes=GRANTS[Role.USER if user_id.int else Role.ADMIN],
         auth_time=int(time.time()),
+        acr="aal1",
+        amr=["pwd"],
         session_ends=ends.timestamp(),
     )
     refresh_token = refresh_tokens.make(keys, session_id, generation=0, pepper_id=pepper_id, nonce=nonce)

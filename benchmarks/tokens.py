@@ -23,7 +23,14 @@ def _reader() -> AccessTokens:
 def _issued(reader: AccessTokens) -> str:
     now = time.time()
     token, _ = reader.issue(
-        user_id=uuid4(), session_id=uuid4(), version=1, scopes=(), auth_time=int(now), session_ends=now + 3600
+        user_id=uuid4(),
+        session_id=uuid4(),
+        version=1,
+        scopes=(),
+        auth_time=int(now),
+        acr="aal1",
+        amr=["pwd"],
+        session_ends=now + 3600,
     )
     return token
 

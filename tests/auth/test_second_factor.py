@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
+from httpx2 import AsyncClient
 from pydantic import ValidationError
 from sqlalchemy import literal, select, text
 
@@ -12,6 +13,7 @@ from app import features
 from app.audit.service import Actor
 from app.auth import second_factor
 from app.auth import service as auth_service
+from app.auth.access import tickets
 from app.auth.errors import InvalidGrantError, WrongCodeError
 from app.auth.second_factor import NoSecondFactor
 from app.auth.sessions import service as sessions
@@ -21,8 +23,7 @@ from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.users.models import User
 from tests.auth.code_factor import CodeFactor
-from tests.auth.forge import read_part
-from tests.auth.login_sessions import row
+from tests.auth.login_sessions import ME, SESSIONS, Pair, refresh, row, start, ticket_of
 from tests.conftest import make_settings
 from tests.factories import make_user
 
@@ -41,6 +42,13 @@ async def account(session: WriteSession, hasher: PasswordHasher) -> User:
     account = await make_user(session, hasher)
     await session.commit()
     return account
+
+
+async def started(kit: Toolkit, account: User) -> Pair:
+    """Start a session with two factors, as the second leg of a login does."""
+    async with kit.database.begin() as unit:
+        user = await sessions.lock_unchanged(unit, account.id, account.authz_version)
+        return Pair((await auth_service.complete_login(unit, kit, ACTOR, user, None, amr=("otp",))).model_dump())
 
 
 def brings(*names: str) -> object:
@@ -92,11 +100,9 @@ def test_roles_are_separated_by_commas() -> None:
 async def test_the_second_leg_of_a_login_starts_a_session_that_says_how(
     kit: Toolkit, session: WriteSession, account: User
 ) -> None:
-    async with kit.database.begin() as unit:
-        user = await sessions.lock_unchanged(unit, account.id, account.authz_version)
-        pair = await auth_service.complete_login(unit, kit, ACTOR, user, None, amr=("otp",))
+    tokens = await started(kit, account)
 
-    stored = await row(session, read_part(pair.access_token, 1)["sid"])
+    stored = await row(session, tokens.session_id)
     assert (stored.user_id, stored.acr, stored.amr) == (account.id, "aal2", ["pwd", "otp", "mfa"])
 
 
@@ -122,3 +128,40 @@ async def test_the_second_leg_is_refused_when_the_account_has_changed(
     async with kit.database.sessions() as unit:
         with pytest.raises(InvalidGrantError):
             await sessions.lock_unchanged(unit, account.id, account.authz_version)
+
+
+async def test_a_session_with_two_factors_keeps_its_assurance_at_a_refresh(
+    kit: Toolkit, client: AsyncClient, account: User
+) -> None:
+    first = await started(kit, account)
+
+    second = await refresh(client, first)
+
+    for tokens in (first, second):
+        assert (tokens.claims["acr"], tokens.claims["amr"]) == ("aal2", ["pwd", "otp", "mfa"])
+    assert first.access != second.access
+
+
+async def test_an_owner_sees_which_sessions_gave_a_second_factor(
+    kit: Toolkit, client: AsyncClient, account: User
+) -> None:
+    strong = await started(kit, account)
+    weak = await start(client, account.email)
+
+    page = (await client.get(SESSIONS, headers=weak.headers)).json()
+    export = (await client.get(f"{ME}/export", headers=weak.headers)).json()
+
+    by_id = {one["id"]: one["acr"] for one in page["items"]}
+    assert by_id == {str(strong.session_id): "aal2", str(weak.session_id): "aal1"}
+    assert by_id == {one["id"]: one["acr"] for one in export["sessions"]}
+
+
+async def test_a_ticket_carries_the_assurance_of_its_session(
+    kit: Toolkit, client: AsyncClient, database: Database, account: User
+) -> None:
+    tokens = await started(kit, account)
+    ticket = await ticket_of(client, tokens.headers)
+
+    bearer = await tickets.redeem(database, ticket, ())
+
+    assert bearer.acr == "aal2"

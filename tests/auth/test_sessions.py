@@ -719,7 +719,7 @@ async def test_an_owner_sees_their_live_sessions(client: AsyncClient, session: W
         (str(second.session_id), "Browser b", False),
         (str(first.session_id), "Browser a", True),
     ]
-    assert set(page["items"][0]) == {"id", "created_at", "last_seen_at", "user_agent", "ip_prefix", "is_current"}
+    assert set(page["items"][0]) == {"id", "created_at", "last_seen_at", "user_agent", "ip_prefix", "acr", "is_current"}
     assert page["next_cursor"] is None
 
 

@@ -64,6 +64,7 @@ async def test_a_ticket_stands_for_the_access_token_that_asked_for_it(
         version=claims["ver"],
         scopes=frozenset(claims["scope"].split()),
         auth_time=claims["auth_time"],
+        acr="aal1",
         expires_at=claims["exp"],
     )
     assert str(bearer.user_id) == claims["sub"]

@@ -217,7 +217,14 @@ async def test_without_state_and_database_the_response_is_503(access_check: str)
     issuing = AccessTokens(ring, issuer=issuer(settings), audience=settings.of(AuthSettings).audience, lifetime=600)
     now = int(time.time())
     token, _ = issuing.issue(
-        user_id=uuid4(), session_id=uuid4(), version=1, scopes=[], auth_time=now, session_ends=now + 600
+        user_id=uuid4(),
+        session_id=uuid4(),
+        version=1,
+        scopes=[],
+        auth_time=now,
+        acr="aal1",
+        amr=["pwd"],
+        session_ends=now + 600,
     )
     database = Database(settings.database)
 
@@ -293,6 +300,7 @@ async def test_a_write_confirms_what_the_role_grants(
         version=claims["ver"],
         scopes=frozenset({"users:write"}),
         auth_time=claims["auth_time"],
+        acr="aal1",
         expires_at=claims["exp"],
         needed=frozenset({"users:write"}),
         visitor=Actor,

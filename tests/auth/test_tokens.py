@@ -27,6 +27,7 @@ from app.core.security.keys import generate_key_set, parse_key_ring
 from app.main import create_app
 from tests.auth.conftest import Target
 from tests.auth.forge import MISSING, Forge, decode, encode, private_key, read_part, sign, signing_jwk
+from tests.auth.released_claims import RELEASED_HEADER, RELEASED_LENGTHS, ReleasedClaims
 from tests.conftest import KEY_SET, LoggedIn, make_settings, running
 
 ME = "/api/v1/users/me"
@@ -397,7 +398,8 @@ async def test_text_that_is_not_a_compact_token_is_refused(target: Target, forge
     "forgery",
     [
         pytest.param(lambda forge: forge.with_claims(), id="the same again"),
-        pytest.param(lambda forge: forge.with_claims(acr="aal2", role="admin"), id="claims of a later release"),
+        pytest.param(lambda forge: forge.with_claims(role="admin"), id="claims of a later release"),
+        pytest.param(lambda forge: forge.with_claims(acr=MISSING, amr=MISSING), id="claims of the release before"),
         pytest.param(claim("nbf", now() - 10), id="nbf past"),
         pytest.param(header(typ="application/at+jwt"), id="typ with its prefix"),
         pytest.param(header(typ="AT+JWT"), id="typ in upper case"),
@@ -462,7 +464,14 @@ def test_refusing_a_token_takes_no_longer_than_accepting_one(token: str) -> None
         # One of its own each time: it remembers the tokens that it has accepted.
         tokens = AccessTokens(parse_key_ring(KEY_SET, source="tests"), issuer="i", audience="a", lifetime=600)
         good, _ = tokens.issue(
-            user_id=uuid4(), session_id=uuid4(), version=1, scopes=[], auth_time=now(), session_ends=now() + 600
+            user_id=uuid4(),
+            session_id=uuid4(),
+            version=1,
+            scopes=[],
+            auth_time=now(),
+            acr="aal1",
+            amr=["pwd"],
+            session_ends=now() + 600,
         )
 
         started = time.process_time()
@@ -493,10 +502,13 @@ def test_an_issued_token_has_exactly_the_members_of_the_contract(forge: Forge, u
         "sid",
         "ver",
         "auth_time",
+        "acr",
+        "amr",
         "scope",
         "client_id",
     }
     assert claims["sub"] == user.user_id
+    assert (claims["acr"], claims["amr"]) == ("aal1", ["pwd"])
     assert claims["exp"] - claims["iat"] == 600
     # `auth_time` is the start of the transaction by the database's clock, `iat` comes from the clock of the process.
     assert abs(claims["auth_time"] - claims["iat"]) <= 10
@@ -587,6 +599,8 @@ async def test_tokens_can_be_signed_with_ed25519(database_url: str, database: Da
         version=1,
         scopes=[],
         auth_time=now(),
+        acr="aal1",
+        amr=["pwd"],
         session_ends=now() + 3600,
     )
 
@@ -618,6 +632,8 @@ def issued(tokens: AccessTokens, number: int) -> str:
         version=1,
         scopes=[],
         auth_time=now(),
+        acr="aal1",
+        amr=["pwd"],
         session_ends=now() + 3600,
     )
     return token
@@ -663,8 +679,32 @@ def test_a_token_ends_with_its_session_but_lives_at_least_a_second(left: float, 
             version=1,
             scopes=[],
             auth_time=now(),
+            acr="aal1",
+            amr=["pwd"],
             session_ends=now() + left,
         )
 
     claims = read_part(token, 1)
     assert claims["exp"] - claims["iat"] == lives == lifetime
+
+
+def test_the_release_before_accepts_a_token(forge: Forge) -> None:
+    claims = ReleasedClaims.model_validate(forge.claims | {"kid": forge.header["kid"]})
+
+    assert str(claims.user_id) == forge.claims["sub"]
+    assert forge.header.keys() == RELEASED_HEADER
+    assert len(forge.token) <= RELEASED_LENGTHS["token"]
+    assert len(forge.token.partition(".")[0]) <= RELEASED_LENGTHS["header"]
+
+
+def test_the_session_of_a_token_of_the_release_before_began_with_a_password(forge: Forge) -> None:
+    tokens = AccessTokens(
+        parse_key_ring(KEY_SET, source="tests"),
+        issuer=forge.claims["iss"],
+        audience=forge.claims["aud"],
+        lifetime=600,
+    )
+
+    claims = tokens.read(forge.with_claims(acr=MISSING, amr=MISSING))
+
+    assert (claims.acr, claims.amr) == ("aal1", ("pwd",))

@@ -74,6 +74,8 @@ class Principal:
     version: int
     scopes: frozenset[str]
     auth_time: int
+    # `aal2`: the login session has given a second factor.
+    acr: str
     # When the access token expires, in seconds since 1970.
     expires_at: int
     # The scopes that the operation needs.
@@ -137,6 +139,7 @@ class _TokenGuard(SecurityBase, Guard):
             version=claims.version,
             scopes=claims.scopes,
             auth_time=claims.auth_time,
+            acr=claims.acr,
             expires_at=claims.expires_at,
             needed=frozenset(needed.scopes),
             visitor=partial(_visitor, request),
@@ -199,6 +202,7 @@ class TicketGuard(Guard):
                 version=bearer.version,
                 scopes=bearer.scopes,
                 auth_time=bearer.auth_time,
+                acr=bearer.acr,
                 expires_at=bearer.expires_at,
                 needed=frozenset(needed.scopes),
                 visitor=partial(_visitor, socket),

@@ -91,6 +91,7 @@ class SessionRead(Answer):
     last_seen_at: datetime = Field(description="When it was last refreshed.")
     user_agent: str | None
     ip_prefix: IPv4Network | IPv6Network | None = Field(description="The network from which it was started.")
+    acr: str = Field(description="`aal1`: started with a password. `aal2`: with a second factor too.")
     is_current: bool = Field(description="Whether this request belongs to it.")
 
 
@@ -102,6 +103,7 @@ class SessionExport(Answer):
     last_seen_at: datetime
     user_agent: str | None
     ip_prefix: IPv4Network | IPv6Network | None
+    acr: str
     revoked_at: datetime | None
     revoke_reason: str | None
 

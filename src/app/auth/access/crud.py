@@ -36,6 +36,7 @@ class UsedTicket(NamedTuple):
     version: int
     scope: str
     auth_time: datetime
+    acr: str
     token_expires_at: datetime
     is_session_live: bool
     is_active: bool
@@ -143,6 +144,7 @@ async def use_ticket(session: WriteSession, digest: bytes) -> UsedTicket | None:
             LoginSession.user_id,
             *(used.c[name] for name in ("session_id", "version", "scope")),
             LoginSession.auth_time,
+            LoginSession.acr,
             used.c.token_expires_at,
             *(IS_LIVE, User.is_active, User.authz_version, User.role),
         )

@@ -35,6 +35,7 @@ class Bearer:
     version: int
     scopes: frozenset[str]
     auth_time: int
+    acr: str
     expires_at: int
 
 
@@ -85,6 +86,7 @@ async def redeem(database: Database, ticket: str, needed: Collection[str]) -> Be
         version=used.version,
         scopes=scopes,
         auth_time=int(used.auth_time.timestamp()),
+        acr=used.acr,
         expires_at=int(used.token_expires_at.timestamp()),
     )
 

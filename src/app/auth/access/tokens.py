@@ -6,7 +6,7 @@ joserfc verifies signatures but not claims, so this module checks every claim. N
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, override
 from uuid import UUID
@@ -71,6 +71,9 @@ class AccessClaims(BaseModel):
     version: _Integer = Field(validation_alias="ver")
     scopes: Annotated[frozenset[str], BeforeValidator(str.split)] = Field(validation_alias="scope")
     auth_time: _Instant
+    # Tokens of the release before have neither claim. Their sessions began with a password.
+    acr: str = "aal1"
+    amr: tuple[str, ...] = ("pwd",)
     issued_at: _Instant = Field(validation_alias="iat")
     expires_at: _Instant = Field(validation_alias="exp")
     # This application does not write `nbf`, but a token that is not valid yet must not be used (RFC 7519, 4.1.5).
@@ -97,6 +100,8 @@ class AccessTokens:
         version: int,
         scopes: Iterable[str],
         auth_time: int,
+        acr: str,
+        amr: Sequence[str],
         session_ends: float,
     ) -> tuple[str, int]:
         """Sign a token for one login session. Return it with its lifetime in seconds, which ends with the session at the latest."""
@@ -113,6 +118,8 @@ class AccessTokens:
             "sid": str(session_id),
             "ver": version,
             "auth_time": auth_time,
+            "acr": acr,
+            "amr": list(amr),
             "scope": " ".join(sorted(scopes)),
             "client_id": CLIENT_ID,
         }

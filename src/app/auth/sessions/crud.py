@@ -28,6 +28,8 @@ class SessionState(NamedTuple):
     pepper_id: int
     scope: str
     auth_time: datetime
+    acr: str
+    amr: Sequence[str]
     idle_expires_at: datetime
     absolute_expires_at: datetime
     role: str
@@ -106,6 +108,7 @@ _LISTED = (
     LoginSession.last_seen_at,
     LoginSession.user_agent,
     LoginSession.ip_prefix,
+    LoginSession.acr,
 )
 
 

@@ -185,6 +185,8 @@ def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None)
         version=state.authz_version,
         scopes=scopes,
         auth_time=int(state.auth_time.timestamp()),
+        acr=state.acr,
+        amr=state.amr,
         session_ends=ends.timestamp(),
     )
     # If the pepper of this generation has been removed, the active one makes an equally valid token.
