@@ -21,6 +21,7 @@ type Run = Callable[..., tuple[int, str, str]]
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 PRIVATE = {"d", "k"}
+KINDS = ["signing", "pepper", "seal"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +50,19 @@ def keys(app: Command, file: Path) -> Run:
 
 
 def stored(file: Path) -> Keys:
+    """The keys of the file, without the seal keys."""
     found: Keys = json.loads(file.read_text())["keys"]
     return found
 
 
+def stored_seal_keys(file: Path) -> Keys:
+    found: Keys = json.loads(file.read_text()).get("seal_keys", [])
+    return found
+
+
 def states(file: Path, kind: str) -> dict[str, str]:
+    if kind == "seal":
+        return {key["kid"]: key["state"] for key in stored_seal_keys(file)}
     return {
         key["kid"]: key["state"]
         for key in stored(file)
@@ -74,18 +83,18 @@ def succeed(result: tuple[int, str, str]) -> str:
 
 def assert_private(output: str, file: Path) -> None:
     """Check that the output contains no secret."""
-    secrets = {key[name] for key in stored(file) for name in PRIVATE & key.keys()}
+    secrets = {key[name] for key in [*stored(file), *stored_seal_keys(file)] for name in PRIVATE & key.keys()}
     assert secrets
     assert not any(secret in output for secret in secrets)
 
 
-@pytest.mark.parametrize("kind", ["signing", "pepper"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rotated_key_goes_from_active_to_retiring_to_removed(
     keys: Run, file: Path, clock: time_machine.Traveller, kind: str
 ) -> None:
     old = kid_in(file, kind, "active")
-    other = "pepper" if kind == "signing" else "signing"
-    untouched = states(file, other)
+    others = [other for other in KINDS if other != kind]
+    untouched = [states(file, other) for other in others]
 
     output = succeed(keys("add", kind))
     new = kid_in(file, kind, "next")
@@ -98,10 +107,10 @@ def test_a_rotated_key_goes_from_active_to_retiring_to_removed(
     output += succeed(keys("remove", old))
     assert states(file, kind) == {new: "active"}
 
-    assert states(file, other) == untouched
+    assert [states(file, other) for other in others] == untouched
     assert_private(output, file)
     ring = load_key_ring(AuthSettings(signing_keys_file=file))
-    assert new in {ring.active, str(ring.active_pepper)}
+    assert new in {ring.active, str(ring.active_pepper), f"seal-{ring.active_seal_key}"}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -131,6 +140,7 @@ def test_the_list_shows_the_state_of_each_key(keys: Run, file: Path) -> None:
         f"signing  ES256   active    since 2026-01-31 12:00Z  {kid_in(file, 'signing', 'active')}",
         "pepper           active    since 2026-01-31 12:00Z  1",
         "pepper           next      since 2026-01-31 12:00Z  2",
+        "seal             active    since 2026-01-31 12:00Z  seal-1",
     ]
 
 
@@ -197,7 +207,7 @@ def refused(keys: Run, file: Path, *arguments: str) -> str:
     return errors.removeprefix("app: ").rstrip("\n")
 
 
-@pytest.mark.parametrize("kind", ["signing", "pepper"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_only_key_cannot_retire(keys: Run, file: Path, kind: str) -> None:
     kid = kid_in(file, kind, "active")
 
@@ -206,7 +216,7 @@ def test_the_only_key_cannot_retire(keys: Run, file: Path, kind: str) -> None:
     assert sentence == f"there is no {kind} key that can replace {kid}; first add one with `app keys add {kind}`"
 
 
-@pytest.mark.parametrize("kind", ["signing", "pepper"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_active_key_cannot_be_removed(keys: Run, file: Path, kind: str) -> None:
     kid = kid_in(file, kind, "active")
 
@@ -224,7 +234,12 @@ def test_each_kind_has_at_most_one_next_key(keys: Run, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "lead", "until"), [("signing", 1440, "2026-02-01 12:00Z"), ("pepper", 10, "2026-01-31 12:10Z")]
+    ("kind", "lead", "until"),
+    [
+        ("signing", 1440, "2026-02-01 12:00Z"),
+        ("pepper", 10, "2026-01-31 12:10Z"),
+        ("seal", 10, "2026-01-31 12:10Z"),
+    ],
 )
 def test_a_key_that_some_processes_may_not_know_becomes_active_only_with_force(
     keys: Run, file: Path, clock: time_machine.Traveller, kind: str, lead: int, until: str
@@ -240,7 +255,7 @@ def test_a_key_that_some_processes_may_not_know_becomes_active_only_with_force(
     assert states(file, kind) == {old: "retiring", new: "active"}
 
 
-@pytest.mark.parametrize("kind", ["signing", "pepper"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_retiring_twice_is_refused(keys: Run, file: Path, kind: str) -> None:
     old = kid_in(file, kind, "active")
     succeed(keys("add", kind))
@@ -272,6 +287,52 @@ def test_a_key_with_valid_tokens_is_removed_only_with_force(
     assert sentence == f"tokens made with {old} may still be valid; wait until {until}, or use --force"
     succeed(keys("remove", old, "--force"))
     assert old not in states(file, kind)
+
+
+def test_a_seal_key_that_a_process_may_still_use_is_removed_only_with_force(
+    keys: Run, file: Path, clock: time_machine.Traveller
+) -> None:
+    succeed(keys("add", "seal"))
+    succeed(keys("retire", "seal-1", "--force"))
+    clock.shift(timedelta(minutes=10, seconds=-1))
+
+    sentence = refused(keys, file, "remove", "seal-1")
+
+    assert sentence == "some processes may still seal with seal-1; wait until 2026-01-31 12:10Z, or use --force"
+    succeed(keys("remove", "seal-1", "--force"))
+    assert states(file, "seal") == {"seal-2": "active"}
+
+
+def test_the_first_seal_key_of_an_older_file_is_active_at_once_and_changes_no_other_key(keys: Run, file: Path) -> None:
+    file.write_text(json.dumps({"keys": stored(file), "member": "of another program"}))
+    before = stored(file)
+
+    out = succeed(keys("add", "seal"))
+
+    assert out == "Added seal-1. It is active.\n"
+    assert states(file, "seal") == {"seal-1": "active"}
+    assert stored(file) == before
+    assert json.loads(file.read_text())["member"] == "of another program"
+    assert load_key_ring(AuthSettings(signing_keys_file=file)).active_seal_key == 1
+    assert_private(out, file)
+
+
+def test_a_removed_next_seal_key_leaves_the_others(keys: Run, file: Path) -> None:
+    succeed(keys("add", "seal"))
+
+    succeed(keys("remove", "seal-2"))
+
+    assert states(file, "seal") == {"seal-1": "active"}
+
+
+def test_a_pepper_and_a_seal_key_with_one_number_are_told_apart(keys: Run, file: Path) -> None:
+    succeed(keys("add", "pepper"))
+    succeed(keys("add", "seal"))
+
+    succeed(keys("remove", "seal-2"))
+
+    assert states(file, "pepper") == {"1": "active", "2": "next"}
+    assert states(file, "seal") == {"seal-1": "active"}
 
 
 def test_mailed_links_count_as_valid_tokens_of_a_pepper(keys: Run) -> None:
@@ -358,11 +419,12 @@ def test_a_failed_change_leaves_the_file_as_it_was(keys: Run, file: Path) -> Non
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_a_pepper_with_an_algorithm_is_refused_and_changes_nothing(keys: Run, file: Path) -> None:
+@pytest.mark.parametrize("kind", ["pepper", "seal"])
+def test_another_key_with_an_algorithm_is_refused_and_changes_nothing(keys: Run, file: Path, kind: str) -> None:
     before = file.read_text()
 
-    code, _, errors = keys("add", "pepper", "--algorithm", "EdDSA")
+    code, _, errors = keys("add", kind, "--algorithm", "EdDSA")
 
     assert code == 2
-    assert "a pepper has no algorithm" in errors
+    assert "only a signing key has an algorithm" in errors
     assert file.read_text() == before

@@ -55,18 +55,20 @@ def list_keys() -> None:
 
 @keys.command("add")
 def add_key(
-    kind: Annotated[Literal["signing", "pepper"], typer.Argument(help="Kind of the key.")],
+    kind: Annotated[Literal["signing", "pepper", "seal"], typer.Argument(help="Kind of the key.")],
     algorithm: Annotated[
         Literal["ES256", "EdDSA"] | None, typer.Option(help="Algorithm of a signing key.  [default: ES256]")
     ] = None,
 ) -> None:
     """Add the next key. `app keys retire` makes it the active one."""
-    if kind == "pepper" and algorithm:
-        raise typer.BadParameter("a pepper has no algorithm; leave --algorithm out")
+    if kind != "signing" and algorithm:
+        raise typer.BadParameter("only a signing key has an algorithm; leave --algorithm out")
     with rotation.changing(load_settings().of(AuthSettings)) as stored:
-        kid = rotation.add(stored, kind, algorithm or "ES256")
+        added = rotation.add(stored, kind, algorithm or "ES256")
     ready = datetime.now(UTC) + rotation.LEAD[kind]
-    typer.echo(f"Added {kid}. It can become the active key at {ready:%Y-%m-%d %H:%M}Z.")
+    is_active = added["state"] == "active"
+    state = "is active" if is_active else f"can become the active key at {ready:%Y-%m-%d %H:%M}Z"
+    typer.echo(f"Added {added['kid']}. It {state}.")
 
 
 @keys.command("retire")

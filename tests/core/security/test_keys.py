@@ -18,6 +18,7 @@ from app.core.security.keys import (
     KeyRing,
     generate_key_set,
     load_key_ring,
+    new_seal_key,
     new_signing_key,
     parse_key_ring,
     reloading,
@@ -42,6 +43,15 @@ def text_of(keys: Keys) -> str:
 def pepper(size: int = 32, **members: Any) -> dict[str, Any]:
     secret = urlsafe_b64encode(b"p" * size).rstrip(b"=").decode()
     return {"kty": "oct", "k": secret, "kid": "1", "state": "active"} | members
+
+
+def with_seal_keys(*seal_keys: Any) -> str:
+    return json.dumps({"keys": key_set(), "seal_keys": seal_keys})
+
+
+def changed_seal_key(**members: Any) -> str:
+    """A key set with two seal keys, of which the second has these members."""
+    return with_seal_keys(new_seal_key(1, "active"), new_seal_key(2, "next") | members)
 
 
 def with_signing(key: ECKey | OKPKey | RSAKey, alg: str, *, private: bool = True) -> Keys:
@@ -69,6 +79,30 @@ def test_a_generated_key_set_can_be_read(algorithm: Any) -> None:
     assert set(ring.signing) == {ring.active}
     assert ring.active_pepper == 1
     assert len(ring.peppers[1]) == 32
+    assert ring.active_seal_key == 1
+    assert len(ring.seal_keys[1]) == 32
+    assert ring.retiring_seal_keys == frozenset()
+
+
+def test_seal_keys_in_every_state_are_read() -> None:
+    keys = [new_seal_key(1, "retiring"), new_seal_key(255, "active"), new_seal_key(3, "next")]
+
+    ring = parse_key_ring(with_seal_keys(*keys), source="here")
+
+    assert ring.active_seal_key == 255
+    assert {number: urlsafe_b64encode(key).rstrip(b"=").decode() for number, key in ring.seal_keys.items()} == {
+        1: keys[0]["k"],
+        255: keys[1]["k"],
+        3: keys[2]["k"],
+    }
+    assert ring.retiring_seal_keys == {1}
+
+
+def test_a_key_set_of_an_earlier_release_has_no_seal_key() -> None:
+    ring = parse_key_ring(text_of(key_set()), source="here")
+
+    assert (ring.seal_keys, ring.active_seal_key, ring.retiring_seal_keys) == ({}, None, frozenset())
+    assert ring.seal_key(1) is None
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
@@ -218,6 +252,22 @@ def test_the_published_set_has_only_public_members() -> None:
         pytest.param(lambda: text_of(changed(2, k="c2hvcnQ")), id="a short root"),
         pytest.param(lambda: text_of([*key_set(), key_set()[2]]), id="two roots"),
         pytest.param(lambda: text_of(changed(1, state="revoked")), id="a pepper in an unknown state"),
+        pytest.param(lambda: text_of([*key_set(), new_seal_key(1, "active")]), id="a seal key among the other keys"),
+        pytest.param(lambda: json.dumps({"keys": key_set(), "seal_keys": None}), id="seal keys null"),
+        pytest.param(lambda: with_seal_keys(1), id="a seal key that is a number"),
+        pytest.param(lambda: with_seal_keys(new_seal_key(1, "next")), id="no active seal key"),
+        pytest.param(lambda: changed_seal_key(state="active"), id="two active seal keys"),
+        pytest.param(lambda: changed_seal_key(state="revoked"), id="a seal key in an unknown state"),
+        pytest.param(lambda: changed_seal_key(kid="seal-1"), id="two seal keys with one id"),
+        pytest.param(lambda: changed_seal_key(kid="2"), id="a seal key with the id of a pepper"),
+        pytest.param(lambda: changed_seal_key(kid=2), id="a seal key whose id is a number"),
+        pytest.param(lambda: changed_seal_key(kid="seal-02"), id="a seal key with a zero before its number"),
+        pytest.param(lambda: changed_seal_key(kid="seal-0"), id="a seal key with the number 0"),
+        pytest.param(lambda: changed_seal_key(kid="seal-256"), id="a seal key whose number needs two bytes"),
+        pytest.param(lambda: changed_seal_key(kty="EC"), id="a seal key of another type"),
+        pytest.param(lambda: changed_seal_key(use="enc"), id="a seal key for another use"),
+        pytest.param(lambda: changed_seal_key(k=pepper(31)["k"]), id="a seal key one byte short"),
+        pytest.param(lambda: changed_seal_key(k=pepper(33)["k"]), id="a seal key one byte long"),
     ],
 )
 def test_an_invalid_key_set_is_rejected_with_a_text_that_does_not_quote_it(make: Callable[[], str]) -> None:
@@ -314,6 +364,12 @@ def test_a_key_ring_does_not_show_its_secrets() -> None:
     assert repr(ring.peppers[1]) not in shown
 
 
+def test_a_key_ring_does_not_show_its_seal_keys() -> None:
+    ring = parse_key_ring(generate_key_set(), source="here")
+
+    assert repr(ring.seal_keys[1]) not in repr(ring)
+
+
 # Reloading
 
 
@@ -384,6 +440,23 @@ def test_an_unknown_pepper_id_reloads_the_file_at_once(file: Path, ring: KeyRing
 
     assert ring.pepper(2)
     assert ring.active_pepper == 2
+
+
+def test_an_unknown_seal_key_reloads_the_file_at_once(file: Path, ring: KeyRing) -> None:
+    first = json.loads(file.read_text())["seal_keys"][0]
+    replace(file, with_seal_keys(first | {"state": "retiring"}, new_seal_key(2, "active")))
+
+    assert ring.seal_key(2)
+    assert (ring.active_seal_key, ring.retiring_seal_keys) == (2, frozenset({1}))
+
+
+def test_seal_keys_that_the_file_lost_are_forgotten_after_the_reload(file: Path, ring: KeyRing) -> None:
+    assert ring.seal_key(1)
+    replace(file, text_of(key_set()))
+
+    ring.reload_if_changed()
+
+    assert (ring.seal_keys, ring.active_seal_key) == ({}, None)
 
 
 def test_a_removed_key_verifies_nothing_after_the_reload(file: Path, ring: KeyRing) -> None:

@@ -1,8 +1,8 @@
-"""The keys for tokens: signing keys for access tokens, peppers for refresh tokens and mailed links.
+"""The keys: signing keys for access tokens, peppers for refresh tokens and mailed links, seal keys for stored secrets.
 
 All keys are in one private JSON Web Key set (RFC 7517), in a file or a variable, never in the database. Each key has a
-`state`. A `next` key is distributed but not used yet, the `active` key makes new tokens, and a `retiring` key only verifies.
-The file may change while the process runs; see `core/security/rotation.py`.
+`state`. A `next` key is distributed but not used yet, the `active` key makes new tokens and seals new values, and a
+`retiring` key only verifies and unseals. The file may change while the process runs; see `core/security/rotation.py`.
 """
 
 import asyncio
@@ -35,8 +35,12 @@ _KINDS: dict[tuple[str, str, str], type[SigningKey]] = {
     ("OKP", "Ed25519", "EdDSA"): OKPKey,
 }
 _MIN_SECRET_BYTES = 32
-# Tokens store the id of their pepper in one byte.
-_MAX_PEPPER_ID = 255
+# Tokens store the id of their pepper in one byte, and sealed values that of their seal key.
+_MAX_ID = 255
+# A member of the set beside `keys`. RFC 7517, section 5: a reader ignores members of the set that it does not know. Earlier
+# releases read every symmetric key in `keys` as a pepper.
+_SEAL_KEYS = "seal_keys"
+_SEAL_PREFIX = "seal-"
 # Members that only this application knows.
 _PRIVATE_MEMBERS = {"state", "since"}
 # Seconds between two checks whether the key file has changed.
@@ -57,6 +61,10 @@ class KeyRing:
     peppers: dict[int, bytes] = field(repr=False)
     active_pepper: int
     root: bytes = field(repr=False)
+    # Empty in a key set of an earlier release. Then there is no active seal key either.
+    seal_keys: dict[int, bytes] = field(default_factory=dict, repr=False)
+    active_seal_key: int | None = None
+    retiring_seal_keys: frozenset[int] = frozenset()
     # Returns the new key set if the file has changed.
     read_if_changed: Callable[[], "KeyRing | None"] = field(default=lambda: None, repr=False)
 
@@ -71,6 +79,12 @@ class KeyRing:
         if pepper_id not in self.peppers:
             self.reload_if_changed()
         return self.peppers.get(pepper_id)
+
+    def seal_key(self, key_id: int) -> bytes | None:
+        """Return the seal key with this id. An unknown id makes the ring check the file at once."""
+        if key_id not in self.seal_keys:
+            self.reload_if_changed()
+        return self.seal_keys.get(key_id)
 
     def public_set(self) -> dict[str, list[dict[str, Any]]]:
         """Return the JSON Web Key set to publish, with public members only."""
@@ -127,6 +141,10 @@ def new_pepper(pepper_id: int, state: State) -> dict[str, Any]:
     return _new_secret(kid=str(pepper_id), **state_members(state))
 
 
+def new_seal_key(number: int, state: State) -> dict[str, Any]:
+    return _new_secret(use="seal", kid=seal_kid(number), **state_members(state))
+
+
 def _new_secret(**members: str) -> dict[str, Any]:
     return OctKey.generate_key(8 * _MIN_SECRET_BYTES).as_dict(private=True, **members)
 
@@ -137,9 +155,9 @@ def state_members(state: State) -> dict[str, str]:
 
 
 def generate_key_set(algorithm: Algorithm = "ES256") -> str:
-    """Create a private key set as JSON text: an active signing key, an active pepper, and the root of derived keys."""
+    """Create a private key set as JSON text: an active key of each kind, and the root of derived keys."""
     keys = [new_signing_key(algorithm, "active"), new_pepper(1, "active"), _new_secret(use="derive")]
-    return json.dumps({"keys": keys}, indent=2)
+    return json.dumps({"keys": keys, _SEAL_KEYS: [new_seal_key(1, "active")]}, indent=2)
 
 
 def load_key_ring(settings: KeySettings) -> KeyRing:
@@ -195,7 +213,8 @@ def read_key_set(path: Path) -> str:
 def parse_key_ring(text: str, *, source: str) -> KeyRing:
     """Read a private key set from its JSON text. Raises `ConfigurationError`, whose text names `source` and never quotes a key."""
     try:
-        keys = json.loads(text)["keys"]
+        key_set = json.loads(text)
+        keys, seals = key_set["keys"], _numbered_seal_keys(key_set)
         signing = [key for key in keys if key["kty"] != "oct"]
         peppers = [{**key, "kid": int(key["kid"])} for key in keys if is_pepper(key)]
         secrets = {key["kid"]: _pepper_secret(key) for key in peppers}
@@ -205,6 +224,9 @@ def parse_key_ring(text: str, *, source: str) -> KeyRing:
             peppers=secrets,
             active_pepper=_active_kid(peppers),
             root=_root(keys, secrets),
+            seal_keys={key["kid"]: _seal_secret(key) for key in seals},
+            active_seal_key=_active_kid(seals) if seals else None,
+            retiring_seal_keys=frozenset(key["kid"] for key in seals if key["state"] == "retiring"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JoseError):
         # The cause is not chained: its text may quote the file.
@@ -220,7 +242,35 @@ def is_root(key: dict[str, Any]) -> bool:
 
 
 def is_pepper(key: dict[str, Any]) -> bool:
-    return key["kty"] == "oct" and not is_root(key)
+    return key["kty"] == "oct" and key.get("use") not in {"derive", "seal"}
+
+
+def is_seal_key(key: dict[str, Any]) -> bool:
+    return key.get("use") == "seal"
+
+
+def seal_kid(number: int) -> str:
+    """Return the id of a seal key in the key set and in the commands. A pepper may have the same number."""
+    return f"{_SEAL_PREFIX}{number}"
+
+
+def seal_number(kid: str) -> int:
+    """Return the number of a seal key, the first byte of what it seals. Raises `ValueError` for an invalid id."""
+    number = int(kid.removeprefix(_SEAL_PREFIX))
+    if seal_kid(number) != kid or not 1 <= number <= _MAX_ID:
+        raise ValueError
+    return number
+
+
+def all_keys(key_set: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the keys of all kinds as one list."""
+    return [*key_set["keys"], *key_set.get(_SEAL_KEYS, [])]
+
+
+def with_keys(key_set: dict[str, Any], keys: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the key set with these keys of all kinds instead of its own."""
+    seal_keys = [key for key in keys if is_seal_key(key)]
+    return {**key_set, "keys": [key for key in keys if not is_seal_key(key)], _SEAL_KEYS: seal_keys}
 
 
 def with_root(key_set: dict[str, Any]) -> dict[str, Any]:
@@ -259,9 +309,23 @@ def _import(key: dict[str, Any]) -> SigningKey:
 
 
 def _pepper_secret(key: dict[str, Any]) -> bytes:
-    if not 0 <= key["kid"] <= _MAX_PEPPER_ID:
+    if not 0 <= key["kid"] <= _MAX_ID:
         raise ValueError
     return _secret(key)
+
+
+def _numbered_seal_keys(key_set: dict[str, Any]) -> list[dict[str, Any]]:
+    if any(map(is_seal_key, key_set["keys"])):
+        raise ValueError
+    return [{**key, "kid": seal_number(key["kid"])} for key in key_set.get(_SEAL_KEYS, [])]
+
+
+def _seal_secret(key: dict[str, Any]) -> bytes:
+    secret = _secret(key)
+    # AES-256 takes exactly this length.
+    if key["kty"] != "oct" or not is_seal_key(key) or len(secret) != _MIN_SECRET_BYTES:
+        raise ValueError
+    return secret
 
 
 def _secret(key: dict[str, Any]) -> bytes:

@@ -20,23 +20,32 @@ from app.core.errors import ConfigurationError
 from app.core.security.keys import (
     NO_KEYS,
     Algorithm,
+    all_keys,
     is_pepper,
     is_root,
+    is_seal_key,
     load_key_ring,
     new_pepper,
+    new_seal_key,
     new_signing_key,
     parse_key_ring,
     read_key_set,
+    seal_number,
     state_members,
+    with_keys,
     with_root,
 )
 
-type Kind = Literal["signing", "pepper"]
+type Kind = Literal["signing", "pepper", "seal"]
 type Key = dict[str, Any]
 
 # Minimum time between the distribution of a key and its first use. Services that verify access tokens cache the published set
-# for an hour or more. Only the processes of this application need a pepper.
-LEAD: dict[Kind, timedelta] = {"signing": timedelta(hours=24), "pepper": timedelta(minutes=10)}
+# for an hour or more. Only the processes of this application need a pepper or a seal key.
+LEAD: dict[Kind, timedelta] = {
+    "signing": timedelta(hours=24),
+    "pepper": timedelta(minutes=10),
+    "seal": timedelta(minutes=10),
+}
 # An access token is valid for at most 15 minutes. The rest is a margin for a process that reloads the file late.
 SIGNED_TOKEN_LIFETIME = timedelta(minutes=20)
 
@@ -65,10 +74,10 @@ def list_keys(settings: KeySettings) -> list[KeyStatus]:
     # An invalid key set raises the same error as at the start of the server.
     load_key_ring(settings)
     given = settings.signing_keys
-    keys = json.loads(given.get_secret_value() if given else read_key_set(_file(settings)))["keys"]
+    key_set = json.loads(given.get_secret_value() if given else read_key_set(_file(settings)))
     return [
         KeyStatus(_kind(key), key.get("alg", ""), key["state"], _since(key), key["kid"])
-        for key in keys
+        for key in all_keys(key_set)
         if not is_root(key)
     ]
 
@@ -85,8 +94,9 @@ def changing(settings: KeySettings) -> Iterator[list[Key]]:
             text = read_key_set(path)
             parse_key_ring(text, source=str(path))
             key_set = with_root(json.loads(text))
-            yield key_set["keys"]
-            changed = json.dumps(key_set, indent=2)
+            keys = all_keys(key_set)
+            yield keys
+            changed = json.dumps(with_keys(key_set, keys), indent=2)
             # No change may leave a file that a process cannot start with.
             parse_key_ring(changed, source=str(path))
             output.write(changed)
@@ -138,16 +148,24 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def add(keys: list[Key], kind: Kind, algorithm: Algorithm) -> str:
-    """Add a `next` key, and return its id."""
+def add(keys: list[Key], kind: Kind, algorithm: Algorithm) -> Key:
+    """Add a `next` key, and return it. The first seal key of a set is `active`, because none precedes it."""
     if known := _in_state(keys, kind, "next"):
         raise KeyChangeError(
             f"{known['kid']} is already the next {kind} key; retire the active key so that it takes over, or remove it"
         )
-    pepper_ids = [int(key["kid"]) for key in keys if is_pepper(key)]
-    key = new_signing_key(algorithm, "next") if kind == "signing" else new_pepper(max(pepper_ids) + 1, "next")
+    key = _new_key(keys, kind, algorithm)
     keys.append(key)
-    return str(key["kid"])
+    return key
+
+
+def _new_key(keys: list[Key], kind: Kind, algorithm: Algorithm) -> Key:
+    if kind == "signing":
+        return new_signing_key(algorithm, "next")
+    if kind == "pepper":
+        return new_pepper(max(int(key["kid"]) for key in keys if is_pepper(key)) + 1, "next")
+    numbers = [seal_number(key["kid"]) for key in keys if is_seal_key(key)]
+    return new_seal_key(max(numbers) + 1, "next") if numbers else new_seal_key(1, "active")
 
 
 def retire(keys: list[Key], kid: str, *, force: bool) -> str:
@@ -167,14 +185,21 @@ def retire(keys: list[Key], kid: str, *, force: bool) -> str:
 
 
 def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, force: bool) -> None:
-    """Remove a key. All tokens made with it become invalid."""
+    """Remove a key. All tokens made with it become invalid, and nothing sealed with it can be unsealed."""
     key = _find(keys, kid)
     if key["state"] == "active":
         raise KeyChangeError(f"{kid} is active; first retire it with `app keys retire {kid}`")
     if key["state"] == "retiring" and not force:
-        lifetime = refresh_token_lifetime if is_pepper(key) else SIGNED_TOKEN_LIFETIME
-        _refuse_early(key, lifetime, f"tokens made with {kid} may still be valid")
+        _refuse_removal(key, _kind(key), refresh_token_lifetime)
     keys.remove(key)
+
+
+def _refuse_removal(key: Key, kind: Kind, refresh_token_lifetime: timedelta) -> None:
+    if kind == "seal":
+        _refuse_early(key, LEAD["seal"], f"some processes may still seal with {key['kid']}")
+    else:
+        lifetime = refresh_token_lifetime if kind == "pepper" else SIGNED_TOKEN_LIFETIME
+        _refuse_early(key, lifetime, f"tokens made with {key['kid']} may still be valid")
 
 
 def _refuse_early(key: Key, period: timedelta, reason: str) -> None:
@@ -196,6 +221,8 @@ def _in_state(keys: list[Key], kind: Kind, state: str) -> Key | None:
 
 
 def _kind(key: Key) -> Kind:
+    if is_seal_key(key):
+        return "seal"
     return "pepper" if is_pepper(key) else "signing"
 
 
