@@ -15,6 +15,7 @@ FEATURES: tuple[str, ...] = (
     "audit",
     "users",
     "auth",
+    "factors",
     "account",
     "email_change",
 )

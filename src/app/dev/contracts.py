@@ -36,6 +36,8 @@ _INSIDE = (
 )
 # The files of a feature that may know HTTP.
 _WEB = {"router", "dependencies", "pages", "resources"}
+# Of the feature `factors`: secrets, codes and tables, which are below the login.
+_SESSIONLESS = ("crud", "models", "recovery_codes", "totp")
 _WORKER_ONLY = ("library", "runner", "service", "worker", "metrics")
 
 
@@ -76,6 +78,7 @@ def contracts(source: Path) -> list[Contract]:
             source_modules=["app.core"],
             forbidden_modules=[f"app.{name}" for name in features.names()],
         ),
+        *_sessionless(modules),
         _protected(
             "The HTTP server is optional",
             ["app.server"],
@@ -134,6 +137,19 @@ def _private_queries(modules: Sequence[str], feature: str) -> Contract:
 
 def _queries(modules: Sequence[str], feature: str) -> list[str]:
     return [name for name in modules if _is_in(name, feature) and name.endswith("crud")]
+
+
+def _sessionless(modules: Sequence[str]) -> list[Contract]:
+    sources = [name for name in modules if name in {f"app.factors.{module}" for module in _SESSIONLESS}]
+    contract = _contract(
+        "Second factors know no login sessions",
+        "forbidden",
+        "Move what needs a login session into another module of factors, such as its service.",
+        source_modules=sources,
+        forbidden_modules=["app.auth"],
+    )
+    # Without the feature, there is nothing to check.
+    return [contract] if sources else []
 
 
 def _http(modules: Sequence[str]) -> Contract:
