@@ -80,6 +80,7 @@ DEFERRED_IMPORTS = {
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
     "home/pages.py _environment": "Only a page for development loads Jinja.",
     "main.py _jobs": "Only a web process that runs jobs needs the job library.",
+    "dev/serving.py _serve": "The application is imported when a file has changed, not before.",
     "core/security/passwords.py _common_passwords": "The list of common passwords takes 0.1 s to load.",
     "core/observability/tracing.py tracing_from_environment": "Only traces need the SDK of OpenTelemetry.",
 }

@@ -62,7 +62,7 @@ def main(control: int) -> None:
 
 
 def _serve(parent: socket.socket) -> None:
-    from app.server.serve import serve  # noqa: PLC0415  # Not before LOAD: the files may change.
+    from app.server.serve import serve  # noqa: PLC0415  # Not before LOAD, because the files may change.
     from app.settings import load_settings  # noqa: PLC0415
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
