@@ -3,6 +3,7 @@
 import sys
 from typing import NoReturn
 
+from app.auth import second_factor
 from app.core.config import HashingSettings, KeySettings, Settings
 from app.core.db import tls
 from app.core.observability.logs import configure
@@ -18,6 +19,7 @@ def prepare(settings: Settings) -> None:
     """Configure the log, and check the files that the settings name. An error found later would cause a traceback."""
     configure(settings.log, readable=settings.environment == "local")
     load_key_ring(settings.of(KeySettings))
+    second_factor.refuse_required_without_feature(settings)
     revisions.head()
     tls.check(settings.database)
     if breached := settings.of(HashingSettings).breached_passwords_file:

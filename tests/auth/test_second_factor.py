@@ -162,6 +162,6 @@ async def test_a_ticket_carries_the_assurance_of_its_session(
     tokens = await started(kit, account)
     ticket = await ticket_of(client, tokens.headers)
 
-    bearer = await tickets.redeem(database, ticket, ())
+    bearer = await tickets.redeem(database, ticket, (), AuthSettings())
 
     assert bearer.acr == "aal2"

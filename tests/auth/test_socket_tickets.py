@@ -55,7 +55,7 @@ async def test_a_ticket_stands_for_the_access_token_that_asked_for_it(
 ) -> None:
     ticket = await ticket_of(client, tokens.headers)
 
-    bearer = await tickets.redeem(database, ticket, ())
+    bearer = await tickets.redeem(database, ticket, (), AuthSettings())
 
     claims = tokens.claims
     assert bearer == Bearer(
@@ -72,10 +72,10 @@ async def test_a_ticket_stands_for_the_access_token_that_asked_for_it(
 
 async def test_a_ticket_works_once(client: AsyncClient, database: Database, tokens: Pair) -> None:
     ticket = await ticket_of(client, tokens.headers)
-    await tickets.redeem(database, ticket, ())
+    await tickets.redeem(database, ticket, (), AuthSettings())
 
     with pytest.raises(InvalidTicketError):
-        await tickets.redeem(database, ticket, ())
+        await tickets.redeem(database, ticket, (), AuthSettings())
 
 
 async def test_an_access_token_that_ends_first_ends_its_ticket(session: WriteSession, tokens: Pair) -> None:
@@ -104,7 +104,7 @@ async def test_an_expired_ticket_is_refused_and_used_up(
     await session.commit()
 
     with pytest.raises(InvalidTicketError):
-        await tickets.redeem(database, ticket, ())
+        await tickets.redeem(database, ticket, (), AuthSettings())
 
     assert await session.scalar(text("SELECT count(*) FROM socket_tickets")) == 0
 
@@ -119,7 +119,7 @@ async def test_a_ticket_ends_with_its_session_or_account(
     await session.commit()
 
     with pytest.raises(InvalidTicketError):
-        await tickets.redeem(database, ticket, ())
+        await tickets.redeem(database, ticket, (), AuthSettings())
 
 
 async def test_a_ticket_ends_with_a_logout(client: AsyncClient, database: Database, tokens: Pair) -> None:
@@ -127,7 +127,7 @@ async def test_a_ticket_ends_with_a_logout(client: AsyncClient, database: Databa
     await client.post(REVOKE, data={"token": tokens.refresh})
 
     with pytest.raises(InvalidTicketError):
-        await tickets.redeem(database, ticket, ())
+        await tickets.redeem(database, ticket, (), AuthSettings())
     assert_problem(await ask(client, tokens.headers), 401, "invalid_token")
 
 
@@ -139,7 +139,7 @@ async def test_a_session_that_expires_ends_its_tickets(
     await session.commit()
 
     with pytest.raises(InvalidTicketError):
-        await tickets.redeem(database, ticket, ())
+        await tickets.redeem(database, ticket, (), AuthSettings())
 
 
 async def test_a_deleted_account_leaves_no_ticket(client: AsyncClient, session: WriteSession, tokens: Pair) -> None:
@@ -157,15 +157,15 @@ async def test_a_ticket_has_the_scopes_of_its_token_and_of_the_role(
     broad, narrow = await start(client, admin.email), await start(client, admin.email, scope="users:write")
     first, second, third = [await ticket_of(client, tokens.headers) for tokens in (broad, narrow, broad)]
 
-    assert "users:read" in (await tickets.redeem(database, first, ["users:read"])).scopes
+    assert "users:read" in (await tickets.redeem(database, first, ["users:read"], AuthSettings())).scopes
     with pytest.raises(InsufficientScopeError):
-        await tickets.redeem(database, second, ["users:read"])
+        await tickets.redeem(database, second, ["users:read"], AuthSettings())
     # The trigger would raise the version, and so end the ticket.
     await session.execute(text("ALTER TABLE users DISABLE TRIGGER USER"))
     await session.execute(text("UPDATE users SET role = 'user'"))
     await session.commit()
     with pytest.raises(InsufficientScopeError):
-        await tickets.redeem(database, third, ["users:read"])
+        await tickets.redeem(database, third, ["users:read"], AuthSettings())
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ async def test_a_text_that_is_no_ticket_never_reaches_the_database(form: str) ->
     unreachable = Database(make_settings("postgresql://nobody@127.0.0.1:1/none").database)
 
     with pytest.raises(InvalidTicketError):
-        await tickets.redeem(unreachable, form, ())
+        await tickets.redeem(unreachable, form, (), AuthSettings())
 
 
 async def test_a_session_has_a_limit_of_unused_tickets(
@@ -189,7 +189,7 @@ async def test_a_session_has_a_limit_of_unused_tickets(
     assert await session.scalar(text("SELECT count(*) FROM socket_tickets")) == 20
     # Another session of the account has its own limit, and a ticket that has been used does not count.
     assert (await ask(client, user.headers)).status_code == 201
-    await tickets.redeem(database, unused[0], ())
+    await tickets.redeem(database, unused[0], (), AuthSettings())
     assert (await ask(client, tokens.headers)).status_code == 201
 
 
@@ -201,7 +201,7 @@ async def test_one_of_many_concurrent_uses_gets_the_ticket(clone_url: str, hashe
         for _ in range(10):
             ticket = await ticket_of(client, tokens.headers)
 
-            uses = (tickets.redeem(databases[number % 2], ticket, ()) for number in range(10))
+            uses = (tickets.redeem(databases[number % 2], ticket, (), AuthSettings()) for number in range(10))
             results = await asyncio.gather(*uses, return_exceptions=True)
 
             assert [type(result) for result in results].count(Bearer) == 1

@@ -303,6 +303,7 @@ async def test_a_write_confirms_what_the_role_grants(
         acr="aal1",
         expires_at=claims["exp"],
         needed=frozenset({"users:write"}),
+        settings=AuthSettings(),
         visitor=Actor,
     )
 

@@ -12,6 +12,7 @@ from httpx2 import Response
 
 from app.auth.access import token_status
 from app.auth.sessions.cutoff import end_every_session
+from app.auth.settings import AuthSettings
 from app.users.roles import GRANTS, Role
 from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn, log_in
@@ -354,7 +355,9 @@ async def test_an_administrator_with_continuous_writes_can_log_in_and_be_changed
     async def write_on() -> None:
         while not is_over.is_set():
             async with site.database.begin() as session:
-                await token_status.lock(session, user_id=UUID(admin.user_id), session_id=kept["id"], version=1)
+                await token_status.lock(
+                    session, user_id=UUID(admin.user_id), session_id=kept["id"], version=1, settings=AuthSettings()
+                )
                 await asyncio.sleep(0.03)
 
     async with asyncio.TaskGroup() as group:

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, override
+from typing import Annotated, Any, override
 from uuid import UUID
 
 from fastapi import Depends, Request, Security, WebSocket
@@ -18,6 +18,7 @@ from app.auth.access import tickets, token_status
 from app.auth.access.session_watch import EndReason, SessionWatch, SessionWatches
 from app.auth.access.token_status import TokenStatusCheck
 from app.auth.errors import (
+    InsufficientAuthenticationError,
     InsufficientScopeError,
     InvalidTicketError,
     InvalidTokenError,
@@ -25,6 +26,8 @@ from app.auth.errors import (
     StaleLoginError,
     TooManyStreamsError,
 )
+from app.auth.models import Acr
+from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.core.db.failures import DatabaseUnavailableError
@@ -41,6 +44,7 @@ from app.users import service as users_service
 from app.users.roles import SCOPES
 from app.users.service import Account
 
+_SCOPE_ERRORS = (InsufficientScopeError, InsufficientAuthenticationError)
 TOKEN_PATH = "/api/v1/auth/token"
 RECENT_LOGIN = 300
 
@@ -80,6 +84,7 @@ class Principal:
     expires_at: int
     # The scopes that the operation needs.
     needed: frozenset[str]
+    settings: AuthSettings
     # Returns the address, user agent and id of the request. Only writes need them, so only writes call it.
     visitor: Callable[[], Actor]
 
@@ -90,8 +95,17 @@ class Principal:
 
     def require_recent_login(self) -> None:
         """Raise if the login is too old for a sensitive operation (RFC 9470)."""
-        if time.time() - self.auth_time > RECENT_LOGIN:
+        if self._is_older(RECENT_LOGIN):
             raise StaleLoginError(RECENT_LOGIN)
+
+    def require(self, *, acr: Acr | None = None, max_age: int | None = None) -> None:
+        """Raise if the login is weaker than `acr`, or more than `max_age` seconds old. An operation declares it with `require`."""
+        is_weak = acr == "aal2" and self.acr != "aal2"
+        if is_weak or (max_age is not None and self._is_older(max_age)):
+            raise InsufficientAuthenticationError(acr=acr, max_age=max_age)
+
+    def _is_older(self, seconds: int) -> bool:
+        return time.time() - self.auth_time > seconds
 
     async def confirm(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
         """Check again, in the transaction of a write, that the token is not revoked and its role grants the needed scopes.
@@ -104,6 +118,7 @@ class Principal:
             user_id=self.user_id,
             session_id=self.session_id,
             version=self.version,
+            settings=self.settings,
             needed=self.needed,
             accounts=accounts,
             with_admins=with_admins,
@@ -123,7 +138,7 @@ class _TokenGuard(SecurityBase, Guard):
 
     @override
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
-        return (MissingTokenError, InvalidTokenError, *((InsufficientScopeError,) if scopes else ()))
+        return (MissingTokenError, InvalidTokenError, *(_SCOPE_ERRORS if scopes else ()))
 
     async def principal(self, request: AuthRequest, needed: SecurityScopes) -> Principal:
         """Verify the token, then check that it is not revoked, then check its scopes. Return the caller."""
@@ -142,6 +157,7 @@ class _TokenGuard(SecurityBase, Guard):
             acr=claims.acr,
             expires_at=claims.expires_at,
             needed=frozenset(needed.scopes),
+            settings=state["auth"].settings.of(AuthSettings),
             visitor=partial(_visitor, request),
         )
 
@@ -181,12 +197,13 @@ class TicketGuard(Guard):
 
     @override
     def errors(self, scopes: Collection[str]) -> Iterable[type[AppError]]:
-        return (InvalidTicketError, TooManyStreamsError, *((InsufficientScopeError,) if scopes else ()))
+        return (InvalidTicketError, TooManyStreamsError, *(_SCOPE_ERRORS if scopes else ()))
 
     async def __call__(self, socket: AuthSocket, needed: SecurityScopes) -> AsyncIterator[Principal]:
         """Use the ticket of the handshake up, and watch the caller until the socket is closed."""
         routing.refuse_undeclared_parameters(socket.scope)
-        bearer = await tickets.redeem(socket.state["database"], ticket_of(socket.scope), needed.scopes)
+        settings = socket.state["settings"].of(AuthSettings)
+        bearer = await tickets.redeem(socket.state["database"], ticket_of(socket.scope), needed.scopes, settings)
         socket.scope["user_id"], socket.scope["session_id"] = bearer.user_id, bearer.session_id
         watch = SessionWatch(
             user_id=bearer.user_id,
@@ -205,6 +222,7 @@ class TicketGuard(Guard):
                 acr=bearer.acr,
                 expires_at=bearer.expires_at,
                 needed=frozenset(needed.scopes),
+                settings=settings,
                 visitor=partial(_visitor, socket),
             )
 
@@ -271,6 +289,16 @@ type ConfirmedPrincipal = Annotated[Principal, Security(confirmed_access_token)]
 type OptionalPrincipal = Annotated[Principal | None, Security(OptionalTokenGuard())]
 ticket = TicketGuard()
 type SocketPrincipal = Annotated[Principal, Security(ticket)]
+
+
+def require(*, acr: Acr | None = None, max_age: int | None = None) -> Any:
+    """Return a dependency that refuses a login weaker than `acr`, or more than `max_age` seconds old: `dependencies=[require(…)]`."""
+
+    @raises(InsufficientAuthenticationError)
+    async def check(principal: CurrentPrincipal) -> None:
+        principal.require(acr=acr, max_age=max_age)
+
+    return Depends(check)
 
 
 @raises(TooManyStreamsError)

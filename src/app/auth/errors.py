@@ -1,6 +1,7 @@
 """Errors of login, tokens and login sessions."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 from uuid import UUID
 
 from app.core import product
@@ -27,18 +28,32 @@ class InvalidTokenError(UnauthenticatedError):
         super().__init__(headers={"WWW-Authenticate": challenge})
 
 
-class StaleLoginError(UnauthenticatedError):
-    """The token is valid, but its login is too old for a sensitive operation (RFC 9470)."""
+class InsufficientAuthenticationError(UnauthenticatedError):
+    """The token is valid, but its login is too weak or too old for the operation (RFC 9470)."""
 
     code = "insufficient_user_authentication"
-    detail = "This operation needs a recent login. Give your password again."
+    detail = (
+        "This operation needs a second factor, or a more recent login. Give a code or your password again, or set up a "
+        "second factor."
+    )
+    challenge: ClassVar[str] = "A stronger or more recent login is needed"
 
-    def __init__(self, max_age: int) -> None:
+    def __init__(self, *, acr: str | None = None, max_age: int | None = None) -> None:
+        needs = [*([f'acr_values="{acr}"'] if acr else []), *([f"max_age={max_age}"] if max_age is not None else [])]
         challenge = (
-            f'Bearer realm="{REALM}", error="insufficient_user_authentication", '
-            f'error_description="A more recent login is needed", max_age={max_age}'
+            f'Bearer realm="{REALM}", error="{self.code}", error_description="{self.challenge}", {", ".join(needs)}'
         )
         super().__init__(headers={"WWW-Authenticate": challenge})
+
+
+class StaleLoginError(InsufficientAuthenticationError):
+    """The token is valid, but its login is too old for a sensitive operation."""
+
+    detail = "This operation needs a recent login. Give your password again, or a code of your second factor."
+    challenge = "A more recent login is needed"
+
+    def __init__(self, max_age: int) -> None:
+        super().__init__(max_age=max_age)
 
 
 class InsufficientScopeError(ForbiddenError):

@@ -29,7 +29,7 @@ async def open_for_web(core: Foundation) -> AsyncIterator[Resources]:
             yield Resources(
                 state={
                     "auth": _toolkit(core, hasher),
-                    "token_status": TokenStatusCheck(core.database, listener),
+                    "token_status": TokenStatusCheck(core.database, listener, settings),
                     "session_watches": watches,
                 },
                 instruments=[hasher.readings, *([listener.readings] if listener else [])],

@@ -14,7 +14,10 @@ from sqlalchemy import ColumnElement, false
 from app import features
 from app.audit.service import Actor
 from app.auth.errors import WrongCodeError
+from app.auth.settings import AuthSettings
+from app.core.config import Settings
 from app.core.db.database import WriteSession
+from app.core.errors import ConfigurationError
 from app.core.security.rate_limits import Counted
 
 
@@ -98,3 +101,12 @@ def installed() -> SecondFactor[Any]:
         raise ValueError(f"{names} both have a second_factor.py; keep one of them")
     found: SecondFactor[Any] = (others[0][1] if others else own).SECOND_FACTOR
     return found
+
+
+def refuse_required_without_feature(settings: Settings) -> None:
+    """Raise `ConfigurationError` if a role needs a second factor, and no account can have one."""
+    if settings.of(AuthSettings).mfa_required_roles and installed() is SECOND_FACTOR:
+        raise ConfigurationError(
+            "APP_AUTH__MFA_REQUIRED_ROLES: no installed feature has second factors, so these roles could do nothing; remove it, or "
+            "add such a feature to FEATURES in src/app/features.py"
+        )

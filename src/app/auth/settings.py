@@ -52,6 +52,10 @@ class AuthSettings(KeySettings, HashingSettings):
     mfa_issuer: str | None = Field(default=None, min_length=1, max_length=64)
     """Name of this service in authenticator apps. Unset: the name of the sender of mails."""
 
+    def withholds(self, role: str, acr: str) -> bool:
+        """Return whether a session of this assurance gets no scopes, because the role needs a second factor."""
+        return acr != "aal2" and role in self.mfa_required_roles
+
     @field_validator("mfa_required_roles")
     @classmethod
     def _refuse_unknown_role(cls, given: tuple[str, ...]) -> tuple[str, ...]:

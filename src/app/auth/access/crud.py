@@ -20,6 +20,7 @@ class TokenStatus(NamedTuple):
     """The columns that decide whether an access token is still valid, and for which scopes."""
 
     is_session_live: bool
+    acr: str
     is_active: bool
     authz_version: int
     role: str
@@ -45,11 +46,11 @@ class UsedTicket(NamedTuple):
 
     @property
     def status(self) -> TokenStatus:
-        return TokenStatus(self.is_session_live, self.is_active, self.authz_version, self.role)
+        return TokenStatus(self.is_session_live, self.acr, self.is_active, self.authz_version, self.role)
 
 
 _STATUS = (
-    select(IS_LIVE, User.is_active, User.authz_version, User.role)
+    select(IS_LIVE, LoginSession.acr, User.is_active, User.authz_version, User.role)
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
@@ -68,7 +69,7 @@ def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
         func.array_agg(locked.c.id).filter((locked.c.role == Role.ADMIN) & locked.c.is_active).label("admins"),
     ).subquery("accounts")
     return (
-        select(IS_LIVE, accounts)
+        select(IS_LIVE, LoginSession.acr, accounts)
         .join(accounts, true())
         .where(LoginSession.id == bindparam("session_id"), LoginSession.user_id == bindparam("user_id"))
         .with_for_update(key_share=True, of=LoginSession)

@@ -16,6 +16,7 @@ from uuid import UUID
 from app.auth.access import crud, token_status
 from app.auth.errors import InsufficientScopeError, InvalidTicketError, InvalidTokenError, TooManyTicketsError
 from app.auth.schemas import SocketTicketRead
+from app.auth.settings import AuthSettings
 from app.core import base64url
 from app.core.db.database import Database, WriteSession
 
@@ -63,7 +64,7 @@ async def issue(
     return SocketTicketRead(ticket=ticket, expires_in=seconds)
 
 
-async def redeem(database: Database, ticket: str, needed: Collection[str]) -> Bearer:
+async def redeem(database: Database, ticket: str, needed: Collection[str], settings: AuthSettings) -> Bearer:
     """Use a ticket up, and return its caller. Raise unless login session and account are as they were when it was issued.
 
     A refused ticket is used up too.
@@ -74,7 +75,7 @@ async def redeem(database: Database, ticket: str, needed: Collection[str]) -> Be
     if used is None or not used.is_current:
         raise InvalidTicketError
     try:
-        token_status.checked(used.status, used.version, needed)
+        token_status.checked(used.status, used.version, needed, settings)
     except InvalidTokenError:
         raise InvalidTicketError from None
     scopes = frozenset(used.scope.split())

@@ -10,7 +10,8 @@ from app.auth.access import crud
 from app.auth.access.crud import TokenStatus
 from app.auth.access.revocation import RevocationListener
 from app.auth.access.tokens import AccessClaims
-from app.auth.errors import InsufficientScopeError, InvalidTokenError
+from app.auth.errors import InsufficientAuthenticationError, InsufficientScopeError, InvalidTokenError
+from app.auth.settings import AuthSettings
 from app.core.db.database import Database, WriteSession
 from app.users.roles import granted
 
@@ -18,26 +19,33 @@ from app.users.roles import granted
 class TokenStatusCheck:
     """Refuses tokens of ended sessions, and of disabled or changed accounts."""
 
-    def __init__(self, database: Database, listener: RevocationListener | None) -> None:
+    def __init__(self, database: Database, listener: RevocationListener | None, settings: AuthSettings) -> None:
         self._database = database
         self._listener = listener
+        self._settings = settings
 
     async def refuse_revoked(
         self, claims: AccessClaims, needed: Collection[str] = (), *, always_query: bool = False
     ) -> None:
         """Raise `InvalidTokenError` for a revoked token. With `always_query`, always query the database.
 
-        A query also checks that the account's role grants the needed scopes; without one, the scopes of the token count. If the
+        A query also checks that the account's role grants the needed scopes to the session; without one, those of the token count. If the
         listener is not current and the database is unreachable, the error of the database is raised: the response is a 503.
         """
         listener = self._listener
-        if listener is not None and not always_query and listener.is_current:
+        must_query = always_query or self._may_be_withheld(claims, needed)
+        if listener is not None and not must_query and listener.is_current:
             if listener.is_revoked(session_id=claims.session_id, user_id=claims.user_id, version=claims.version):
                 raise InvalidTokenError
             return
         async with self._database.read_sessions() as session:
             status = await crud.get_token_status(session, claims.user_id, claims.session_id)
-        checked(status, claims.version, needed)
+        checked(status, claims.version, needed, self._settings)
+
+    def _may_be_withheld(self, claims: AccessClaims, needed: Collection[str]) -> bool:
+        """Return whether a token lacks scopes that a second factor could give it. Only the database knows the role."""
+        is_weak = bool(self._settings.mfa_required_roles) and claims.acr != "aal2"
+        return is_weak and not claims.scopes.issuperset(needed)
 
 
 async def lock(
@@ -46,6 +54,7 @@ async def lock(
     user_id: UUID,
     session_id: UUID,
     version: int,
+    settings: AuthSettings,
     needed: Collection[str] = (),
     accounts: Collection[UUID] = (),
     with_admins: bool = False,
@@ -57,11 +66,11 @@ async def lock(
     accounts wait.
     """
     status = await crud.lock_token_status(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
-    return checked(status, version, needed).admins or ()
+    return checked(status, version, needed, settings).admins or ()
 
 
-def checked(status: TokenStatus | None, version: int, needed: Collection[str]) -> TokenStatus:
-    """Raise unless the session is live, and the account is active and unchanged, and its role grants the needed scopes."""
+def checked(status: TokenStatus | None, version: int, needed: Collection[str], settings: AuthSettings) -> TokenStatus:
+    """Raise unless the session is live, the account is active and unchanged, and its role grants the needed scopes to the session."""
     if status is None or not status.is_active or not status.is_session_live:
         raise InvalidTokenError
     # A higher version than that of the account means that the database was restored to an earlier state.
@@ -70,4 +79,6 @@ def checked(status: TokenStatus | None, version: int, needed: Collection[str]) -
     # The token is current, but the role of the account no longer grants these scopes.
     if not granted(status.role).issuperset(needed):
         raise InsufficientScopeError(needed)
+    if needed and settings.withholds(status.role, status.acr):
+        raise InsufficientAuthenticationError(acr="aal2")
     return status

@@ -178,6 +178,9 @@ def granted_scopes(role: str, requested: str | None, within: str = "") -> frozen
 
 def issue(kit: Toolkit, state: SessionState, requested_scope: str | None = None) -> TokenPair:
     scopes = granted_scopes(state.role, requested_scope, within=state.scope)
+    if kit.settings.of(AuthSettings).withholds(state.role, state.acr):
+        # The session keeps the scopes that its login requested, for when it gives a second factor.
+        scopes = frozenset()
     ends = min(state.idle_expires_at, state.absolute_expires_at)
     access_token, expires_in = kit.access_tokens.issue(
         user_id=state.user_id,

@@ -99,7 +99,7 @@ class Problem(BaseModel):
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """Declare errors of an operation, for `responses=`. Each one becomes an example in OpenAPI."""
     responses: dict[int | str, dict[str, Any]] = {}
-    for error in sorted(set(errors), key=lambda one: (one.status, one.code)):
+    for error in sorted(set(errors), key=lambda one: (one.status, one.code, one.__qualname__)):
         response = responses.setdefault(
             int(error.status),
             {
