@@ -12,6 +12,7 @@ import time_machine
 
 from app.auth.settings import AuthSettings
 from app.core.security.keys import generate_key_set, load_key_ring, parse_key_ring
+from tests.auth.sealed_rows import with_sealed
 from tests.test_cli import Command, app, assert_failed
 
 __all__ = ["app"]
@@ -28,6 +29,12 @@ KINDS = ["signing", "pepper", "seal"]
 def clock() -> Iterator[time_machine.Traveller]:
     with time_machine.travel(NOON, tick=False) as clock:
         yield clock
+
+
+@pytest.fixture(autouse=True)
+def without_sealed_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No feature seals, so these commands need no database. `test_seal_keys_commands.py` has those that do."""
+    with_sealed(monkeypatch)
 
 
 @pytest.fixture

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # The development tools read this module without the libraries of the database.
+    from app.core.security.resealing import SealedColumn
 
 FEATURES: tuple[str, ...] = (
     "health",
@@ -25,6 +29,7 @@ _PLATFORM = ("mail", "jobs")
 PARTS = (
     "router",
     "models",
+    "sealed",
     "jobs",
     "scopes",
     "settings",
@@ -65,3 +70,8 @@ def _directory(feature: str) -> Path:
 def openers(name: str) -> Iterator[Any]:
     """Yield the function of this name, `open_for_web` or `open_for_worker`, of each feature whose `resources.py` has it."""
     return (vars(module)[name] for _, module in parts("resources") if hasattr(module, name))
+
+
+def sealed_columns() -> "list[SealedColumn]":
+    """Return the columns in `SEALED` of each feature's `sealed.py`."""
+    return [column for _, module in parts("sealed") for column in module.SEALED]

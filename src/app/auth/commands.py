@@ -1,17 +1,21 @@
 """`app sessions …` and `app keys …`."""
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from app import features
 from app.auth.sessions.cutoff import end_every_session
 from app.auth.settings import AuthSettings
-from app.core.commands import command_group, with_database
-from app.core.security import rotation
-from app.core.security.keys import generate_key_set
+from app.core.commands import command_group, in_transaction, with_database
+from app.core.db.database import WriteSession
+from app.core.security import resealing, rotation
+from app.core.security.keys import generate_key_set, is_seal_key, seal_number
 from app.settings import load_settings
 from app.users.links import LIFETIMES as LINK_LIFETIMES
 
@@ -39,7 +43,7 @@ def generate_keys(
         Literal["ES256", "EdDSA"], typer.Option(help="Signature algorithm of access tokens.")
     ] = "ES256",
 ) -> None:
-    """Create a private key set: a signing key for access tokens, and a pepper for all other tokens."""
+    """Create a private key set: a signing key for access tokens, a pepper for all other tokens, a seal key for secrets."""
     # O_EXCL: an existing key is not overwritten. Mode 0600: other users cannot read the file at any time.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as output:
@@ -78,21 +82,49 @@ def retire_key(
         bool, typer.Option("--force", help="Retire it even if some processes may not have read the next key yet.")
     ] = False,
 ) -> None:
-    """Make the next key active. Tokens made with this key stay valid."""
+    """Make the next key active. Tokens made with this key stay valid, and `app worker` reseals what it has sealed."""
     with rotation.changing(load_settings().of(AuthSettings)) as stored:
         successor = rotation.retire(stored, kid, force=force)
-    typer.echo(f"{successor} is now active. {kid} is retiring. Remove it when all tokens made with it have expired.")
+    until = "`app worker` has resealed its rows" if is_seal_key(successor) else "all tokens made with it have expired"
+    typer.echo(f"{successor['kid']} is now active. {kid} is retiring. Remove it when {until}.")
 
 
 @keys.command("remove")
 def remove_key(
     kid: Annotated[str, typer.Argument(help="Id of a key that is not active.")],
     force: Annotated[bool, typer.Option("--force", help="Remove it even if tokens made with it may be valid.")] = False,
+    lose_rows: Annotated[
+        int,
+        typer.Option("--lose-rows", metavar="N", help="Remove a seal key even if N rows that it has sealed are lost."),
+    ] = 0,
 ) -> None:
-    """Remove a key. Every token made with it becomes invalid."""
-    auth = load_settings().of(AuthSettings)
+    """Remove a key. Every token made with it becomes invalid. A seal key must have no rows any more."""
+    settings = load_settings()
+    auth = settings.of(AuthSettings)
     # A refresh moves a login session to the active pepper.
     lifetime = max(auth.refresh_idle_ttl, *LINK_LIFETIMES.values())
     with rotation.changing(auth) as stored:
-        rotation.remove(stored, kid, refresh_token_lifetime=lifetime, force=force)
+        removed = rotation.remove(stored, kid, refresh_token_lifetime=lifetime, force=force)
+        if is_seal_key(removed):
+            _refuse_loss(kid, in_transaction(settings.database, partial(_sealed_rows, kid)), lose_rows)
+        elif lose_rows:
+            raise rotation.KeyChangeError(f"{kid} is no seal key and has no rows; leave --lose-rows out")
     typer.echo(f"Removed {kid}.")
+
+
+async def _sealed_rows(kid: str, session: WriteSession) -> dict[str, int]:
+    number = seal_number(kid)
+    return {sealed.name: await resealing.count(session, sealed, number) for sealed in features.sealed_columns()}
+
+
+def _refuse_loss(kid: str, rows: Mapping[str, int], lose_rows: int) -> None:
+    total = sum(rows.values())
+    if total == lose_rows:
+        return
+    if not total:
+        raise rotation.KeyChangeError(f"no row is sealed with {kid}; leave --lose-rows out")
+    places = ", ".join(f"{count} in {column}" for column, count in rows.items() if count)
+    raise rotation.KeyChangeError(
+        f"{kid} still seals rows, which could never be read again: {places}; wait until `app worker` has resealed them, "
+        f"ten minutes after `retire`, or lose them with --lose-rows {total}"
+    )

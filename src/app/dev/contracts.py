@@ -31,6 +31,7 @@ _INSIDE = (
     "links",
     "crud | schemas",
     "views",
+    "sealed",
     "models",
     "errors",
 )

@@ -168,8 +168,8 @@ def _new_key(keys: list[Key], kind: Kind, algorithm: Algorithm) -> Key:
     return new_seal_key(max(numbers) + 1, "next") if numbers else new_seal_key(1, "active")
 
 
-def retire(keys: list[Key], kid: str, *, force: bool) -> str:
-    """Retire the active key, activate the next one, and return the id of the latter."""
+def retire(keys: list[Key], kid: str, *, force: bool) -> Key:
+    """Retire the active key, activate the next one, and return the latter."""
     key = _find(keys, kid)
     kind = _kind(key)
     if key["state"] != "active":
@@ -181,17 +181,18 @@ def retire(keys: list[Key], kid: str, *, force: bool) -> str:
         _refuse_early(successor, LEAD[kind], f"some processes or services may not know {successor['kid']} yet")
     successor |= state_members("active")
     key |= state_members("retiring")
-    return str(successor["kid"])
+    return successor
 
 
-def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, force: bool) -> None:
-    """Remove a key. All tokens made with it become invalid, and nothing sealed with it can be unsealed."""
+def remove(keys: list[Key], kid: str, *, refresh_token_lifetime: timedelta, force: bool) -> Key:
+    """Remove a key, and return it. All tokens made with it become invalid, and nothing sealed with it can be unsealed."""
     key = _find(keys, kid)
     if key["state"] == "active":
         raise KeyChangeError(f"{kid} is active; first retire it with `app keys retire {kid}`")
     if key["state"] == "retiring" and not force:
         _refuse_removal(key, _kind(key), refresh_token_lifetime)
     keys.remove(key)
+    return key
 
 
 def _refuse_removal(key: Key, kind: Kind, refresh_token_lifetime: timedelta) -> None:
