@@ -1,8 +1,10 @@
 """Start of a web process, the same under `app serve` and under any other ASGI server."""
 
+import logging
 import sys
 from typing import NoReturn
 
+from app import features
 from app.auth import second_factor
 from app.core.config import HashingSettings, KeySettings, Settings
 from app.core.db import tls
@@ -14,16 +16,28 @@ from app.migrations import revisions
 # uvicorn and gunicorn stop at this exit code. At any other code they start the failed worker process again, forever.
 _STARTUP_FAILURE = 3
 
+log = logging.getLogger(__name__)
+
 
 def prepare(settings: Settings) -> None:
     """Configure the log, and check the files that the settings name. An error found later would cause a traceback."""
     configure(settings.log, readable=settings.environment == "local")
-    load_key_ring(settings.of(KeySettings))
     second_factor.refuse_required_without_feature(settings)
+    if load_key_ring(settings.of(KeySettings)).active_seal_key is None and features.sealed_columns():
+        # No refusal: in a rolling deploy, the key set of the release before has none, and logins do not need one.
+        log.warning("no seal key, operations that store secrets answer 503", extra={"remedy": _remedy(settings)})
     revisions.head()
     tls.check(settings.database)
     if breached := settings.of(HashingSettings).breached_passwords_file:
         check_breached(breached)
+
+
+def _remedy(settings: Settings) -> str:
+    if settings.of(KeySettings).signing_keys is None:
+        return "run `app keys add seal`"
+    return (
+        "put APP_AUTH__SIGNING_KEYS into a file, run `app keys add seal` on it, and set the variable to its new content"
+    )
 
 
 def refuse_to_start(message: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """``make run``: its welcome text, its errors and its cleanup."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from app.auth.settings import AuthSettings
+from app.core.security.keys import generate_key_set, load_key_ring
 from app.dev import run as make_run
 from app.dev.ports import free_port
 from app.dev.postgres.cluster import Cluster
@@ -106,6 +109,40 @@ def test_only_the_owner_can_read_the_signing_keys(local: Path) -> None:
 
     assert keys.stat().st_mode & 0o077 == 0
     assert keys.read_text() == make_run._signing_keys_file().read_text()
+
+
+def test_a_key_file_of_an_older_clone_gets_a_seal_key(local: Path) -> None:
+    local.mkdir()
+    keys = json.loads(generate_key_set())["keys"]
+    file = local / "keys.json"
+    file.write_text(json.dumps({"keys": keys}))
+    settings = AuthSettings(signing_keys_file=file)
+
+    for _ in range(2):
+        make_run._check_keys(settings)
+
+    assert json.loads(file.read_text())["keys"] == keys
+    assert set(load_key_ring(settings).seal_keys) == {1}
+
+
+def test_a_key_file_of_the_developer_is_not_changed(local: Path, tmp_path: Path) -> None:
+    local.mkdir()
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps({"keys": json.loads(generate_key_set())["keys"]}))
+    before = file.read_bytes()
+
+    make_run._check_keys(AuthSettings(signing_keys_file=file))
+
+    assert file.read_bytes() == before
+
+
+def test_an_interrupted_change_of_the_keys_is_reported(local: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    local.mkdir()
+    (local / "keys.json").write_text(json.dumps({"keys": json.loads(generate_key_set())["keys"]}))
+    (local / "keys.json.new").write_text("")
+
+    assert f"if it was interrupted, remove {local / 'keys.json.new'}" in refusal(capfd)
+    assert not (local / "postgres").exists()
 
 
 def refusal(capfd: pytest.CaptureFixture[str]) -> str:

@@ -19,6 +19,7 @@ from app.core.db.database import Database
 from app.core.errors import AppError, ConfigurationError
 from app.core.listening import PortInUseError, listen
 from app.core.observability.logs import configure
+from app.core.security import rotation
 from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import generate_key_set, load_key_ring
 from app.dev.ports import free_port
@@ -35,6 +36,7 @@ from app.users import service as users_service
 ROOT = Path(__file__).resolve().parents[3]
 LOCAL = ROOT / ".local"
 MAIL = LOCAL / "mail"
+_KEYS = "keys.json"
 DATABASE = "app"
 ADMIN_EMAIL = "admin@example.com"
 # The settings are checked before the embedded database starts, when its URL is not known yet.
@@ -62,6 +64,7 @@ def run() -> int:
         MigrationFileError,
         PortInUseError,
         ServingError,
+        rotation.KeyChangeError,
     ) as error:
         reason = str(error)
     except MigrationError as error:
@@ -91,7 +94,7 @@ def _run() -> None:
     if (ROOT / ".env").exists():
         typer.echo(".env is not read. To use it, load it into the shell: set -a; . ./.env; set +a", err=True)
     listen(settings.server.host, settings.server.port).close()
-    load_key_ring(settings.of(AuthSettings))
+    _check_keys(settings.of(AuthSettings))
     revisions.head()
     with database(given) as url:
         settings = _settings(url, port=settings.server.port)
@@ -163,10 +166,18 @@ def _variables(settings: Settings) -> dict[str, str]:
 
 
 def _signing_keys_file() -> Path:
-    path = LOCAL / "keys.json"
+    path = LOCAL / _KEYS
     if not path.exists():
         _write_secret(path, generate_key_set())
     return path
+
+
+def _check_keys(settings: AuthSettings) -> None:
+    ring = load_key_ring(settings)
+    # An earlier release has created the file of this clone without a seal key. A file of the developer's own is not changed.
+    if ring.active_seal_key is None and settings.signing_keys_file == LOCAL / _KEYS:
+        with rotation.changing(settings) as keys:
+            rotation.add(keys, "seal", "ES256")
 
 
 def _write_secret(path: Path, content: str) -> None:
