@@ -16,6 +16,7 @@ from app import cli, features, main, settings, worker
 from app.core.commands import command_group
 from app.core.config import SettingsGroup, loading
 from app.core.config.settings import with_groups
+from app.core.db.database import Base
 from app.core.errors import ConfigurationError
 from app.core.resources import Foundation, Resources, opened
 from app.users import roles
@@ -220,11 +221,22 @@ def test_unusable_parts_are_errors_that_say_what_to_do(monkeypatch: pytest.Monke
         ("scopes", {"SCOPES": {"users:read": "Read"}}, roles._declared, "app.probe.scopes"),
         ("router", {}, lambda: list(main._routers()), "app.probe.router has neither ROUTERS nor ROOT_ROUTERS"),
         ("jobs", {}, lambda: list(worker._listed("JOBS")), "app.probe.jobs has neither JOBS nor PERIODIC"),
+        ("sealed", {}, features.sealed_columns, "app.probe.sealed has no SEALED"),
     ):
         with monkeypatch.context() as changed:
             with_part(changed, part, **members)
             with pytest.raises((TypeError, ValueError), match=message):
                 read()
+
+
+def test_each_column_whose_name_says_sealed_is_declared() -> None:
+    columns = (column for table in Base.metadata.tables.values() for column in table.columns)
+    named = {f"{column.table}.{column.name}" for column in columns if re.search("(^|_)sealed$", column.name)}
+
+    missing = named - {sealed.name for sealed in features.sealed_columns()}
+    assert not missing, (
+        f"{missing}: list it in SEALED of the feature's sealed.py, so that its seal keys can be replaced"
+    )
 
 
 def test_a_module_with_two_groups_of_settings_is_refused() -> None:

@@ -74,4 +74,12 @@ def openers(name: str) -> Iterator[Any]:
 
 def sealed_columns() -> "list[SealedColumn]":
     """Return the columns in `SEALED` of each feature's `sealed.py`."""
-    return [column for _, module in parts("sealed") for column in module.SEALED]
+    return [column for feature, module in parts("sealed") for column in _declared(feature, module)]
+
+
+def _declared(feature: str, module: ModuleType) -> "tuple[SealedColumn, ...]":
+    if not hasattr(module, "SEALED"):
+        message = f"app.{feature}.sealed has no SEALED: list the sealed columns of {feature} in it"
+        raise TypeError(message)
+    columns: tuple[SealedColumn, ...] = module.SEALED
+    return columns
