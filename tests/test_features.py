@@ -239,9 +239,42 @@ def test_each_column_whose_name_says_sealed_is_declared() -> None:
     )
 
 
-def test_a_module_with_two_groups_of_settings_is_refused() -> None:
-    with pytest.raises(TypeError, match="exactly one subclass of SettingsGroup, not 2"):
+def test_a_module_with_several_groups_of_settings_is_refused() -> None:
+    with pytest.raises(TypeError, match="exactly one subclass of SettingsGroup, not 4"):
         settings._group(globals(), __name__)
+
+
+class ExtendingSettings(ProbeSettings):
+    """A group of a later feature."""
+
+    more: str = "first"
+
+
+class FurtherSettings(ProbeSettings):
+    """A group of another later feature."""
+
+    further: str = "second"
+
+
+def test_settings_of_several_features_can_be_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {
+        "DATABASE_URL": "postgresql://a@b/c",
+        "APP_ENVIRONMENT": "test",
+        "APP_PROBE__NEEDED": "1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("APP_PROBE__MORE", "given")
+    declared: dict[str, type[SettingsGroup]]
+    declared = {"probe": ProbeSettings, "more": ExtendingSettings, "further": FurtherSettings, "other": OtherSettings}
+
+    groups = settings.combined(declared)
+    loaded = loading.load(with_groups(groups), {})
+
+    assert [*groups] == ["probe", "other"]
+    assert groups["probe"].__doc__ == ProbeSettings.__doc__
+    assert loaded.of(ProbeSettings).needed == 1
+    assert loaded.of(ExtendingSettings).more == "given"
+    assert loaded.of(FurtherSettings).further == "second"
 
 
 def test_a_feature_cannot_take_the_name_of_a_group_of_core() -> None:

@@ -16,7 +16,10 @@ _DURATION_FORM = "write a duration as seconds or with a unit: 90, 500ms, 30s, 10
 
 
 class SettingsGroup(BaseModel):
-    """Settings that share a prefix. A feature declares one subclass in its `settings.py`. The prefix is the name of its folder."""
+    """Settings that share a prefix. A feature declares one subclass in its `settings.py`. The prefix is the name of its folder.
+
+    A subclass of the group of an earlier feature adds settings to that group, with the prefix of the earlier feature.
+    """
 
     # The string below a field is its description in docs/configuration.md.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
