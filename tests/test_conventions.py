@@ -54,7 +54,7 @@ _OUTLIVES = "The record or the count has to outlive the error that follows."
 _COUNTED = "A failure is counted after this transaction has returned its connection, and outlives it."
 # Services that open a unit of work of their own, instead of taking the session of the edge.
 OWN_UNITS = {
-    "account/service.py verify_email": _COUNTED,
+    "registration/service.py verify_email": _COUNTED,
     "email_change/service.py confirm_email": _COUNTED,
     "account/service.py reset_password": _SLOW,
     "account/service.py change_password": _SLOW,

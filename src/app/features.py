@@ -21,6 +21,7 @@ FEATURES: tuple[str, ...] = (
     "auth",
     "factors",
     "account",
+    "registration",
     "email_change",
 )
 """Lowest first: a feature may import the features before it."""

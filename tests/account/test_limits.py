@@ -1,6 +1,6 @@
 """Limits on mails, on mailed links, and on a password that is given again to change it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from sqlalchemy import text
 from app.core.db.database import WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.users.models import User
+from tests.account.measure_enumeration import MAILING
 from tests.aftermath import assert_problem, jobs
 from tests.auth.post import AUTH, ME, NEW_PASSWORD, bearer, pair_of, refresh
 from tests.auth.test_limits import HERE, THERE, WRONG, Ask, from_address, set_hits
@@ -40,19 +41,15 @@ async def test_a_password_given_again_may_be_wrong_ten_times(client: AsyncClient
     assert (await refresh(client, pair)).status_code == 200
 
 
-def verify(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/verify-email", json={"token": "lt1." + "A" * 66})
-
-
 def reset(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
     return client.post(f"{AUTH}/password/reset", json={"token": "junk", "new_password": NEW_PASSWORD})
 
 
-def verify_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/verify-email", json={"token": "A" * 10_000})
+def reset_at_length(client: AsyncClient, _pair: dict[str, Any]) -> Awaitable[Response]:
+    return client.post(f"{AUTH}/password/reset", json={"token": "A" * 10_000, "new_password": NEW_PASSWORD})
 
 
-@pytest.mark.parametrize("ask", [verify, reset, verify_at_length])
+@pytest.mark.parametrize("ask", [reset, reset_at_length])
 async def test_guessed_links_count_against_the_client_address(
     client: AsyncClient, session: WriteSession, ada: User, ask: Ask
 ) -> None:
@@ -70,32 +67,24 @@ async def test_guessed_links_count_against_the_client_address(
         assert (await ask(elsewhere, pair)).status_code == 400
 
 
-def register(client: AsyncClient, email: str) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/register", json={"email": email, "password": PASSWORD})
-
-
-def resend(client: AsyncClient, email: str) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/verify-email/resend", json={"email": email})
-
-
-def forgot(client: AsyncClient, email: str) -> Awaitable[Response]:
-    return client.post(f"{AUTH}/password/forgot", json={"email": email})
-
-
-@pytest.mark.parametrize("ask", [register, resend, forgot])
+@pytest.mark.parametrize("operation", MAILING)
 async def test_requests_for_mail_count_against_the_client_address(
-    client: AsyncClient, session: WriteSession, ask: Callable[[AsyncClient, str], Awaitable[Response]]
+    client: AsyncClient, session: WriteSession, operation: str
 ) -> None:
-    await ask(client, "ada@example.com")
+    async def ask(client: AsyncClient, name: str) -> Response:
+        body = {"email": f"{name}@example.com", **MAILING[operation]}
+        return await client.post(operation.removeprefix("POST "), json=body)
+
+    await ask(client, "ada")
     await set_hits(session, "mail-request-address", 29)
 
-    last, surplus = [await ask(client, f"{name}@example.com") for name in ("eve", "mallory")]
+    last, surplus = [await ask(client, name) for name in ("eve", "mallory")]
 
     assert last.status_code == 202
     assert_problem(surplus, 429, "rate_limited")
     assert len(await jobs(session)) == 2
     async with from_address(client, THERE) as elsewhere:
-        assert (await ask(elsewhere, "mallory@example.com")).status_code == 202
+        assert (await ask(elsewhere, "mallory")).status_code == 202
 
 
 async def test_a_counted_request_for_mail_stores_nothing_personal(

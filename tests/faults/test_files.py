@@ -6,6 +6,7 @@ import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,9 +16,9 @@ from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests import conftest
 from tests.access import NEW_PASSWORD
-from tests.auth.post import AUTH, log_in
+from tests.auth.post import ME, bearer, log_in, pair_of
 from tests.core.security.test_breaches import write
-from tests.factories import make_user
+from tests.factories import PASSWORD, make_user
 from tests.servers import SERVE, Server, real_server, server_by
 from tests.test_access import ACCESS
 from tests.test_workers import until
@@ -87,8 +88,9 @@ def without_free_files(server: Server) -> Iterator[None]:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
 
 
-async def register(client: AsyncClient) -> Response:
-    return await client.post(f"{AUTH}/register", json={"email": "new@example.com", "password": NEW_PASSWORD})
+async def change_password(client: AsyncClient, pair: dict[str, Any], old: str, new: str) -> Response:
+    body = {"current_password": old, "new_password": new}
+    return await client.put(f"{ME}/password", json=body, headers=bearer(pair))
 
 
 async def first_line(reader: asyncio.StreamReader) -> bytes:
@@ -144,23 +146,28 @@ async def test_with_few_files_clients_over_the_limit_get_503_and_some_files_stay
 
 @pytest.mark.parametrize("has_breached_passwords", [False, True])
 async def test_a_request_that_needs_a_file_gets_503_with_retry_after(
-    clone_url: str, tmp_path: Path, has_breached_passwords: bool
+    clone_url: str, tmp_path: Path, hasher: PasswordHasher, has_breached_passwords: bool
 ) -> None:
+    database = Database(conftest.make_settings(clone_url).database)
+    async with database.begin() as session:
+        emails = [(await make_user(session, hasher)).email for _ in range(2)]
+    await database.dispose()
     file = write(tmp_path / "breached.txt", ["another password"])
     settings = {"APP_AUTH__BREACHED_PASSWORDS_FILE": str(file)} if has_breached_passwords else {}
     async with real_server(clone_url, **settings) as server, client_of(server) as client:
-        # The first registration reads the list of common passwords; each one reads the list of breached passwords.
+        pair, other = [await pair_of(client, email) for email in emails]
+        # The first new password reads the list of common passwords; each one reads the list of breached passwords.
         if has_breached_passwords:
-            assert (await register(client)).status_code == 202
+            assert (await change_password(client, other, PASSWORD, NEW_PASSWORD)).status_code == 204
 
         with without_free_files(server):
-            refused = await register(client)
-        accepted = await register(client)
+            refused = await change_password(client, pair, PASSWORD, NEW_PASSWORD)
+        accepted = await change_password(client, pair, PASSWORD, NEW_PASSWORD)
 
         assert (refused.status_code, refused.json()["code"]) == (503, "service_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
         assert "no file descriptor is free" in server.log_file.read_text()
-        assert accepted.status_code == 202
+        assert accepted.status_code == 204
         assert errors_of(server) == []
 
 

@@ -43,12 +43,12 @@ async def send(directory: Path, **facts: str) -> str:
     """Send a mail and return its name."""
     mailer = make_mailer(MailSettings.model_validate({"url": directory.as_uri()}))
     context = {
-        "link": "http://127.0.0.1:8000/account/verify-email#token=secret",
+        "link": "http://127.0.0.1:8000/account/set-password#token=secret",
         "name": "Ada",
         "expires_in": "a day",
         **facts,
     }
-    await mailer.send("verify_email", to="ada@example.com", message_id="m", **context)
+    await mailer.send("reset_password", to="ada@example.com", message_id="m", **context)
     return names_in(directory)[-1]
 
 
@@ -96,7 +96,7 @@ async def test_outside_of_local_the_home_page_names_only_the_product(pages: Page
 
 
 async def test_mails_are_listed_and_shown(pages: Pages, tmp_path: Path) -> None:
-    names = [await send(tmp_path, link=f"http://127.0.0.1:8000/account/verify-email#token={n}") for n in (1, 2)]
+    names = [await send(tmp_path, link=f"http://127.0.0.1:8000/account/set-password#token={n}") for n in (1, 2)]
     async with pages() as client:
         listed = await client.get("/local/mails")
         shown = await client.get(f"/local/mails/{names[0]}")
@@ -105,9 +105,9 @@ async def test_mails_are_listed_and_shown(pages: Pages, tmp_path: Path) -> None:
     links = [quote(name) for name in names]
     assert listed.text.index(links[1]) < listed.text.index(links[0])
     assert "ada@example.com" in listed.text
-    assert 'href="http://127.0.0.1:8000/account/verify-email#token=1"' in shown.text
+    assert 'href="http://127.0.0.1:8000/account/set-password#token=1"' in shown.text
     assert f'src="{links[0]}/html"' in shown.text
-    assert 'href="http://127.0.0.1:8000/account/verify-email#token=1"' in framed.text
+    assert 'href="http://127.0.0.1:8000/account/set-password#token=1"' in framed.text
     # The mail may be shown in a frame of the page, and cannot run scripts.
     assert framed.headers["x-frame-options"] == "SAMEORIGIN"
     assert "sandbox allow-popups" in framed.headers["content-security-policy"]

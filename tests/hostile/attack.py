@@ -17,7 +17,6 @@ from tests import factories
 from tests.core.recording import Lines, Recording
 
 API = "/api/v1"
-REGISTER = f"{API}/auth/register"
 TOKEN = f"{API}/auth/token"
 REVOKE = f"{API}/auth/revoke"
 FORGOT = f"{API}/auth/password/forgot"

@@ -24,7 +24,6 @@ from tests.hostile.attack import (
     JSON,
     ME,
     PASSWORD,
-    REGISTER,
     RESET,
     TOKEN,
     USERS,
@@ -129,8 +128,8 @@ JSONS: dict[str, Callable[[int], bytes]] = {
     "empty strings": lambda size: filled(b'"",', size, b"[", b"0]"),
     "short strings": lambda size: filled(b'"a",', size, b"[", b"0]"),
     "escapes": lambda size: filled(b"\\u00e9", size, b'["', b'"]'),
-    "surrogate pairs": lambda size: filled(b"\\ud83d\\ude00", size, b'{"full_name":"', b'"}'),
-    "lone surrogates": lambda size: filled(b"\\ud800", size, b'{"full_name":"', b'"}'),
+    "surrogate pairs": lambda size: filled(b"\\ud83d\\ude00", size, b'{"new_password":"', b'"}'),
+    "lone surrogates": lambda size: filled(b"\\ud800", size, b'{"new_password":"', b'"}'),
     "backslashes": lambda size: filled(b"\\\\", size, b'["', b'"]'),
     "a string without end": lambda size: filled(b"\\\\", size, b'["'),
     "brackets in a string": lambda size: filled(b"[", size, b'["', b'"]'),
@@ -139,11 +138,10 @@ JSONS: dict[str, Callable[[int], bytes]] = {
     "spaces": lambda size: filled(b" ", size, suffix=b"{}"),
     "nothing but spaces": lambda size: filled(b" ", size),
     "letters beyond ASCII": lambda size: filled("\u00e9".encode(), size, b'["', b'"]'),
-    "wide letters": lambda size: filled("\U0001f98a".encode(), size, b'{"full_name":"', b'"}'),
+    "wide letters": lambda size: filled("\U0001f98a".encode(), size, b'{"new_password":"', b'"}'),
     "broken UTF-8 at the end": lambda size: filled("\u00e9".encode(), size, suffix=b"\xff"),
-    "a long name": lambda size: filled(b"a", size, b'{"email":"a@example.com","password":"x","full_name":"', b'"}'),
-    "a long address": lambda size: filled("\u00fc".encode(), size, b'{"email":"a@', b'.co"}'),
-    "a long password": lambda size: filled("\u0301\u0316".encode(), size, b'{"email":"a@example.com","password":"a', b'"}'),
+    "a long token": lambda size: filled(b"a", size, b'{"new_password":"x","token":"', b'"}'),
+    "a long password": lambda size: filled("\u0301\u0316".encode(), size, b'{"token":"x","new_password":"a', b'"}'),
     "a long name of a member": lambda size: filled("\U0001f98a".encode(), size, b'{"', b'":0}'),
 }  # fmt: skip
 
@@ -151,26 +149,15 @@ JSONS: dict[str, Callable[[int], bytes]] = {
 def jsons() -> Iterator[Costly]:
     for name, build in JSONS.items():
         for size in (65_536, BODY):
-            yield Costly("JSON", f"{name}, {size}", REGISTER, body=build(size), headers=[JSON])
+            yield Costly("JSON", f"{name}, {size}", RESET, body=build(size), headers=[JSON])
 
 
-def member(parser: str, name: str, target: str, **members: str) -> Costly:
-    return Costly(parser, name, target, body=json.dumps(members, ensure_ascii=False).encode(), headers=[JSON])
-
-
-def registration(name: str, password: str, email: str = EMAIL, full_name: str = "Ada") -> Costly:
-    return member("password", name, REGISTER, email=email, password=password, full_name=full_name)
+def member(parser: str, name: str, target: str, who: str = "nobody", **members: str) -> Costly:
+    return Costly(parser, name, target, body=json.dumps(members, ensure_ascii=False).encode(), headers=[JSON], who=who)
 
 
 MARKS = "\u0301\u0316"
 MEMBERS = [
-    registration("a row of one letter", "a" * 1023 + "\u00fc"),
-    registration("a repeated piece", "abcd" * 255 + "xyzw"),
-    registration("marks to put in order", "a" + "\u0316\u0301" * 511),
-    registration("two letters in turns", "ab" * 511 + "cc"),
-    registration("the name all over", "abcd" * 256, full_name="abcd " * 25),
-    registration("many words", "x" * 1024, full_name="ab-c d" * 20),
-    registration("spaces", " " * 1024),
     *(
         member("address", f"{letters!a} {size}", FORGOT, email=f"a@{letters * (size // len(letters))}.co")
         for letters in ("\u0390", "\u00fc", "\u0130", "\ufdfa", "a\u0301", "a.", "\u00fc.", "xn--a.", "\u0301\u0316", "-", "\u06dd")
@@ -182,10 +169,12 @@ MEMBERS = [
         for size in (30, 120, 7000)
     ),
     *(
-        member("name", f"{letters!a} {size}", REGISTER, email=EMAIL, password="x", full_name=letters * (size // len(letters)))
+        member("name", f"{letters!a} {size}", USERS, "admin", email=EMAIL, full_name=letters * (size // len(letters)), role="?")
         for letters in ("a\u200d", "\u200d", "\U0001f98a\u200d", "\ufe0f", "\u0301", "\u0316\u0301", "\u0628\u200c", "\ufffd", "\u2800")
         for size in (128, 15_000)
     ),
+    Costly("JSON", "a long address", FORGOT, body=filled("\u00fc".encode(), BODY, b'{"email":"a@', b'.co"}'), headers=[JSON]),
+    Costly("JSON", "a long name", ME, "PATCH", filled(b"a", BODY, b'{"full_name":"', b'"}'), [JSON], "user"),
     member("link", "a long secret", RESET, token="lt1." + "A" * 60_000, new_password=PASSWORD),
     member("link", "a long secret beyond ASCII", RESET, token="\u0301\u0316" * 15_000, new_password=PASSWORD),
     Costly(
@@ -299,7 +288,7 @@ OTHERS = [
         for what, value in CONDITIONS.items()
     ),
     *(Costly("If-None-Match", what, ME, "GET", headers=[("If-None-Match", value)], who="user") for what, value in CONDITIONS.items()),
-    *(Costly("Content-Type", what, REGISTER, body=b"{}", headers=[("Content-Type", value)]) for what, value in TYPES.items()),
+    *(Costly("Content-Type", what, RESET, body=b"{}", headers=[("Content-Type", value)]) for what, value in TYPES.items()),
     *(Costly("Authorization", what, ME, "GET", headers=[("Authorization", f"Bearer {value}")]) for what, value in BEARERS.items()),
     *(
         Costly("token", what, f"{API}/auth/revoke", body=b"token=" + value.encode("latin-1").hex().encode()[:15_000], headers=[FORM])
@@ -337,7 +326,7 @@ async def test_no_input_blocks_the_event_loop(target: Target, subtests: pytest.S
 
 
 HOST = b"Host: test\r\n"
-READ_JSON = b"POST /api/v1/auth/register HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
+READ_JSON = b"POST /api/v1/auth/password/reset HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n"
 READ_FORM = b"POST /api/v1/auth/token HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n"

@@ -16,7 +16,7 @@ from tests.hostile.attack import (
     JSON,
     ME,
     PASSWORD,
-    REGISTER,
+    RESET,
     TOKEN,
     USERS,
     VALID_REQUEST,
@@ -27,12 +27,12 @@ from tests.hostile.attack import (
     check_refusals,
 )
 
-BODY = json.dumps({"email": f"{CANARY}@example.com", "password": PASSWORD}).encode()
+BODY = json.dumps({"token": CANARY, "new_password": PASSWORD}).encode()
 LOGIN = f"grant_type=password&username={CANARY}%40example.com&password={CANARY}".encode()
 
 
 def unread(name: str, *headers: Header) -> Attack:
-    return Attack(name, 415, "unsupported-media-type", REGISTER, body=BODY, headers=headers)
+    return Attack(name, 415, "unsupported-media-type", RESET, body=BODY, headers=headers)
 
 
 MEDIA_TYPES = [

@@ -6,30 +6,45 @@ from typing import Any
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import CANARY, INVISIBLE, PASSWORD, REGISTER, RESET, USERS, Attack, Target, check_refusals
+from tests.hostile.attack import CANARY, FORGOT, INVISIBLE, ME, PASSWORD, RESET, USERS, Attack, Target, check_refusals
 
 EMAIL = f"{CANARY}@example.com"
-GOOD = {"email": EMAIL, "password": PASSWORD, "full_name": f"{CANARY} Lovelace"}
+# A body of the operation that most attacks are sent to. Anybody may call it.
+GOOD = {"token": CANARY, "new_password": PASSWORD}
 TEXT = json.dumps(GOOD)
 
 
-def registration(name: str, status: int, problem: str, body: str | bytes, *codes: str) -> Attack:
+def reset(name: str, status: int, problem: str, body: str | bytes, *codes: str) -> Attack:
     raw = body.encode() if isinstance(body, str) else body
-    return Attack(name, status, problem, REGISTER, body=raw, codes=codes or None)
+    return Attack(name, status, problem, RESET, body=raw, codes=codes or None)
 
 
 def malformed(name: str, body: str | bytes, code: str = "malformed_request") -> Attack:
-    return registration(name, 400, "malformed-request", body, code)
+    return reset(name, 400, "malformed-request", body, code)
 
 
 def invalid(name: str, body: Any, *codes: str) -> Attack:
-    return registration(name, 422, "validation-error", json.dumps(body), *codes)
+    return reset(name, 422, "validation-error", json.dumps(body), *codes)
 
 
 def instead(member: str, value: str) -> str:
     """Return the valid body with the value of one member replaced by raw JSON."""
     others = {name: given for name, given in GOOD.items() if name != member}
     return f'{{"{member}": {value}, {json.dumps(others)[1:]}'
+
+
+def of_text(member: str, value: str, *codes: str) -> Attack:
+    """Send a raw text as a member of an operation that has such a member and no other, or as one of `GOOD`."""
+    name = f"{member} {value[:70]}"
+    if member in GOOD:
+        return reset(name, 422, "validation-error", instead(member, f'"{value}"'), *codes)
+    target, method, who = (FORGOT, "POST", "nobody") if member == "email" else (ME, "PATCH", "user")
+    raw = f'{{"{member}": "{value}"}}'.encode()
+    return Attack(name, 422, "validation-error", target, method, raw, who=who, codes=codes or None)
+
+
+def of_name(text: str, code: str) -> Attack:
+    return of_text("full_name", json.dumps(text)[1:-1], code)
 
 
 MALFORMED = [
@@ -45,9 +60,9 @@ MALFORMED = [
     malformed("a line comment", f"{TEXT} // {CANARY}"),
     malformed("a trailing comma", TEXT[:-1] + ",}"),
     malformed("single quotes", TEXT.replace('"', "'")),
-    malformed("unquoted keys", f'{{email: "{EMAIL}"}}'),
-    malformed("a form as JSON", f"email={EMAIL}&password={CANARY}"),
-    malformed("XML as JSON", f"<email>{EMAIL}</email>"),
+    malformed("unquoted keys", f'{{token: "{CANARY}"}}'),
+    malformed("a form as JSON", f"token={CANARY}&new_password={CANARY}"),
+    malformed("XML as JSON", f"<token>{CANARY}</token>"),
     malformed("a function call", f"callback({TEXT})"),
     malformed("a prefix against hijacking", f")]}}',\n{TEXT}"),
     *(
@@ -56,20 +71,20 @@ MALFORMED = [
         for value in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999")
     ),
     *(
-        malformed(f"the number {value}", instead("email", value))
+        malformed(f"the number {value}", instead("token", value))
         for value in ("01", "+1", "0x10", "1_000", ".5", "1.", "1e", "--1", "1,5", "1 000", "\u0661")
     ),
-    malformed("a number of 5000 digits", instead("email", "9" * 5000)),
-    *(malformed(f"the word {word}", instead("email", word)) for word in ("undefined", "True", "None", "nil", "NULL")),
-    malformed("a member twice", f'{{"email": "{EMAIL}", {TEXT[1:]}', "duplicate_member"),
-    malformed("a member twice, once escaped", f'{{"\\u0065mail": "{EMAIL}", {TEXT[1:]}', "duplicate_member"),
+    malformed("a number of 5000 digits", instead("token", "9" * 5000)),
+    *(malformed(f"the word {word}", instead("token", word)) for word in ("undefined", "True", "None", "nil", "NULL")),
+    malformed("a member twice", f'{{"token": "{CANARY}", {TEXT[1:]}', "duplicate_member"),
+    malformed("a member twice, once escaped", f'{{"\\u0074oken": "{CANARY}", {TEXT[1:]}', "duplicate_member"),
     malformed("an unknown member twice", f'{{"x": 1, "x": 2, {TEXT[1:]}', "duplicate_member"),
-    malformed("a member twice further down", instead("email", '{"x": {"y": 1, "y": 2}}'), "duplicate_member"),
+    malformed("a member twice further down", instead("token", '{"x": {"y": 1, "y": 2}}'), "duplicate_member"),
     malformed("100,000 arrays", "[" * 100_000, "too_deep"),
     malformed("100,000 arrays, closed", "[" * 100_000 + "]" * 100_000, "too_deep"),
-    malformed("20,000 objects", '{"email":' * 20_000, "too_deep"),
-    malformed("1,000 objects, closed", '{"email":' * 1000 + "1" + "}" * 1000, "too_deep"),
-    malformed("33 levels in a member", instead("email", "[" * 33 + "]" * 33), "too_deep"),
+    malformed("20,000 objects", '{"token":' * 20_000, "too_deep"),
+    malformed("1,000 objects, closed", '{"token":' * 1000 + "1" + "}" * 1000, "too_deep"),
+    malformed("33 levels in a member", instead("token", "[" * 33 + "]" * 33), "too_deep"),
     malformed("a byte order mark", b"\xef\xbb\xbf" + TEXT.encode()),
     malformed("UTF-16", TEXT.encode("utf-16")),
     malformed("UTF-16 without a mark", TEXT.encode("utf-16-le")),
@@ -86,7 +101,7 @@ MALFORMED = [
         for raw in ("\x00", "\t", "\n", "\x1f")
     ),
     *(
-        malformed(f"the escape {escape} in a text", instead("full_name", f'"{CANARY}{escape}"'))
+        malformed(f"the escape {escape} in a text", instead("new_password", f'"{CANARY}{escape}"'))
         for escape in (r"\x41", r"\u12", r"\u", r"\uZZZZ", r"\'", r"\0", "\\")
     ),
 ]
@@ -99,18 +114,18 @@ NOT_AN_OBJECT = [
 MEMBERS = [
     *(
         invalid(f"without {name}", {other: value for other, value in GOOD.items() if other != name}, "missing")
-        for name in ("email", "password")
+        for name in GOOD
     ),
     invalid("without any", {}, "missing", "missing"),
     invalid("an unknown member", GOOD | {"foo": 1}, "extra_forbidden"),
     invalid("an unknown member without a name", GOOD | {"": CANARY}, "extra_forbidden"),
-    invalid("a member in other case", GOOD | {"Email": EMAIL}, "extra_forbidden"),
+    invalid("a member in other case", GOOD | {"Token": CANARY}, "extra_forbidden"),
     invalid("a member of JavaScript", GOOD | {"__proto__": {"is_admin": True}}, "extra_forbidden"),
     invalid("a member of Python", GOOD | {"__class__": CANARY}, "extra_forbidden"),
     invalid("a long name", GOOD | {"n" * 10_000: 1}, "extra_forbidden"),
     invalid("2,000 members", GOOD | {f"k{number}": 0 for number in range(2000)}, *["extra_forbidden"] * 20),
     invalid("50,000 members", GOOD | {f"k{number}": 0 for number in range(50_000)}, "too_many_values"),
-    invalid("50,000 elements", GOOD | {"email": [""] * 50_000}, "too_many_values"),
+    invalid("50,000 elements", GOOD | {"token": [""] * 50_000}, "too_many_values"),
     *(
         invalid(f"the privilege {name}", GOOD | {name: value}, "extra_forbidden")
         for name, value in {
@@ -132,18 +147,11 @@ MEMBERS = [
         }.items()
     ),
     *(
-        invalid(f"{member} as {json.dumps(value)[:20]}", GOOD | {member: value}, code)
-        for member, code in (("email", "string_type"), ("password", "string_type"), ("full_name", "string_type"))
-        for value in (1, 0, -1, 1.0, True, False, [], [EMAIL], {}, {"$ne": None}, 12345678901234567, 10**400)
+        invalid(f"{member} as {json.dumps(value)[:20]}", GOOD | {member: value}, "string_type")
+        for member in GOOD
+        for value in (None, 1, 0, -1, 1.0, True, False, [], [EMAIL], {}, {"$ne": None}, 12345678901234567, 10**400)
     ),
-    *(invalid(f"{member} as null", GOOD | {member: None}, "string_type") for member in ("email", "password")),
 ]
-
-
-def surrogate(member: str, text: str) -> Attack:
-    # Secrets report this with another code.
-    code = "unprintable" if member == "password" else "string_unicode"
-    return registration(f"{text} in {member}", 422, "validation-error", instead(member, f'"{text}"'), code)
 
 
 # Characters that no person types, as JSON escapes.
@@ -151,60 +159,50 @@ UNPRINTABLE = [
     *(r"\u0000", r"\u0001", r"\u0008", r"\u0009", r"\u000a", r"\u000d", r"\u001b", r"\u007f", r"\u0085", r"\u009f"),
     *(r"\ufffe", r"\uffff", r"\ufdd0", r"\ue000", r"\ud83f\udfff", r"\udbff\udfff", r"\ufffd"),
 ]
+MEMBERS_WITH_TEXT = ("token", "new_password", "email", "full_name")
 TEXTS = [
     *(
-        surrogate(member, f"{CANARY}{text}")
-        for member in GOOD
+        # Passwords report this with another code.
+        of_text(member, f"{CANARY}{text}", "unprintable" if member == "new_password" else "string_unicode")
+        for member in MEMBERS_WITH_TEXT
         for text in (r"\ud800", r"\udfff", r"\udc00\ud800", r"\ud83e x")
     ),
     *(
-        registration(
-            f"{escape} in {member}", 422, "validation-error", instead(member, f'"{CANARY}{escape}@example.com"')
-        )
-        for member in ("full_name", "password", "email")
+        of_text(member, f"{CANARY}{escape}@example.com")
+        for member in ("full_name", "new_password", "email")
         for escape in UNPRINTABLE
     ),
+    *(of_name(f"Ada{one} Lovelace", "unprintable") for one in INVISIBLE),
     *(
-        invalid(f"U+{ord(one):04X} in full_name", GOOD | {"full_name": f"Ada{one} Lovelace"}, "unprintable")
-        for one in INVISIBLE
-    ),
-    *(
-        invalid(f"full_name with {name}", GOOD | {"full_name": text}, "unprintable")
-        for name, text in (
-            ("a joiner between Latin letters", "Ad\u200da"),
-            ("a non-joiner between Latin letters", "Ad\u200ca"),
-            ("a joiner alone", "\u200d"),
-            ("a joiner at the end", "\U0001f469\u200d"),
-            ("a joiner before a space", "\u0639\u200c \u0639"),
-            ("two joiners", "\u0639\u200c\u200c\u0639"),
-            ("a variation selector after a letter", "A\ufe0fda"),
-            ("a tag after a flag", "\U0001f3f4\U000e0041"),
-            ("a black flag with the tags of a message", "\U0001f3f4\U000e0068\U000e0069\U000e007f"),
+        of_name(text, code)
+        for text, code in (
+            ("Ad\u200da", "unprintable"),  # A joiner between Latin letters.
+            ("Ad\u200ca", "unprintable"),
+            ("\u200d", "unprintable"),
+            ("\U0001f469\u200d", "unprintable"),  # A joiner at the end.
+            ("\u0639\u200c \u0639", "unprintable"),
+            ("\u0639\u200c\u200c\u0639", "unprintable"),
+            ("A\ufe0fda", "unprintable"),  # A variation selector after a letter.
+            ("\U0001f3f4\U000e0041", "unprintable"),  # A tag after a flag.
+            ("\U0001f3f4\U000e0068\U000e0069\U000e007f", "unprintable"),
+            ("A" + "\u0301" * 5, "too_many_marks"),
+            ("A" + "\u0316\u0301" * 60, "too_many_marks"),
+            ("\u2800 \u2800", "blank"),  # Braille without dots.
+            ("", "string_too_short"),
+            (" ", "blank"),
+            ("\u3000\u2003\u00a0", "blank"),
+            ("x" * 129, "string_too_long"),
+            ("🦊" * 129, "string_too_long"),
+            ("x" * 10_000, "string_too_long"),
         )
     ),
-    invalid("full_name with a letter under five marks", GOOD | {"full_name": "A" + "\u0301" * 5}, "too_many_marks"),
-    invalid(
-        "full_name with a letter under many marks", GOOD | {"full_name": "A" + "\u0316\u0301" * 60}, "too_many_marks"
-    ),
-    invalid("full_name of Braille without dots", GOOD | {"full_name": "\u2800 \u2800"}, "blank"),
-    registration("a lone surrogate as a name", 422, "validation-error", r'{"\ud800": 1, ' + TEXT[1:], "string_unicode"),
-    *(
-        invalid(f"full_name {name}", GOOD | {"full_name": text}, code)
-        for name, text, code in (
-            ("empty", "", "string_too_short"),
-            ("a space", " ", "blank"),
-            ("wide spaces", "\u3000\u2003\u00a0", "blank"),
-            ("129 characters", "x" * 129, "string_too_long"),
-            ("129 emoji", "🦊" * 129, "string_too_long"),
-            ("10 KB", "x" * 10_000, "string_too_long"),
-        )
-    ),
+    reset("a lone surrogate as a name", 422, "validation-error", r'{"\ud800": 1, ' + TEXT[1:], "string_unicode"),
 ]
 
 # If a refusal quoted the whole body, it would reveal the secret next to the error.
 SECRETS = [
     Attack(
-        "no email, but a password", 422, "validation-error", REGISTER, body=json.dumps({"password": PASSWORD}).encode()
+        "no token, but a password", 422, "validation-error", RESET, body=json.dumps({"new_password": PASSWORD}).encode()
     ),
     Attack(
         "no new password, but a token",
@@ -237,14 +235,14 @@ LARGE = [
         name,
         413,
         "payload-too-large",
-        REGISTER,
+        RESET,
         body=body.encode(),
         headers=(("Content-Type", "application/json"), *([("Content-Length", str(len(body)))] if announced else [])),
         expected_headers={"connection": "close"},
     )
     for name, body in (
         ("a byte more than a megabyte", TEXT.ljust(1_048_577)),
-        ("a password of 10 MB", json.dumps(GOOD | {"password": "x" * 10_000_000})),
+        ("a password of 10 MB", json.dumps(GOOD | {"new_password": "x" * 10_000_000})),
         ("100,000 long members", json.dumps({f"member{number}": number for number in range(100_000)})),
     )
     for announced in (True, False)

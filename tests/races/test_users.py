@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 from collections import Counter
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,7 +15,7 @@ from app.auth.settings import AuthSettings
 from app.users.roles import GRANTS, Role
 from tests.aftermath import assert_problem
 from tests.conftest import LoggedIn, log_in
-from tests.factories import PASSWORD, make_user
+from tests.factories import make_user
 from tests.races.site import Site
 
 USERS = "/api/v1/users"
@@ -218,15 +217,10 @@ async def test_a_password_reset_for_an_account_that_is_being_deleted_gives_a_404
     assert await site.transactions_left_open() == 0
 
 
-@pytest.mark.parametrize(
-    ("path", "state"), [("password/forgot", {}), ("verify-email/resend", {"email_verified_at": None})]
-)
-async def test_no_link_is_created_for_an_account_that_is_being_deleted(
-    site: Site, path: str, state: dict[str, Any]
-) -> None:
+async def test_no_link_is_created_for_an_account_that_is_being_deleted(site: Site) -> None:
     async with site.database.begin() as session:
-        user = await make_user(session, **state)
-    await site.client.post(f"/api/v1/auth/{path}", json={"email": user.email})
+        user = await make_user(session)
+    await site.client.post("/api/v1/auth/password/forgot", json={"email": user.email})
     deletion = site.watcher.transaction()
     await deletion.start()
     await site.watcher.execute("DELETE FROM users WHERE id = $1", user.id)
@@ -241,38 +235,6 @@ async def test_no_link_is_created_for_an_account_that_is_being_deleted(
     assert await job == []
     assert await site.fetch("SELECT * FROM account_links") == []
     assert await site.fetch("SELECT * FROM audit_events") == []
-
-
-async def test_a_registration_and_a_creation_by_an_administrator_make_one_account(site: Site) -> None:
-    admin = await site.account(role="admin")
-    chance = random.Random(20261126)  # noqa: S311  # Reproducible pauses, no secret.
-    outcomes: Counter[int] = Counter()
-
-    async def register(email: str) -> None:
-        response = await site.client.post("/api/v1/auth/register", json={"email": email, "password": PASSWORD})
-        assert response.status_code == 202
-        await site.post.collect()
-
-    async def create(email: str) -> Response:
-        await asyncio.sleep(chance.uniform(0, 0.04))
-        return await site.client.post(USERS, json={"email": email}, headers=admin.headers)
-
-    for number in range(ROUNDS):
-        email = f"new{number}@example.com"
-        _, created = await asyncio.gather(register(email), create(email.upper()))
-        await site.post.collect()
-
-        outcomes[created.status_code] += 1
-        (account,) = await site.fetch("SELECT id, hashed_password FROM users WHERE email_key = $1", email)
-        # Only one of the two creates the account. If it is the administrator, the password of the registration is dropped.
-        assert (account["hashed_password"] is None) == (created.status_code == 201)
-        purposes = await site.fetch("SELECT purpose FROM account_links WHERE user_id = $1", account["id"])
-        assert [row["purpose"] for row in purposes] == [
-            "set_password" if created.status_code == 201 else "verify_email"
-        ]
-    # Both outcomes must occur; otherwise there was no race.
-    assert set(outcomes) == {201, 409}, outcomes
-    assert await site.fetch("SELECT job_id FROM job_errors") == []
 
 
 # Statements that lock rows, so that the write starts and then waits.

@@ -342,3 +342,14 @@ async def test_fifty_registrations_of_one_address_at_once_make_one_account(clone
     assert [mail.to for mail in mails if "#token" in mail.text] == [account.email]
     assert len(mails) == 50
     assert failed == 0
+
+
+@pytest.mark.parametrize("email", ["ada@corp.local", "ada@example.test", "Ada@app.LOCALHOST"])
+async def test_outside_of_production_an_address_of_a_private_network_can_register_and_log_in(
+    client: AsyncClient, post: Post, email: str
+) -> None:
+    accepted = await register(client, email)
+    verified = await client.post(f"{AUTH}/verify-email", json={"token": await post.link()})
+
+    assert (accepted.status_code, verified.status_code) == (202, 204)
+    assert (await log_in(client, email)).status_code == 200

@@ -12,7 +12,7 @@ from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing
-from tests.auth.post import AUTH, PATIENT, Post, answer, end_windows, log_in
+from tests.auth.post import AUTH, NEW_PASSWORD, PATIENT, Post, answer, end_windows, log_in
 from tests.conftest import LoggedIn, make_settings, running
 from tests.factories import PASSWORD, make_user
 
@@ -191,6 +191,22 @@ async def test_a_link_for_another_purpose_verifies_nothing(
 
     assert_problem(response, 400, "invalid_token")
     assert (await existing(session, ada.id)).email_verified_at is None
+
+
+async def test_a_reset_of_the_password_ends_the_link(
+    client: AsyncClient, session: WriteSession, post: Post, ada: User
+) -> None:
+    await resend(client, ada.email)
+    verification = await post.link()
+    await end_windows(session)
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+    reset = {"token": await post.link(), "new_password": NEW_PASSWORD}
+    assert (await client.post(f"{AUTH}/password/reset", json=reset)).status_code == 204
+
+    late = await verify(client, verification)
+
+    assert (await existing(session, ada.id)).email_verified_at is not None
+    assert_problem(late, 400, "invalid_token")
 
 
 async def test_reading_changes_nothing(client: AsyncClient, session: WriteSession, post: Post, ada: User) -> None:

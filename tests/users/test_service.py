@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, select
 
+from app.audit.service import SYSTEM
 from app.core.db.database import Database, WriteSession
 from app.core.errors import InvalidInputError
 from app.core.schemas.emails import InvalidEmailError, identity
@@ -13,6 +14,7 @@ from app.core.security.hashing import PasswordHasher
 from app.users import service
 from app.users.errors import EmailTakenError, UserNotFoundError
 from app.users.models import User
+from app.users.roles import Role
 from tests.conftest import make_settings
 from tests.factories import PASSWORD, make_user
 
@@ -172,3 +174,22 @@ async def test_a_set_address_is_verified_unless_another_account_has_it(session: 
     assert (moved, refused) == (True, False)
     assert (ada.email, ada.email_key) == ("Ada@example.org", identity("ada@example.org"))
     assert ada.email_verified_at is not None
+
+
+async def test_an_account_with_an_unverified_address_is_created_unless_another_account_has_it(
+    session: WriteSession,
+) -> None:
+    user, again = [
+        await service.create_unverified(
+            session, SYSTEM, email=email, full_name="Ada", hashed_password="a hash"
+        )  # No secret.
+        for email in ("ada@example.com", "ADA@example.com")
+    ]
+    assert user is not None
+    is_verified = user.email_verified_at is not None
+    await service.verify_email(session, user.id)
+
+    await session.refresh(user)
+    assert (is_verified, again) == (False, None)
+    assert (user.role, user.hashed_password) == (Role.USER.value, "a hash")
+    assert user.email_verified_at is not None

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from app.account.schemas import Registration
+from app.account.schemas import NewAccount
 from app.auth.settings import AuthSettings
 from app.core.commands import command_group, in_transaction
 from app.core.errors import FieldError, InvalidInputError
@@ -45,10 +45,10 @@ def create_admin(
     typer.echo(f"Created administrator {email} ({user.id}).")
 
 
-def _validated(email: str, password: str, full_name: str | None) -> Registration:
-    """Return the account if it passes the validation of a registration. `InvalidInputError` if not."""
+def _validated(email: str, password: str, full_name: str | None) -> NewAccount:
+    """Return the account if it passes the validation of requests. `InvalidInputError` if not."""
     try:
-        return Registration.model_validate({"email": email, "password": password, "full_name": full_name})
+        return NewAccount.model_validate({"email": email, "password": password, "full_name": full_name})
     except ValidationError as error:
         refused = (FieldError(f"#/{one['loc'][0]}", one["type"], detail_of(one)) for one in error.errors())
         raise InvalidInputError(*refused) from error

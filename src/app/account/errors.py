@@ -1,6 +1,6 @@
-"""Errors of registration and of mailed links."""
+"""Error of mailed links."""
 
-from app.core.errors import MalformedRequestError, NotFoundError
+from app.core.errors import MalformedRequestError
 
 
 class InvalidLinkError(MalformedRequestError):
@@ -9,8 +9,3 @@ class InvalidLinkError(MalformedRequestError):
     problem = "invalid-token"
     code = "invalid_token"
     detail = "This link is not valid any more. Request a new one."
-
-
-class RegistrationClosedError(NotFoundError):
-    code = "registration_closed"
-    detail = "Registration is closed. Ask an administrator for an account."

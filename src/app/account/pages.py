@@ -35,7 +35,6 @@ class Form(NamedTuple):
     field: str | None = None
 
 
-_VERIFY = Form("Verify your address", "Verify", "../api/v1/auth/verify-email")
 _SET_PASSWORD = Form(
     "Set your password", "Set password", "../api/v1/auth/password/reset", "new_password", "password.html"
 )
@@ -49,12 +48,6 @@ async def read_script() -> Response:
 @router.get("/page.css", include_in_schema=False, openapi_extra=public)
 async def read_style() -> Response:
     return Response(_file("page.css"), media_type="text/css")
-
-
-@router.get("/verify-email", include_in_schema=False, openapi_extra=public)
-async def read_verification_page(settings: SettingsDep) -> Response:
-    """Show the page a mailed link leads to."""
-    return show(_VERIFY, settings)
 
 
 @router.get("/set-password", include_in_schema=False, openapi_extra=public)

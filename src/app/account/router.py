@@ -1,17 +1,15 @@
-"""Endpoints for registration, verification, passwords and export, below `/auth` and `/users`."""
+"""Endpoints for passwords and export, below `/auth` and `/users`."""
 
 from http import HTTPStatus
 from typing import Any
 
 from app.account import pages, service
-from app.account.errors import InvalidLinkError, RegistrationClosedError
+from app.account.errors import InvalidLinkError
 from app.account.schemas import (
     Accepted,
     EmailRequest,
-    LinkProof,
     NewPassword,
     PasswordChange,
-    Registration,
     export_schema,
 )
 from app.auth.dependencies import ConfirmedPrincipal, ConfirmedUser, CurrentUser, ToolkitDep, UsersWriter, Visitor
@@ -31,46 +29,6 @@ users = routing.router(prefix="/users", tags=["users"])
 
 ROUTERS = (router, me, users)
 ROOT_ROUTERS = (pages.router,)
-
-
-@router.post(
-    "/register",
-    status_code=HTTPStatus.ACCEPTED,
-    openapi_extra=public,
-    responses=problem_responses(RegistrationClosedError, RateLimitedError, HashingBusyError),
-)
-async def register(session: SessionDep, toolkit: ToolkitDep, visitor: Visitor, payload: Registration) -> Accepted:
-    """Create an account.
-
-    The response is the same whether or not the address has an account. The result is mailed to the address.
-    """
-    await service.register(session, toolkit, visitor, payload)
-    return Accepted()
-
-
-@router.post(
-    "/verify-email",
-    status_code=HTTPStatus.NO_CONTENT,
-    openapi_extra=public,
-    responses=problem_responses(InvalidLinkError, RateLimitedError),
-)
-async def verify_email(toolkit: ToolkitDep, visitor: Visitor, payload: LinkProof) -> None:
-    """Verify an address with the secret that was mailed to it. The secret works once, for a day."""
-    await service.verify_email(toolkit, visitor, payload.token.get_secret_value())
-
-
-@router.post(
-    "/verify-email/resend",
-    status_code=HTTPStatus.ACCEPTED,
-    openapi_extra=public,
-    responses=problem_responses(RateLimitedError),
-)
-async def resend_verification(
-    session: SessionDep, toolkit: ToolkitDep, visitor: Visitor, payload: EmailRequest
-) -> Accepted:
-    """Mail another verification link, if the address needs one."""
-    await service.resend_verification(session, toolkit, visitor, payload.email)
-    return Accepted()
 
 
 @router.post(

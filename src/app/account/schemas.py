@@ -14,8 +14,8 @@ from app.users.schemas import Email, UserRead
 FreshPassword = Annotated[SecretStr, Field(min_length=1, max_length=1024), PrintableSecret]
 
 
-class Registration(Payload):
-    """A new account."""
+class NewAccount(Payload):
+    """The address, the password and the name of an account."""
 
     email: Email
     password: FreshPassword

@@ -1,7 +1,7 @@
-"""Use cases of an account: registration, verification, passwords, export.
+"""Use cases of an account: passwords, and export.
 
-A client can call register, resend and forgot with the address of another person. These functions do the same work for every
-address: they enqueue one job. The job checks whether the account exists, and mails its owner.
+A client can call forgot with the address of another person. It does the same work for every address: it enqueues one job. The job
+checks whether the account exists, and mails its owner.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from uuid import UUID
 
 from app import features
 from app.account import jobs, limits, links
-from app.account.errors import InvalidLinkError, RegistrationClosedError
-from app.account.schemas import MAX_EXPORTED, NewPassword, PasswordChange, Registration
+from app.account.errors import InvalidLinkError
+from app.account.schemas import MAX_EXPORTED, NewPassword, PasswordChange
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import service as auth
@@ -33,40 +33,10 @@ _ALL_LINKS = frozenset(user_links.LIFETIMES)
 _NEW_PASSWORD = "#/new_password"
 
 
-async def register(session: WriteSession, kit: Toolkit, actor: Actor, payload: Registration) -> None:
-    """Enqueue a registration. The job mails the result to the address."""
-    users_service.refuse_special_use_domain(kit.settings, payload.email)
-    if kit.settings.of(AuthSettings).registration == "invite":
-        raise RegistrationClosedError
-    await kit.limiter.hit(*limits.mail_request(actor))
-    password = payload.password.get_secret_value()
-    about = [payload.email, payload.full_name or ""]
-    refuse_weak(password, min_length=kit.settings.of(AuthSettings).password_min_length, about=about)
-    # No statement has run yet, so the session holds no connection while the password is hashed.
-    hashed_password = await kit.hasher.hash(password)
-    await queue.enqueue(session, jobs.register, payload.email, payload.full_name, hashed_password)
-
-
-async def resend_verification(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
-    users_service.refuse_special_use_domain(kit.settings, email)
-    await kit.limiter.hit(*limits.mail_request(actor))
-    await queue.enqueue(session, jobs.resend_verification, email)
-
-
 async def forgot_password(session: WriteSession, kit: Toolkit, actor: Actor, email: str) -> None:
     users_service.refuse_special_use_domain(kit.settings, email)
     await kit.limiter.hit(*limits.mail_request(actor))
     await queue.enqueue(session, jobs.forgot_password, email)
-
-
-async def verify_email(kit: Toolkit, actor: Actor, secret: str) -> None:
-    """Use a verification link: it proves that the address belongs to the owner of the account."""
-    async with links.counting_misuse(kit, actor), kit.database.begin() as session:
-        _, account = await links.use(session, kit, secret, {"verify_email"})
-        if account.email_verified_at is not None:
-            raise InvalidLinkError
-        await users_service.verify_email(session, account.id)
-        await audit.record(session, actor, "auth.email_verified", subject_id=account.id)
 
 
 async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> None:

@@ -20,8 +20,6 @@ class AuthSettings(KeySettings, HashingSettings):
     """Audience (`aud`) of access tokens."""
     access_token_ttl: Duration = Field(default=timedelta(minutes=10), le=timedelta(minutes=15))
     """Lifetime of an access token, at most 15 minutes."""
-    registration: Literal["open", "invite"] = "open"
-    """Who can create an account. With `invite`, only administrators can, and registration returns 404."""
     refresh_idle_ttl: Duration = timedelta(days=14)
     """Time without a refresh after which a login session expires."""
     refresh_absolute_ttl: Duration = timedelta(days=90)

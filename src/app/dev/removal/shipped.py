@@ -7,13 +7,12 @@ KEPT = {
     "users": "it has the accounts that all other features refer to.",
     "auth": "it decides who may call each operation.",
     "account": "it has the passwords of the accounts and the links in mails.",
-    "registration": "its job, mails and tests are still part of account. APP_AUTH__REGISTRATION=invite closes it.",
     "mail": "it sends the mails of all features.",
     "jobs": "it runs the background work of all features.",
 }
 """Features and parts that stay, each with the reason."""
 
-WORDS = {"audit_list": "audit-events", "email_change": "change of address"}
+WORDS = {"audit_list": "audit-events", "email_change": "change of address", "registration": "(?i:registration)"}
 """What documents call a part, if it is not its name."""
 
 PARTS = {
@@ -29,6 +28,7 @@ PARTS = {
 """Parts of features that can be removed, each with its files and directories. No other code imports them."""
 
 REMOVABLE = {
+    "registration": ("tests/races/test_registration.py", "tests/hostile/test_registration.py"),
     "email_change": ("tests/races/test_email_change.py", "tests/hostile/test_email_change.py"),
 }
 """Features that can be removed, each with the files that are not in its two directories. Tests remove each in a copy."""

@@ -1,0 +1,7 @@
+"""Body of a registration."""
+
+from app.account.schemas import NewAccount
+
+
+class Registration(NewAccount):
+    """A new account."""
