@@ -39,6 +39,7 @@ PARTS = (
     "second_factor",
     "export",
     "seed",
+    "home",
     "templates",
 )
 

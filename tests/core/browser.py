@@ -35,6 +35,8 @@ os.dup2(write, 4)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
 _LARGEST_MESSAGE = 1 << 26
+# The code and the text of a key.
+_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), " ": (32, " ")}
 
 
 _LEFT = "navigated or closed"
@@ -140,6 +142,27 @@ class Page:
         await self.wait_for(f"document.querySelector({json.dumps(selector)})")
         await self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.send("Input.insertText", text=text)
+
+    async def write(self, text: str) -> None:
+        """Type into the field that has the focus."""
+        await self.send("Input.insertText", text=text)
+
+    async def press(self, key: str, times: int = 1) -> None:
+        """Press a key, such as `Tab`, `Enter` or `Shift+Tab`, and release it."""
+        *held, name = key.split("+")
+        code, text = _KEYS[name]
+        described = {"key": name, "windowsVirtualKeyCode": code, "modifiers": 8 if held else 0}
+        for _ in range(times):
+            await self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **described)
+            await self.send("Input.dispatchKeyEvent", type="keyUp", **described)
+
+    async def resize(self, width: int, height: int, *, scheme: str = "light", media: str = "screen") -> None:
+        """Show the page in a window of this size, with a light or dark scheme, on the screen or on paper."""
+        await self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        await self.send("Emulation.setEmulatedMedia", media=media, features=features)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Response
 
+from app import features
 from app.core import product
 from app.core.config.groups import is_loopback
 from app.core.errors import NotFoundError
@@ -40,6 +41,7 @@ async def read_home(request: CoreRequest, settings: SettingsDep) -> Response:
         state=await _state(request),
         has_docs=settings.serves_docs,
         has_mails=settings.of(MailSettings).directory is not None,
+        links=[link for _, part in features.parts("home") for link in part.LINKS],
     )
 
 
