@@ -23,6 +23,7 @@ FEATURES: tuple[str, ...] = (
     "account",
     "registration",
     "email_change",
+    "self_service",
 )
 """Lowest first: a feature may import the features before it."""
 

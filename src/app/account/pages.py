@@ -18,9 +18,10 @@ from app.core.http.dependencies import SettingsDep
 
 router = routing.router(prefix="/account")
 
+# Pictures are in the page itself: QR codes, and an empty icon, so that the browser does not ask for one.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -61,7 +62,11 @@ def show(form: Form, settings: Settings) -> Response:
     min_length = settings.of(AuthSettings).password_min_length
     # The field declares no maxlength: a browser would silently cut a pasted password.
     field = _file(form.field).strip().format(min_length=min_length) if form.field else ""
-    content = _file("page.html").format_map(form._asdict() | {"field": field})
+    return html(_file("page.html").format_map(form._asdict() | {"field": field}))
+
+
+def html(content: str) -> Response:
+    """Return a page that loads only scripts and styles of this origin."""
     return Response(content, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
 
 

@@ -12,7 +12,12 @@ KEPT = {
 }
 """Features and parts that stay, each with the reason."""
 
-WORDS = {"audit_list": "audit-events", "email_change": "change of address", "registration": "(?i:registration)"}
+WORDS = {
+    "audit_list": "audit-events",
+    "email_change": "change of address",
+    "registration": "(?i:registration)",
+    "self_service": "account pages",
+}
 """What documents call a part, if it is not its name."""
 
 PARTS = {
@@ -28,7 +33,12 @@ PARTS = {
 """Parts of features that can be removed, each with its files and directories. No other code imports them."""
 
 REMOVABLE = {
+    "self_service": (),
     "registration": ("tests/races/test_registration.py", "tests/hostile/test_registration.py"),
-    "email_change": ("tests/races/test_email_change.py", "tests/hostile/test_email_change.py"),
+    "email_change": (
+        "tests/races/test_email_change.py",
+        "tests/hostile/test_email_change.py",
+        "tests/self_service/test_email_section.py",
+    ),
 }
 """Features that can be removed, each with the files that are not in its two directories. Tests remove each in a copy."""

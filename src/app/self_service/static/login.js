@@ -1,0 +1,93 @@
+// Logs in, with a second leg where the account has a second factor.
+
+import { ask, keep, left, nextPage, onNews, refresh, tell } from "./api.js";
+import { clear, onPress, onSubmit, reveal, say } from "./forms.js";
+
+const first = document.getElementById("first");
+const second = document.getElementById("second");
+const status = document.getElementById("status");
+const resend = document.getElementById("resend");
+const other = document.getElementById("other");
+const LABELS = { code: "Use a recovery code", recovery_code: "Use a code of the app" };
+
+let challenge = null;
+
+onSubmit(first, async (values) => {
+  status.textContent = "";
+  resend.hidden = true;
+  try {
+    await enter("auth/token", { form: { grant_type: "password", ...values } });
+  } catch (error) {
+    if (error.code === "mfa_required") askForCode(error.document);
+    else {
+      resend.hidden = error.code !== "email_not_verified";
+      throw error;
+    }
+  }
+});
+
+onSubmit(second, async ({ code, recovery_code }) => {
+  const proof = code ? { code: code.replaceAll(" ", "") } : { recovery_code: recovery_code.trim() };
+  try {
+    await enter("auth/mfa", { json: { mfa_token: challenge.token, ...proof } });
+  } catch (error) {
+    challenge.failures += error.status === 400;
+    // The server takes no more guesses for this login.
+    if (challenge.failures >= 5) startAgain("There were too many wrong codes. Log in again.");
+    throw error;
+  }
+});
+
+async function enter(path, options) {
+  keep(await ask(path, { ...options, withCookie: true }));
+  // Without TLS, some browsers do not keep the cookie.
+  if (location.protocol === "http:" && !(await refresh())) {
+    throw new Error("Your browser did not keep the cookie of this login. Open this page over HTTPS.");
+  }
+  tell("logged in");
+  await left(nextPage());
+}
+
+function askForCode({ mfa_token: token, expires_in: seconds, methods }) {
+  challenge = { token, failures: 0 };
+  first.hidden = true;
+  first.reset();
+  other.hidden = !methods.includes("recovery_code");
+  useMethod(methods.includes("totp") ? "code" : "recovery_code");
+  setTimeout(() => {
+    if (challenge?.token === token) startAgain("This took too long. Log in again.");
+  }, seconds * 1000);
+}
+
+function useMethod(method) {
+  clear(second);
+  for (const part of second.querySelectorAll("[data-method]")) {
+    const input = part.querySelector("input");
+    part.hidden = input.disabled = part.dataset.method !== method;
+    input.value = "";
+  }
+  other.textContent = LABELS[method];
+  reveal(second, "input:enabled");
+}
+
+function startAgain(text) {
+  challenge = null;
+  clear(second);
+  second.reset();
+  second.hidden = true;
+  reveal(first, "input");
+  say(first, text, "alert");
+}
+
+other.addEventListener("click", () => useMethod(document.getElementById("code").disabled ? "code" : "recovery_code"));
+document.getElementById("again").addEventListener("click", () => startAgain(""));
+onPress(resend.querySelector("button"), first, async () => {
+  const { detail } = await ask("auth/verify-email/resend", { json: { email: first.elements.username.value } });
+  resend.hidden = true;
+  first.elements.username.focus();
+  status.textContent = detail;
+});
+
+// The person may have logged in before, or in another tab.
+onNews("logged in", () => left(nextPage()));
+if (await refresh().catch(() => false)) await left(nextPage());

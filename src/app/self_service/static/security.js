@@ -1,0 +1,30 @@
+// The security page: each section is a module.
+
+import { call, left, logOut, loginPage, onNews, readAccount } from "./api.js";
+import { startClosing, startExport } from "./account.js";
+import { startEmail, startPassword } from "./credentials.js";
+import { onPress, say } from "./forms.js";
+import { startSessions } from "./sessions.js";
+
+const page = document.getElementById("page");
+const problem = document.getElementById("problem");
+
+onPress(document.getElementById("log-out"), page, async () => {
+  await logOut();
+  await left(loginPage());
+});
+onNews("logged out", () => left(loginPage()));
+
+try {
+  const account = await readAccount();
+  document.getElementById("owner").textContent = account.email;
+  for (const field of document.querySelectorAll("[data-owner]")) field.value = account.email;
+  await Promise.all([startSessions(), startEmail()]);
+  startPassword();
+  startExport();
+  startClosing(account);
+  document.getElementById("content").hidden = false;
+} catch (error) {
+  problem.textContent = error instanceof TypeError ? "The service cannot be reached. Try again." : error.message;
+}
+page.removeAttribute("aria-busy");
