@@ -12,6 +12,7 @@ from sqlalchemy import text
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.auth.login_sessions import start
+from tests.auth.post import Post, link_in
 from tests.conftest import make_settings
 from tests.core.browser import Page, browsing
 from tests.factories import PASSWORD, make_user
@@ -32,6 +33,7 @@ class Site:
     database: Database
     hasher: PasswordHasher
     page: Page
+    post: Post
     url: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,11 @@ class Site:
         await page.click("#first button")
         await page.wait_for(LOADED)
 
+    async def link_to(self, email: str) -> str:
+        """Return the link that has been mailed to an address."""
+        (mail,) = [mail for mail in await self.post.collect() if mail.to == email and "#token=" in mail.text]
+        return link_in(mail)
+
     @asynccontextmanager
     async def answering(self, path: str, status: int, document: object) -> AsyncIterator[None]:
         """Answer requests for a path of the API in the browser, as a service does that is configured in another way."""
@@ -94,9 +101,10 @@ class Site:
 @asynccontextmanager
 async def opened(database_url: str, hasher: PasswordHasher, directory: Path, **settings: str) -> AsyncIterator[Site]:
     """Run the application and a browser."""
-    database = Database(make_settings(database_url).database)
+    app_settings = make_settings(database_url)
+    database = Database(app_settings.database)
     try:
         async with real_server(database_url, **settings) as server, browsing(directory) as page:
-            yield Site(server, database, hasher, page)
+            yield Site(server, database, hasher, page, Post(database, app_settings))
     finally:
         await database.dispose()

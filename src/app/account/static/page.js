@@ -11,6 +11,15 @@ if (!secret) {
   form.hidden = true;
   say("This link is incomplete. Copy the whole link from the mail.");
 }
+// Not every installation has a page to log in.
+async function offerLogin() {
+  if (!(await fetch("login", { method: "HEAD" })).ok) return;
+  const link = document.createElement("a");
+  link.href = "login";
+  link.textContent = "Log in";
+  status.after(link);
+  link.focus();
+}
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const body = { token: secret };
@@ -26,6 +35,7 @@ form.addEventListener("submit", async (event) => {
     if (response.ok) {
       form.hidden = true;
       say("Done. You can close this page and log in.");
+      await offerLogin();
       return;
     }
     const problem = await response.json();
