@@ -40,6 +40,17 @@ def test_every_shipped_feature_stays_or_can_be_removed() -> None:
     assert not {*shipped.KEPT} & {*shipped.REMOVABLE, *shipped.PARTS}
 
 
+@pytest.mark.parametrize("name", PRESENT)
+def test_no_document_refers_to_a_page_or_a_test_that_is_deleted(committed: Path, name: str) -> None:
+    removal = plan(committed, name)
+    kept = [path for path in (committed / "docs").glob("*.md") if f"docs/{path.name}" not in removal.deleted]
+    texts = [removal.changed.get(path.relative_to(committed).as_posix()) or path.read_text() for path in kept]
+
+    for path in removal.deleted:
+        page = path.removeprefix("docs/")
+        assert not any(f"]({page})" in text or f"`{path}`" in text for text in texts), path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESENT)
 async def test_the_checks_and_the_tests_pass_without_a_part(

@@ -25,7 +25,12 @@ class Installed:
     @cached_property
     def prefixes(self) -> list[str]:
         """What the paths of its files begin with."""
-        return [path if path.endswith(".py") else f"{path}/" for path in self.paths]
+        return [path if Path(path).suffix else f"{path}/" for path in self.paths]
+
+    @property
+    def documents(self) -> list[str]:
+        """The names of its pages in `docs`."""
+        return [Path(path).name for path in self.paths if path.endswith(".md")]
 
     @cached_property
     def files(self) -> list[str]:
@@ -40,7 +45,8 @@ class Installed:
     @property
     def modules(self) -> list[str]:
         """The names of its packages and modules, such as `app.users`."""
-        return [path.removeprefix("src/").removesuffix(".py").replace("/", ".") for path in self.paths]
+        code = (path for path in self.paths if not path.startswith("docs/"))
+        return [path.removeprefix("src/").removesuffix(".py").replace("/", ".") for path in code]
 
     @cached_property
     def files_of_models(self) -> set[str]:

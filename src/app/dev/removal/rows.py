@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from app.dev.removal.feature import Installed, text_of
 
-_FILES = ("tests/*.py", "tests/*/*.py", "tests/fuzz/*.toml", "docs/security/*.toml", "docs/upgrading.md")
+_FILES = ("tests/*.py", "tests/*/*.py", "tests/fuzz/*.toml", "docs/security/*.toml", "README.md", "docs/*.md")
 
 
 def without_rows(feature: Installed) -> Mapping[str, str]:
@@ -81,9 +81,17 @@ def _without_tests(feature: Installed, line: str) -> str:
 
 
 def _markdown(feature: Installed, text: str) -> str:
-    """Return the text without the rows of the table of moved names that lead to a module of the feature."""
+    """Return the text without the rows and list items about the feature.
+
+    These are rows of the table of moved names that lead to one of its modules, rows that name one of its tests, and rows and items
+    that link to one of its pages.
+    """
     places = "|".join(map(re.escape, feature.modules))
-    return re.sub(rf"^\| `[\w.]+` \| `(?:{places})\b[\w.]*` \|\n", "", text, flags=re.MULTILINE)
+    moved = rf"^\| `[\w.]+` \| `(?:{places})\b[\w.]*` \|\n"
+    tests = "|".join(re.escape(prefix) for prefix in feature.prefixes if prefix.startswith("tests/"))
+    text = re.sub(rf"{moved}|^\|.*`(?:{tests}).*\n", "", text, flags=re.MULTILINE)
+    pages = "|".join(map(re.escape, feature.documents))
+    return re.sub(rf"^[|-] .*\]\((?:[\w/]+/)?(?:{pages})[)#].*\n", "", text, flags=re.MULTILINE) if pages else text
 
 
 _EDITS = {".py": _python, ".toml": _toml, ".md": _markdown}

@@ -33,7 +33,7 @@ PARTS = {
 """Parts of features that can be removed, each with its files and directories. No other code imports them."""
 
 REMOVABLE = {
-    "self_service": (),
+    "self_service": ("docs/account-pages.md", "docs/images"),
     "registration": ("tests/races/test_registration.py", "tests/hostile/test_registration.py"),
     "email_change": (
         "tests/races/test_email_change.py",
