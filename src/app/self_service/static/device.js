@@ -30,5 +30,6 @@ export function deviceName(userAgent) {
   const system = find(SYSTEMS, text);
   if (browser && system) return `${browser} on ${system}`;
   const program = /^[^\s/(]+/.exec(text)?.[0];
-  return (browser ?? system ?? program ?? "Unknown device").slice(0, MAX_LENGTH);
+  const name = browser ?? system ?? program ?? "Unknown device";
+  return name.length > MAX_LENGTH ? `${name.slice(0, MAX_LENGTH - 1)}…` : name;
 }
