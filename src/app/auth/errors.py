@@ -1,6 +1,6 @@
 """Errors of login, tokens and login sessions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 from uuid import UUID
 
@@ -94,6 +94,18 @@ class EmailNotVerifiedError(ForbiddenError):
     code = "email_not_verified"
     detail = "Verify your email address first. The link is in the mail that we sent."
     oauth_error = "invalid_grant"
+
+
+class MfaRequiredError(ForbiddenError):
+    """The password is correct, and the account has a second factor: the first leg of a login has no tokens."""
+
+    code = "mfa_required"
+    detail = "This account has a second factor. Give a code of it."
+    oauth_error = "mfa_required"
+
+    def __init__(self, *, mfa_token: str, expires_in: int, methods: Sequence[str]) -> None:
+        super().__init__()
+        self.members = {"mfa_token": mfa_token, "expires_in": expires_in, "methods": list(methods)}
 
 
 class InvalidRequestError(MalformedRequestError):

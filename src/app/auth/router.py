@@ -22,6 +22,7 @@ from app.auth.errors import (
     InvalidGrantError,
     InvalidRequestError,
     InvalidScopeError,
+    MfaRequiredError,
     SessionNotFoundError,
     TooManyReplaysError,
     TooManyTicketsError,
@@ -115,6 +116,7 @@ type SessionId = Annotated[PathIdentifier, Path(description="The login session's
     responses=problem_responses(
         InvalidGrantError,
         EmailNotVerifiedError,
+        MfaRequiredError,
         InvalidRequestError,
         InvalidScopeError,
         UnsupportedGrantTypeError,
@@ -133,8 +135,9 @@ async def create_token(
 ) -> TokenPair:
     """Log in, or continue a login session.
 
-    `grant_type=password` exchanges an email address and a password for a pair of tokens. `grant_type=refresh_token` exchanges a
-    refresh token, which works once, for the next pair.
+    `grant_type=password` exchanges an email address and a password for a pair of tokens. For an account with a second factor, the
+    response is 403 `mfa_required`, with an `mfa_token` instead of tokens. `grant_type=refresh_token` exchanges a refresh token, which
+    works once, for the next pair.
     """
     if isinstance(payload, PasswordGrant):
         return transport.sent(response, await service.log_in(toolkit, visitor, payload))

@@ -38,7 +38,8 @@ class SecondFactor[Kit](Protocol):
     def is_enrolled(self) -> ColumnElement[bool]:
         """An SQL condition about `User.id`: the account has a confirmed factor.
 
-        It is always the same object. It becomes part of the statement that reads a login, so it costs no statement.
+        It is always the same object. It becomes part of the statements of a login, so it costs no statement. A transaction that
+        changes it has locked the account before.
         """
 
     async def ask(

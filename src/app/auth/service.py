@@ -1,7 +1,8 @@
 """Logging in, refreshing, logging out, and giving the password again."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from uuid import UUID
 
 from app.audit import service as audit
@@ -11,10 +12,12 @@ from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidGrantError,
     InvalidTokenError,
+    MfaRequiredError,
     RefreshRefusedError,
     WrongPasswordError,
 )
 from app.auth.schemas import PasswordGrant, Reauthentication, TokenPair
+from app.auth.second_factor import MfaRequired
 from app.auth.sessions import crud, rotation
 from app.auth.sessions import service as sessions
 from app.auth.sessions.crud import Credentials, LockedUser
@@ -68,6 +71,25 @@ async def _record_refusal(kit: Toolkit, actor: Actor, refused: RefreshRefusedErr
 
 
 async def _log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPair:
+    login = await _verify_login(kit, actor, payload)
+    if login.credentials.is_enrolled:
+        required = await kit.database.unit(partial(_ask, kit=kit, actor=actor, login=login, scope=payload.scope))
+        raise MfaRequiredError(**asdict(required))
+    return await kit.database.unit(partial(_start, kit=kit, actor=actor, login=login, scope=payload.scope))
+
+
+@dataclass(frozen=True, slots=True)
+class _VerifiedLogin:
+    """A login with the right password. `new_hash` replaces a hash with outdated parameters."""
+
+    credentials: Credentials
+    stored: str
+    new_hash: str | None
+    # The limits that have counted the attempt.
+    counted: tuple[Counted, ...]
+
+
+async def _verify_login(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> _VerifiedLogin:
     counted = limits.login(actor, payload.username)
     retry_after = await kit.limiter.hit(*counted)
     if retry_after is not None:
@@ -86,18 +108,30 @@ async def _log_in(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> TokenPa
     if kit.settings.of(AuthSettings).require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
+    return _VerifiedLogin(credentials, stored, verification.new_hash, counted)
 
-    async def start(session: WriteSession) -> TokenPair:
-        if verification.new_hash is not None:
-            await users_service.upgrade_hash(session, credentials.id, old=stored, new=verification.new_hash)
-        # During hashing the account may have been disabled, or its password changed. So it is locked and read again.
-        user = await sessions.lock_unchanged(session, credentials.id, credentials.authz_version)
-        forgiven = kit.limiter.forgiveness(*counted)
-        return await sessions.start(
-            session, kit, actor, user, payload.scope, acr="aal1", amr=("pwd",), ctes=(forgiven,)
-        )
 
-    return await kit.database.unit(start)
+async def _ask(
+    session: WriteSession, *, kit: Toolkit, actor: Actor, login: _VerifiedLogin, scope: str | None
+) -> MfaRequired:
+    await _upgrade_hash(session, login)
+    user_id, authz_version = login.credentials.id, login.credentials.authz_version
+    return await kit.second_factor.ask(session, kit, actor, user_id, authz_version=authz_version, scope=scope)
+
+
+async def _start(
+    session: WriteSession, *, kit: Toolkit, actor: Actor, login: _VerifiedLogin, scope: str | None
+) -> TokenPair:
+    await _upgrade_hash(session, login)
+    # During hashing the account may have been disabled, or its password changed. So it is locked and read again.
+    user = await sessions.lock_unchanged(session, login.credentials.id, login.credentials.authz_version)
+    forgiven = kit.limiter.forgiveness(*login.counted)
+    return await sessions.start(session, kit, actor, user, scope, acr="aal1", amr=("pwd",), ctes=(forgiven,))
+
+
+async def _upgrade_hash(session: WriteSession, login: _VerifiedLogin) -> None:
+    if login.new_hash is not None:
+        await users_service.upgrade_hash(session, login.credentials.id, old=login.stored, new=login.new_hash)
 
 
 async def complete_login(
@@ -120,7 +154,7 @@ async def _find_login(session: ReadSession, kit: Toolkit, actor: Actor, username
         email_key = identity(username)
     except InvalidEmailError:
         return None
-    return await crud.get_login(session, email_key, sessions.origin(kit, actor))
+    return await crud.get_login(session, email_key, sessions.origin(kit, actor), kit.second_factor.is_enrolled)
 
 
 async def _verify(kit: Toolkit, counted: tuple[Counted, ...], password: str, stored: str | None) -> Verification:

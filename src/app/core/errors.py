@@ -7,7 +7,8 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ClassVar, override
+from types import MappingProxyType
+from typing import Any, ClassVar, override
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class AppError(Exception):
     code: ClassVar[str] = "internal_error"
     detail: str = "Something went wrong on our side."
     oauth_error: ClassVar[str] = "invalid_request"
+    # Further members of the problem document. Declare each of them in `core.http.problems.Problem`, for generated clients.
+    members: Mapping[str, Any] = MappingProxyType({})
 
     @override
     def __init_subclass__(cls) -> None:

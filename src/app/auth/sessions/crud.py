@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Interval, Row, Text, bindparam, exists, func, insert, select, update
+from sqlalchemy import CTE, ColumnElement, Interval, Row, Select, Text, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import aliased
 
 from app.auth.models import IS_LIVE, LoginSession
@@ -37,7 +37,10 @@ class SessionState(NamedTuple):
 
 
 class Credentials(NamedTuple):
-    """The columns that a login checks, and whether a stored session of the account started from the client's address."""
+    """The columns that a login checks.
+
+    And whether a stored session of the account started from the client's address, and whether the account has a second factor.
+    """
 
     id: UUID
     hashed_password: str | None
@@ -45,6 +48,7 @@ class Credentials(NamedTuple):
     email_verified_at: datetime | None
     authz_version: int
     is_known_origin: bool
+    is_enrolled: bool
 
 
 class LockedUser(NamedTuple):
@@ -54,6 +58,13 @@ class LockedUser(NamedTuple):
     role: str
     # All sessions with a lower id have been ended; a new session needs a higher one.
     cutoff: UUID | None
+
+
+class NewSession(NamedTuple):
+    state: SessionState
+    # The account has sessions, but none on a device of this family.
+    is_new_device: bool
+    has_factor: bool
 
 
 class StoredState(NamedTuple):
@@ -112,8 +123,17 @@ _LISTED = (
 )
 
 
-async def get_login(session: ReadSession, email_key: str, origin: str | None) -> Credentials | None:
-    return crud.only(Credentials, await session.execute(_LOGIN, {"email_key": email_key, "origin": origin}))
+async def get_login(
+    session: ReadSession, email_key: str, origin: str | None, is_enrolled: ColumnElement[bool]
+) -> Credentials | None:
+    statement = _login_with(is_enrolled)
+    return crud.only(Credentials, await session.execute(statement, {"email_key": email_key, "origin": origin}))
+
+
+# The condition is always the same, so there is one statement.
+@cache
+def _login_with(is_enrolled: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    return _LOGIN.add_columns(is_enrolled.label("is_enrolled"))
 
 
 async def lock_unchanged(
@@ -133,9 +153,10 @@ async def create(
     idle: timedelta,
     absolute: timedelta,
     keep: int,
+    is_enrolled: ColumnElement[bool],
     ctes: Sequence[CTE] = (),
-) -> tuple[SessionState, bool]:
-    """Insert a session, and return it and whether the account has sessions, but none on a device of this family.
+) -> NewSession:
+    """Insert a session for a locked account.
 
     At most `keep` sessions of the account stay live: the new one, and the most recently refreshed of the others. The rest end.
     `ctes` run as parts of the same statement.
@@ -148,11 +169,16 @@ async def create(
         insert(LoginSession)
         .values(user_id=user.id, **values, **ends)
         # A statement does not see the row that it inserts.
-        .returning(*(column for column in _STATE if column.class_ is LoginSession), of_user & ~of_family)
+        .returning(
+            *(column for column in _STATE if column.class_ is LoginSession),
+            of_user & ~of_family,
+            # This statement begins after the lock, so it sees a factor that was set up since the login was read.
+            select(is_enrolled).where(User.id == user.id).scalar_subquery(),
+        )
         .add_cte(_eviction(user.id, keep - 1), *ctes)
     )
-    *columns, is_new_device = (await session.execute(statement)).one()
-    return SessionState._make((*columns, user.role, user.authz_version)), is_new_device
+    *columns, is_new_device, has_factor = (await session.execute(statement)).one()
+    return NewSession(SessionState._make((*columns, user.role, user.authz_version)), is_new_device, has_factor)
 
 
 def _eviction(user_id: UUID, keep: int) -> CTE:

@@ -64,6 +64,7 @@ async def start(
     """Start a login session for an account that the caller has locked and knows to be active. Every way to log in ends here.
 
     `acr` says how strongly the client has proved who it is, `amr` by which methods (RFC 8176): `("pwd",)`, `("pwd", "otp", "mfa")`.
+    Raises `InvalidGrantError` for `aal1` if the account has a second factor.
     One statement ends sessions above the maximum, records the login, runs `ctes`, and inserts the session.
     """
     settings = kit.settings.of(AuthSettings)
@@ -81,18 +82,22 @@ async def start(
         "device_family": _VERSION.sub("", _cleaned(actor.user_agent) or ""),
     }
     owner = Actor(user.id, session_id, actor.ip_prefix, actor.request_id)
-    state, is_new_device = await crud.create(
+    new = await crud.create(
         session,
         user,
         values,
         idle=settings.refresh_idle_ttl,
         absolute=settings.refresh_absolute_ttl,
         keep=settings.sessions_per_user,
+        is_enrolled=kit.second_factor.is_enrolled,
         ctes=(audit.record_cte(owner, "auth.login_succeeded", subject_id=user.id), *ctes),
     )
-    if is_new_device:
+    if new.has_factor and acr != "aal2":
+        # The error rolls the session back. The next attempt is asked for the factor.
+        raise InvalidGrantError
+    if new.is_new_device:
         await queue.enqueue(session, jobs.mail_user_notice, "new_device", user.id)
-    return issue(kit, state)
+    return issue(kit, new.state)
 
 
 def origin(kit: Toolkit, actor: Actor) -> str | None:

@@ -94,6 +94,13 @@ class Problem(BaseModel):
     error_description: Omittable[str] = Field(
         default=None, description="RFC 6749 description, at the token endpoints only."
     )
+    mfa_token: Omittable[str] = Field(
+        default=None, description="With `mfa_required` only: proves the password at the second leg of the login."
+    )
+    expires_in: Omittable[int] = Field(default=None, description="With `mfa_required` only: the token's seconds.")
+    methods: Omittable[list[str]] = Field(
+        default=None, description="With `mfa_required` only: what the second leg accepts, such as `totp`."
+    )
 
 
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
@@ -164,7 +171,7 @@ def _title(problem: str) -> str:
 
 def problem_response(scope: Any, error: AppError) -> Response:
     """Render an error. This never raises, for any content of the request."""
-    more: dict[str, Any] = {}
+    more = dict(error.members)
     if isinstance(error, InvalidInputError):
         more["errors"] = [asdict(one) for one in error.errors[:MAX_ERRORS]]
     return render_problem(scope, error, int(error.status), error.detail, error.headers, more)
