@@ -116,6 +116,12 @@ async def test_a_step_reads_only_its_batch_and_returns_where_it_ended(session: W
     assert positions == [ids[1], ids[3], None]
 
 
+async def test_an_incomplete_batch_is_the_last_one(session: WriteSession) -> None:
+    await make_table(session, [make_safe(Sealer(BEFORE))])
+
+    assert await resealing.reseal(session, None, sealed=GOLD, sealer=Sealer(AFTER), batch=2) is None
+
+
 async def moved(session: WriteSession) -> list[Any]:
     safes = (await session.execute(select(Safe.id, Safe.gold).order_by(Safe.id))).all()
     return [safe.id for safe in safes if safe.gold[0] == 2]
