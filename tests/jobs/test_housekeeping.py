@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -156,6 +157,7 @@ async def test_the_operations_page_lists_every_housekeeping_task(impatient: Data
     work = make_work(make_settings(url), impatient)
     worker = JobWorker(work, JOBS, PERIODIC)
     await auth_jobs.purge(work)
+    await auth_jobs.reseal(work)
     await audit_jobs.purge(work)
     await worker._release_orphans()
     await worker._purge()
@@ -163,4 +165,6 @@ async def test_the_operations_page_lists_every_housekeeping_task(impatient: Data
     page = (ROOT / "docs" / "operations" / "housekeeping.md").read_text()
     listed = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
     ran = {sample.labels["task"] for family in own_families() for sample in family.samples if sample.name == _METRIC}
-    assert {name for name in ran if not name.startswith("a test's")} == listed
+    ran = {re.sub("^reseal_.*", "reseal_<table>.<column>", name) for name in ran if not name.startswith("a test's")}
+    # A clone without sealed columns reseals nothing.
+    assert ran | {"reseal_<table>.<column>"} == listed
