@@ -57,7 +57,7 @@ _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "http
 _CONNECTORS |= {"socket", "urllib.request"}
 _FACTORIES = {"create_async_engine", "create_engine", "open_connection", "create_connection"}
 
-OURS = {"audit", "auth", "core", "jobs", "users"}
+OURS = {"audit", "auth", "core", "factors", "jobs", "users"}
 
 
 @cache

@@ -135,15 +135,22 @@ async def _upgrade_hash(session: WriteSession, login: _VerifiedLogin) -> None:
 
 
 async def complete_login(
-    session: WriteSession, kit: Toolkit, actor: Actor, user: LockedUser, scope: str | None, *, amr: Sequence[str]
+    session: WriteSession,
+    kit: Toolkit,
+    actor: Actor,
+    user: LockedUser,
+    scope: str | None,
+    *,
+    amr: Sequence[str],
+    counted: Sequence[Counted] = (),
 ) -> TokenPair:
     """Start the session of a login that was asked for a second factor and has given one: the second leg.
 
     The caller has locked the account with `sessions.lock_unchanged`. `amr` has the methods of the factor, such as `("otp",)`. Only now
-    is the attempt taken back that the first leg counted: a right password alone resets no limit.
+    is the attempt taken back that the first leg counted: a right password alone resets no limit. `counted` has those of the second leg.
     """
     with _LOGINS.outcome():
-        forgiven = kit.limiter.forgiveness(*limits.login(actor, user.email_key))
+        forgiven = kit.limiter.forgiveness(*limits.login(actor, user.email_key), *counted)
         return await sessions.start(
             session, kit, actor, user, scope, acr="aal2", amr=("pwd", *amr, "mfa"), ctes=(forgiven,)
         )

@@ -67,6 +67,10 @@ class NewSession(NamedTuple):
     has_factor: bool
 
 
+# For a statement of another feature that locks the account in the same way.
+LOCKED_COLUMNS = (User.id, User.email_key, User.authz_version, User.role, LAST_CUTOFF.scalar_subquery().label("cutoff"))
+
+
 class StoredState(NamedTuple):
     """A session, whether it is live, and whether its previous refresh token may be used again, at the time of the database."""
 
@@ -140,9 +144,8 @@ async def lock_unchanged(
     session: WriteSession, user_id: UUID | ColumnElement[UUID], authz_version: int | ColumnElement[int]
 ) -> LockedUser | None:
     """Lock an active account of this version against changes and other logins, until the transaction ends; None if there is none."""
-    columns = (User.id, User.email_key, User.authz_version, User.role, LAST_CUTOFF.scalar_subquery())
     is_unchanged = (User.id == user_id) & (User.authz_version == authz_version) & User.is_active
-    return crud.only(LockedUser, await session.execute(locks.in_order(select(*columns).where(is_unchanged))))
+    return crud.only(LockedUser, await session.execute(locks.in_order(select(*LOCKED_COLUMNS).where(is_unchanged))))
 
 
 async def create(

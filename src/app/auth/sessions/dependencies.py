@@ -40,7 +40,7 @@ class TokenTransport:
             raise InvalidRequestError
         return self.cookie
 
-    def sent(self, response: Response, pair: TokenPair) -> TokenPair:
+    def sent[Pair: TokenPair](self, response: Response, pair: Pair) -> Pair:
         """Move the refresh token from the body of the response to its cookie, if the client asked for that."""
         if self.is_cookie and pair.refresh_token:
             response.headers.update(set_host_cookie(COOKIE, pair.refresh_token, pair.refresh_expires_in))

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Update, func, insert, select, text, update
 
-from app.auth.models import IS_LIVE, LoginSession, RevokeReason, SessionCutoff
+from app.auth.models import IS_LIVE, Acr, LoginSession, RevokeReason, SessionCutoff
 from app.core.db.database import WriteSession
 
 LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc()).limit(1)
@@ -21,10 +21,15 @@ async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason:
 
 
 async def revoke_all(
-    session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None
+    session: WriteSession, user_id: UUID, reason: RevokeReason, *, except_id: UUID | None = None, acr: Acr | None = None
 ) -> Sequence[UUID]:
+    """End the sessions of an account: all, all but one, or all of one assurance."""
     condition = LoginSession.user_id == user_id
-    return await _revoke(session, condition & (LoginSession.id != except_id) if except_id else condition, reason)
+    if except_id is not None:
+        condition &= LoginSession.id != except_id
+    if acr is not None:
+        condition &= LoginSession.acr == acr
+    return await _revoke(session, condition, reason)
 
 
 async def cut_off(session: WriteSession) -> UUID:

@@ -30,7 +30,10 @@ from app.users.roles import GRANTS, Role
 
 # The statements that the features above use as they are. Their caller records its own event.
 revoke_all = revoking_crud.revoke_all
+LOCKED_COLUMNS = crud.LOCKED_COLUMNS
 list_newest = crud.list_newest
+
+__all__ = ["LockedUser"]
 
 ORDER = Order((LoginSession.last_seen_at, LoginSession.id), descending=True)
 _MAX_USER_AGENT = 256

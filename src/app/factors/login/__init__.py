@@ -1,0 +1,1 @@
+"""The second leg of a login: the password was right, and the client gives a second factor."""

@@ -1,0 +1,29 @@
+"""Limits on guessing second factors. They are counters of their own: a right password resets none of them.
+
+Whoever guesses here has the password or a session of the account, so the limit of an account keeps nobody else out.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from app.audit.service import Actor
+from app.core.http.addresses import subscriber
+from app.core.security.rate_limits import Counted, Limit
+
+_QUARTER_HOUR = timedelta(minutes=15)
+_ACCOUNT = Limit("mfa-account", 10, _QUARTER_HOUR)
+_ACCOUNT_DAY = Limit("mfa-account-day", 100, timedelta(days=1))
+_ADDRESS = Limit("mfa-address", 100, _QUARTER_HOUR)
+
+# Maximum number of guesses for one login.
+GUESSES_PER_LOGIN = 5
+
+
+def guess(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
+    """Return the limits of a guess: by account, by account in a day, and by address of the client."""
+    return (_ACCOUNT, str(user_id)), (_ACCOUNT_DAY, str(user_id)), *unknown_login(actor)
+
+
+def unknown_login(actor: Actor) -> tuple[Counted, ...]:
+    """Return the limit of a guess for a login that does not wait: it belongs to no account."""
+    return ((_ADDRESS, subscriber(actor.address)),)
