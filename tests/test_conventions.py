@@ -61,6 +61,7 @@ OWN_UNITS = {
     "email_change/service.py change_email": _SLOW,
     "auth/service.py _log_in": _SLOW,
     "auth/service.py reauthenticate": _SLOW,
+    "auth/service.py _reauthenticate_with_factor": _OUTLIVES,
     "auth/service.py _refresh": _COUNTED,
     "auth/service.py _record_refusal": _OUTLIVES,
     "auth/service.py _record_failure": _OUTLIVES,

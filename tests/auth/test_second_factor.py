@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
@@ -79,7 +80,7 @@ def test_two_features_that_bring_a_second_factor_are_refused(monkeypatch: pytest
 async def test_without_such_a_feature_no_login_asks_and_no_code_is_right() -> None:
     none = NoSecondFactor()
 
-    assert none.limits() == ()
+    assert [limit.amount for limit, _ in none.limits(ACTOR, uuid4())] == [10]
     with pytest.raises(WrongCodeError):
         await none.check(code="123456", recovery_code=None)
     with pytest.raises(RuntimeError, match="no account has a second factor"):

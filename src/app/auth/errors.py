@@ -200,6 +200,13 @@ class WrongPasswordError(ForbiddenError):
     detail = "The current password is wrong."
 
 
+class CodeRequiredError(ForbiddenError):
+    """A password alone does not renew the login of an account that has a second factor."""
+
+    code = "code_required"
+    detail = "This account has a second factor. Give a code of it instead of the password."
+
+
 class WrongCodeError(ForbiddenError):
     """The account has no second factor, or the code is wrong, expired or used. The error is the same for each."""
 

@@ -15,6 +15,7 @@ _LOGIN_ACCOUNT_ADDRESS_DAY = Limit("login-account-address-day", 100, timedelta(d
 _LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1), refuses=False)
 _LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER_HOUR)
 _PASSWORD_ACCOUNT_ADDRESS = Limit("password-account-address", 10, _QUARTER_HOUR)
+_CODE_ACCOUNT_ADDRESS = Limit("code-account-address", 10, _QUARTER_HOUR)
 _TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER_HOUR)
 
 
@@ -35,6 +36,11 @@ def login(actor: Actor, username: str) -> tuple[Counted, ...]:
 def password(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
     """Return the limit of passwords that a logged-in client gives again, by account and address."""
     return ((_PASSWORD_ACCOUNT_ADDRESS, f"{user_id}\0{subscriber(actor.address)}"),)
+
+
+def code(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
+    """Return the limit of codes that a logged-in client gives where no account has a second factor: it bounds the audit events."""
+    return ((_CODE_ACCOUNT_ADDRESS, f"{user_id}\0{subscriber(actor.address)}"),)
 
 
 def token_misuse(actor: Actor) -> tuple[Counted, ...]:

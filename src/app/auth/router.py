@@ -17,6 +17,7 @@ from app.auth.dependencies import (
     Visitor,
 )
 from app.auth.errors import (
+    CodeRequiredError,
     EmailNotVerifiedError,
     InvalidClientError,
     InvalidGrantError,
@@ -27,6 +28,7 @@ from app.auth.errors import (
     TooManyReplaysError,
     TooManyTicketsError,
     UnsupportedGrantTypeError,
+    WrongCodeError,
     WrongPasswordError,
 )
 from app.auth.schemas import (
@@ -174,7 +176,12 @@ async def revoke_token(
         response.headers["Clear-Site-Data"] = '"storage"'
 
 
-@router.post("/reauthenticate", responses=problem_responses(WrongPasswordError, RateLimitedError, HashingBusyError))
+@router.post(
+    "/reauthenticate",
+    responses=problem_responses(
+        WrongPasswordError, WrongCodeError, CodeRequiredError, RateLimitedError, HashingBusyError
+    ),
+)
 async def reauthenticate(
     toolkit: ToolkitDep,
     response: Response,
@@ -182,8 +189,12 @@ async def reauthenticate(
     principal: ConfirmedPrincipal,
     payload: Reauthentication,
 ) -> TokenPair:
-    """Give your password again, for an operation that needs a recent login. The login session stays the same."""
-    return transport.sent(response, await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload))
+    """Prove again who you are, for an operation that needs a recent login or a second factor. The login session stays the same.
+
+    Give a code if your account has a second factor, and your password otherwise.
+    """
+    pair = await service.reauthenticate(toolkit, principal.actor, principal.user_id, payload, confirm=principal.confirm)
+    return transport.sent(response, pair)
 
 
 @router.post("/socket-tickets", status_code=HTTPStatus.CREATED, responses=problem_responses(TooManyTicketsError))

@@ -2,13 +2,14 @@
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import ConfigDict, Field, SecretStr, StringConstraints, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
-from app.core.schemas.fields import Answer, FormPayload, OpaqueSecret, Payload, Plain
+from app.core.schemas.fields import Answer, FormPayload, Omittable, OpaqueSecret, Payload, Plain
 
 Scope = Annotated[str, StringConstraints(max_length=512, pattern=r"^[\x21\x23-\x5b\x5d-\x7e ]*$")]
 Hint = Annotated[str, StringConstraints(max_length=255), Plain]
@@ -71,9 +72,17 @@ class RevocationRequest(FormPayload):
 
 
 class Reauthentication(Payload):
-    """The password, given again."""
+    """The password again or, for an account with a second factor, a code. Exactly one."""
 
-    password: Secret
+    password: Omittable[Secret] = Field(default=None, description="Only for an account without a second factor.")
+    code: Omittable[Secret] = Field(default=None, description="The current code of an authenticator app.")
+    recovery_code: Omittable[Secret] = Field(default=None, description="An unused recovery code.")
+
+    @model_validator(mode="after")
+    def _refuse_several(self) -> Self:
+        if sum(given is not None for given in (self.password, self.code, self.recovery_code)) != 1:
+            raise PydanticCustomError("one_of", "Give one of password, code and recovery_code.", {"ours": True})
+        return self
 
 
 class SocketTicketRead(Answer):

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, false
 
 from app import features
 from app.audit.service import Actor
+from app.auth import limits
 from app.auth.errors import WrongCodeError
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
@@ -82,9 +83,9 @@ class NoSecondFactor:
         """No login asks for a second factor, because no account is enrolled."""
         raise RuntimeError("no account has a second factor")
 
-    def limits(self, *_given: object) -> tuple[Counted, ...]:
-        """Return no limits: no code is right, so guessing is useless."""
-        return ()
+    def limits(self, actor: Actor, user_id: UUID, /) -> tuple[Counted, ...]:
+        """Return a limit although no code is right, because each attempt writes an audit event."""
+        return limits.code(actor, user_id)
 
     async def check(self, *_given: object, **_options: object) -> NoReturn:
         """Refuse every code."""

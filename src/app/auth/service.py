@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from uuid import UUID
 
+from pydantic import SecretStr
+
 from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import limits
@@ -14,6 +16,7 @@ from app.auth.errors import (
     InvalidTokenError,
     MfaRequiredError,
     RefreshRefusedError,
+    WrongCodeError,
     WrongPasswordError,
 )
 from app.auth.schemas import PasswordGrant, Reauthentication, TokenPair
@@ -30,6 +33,7 @@ from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.hashing import HashingBusyError, Verification
 from app.core.security.rate_limits import Counted
 from app.users import service as users_service
+from app.users.service import Confirm
 
 _LOGINS = Counter("logins", "Logins with a password, by outcome.", outcome=("succeeded", "invalid_grant"))
 _FAILURES = Counter("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
@@ -199,10 +203,44 @@ async def revoke(session: WriteSession, kit: Toolkit, actor: Actor, token: str) 
         return await sessions.end_by_access_token(session, actor, claims.user_id, claims.session_id)
 
 
-async def reauthenticate(kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication) -> TokenPair:
-    """Check the password again, and give the same login session a new `auth_time` (RFC 9470)."""
+async def reauthenticate(
+    kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication, *, confirm: Confirm
+) -> TokenPair:
+    """Check the strongest that the account has, and give the same login session a new `auth_time` (RFC 9470).
+
+    That is a code of its second factor, which raises the session to `aal2`, or else the password.
+    """
+    if payload.password is None:
+        return await _reauthenticate_with_factor(kit, actor, user_id, payload, confirm)
     await confirm_password(kit, actor, user_id, payload.password.get_secret_value())
     return await kit.database.unit(lambda session: sessions.renew(session, kit, actor))
+
+
+async def _reauthenticate_with_factor(
+    kit: Toolkit, actor: Actor, user_id: UUID, payload: Reauthentication, confirm: Confirm
+) -> TokenPair:
+    counted = kit.second_factor.limits(actor, user_id)
+    await kit.limiter.hit(*counted)
+    code, recovery_code = map(_revealed, (payload.code, payload.recovery_code))
+
+    async def renew(session: WriteSession) -> TokenPair:
+        # The account and the session are locked before the rows of the factor: see `users.locks`.
+        await confirm(session)
+        factor = await kit.second_factor.check(session, kit, actor, user_id, code=code, recovery_code=recovery_code)
+        return await sessions.renew(session, kit, actor, factor=factor)
+
+    try:
+        pair = await kit.database.unit(renew)
+    except WrongCodeError:
+        async with kit.database.begin() as session:
+            await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id)
+        raise
+    await kit.limiter.forgive(*counted)
+    return pair
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: str) -> str:

@@ -6,7 +6,21 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Interval, Row, Select, Text, bindparam, exists, func, insert, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Interval,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from app.auth.models import IS_LIVE, LoginSession
@@ -230,16 +244,37 @@ async def count_replay(session: WriteSession, session_id: UUID) -> None:
     )
 
 
-async def renew_auth_time(session: WriteSession, session_id: UUID) -> SessionState | None:
-    """Record that the client has just given the password again in this session."""
+async def renew_auth_time(
+    session: WriteSession, user_id: UUID, session_id: UUID, factor: Sequence[str], is_enrolled: ColumnElement[bool]
+) -> tuple[SessionState, bool] | None:
+    """Record that the client has just given the password, or a second factor by these methods, in this session.
+
+    Returns also whether the account has a factor.
+    """
     statement = (
         update(LoginSession)
-        .where(LoginSession.id == session_id, IS_LIVE, User.id == LoginSession.user_id, User.is_active)
-        .values(auth_time=func.now(), last_seen_at=func.now())
-        .returning(*_STATE)
+        .where(
+            LoginSession.id == session_id,
+            LoginSession.user_id == user_id,
+            IS_LIVE,
+            User.id == LoginSession.user_id,
+            User.is_active,
+        )
+        .values(auth_time=func.now(), last_seen_at=func.now(), **(_raised(factor) if factor else {}))
+        .returning(*_STATE, select(is_enrolled).where(User.id == user_id).correlate(None).scalar_subquery())
         .execution_options(synchronize_session=False)
     )
-    return crud.only(SessionState, await session.execute(statement))
+    row = (await session.execute(statement)).one_or_none()
+    return None if row is None else (SessionState._make(row[:-1]), row[-1])
+
+
+def _raised(factor: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a session that has given a second factor. Its earlier methods stay."""
+    methods: ColumnElement[Any] = LoginSession.amr.expression
+    for method in (*factor, "mfa"):
+        name = literal(method, Text)
+        methods = func.array_append(func.array_remove(methods, name), name)
+    return {"acr": "aal2", "amr": methods}
 
 
 async def page(session: ReadSession, user_id: UUID, request: PageRequest) -> PageRows:

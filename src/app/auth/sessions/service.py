@@ -13,7 +13,13 @@ from uuid_utils.compat import uuid7
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth.errors import InvalidGrantError, InvalidScopeError, InvalidTokenError, SessionNotFoundError
+from app.auth.errors import (
+    CodeRequiredError,
+    InvalidGrantError,
+    InvalidScopeError,
+    InvalidTokenError,
+    SessionNotFoundError,
+)
 from app.auth.models import Acr, LoginSession
 from app.auth.schemas import TokenPair
 from app.auth.sessions import crud, refresh_tokens, revoking_crud
@@ -117,14 +123,24 @@ def _cleaned(user_agent: str | None) -> str | None:
     return "".join(islice(filter(str.isprintable, user_agent), _MAX_USER_AGENT))
 
 
-async def renew(session: WriteSession, kit: Toolkit, actor: Actor) -> TokenPair:
-    """Record that the client has just given the password again in the actor's session, and return a pair with the new time.
+async def renew(session: WriteSession, kit: Toolkit, actor: Actor, *, factor: Sequence[str] = ()) -> TokenPair:
+    """Record that the client has just proved again who it is, in the actor's session, and return a pair with the new time.
 
-    The refresh token is that of the current generation: it does not rotate.
+    With `factor`, the methods of a second factor, the session becomes `aal2`. Without, only the password was given: it renews no
+    session of an account with a factor, and raises `CodeRequiredError`. The refresh token is that of the current generation: it does
+    not rotate.
     """
-    state = await crud.renew_auth_time(session, actor.session_id) if actor.session_id else None
-    if state is None:
+    is_enrolled = kit.second_factor.is_enrolled
+    renewed = (
+        await crud.renew_auth_time(session, actor.user_id, actor.session_id, factor, is_enrolled)
+        if actor.user_id and actor.session_id
+        else None
+    )
+    if renewed is None:
         raise InvalidTokenError
+    state, has_factor = renewed
+    if has_factor and not factor:
+        raise CodeRequiredError
     await audit.record(session, actor, "auth.reauthenticated", subject_id=state.user_id)
     return issue(kit, state)
 
