@@ -65,8 +65,9 @@ class Site:
     async def open(self, name: str, page: Page | None = None) -> None:
         """Open one of the pages, and wait for its scripts."""
         page = page or self.page
+        await page.run("window.isLeft = true")
         await page.open(self.url + name)
-        await page.wait_for(f"location.href.startsWith('{self.url}') && {READY}")
+        await page.wait_for(f"!window.isLeft && {READY}")
 
     async def log_in(self, email: str, password: str = PASSWORD, page: Page | None = None) -> None:
         """Log in with the form, and wait for the security page."""

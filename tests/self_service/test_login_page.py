@@ -68,21 +68,6 @@ async def test_a_wrong_password_is_told_beside_the_field(site: Site, email: str)
     assert focused == "password"
 
 
-async def test_an_unverified_account_gets_the_mail_again(site: Site) -> None:
-    email = await site.add_account(email_verified_at=None)
-    page = site.page
-    await site.open("login")
-    await page.fill("#username", email)
-    await page.fill("#password", PASSWORD)
-    await page.press("Enter")
-    problem = await page.wait_for("document.querySelector('#first [role=alert]').textContent")
-    await page.click("#resend button")
-    sent = await page.wait_for("document.querySelector('#status').textContent")
-
-    assert str(problem).startswith("Verify your email address first.")
-    assert sent == "If this can be done, a mail is on its way."
-
-
 async def test_a_forgotten_password_is_one_mail(site: Site, email: str) -> None:
     page = site.page
     await site.open("login")
