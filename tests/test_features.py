@@ -131,10 +131,10 @@ BREAKS = {
         "del JOBS\n",
         "app.greetings.jobs has neither JOBS nor PERIODIC: list its jobs in one of them",
     ),
-    "a command group of another feature": (
+    "a command of another feature": (
         "commands.py",
-        'COMMANDS = (command_group("keys", "Other keys."),)\n',
-        "another feature already has the command group keys; rename it in app.greetings.commands",
+        'keys = command_group("keys", "Other keys.")\nkeys.command("list")(print)\nCOMMANDS = (keys,)\n',
+        "another feature already has the command keys list; rename it in app.greetings.commands",
     ),
 }
 

@@ -24,15 +24,24 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 def _add_commands() -> None:
-    """Add the command groups in `COMMANDS` of each feature's `commands.py`."""
-    added: set[str | None] = set()
+    """Add the commands in `COMMANDS` of each feature's `commands.py`. Features that declare the same group share it."""
+    groups: dict[str, typer.Typer] = {}
     for feature, module in features.parts("commands"):
         for group in module.COMMANDS:
-            if group.info.name in added:
-                message = f"another feature already has the command group {group.info.name}; rename it in app.{feature}.commands"
-                raise ValueError(message)
-            added.add(group.info.name)
-            cli.add_typer(group)
+            shared = groups.setdefault(group.info.name, group)
+            if shared is group:
+                cli.add_typer(group)
+            else:
+                _share(feature, shared, group)
+
+
+def _share(feature: str, shared: typer.Typer, group: typer.Typer) -> None:
+    """Add the commands of a group to those of an earlier feature's group with the same name."""
+    taken = {command.name for command in shared.registered_commands}
+    if repeated := [str(command.name) for command in group.registered_commands if command.name in taken]:
+        message = f"another feature already has the command {group.info.name} {repeated[0]}; rename it in app.{feature}.commands"
+        raise ValueError(message)
+    shared.registered_commands += group.registered_commands
 
 
 _add_commands()

@@ -76,8 +76,9 @@ async def test_a_confirmation_gives_codes_and_stronger_tokens_and_ends_the_other
     body: dict[str, Any] = response.json()
     assert len({recovery_codes.digest(code) for code in body["recovery_codes"]}) == 10
     claims = Forge(body["access_token"], signing_jwk(KEY_SET)).claims
+    assert (claims["acr"], claims["amr"]) == ("aal2", ["pwd", "otp", "mfa"])
     (live,) = await live_sessions(session, user.user_id)
-    assert str(live.id) == claims["sid"]
+    assert (str(live.id), live.acr) == (claims["sid"], "aal2")
     status = await client.get(MFA, headers={"Authorization": f"Bearer {body['access_token']}"})
     assert status.json()["totp"]["created_at"]
     assert status.json()["totp"]["last_used_at"]

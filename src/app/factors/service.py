@@ -102,7 +102,7 @@ async def confirm_totp(kit: Toolkit, actor: Actor, user_id: UUID, code: str, *, 
 async def _raise_session(session: WriteSession, kit: Toolkit, actor: Actor, user_id: UUID) -> TokenPair:
     """End the other sessions, which have given no second factor. This one has."""
     await sessions.revoke_all(session, user_id, "user", except_id=actor.session_id)
-    return await sessions.renew(session, kit, actor)
+    return await sessions.renew(session, kit, actor, factor=("otp",))
 
 
 async def _replace_recovery_codes(session: WriteSession, user_id: UUID) -> list[str]:
