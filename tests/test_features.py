@@ -216,8 +216,10 @@ def with_part(monkeypatch: pytest.MonkeyPatch, part: str, **members: Any) -> Non
 
 
 def test_unusable_parts_are_errors_that_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = command_group("keys", "Keys.")
+    keys.command("list")(print)
     for part, members, read, message in (
-        ("commands", {"COMMANDS": (command_group("keys", "Keys."),)}, cli._add_commands, "app.probe.commands"),
+        ("commands", {"COMMANDS": (keys,)}, cli._add_commands, "app.probe.commands"),
         ("scopes", {"SCOPES": {"users:read": "Read"}}, roles._declared, "app.probe.scopes"),
         ("router", {}, lambda: list(main._routers()), "app.probe.router has neither ROUTERS nor ROOT_ROUTERS"),
         ("jobs", {}, lambda: list(worker._listed("JOBS")), "app.probe.jobs has neither JOBS nor PERIODIC"),

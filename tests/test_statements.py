@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from httpx2 import AsyncClient
 
+from app import features
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
@@ -43,7 +44,8 @@ STATEMENTS = MappingProxyType(
         "GET /api/v1/users/me": 1,
         "PATCH /api/v1/users/me": 3,
         "DELETE /api/v1/users/me": 5,
-        "GET /api/v1/users/me/export": 3,
+        # Account, sessions, events, and one for each feature with an `export.py`.
+        "GET /api/v1/users/me/export": 3 + len(list(features.parts("export"))),
         "GET /api/v1/users": 1,
         "POST /api/v1/users": 8,
         "GET /api/v1/users/{user_id}": 1,

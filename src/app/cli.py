@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app import features
 from app.core import product
+from app.core.commands import command_group
 from app.core.db.failures import DatabaseUnavailableError, reason
 from app.core.errors import AppError, ConfigurationError, FieldError, InvalidInputError
 from app.core.listening import PortInUseError
@@ -24,24 +25,22 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 def _add_commands() -> None:
-    """Add the commands in `COMMANDS` of each feature's `commands.py`. Features that declare the same group share it."""
+    """Add the commands in `COMMANDS` of each feature's `commands.py`. Features that declare a group of one name share it."""
     groups: dict[str, typer.Typer] = {}
     for feature, module in features.parts("commands"):
         for group in module.COMMANDS:
-            shared = groups.setdefault(group.info.name, group)
-            if shared is group:
-                cli.add_typer(group)
-            else:
-                _share(feature, shared, group)
+            shared = groups.setdefault(group.info.name, command_group(group.info.name, group.info.help))
+            _refuse_repeated(feature, shared, group)
+            shared.registered_commands += group.registered_commands
+    for group in groups.values():
+        cli.add_typer(group)
 
 
-def _share(feature: str, shared: typer.Typer, group: typer.Typer) -> None:
-    """Add the commands of a group to those of an earlier feature's group with the same name."""
+def _refuse_repeated(feature: str, shared: typer.Typer, group: typer.Typer) -> None:
     taken = {command.name for command in shared.registered_commands}
     if repeated := [str(command.name) for command in group.registered_commands if command.name in taken]:
         message = f"another feature already has the command {group.info.name} {repeated[0]}; rename it in app.{feature}.commands"
         raise ValueError(message)
-    shared.registered_commands += group.registered_commands
 
 
 _add_commands()

@@ -138,7 +138,10 @@ async def test_two_hundred_guesses_at_once_over_four_workers_do_not_exceed_the_l
             "APP_DATABASE__LOCK_TIMEOUT": "60s",
             "APP_DATABASE__POOL_WAIT": "60s",
         }
-        async with real_server(clone_url, **environment) as server, AsyncClient(base_url=server.base_url, timeout=120) as client:
+        async with (
+            real_server(clone_url, **environment) as server,
+            AsyncClient(base_url=server.base_url, timeout=120) as client,
+        ):
             statuses = await at_once(client, tokens * 40, code=site.owner.phone.wrong())
 
         assert statuses.keys() <= {400, 429}

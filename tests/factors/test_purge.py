@@ -1,0 +1,63 @@
+"""The purge of logins and secrets that nobody completed."""
+
+from httpx2 import AsyncClient
+from sqlalchemy import text
+
+from app.auth.settings import AuthSettings
+from app.core.config import Settings
+from app.core.db.database import Database, WriteSession
+from app.core.security.keys import load_key_ring
+from app.factors import crud, jobs
+from app.jobs.queue import Work
+from tests.conftest import LoggedIn
+from tests.factors.phone import Enrolled, begin, challenges_of, factor_of, first_leg
+
+
+def work(database: Database, settings: Settings) -> Work:
+    no_mailer: object = None
+    return Work(database, no_mailer, load_key_ring(settings.of(AuthSettings)), settings)  # type: ignore[arg-type]  # Sends no mail.
+
+
+async def test_what_has_expired_is_deleted_and_the_rest_stays(
+    client: AsyncClient,
+    session: WriteSession,
+    database: Database,
+    settings: Settings,
+    owner: Enrolled,
+    admin: LoggedIn,
+) -> None:
+    await first_leg(client, owner.email)
+    await session.execute(text("UPDATE login_challenges SET expires_at = now() - interval '1 second'"))
+    await first_leg(client, owner.email)
+    await begin(client, admin.headers)
+    await session.execute(text("UPDATE totp_secrets SET created_at = created_at - interval '11 minutes'"))
+    await session.commit()
+
+    await jobs.purge(work(database, settings))
+
+    assert len(await challenges_of(session, owner.user_id)) == 1
+    assert await factor_of(session, admin.user_id) is None
+    assert (await factor_of(session, owner.user_id)).confirmed_at is not None
+
+
+async def test_a_setup_of_this_minute_is_not_purged(
+    client: AsyncClient, session: WriteSession, database: Database, settings: Settings, user: LoggedIn
+) -> None:
+    await begin(client, user.headers)
+
+    await jobs.purge(work(database, settings))
+
+    assert await factor_of(session, user.user_id) is not None
+
+
+async def test_a_step_deletes_one_batch_and_says_where_it_ended(
+    client: AsyncClient, session: WriteSession, user: LoggedIn, admin: LoggedIn
+) -> None:
+    for one in (user, admin):
+        await begin(client, one.headers)
+    await session.execute(text("UPDATE totp_secrets SET created_at = created_at - interval '11 minutes'"))
+    await session.commit()
+
+    ends = [await crud.purge_pending(session, None, batch=1) for _ in range(3)]
+
+    assert [end is None for end in ends] == [False, False, True]
