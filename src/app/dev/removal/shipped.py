@@ -39,10 +39,12 @@ REMOVABLE = {
         "tests/hostile/test_registration.py",
         "tests/self_service/test_unverified.py",
     ),
+    "factors": ("docs/second-factor.md", "docs/decisions/0029-second-factor.md"),
     "email_change": (
         "tests/races/test_email_change.py",
         "tests/hostile/test_email_change.py",
         "tests/self_service/test_email_section.py",
+        "tests/factors/test_email_change.py",
     ),
 }
 """Features that can be removed, each with the files that are not in its two directories. Tests remove each in a copy."""
