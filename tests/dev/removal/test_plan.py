@@ -282,6 +282,19 @@ def add_rows(root: Path) -> None:
     router.write_text(router.read_text() + '\nEVENT = "greetings.sent"\n')
 
 
+def test_a_requirement_that_only_the_feature_met_becomes_a_gap(copy: Path) -> None:
+    path = copy / "docs/security/asvs.toml"
+    row = '["99.1.1"]\nlevel = 2\nstatus = "{}"\nabout = "{}"\n'
+    test = 'tests = ["tests/strings/test_router.py::test_pages_list_your_own_strings_newest_first"]\n'
+    before = path.read_text()
+    path.write_text(before + row.format("met", "Strings are listed.") + test)
+
+    changed = plan(copy, "strings", is_forced=True).changed["docs/security/asvs.toml"]
+
+    reason = "The feature strings met this, and was removed. Say whether it still applies."
+    assert changed == before + row.format("gap", reason)
+
+
 def test_texts_that_still_speak_of_a_feature_are_named(copy: Path) -> None:
     for path, text in {
         ".env": "APP_STRINGS__WORD=Hi\n",
