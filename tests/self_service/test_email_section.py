@@ -6,7 +6,7 @@ from tests.core.browser import PROGRAM
 from tests.factories import PASSWORD
 from tests.self_service.site import FOCUS, LOADED, Site
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")]
 
 HIDDEN = "document.querySelector('#email').hidden"
 

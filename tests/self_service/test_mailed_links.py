@@ -7,7 +7,7 @@ from tests.auth.post import AUTH, NEW_PASSWORD
 from tests.core.browser import PROGRAM
 from tests.self_service.site import LOADED, LOGIN, Site
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")]
 
 
 async def test_a_set_password_leads_to_the_login(site: Site, email: str) -> None:

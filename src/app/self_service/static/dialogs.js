@@ -2,6 +2,7 @@
 
 import { Cancelled, call, keep, onStepUp } from "./api.js";
 import { clear, onSubmit } from "./forms.js";
+import { proofOf, useMethod } from "./methods.js";
 
 const ends = new WeakMap();
 
@@ -31,23 +32,21 @@ export function open(dialog) {
 
 const stepUp = document.getElementById("step-up");
 prepare(stepUp, async (values) => {
-  const json = values.code ? { code: values.code.replaceAll(" ", "") } : values;
-  keep(await call("auth/reauthenticate", { method: "POST", json, withCookie: true }));
+  keep(await call("auth/reauthenticate", { method: "POST", json: proofOf(values), withCookie: true }));
 });
 
 onStepUp(async () => {
-  const method = await strongestMethod();
-  for (const part of stepUp.querySelectorAll("[data-method]")) {
-    part.hidden = part.querySelector("input").disabled = part.dataset.method !== method;
-  }
+  const methods = await strongestMethods();
+  useMethod(stepUp.querySelector("form"), methods[0], methods);
   await open(stepUp);
 });
 
-async function strongestMethod() {
+async function strongestMethods() {
   try {
-    return (await call("users/me/mfa")).totp ? "code" : "password";
+    return (await call("users/me/mfa")).totp ? ["code", "recovery_code"] : ["password"];
   } catch (error) {
-    if (error.status === 404) return "password";
+    // The service has no second factors.
+    if (error.status === 404) return ["password"];
     throw error;
   }
 }

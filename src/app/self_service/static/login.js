@@ -2,13 +2,12 @@
 
 import { ask, keep, left, nextPage, onNews, refresh, tell } from "./api.js";
 import { clear, onPress, onSubmit, reveal, say } from "./forms.js";
+import { proofOf, useMethod } from "./methods.js";
 
 const first = document.getElementById("first");
 const second = document.getElementById("second");
 const status = document.getElementById("status");
 const resend = document.getElementById("resend");
-const other = document.getElementById("other");
-const LABELS = { code: "Use a recovery code", recovery_code: "Use a code of the app" };
 
 let challenge = null;
 
@@ -26,14 +25,14 @@ onSubmit(first, async (values) => {
   }
 });
 
-onSubmit(second, async ({ code, recovery_code }) => {
-  const proof = code ? { code: code.replaceAll(" ", "") } : { recovery_code: recovery_code.trim() };
+onSubmit(second, async (values) => {
+  const begun = challenge;
   try {
-    await enter("auth/mfa", { json: { mfa_token: challenge.token, ...proof } });
+    await enter("auth/mfa", { json: { mfa_token: begun.token, ...proofOf(values) } });
   } catch (error) {
-    challenge.failures += error.status === 400;
+    begun.failures += error.status === 400;
     // The server takes no more guesses for this login.
-    if (challenge.failures >= 5) startAgain("There were too many wrong codes. Log in again.");
+    if (begun.failures >= 5) startAgain("There were too many wrong codes. Log in again.");
     throw error;
   }
 });
@@ -52,22 +51,12 @@ function askForCode({ mfa_token: token, expires_in: seconds, methods }) {
   challenge = { token, failures: 0 };
   first.hidden = true;
   first.reset();
-  other.hidden = !methods.includes("recovery_code");
-  useMethod(methods.includes("totp") ? "code" : "recovery_code");
+  const known = ["code", "recovery_code"].filter((method) => methods.includes(method === "code" ? "totp" : method));
+  useMethod(second, known[0], known);
+  reveal(second, "[data-method] input:enabled");
   setTimeout(() => {
     if (challenge?.token === token) startAgain("This took too long. Log in again.");
   }, seconds * 1000);
-}
-
-function useMethod(method) {
-  clear(second);
-  for (const part of second.querySelectorAll("[data-method]")) {
-    const input = part.querySelector("input");
-    part.hidden = input.disabled = part.dataset.method !== method;
-    input.value = "";
-  }
-  other.textContent = LABELS[method];
-  reveal(second, "input:enabled");
 }
 
 function startAgain(text) {
@@ -79,7 +68,6 @@ function startAgain(text) {
   say(first, text, "alert");
 }
 
-other.addEventListener("click", () => useMethod(document.getElementById("code").disabled ? "code" : "recovery_code"));
 document.getElementById("again").addEventListener("click", () => startAgain(""));
 onPress(resend.querySelector("button"), first, async () => {
   const { detail } = await ask("auth/verify-email/resend", { json: { email: first.elements.username.value } });

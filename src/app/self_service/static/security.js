@@ -3,7 +3,8 @@
 import { call, left, logOut, loginPage, onNews, readAccount } from "./api.js";
 import { startClosing, startExport } from "./account.js";
 import { startEmail, startPassword } from "./credentials.js";
-import { onPress, say } from "./forms.js";
+import { onPress } from "./forms.js";
+import { startSecondFactor } from "./second-factor.js";
 import { startSessions } from "./sessions.js";
 
 const page = document.getElementById("page");
@@ -17,9 +18,10 @@ onNews("logged out", () => left(loginPage()));
 
 try {
   const account = await readAccount();
-  document.getElementById("owner").textContent = account.email;
-  for (const field of document.querySelectorAll("[data-owner]")) field.value = account.email;
-  await Promise.all([startSessions(), startEmail()]);
+  for (const element of document.querySelectorAll("[data-owner]")) {
+    element[element.matches("input") ? "value" : "textContent"] = account.email;
+  }
+  await Promise.all([startSecondFactor(), startSessions(), startEmail()]);
   startPassword();
   startExport();
   startClosing(account);

@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { deviceName } from "./device.js";
 import { onPress, say } from "./forms.js";
+import { date } from "./texts.js";
 
 const PAGE_SIZE = 20;
 
@@ -11,16 +12,16 @@ const title = section.querySelector("h2");
 const list = section.querySelector("ul");
 const more = document.getElementById("more-sessions");
 const others = document.getElementById("end-others");
-const dates = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
-const date = (text) => dates.format(new Date(text));
 
 let cursor = null;
 
 /** Reads the list, and makes its buttons work. */
 export async function startSessions() {
   onPress(more, section, async () => {
-    const { nextElementSibling: first } = await append(list.lastElementChild);
-    first?.querySelector("button").focus();
+    const items = await readPage(`&cursor=${encodeURIComponent(cursor)}`);
+    list.append(...items);
+    refreshButtons();
+    items[0]?.querySelector("button").focus();
   });
   onPress(others, section, async () => {
     await call("users/me/sessions", { method: "DELETE" });
@@ -32,18 +33,14 @@ export async function startSessions() {
 }
 
 export async function readSessions() {
-  cursor = null;
-  list.replaceChildren();
-  await append(null);
+  list.replaceChildren(...(await readPage("")));
+  refreshButtons();
 }
 
-// Appends the next page, and returns the item before it.
-async function append(last) {
-  const page = await call(`users/me/sessions?limit=${PAGE_SIZE}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
-  list.append(...page.items.map(itemOf));
+async function readPage(following) {
+  const page = await call(`users/me/sessions?limit=${PAGE_SIZE}${following}`);
   cursor = page.next_cursor;
-  refreshButtons();
-  return last;
+  return page.items.map(itemOf);
 }
 
 function refreshButtons() {
