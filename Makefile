@@ -111,6 +111,10 @@ mutation: setup ## Mutate the code of logins and tokens and check that tests fai
 docs: setup ## Write the generated documentation
 	@$(PYTHON_IN_VENV) -m app.dev docs
 
+.PHONY: images
+images: setup ## Write a picture of each account page to docs/images
+	@$(PYTHON_IN_VENV) -m tests.self_service.images
+
 # NAME and SLUG are read only from the command line, because some systems set NAME in the environment. They are passed as
 # environment variables, so every character is safe.
 .PHONY: rename

@@ -8,7 +8,7 @@ from tests.core.browser import PROGRAM, Page
 from tests.self_service.images import EMAIL, PAGES
 from tests.self_service.site import Site
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")]
 
 # WCAG 2.2, 1.4.3: the contrast of each visible text with the first background behind it that is not transparent.
 CONTRASTS = """(() => {
@@ -47,7 +47,7 @@ async def visited(site: Site) -> Site:
 @pytest.mark.parametrize("name", PAGES)
 async def test_a_page_fits_a_narrow_screen_has_contrast_and_names(visited: Site, name: str) -> None:
     page = visited.page
-    show: Callable[[Site], Awaitable[None]] = PAGES[name]
+    show: Callable[[Site], Awaitable[object]] = PAGES[name]
     await page.resize(360, 700)
     await show(visited)
     widths = await page.run("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
