@@ -182,6 +182,7 @@ def _check_keys(settings: AuthSettings) -> None:
 
 def _write_secret(path: Path, content: str) -> None:
     """Write a file atomically that only the current user can read."""
+    path.parent.mkdir(exist_ok=True)
     staging = path.with_suffix(".new")
     staging.unlink(missing_ok=True)
     staging.touch(mode=0o600)
