@@ -103,7 +103,7 @@ async def callers(
 ) -> Callers:
     """Callers who are allowed, and callers whose account was disabled, demoted or deleted after their login."""
     names = ("target", "disabled", "demoted", "deleted")
-    await make_user(session, role="admin")  # The last administrator could not be changed.
+    await make_user(session, role="admin", hashed_password="set")  # The last administrator could not be changed.
     ids = {
         name: (
             await make_user(

@@ -10,10 +10,11 @@ from httpx2 import AsyncClient, Response
 from uuid_utils.compat import uuid7
 
 from app.core import product
-from app.core.db.database import WriteSession
+from app.core.db.database import Database, WriteSession
+from app.main import create_app
 from app.users.models import User
 from tests.aftermath import assert_problem, events, existing, jobs, snapshot, stale, stored
-from tests.conftest import LoggedIn, log_in
+from tests.conftest import LoggedIn, log_in, make_settings, running
 from tests.factories import PASSWORD, make_user
 
 USERS = "/api/v1/users"
@@ -648,10 +649,42 @@ async def test_an_outdated_change_of_the_last_administrator_is_rejected_as_outda
     assert await snapshot(session) == before
 
 
-async def test_an_administrator_can_be_demoted_if_another_is_active(
+@pytest.mark.parametrize("cannot", [{"hashed_password": None}, {"email_verified_at": None}], ids=str)
+async def test_an_administrator_who_cannot_log_in_does_not_count(
+    client: AsyncClient, session: WriteSession, admin: LoggedIn, cannot: dict[str, Any]
+) -> None:
+    other = await make_user(session, **{"role": "admin", "hashed_password": "set"} | cannot)
+    await session.commit()
+    before = await snapshot(session)
+
+    for response in [
+        await patch(client, admin, admin, role="user"),
+        await client.delete(f"{USERS}/{admin.user_id}", headers=admin.headers),
+    ]:
+        assert_problem(response, 409, "last_admin")
+    assert await snapshot(session) == before
+    # The other one can go.
+    response = await client.delete(f"{USERS}/{other.id}", headers=admin.headers)
+    assert response.status_code == 204
+
+
+async def test_an_administrator_with_an_unverified_address_counts_where_it_can_log_in(
+    session: WriteSession, admin: LoggedIn, database_url: str, database: Database
+) -> None:
+    await make_user(session, role="admin", hashed_password="set", email_verified_at=None)
+    await session.commit()
+    settings = make_settings(database_url, auth={"require_verified_email": False})
+
+    async with running(create_app(settings, database)) as client:
+        response = await patch(client, admin, admin, role="user")
+
+    assert response.status_code == 200
+
+
+async def test_an_administrator_can_be_demoted_if_another_can_log_in(
     client: AsyncClient, session: WriteSession, admin: LoggedIn
 ) -> None:
-    await make_user(session, role="admin")
+    await make_user(session, role="admin", hashed_password="set")
     await session.commit()
 
     response = await patch(client, admin, admin, role="user")

@@ -76,7 +76,9 @@ def together(first: str, second: str) -> bool:
 async def lock_admins(session: WriteSession) -> None:
     """Take the locks of a write that may remove an administrator."""
     nobody = UUID(int=0)
-    await access_crud.lock_token_status(session, nobody, nobody, accounts=[nobody], with_admins=True)
+    await access_crud.lock_token_status(
+        session, nobody, nobody, accounts=[nobody], with_admins=True, unverified_can_log_in=False
+    )
 
 
 @pytest.mark.slow

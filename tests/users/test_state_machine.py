@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any, override
 from uuid import UUID, uuid4
@@ -55,6 +55,8 @@ class Account:
     role: str
     is_active: bool
     version: int = 1
+    # An administrator who cannot log in does not count as one.
+    has_password: bool = field(default=False, compare=False)
 
 
 type State = dict[str, Account]
@@ -126,8 +128,8 @@ def _predict_change(state: State, request: Request, user_id: str) -> tuple[Answe
     if request.version not in {None, account.version}:
         return (412, "precondition_failed"), state, 0
     removes_admin = request.method == "DELETE" or body.get("role") == "user" or body.get("is_active") is False
-    admins = [key for key, other in state.items() if other.role == "admin" and other.is_active]
-    if removes_admin and admins == [user_id]:
+    admins = {key for key, other in state.items() if other.role == "admin" and other.is_active and other.has_password}
+    if removes_admin and account.role == "admin" and account.is_active and admins <= {user_id}:
         return (409, "last_admin"), state, 0
     if request.method == "DELETE":
         return (204,), {key: other for key, other in state.items() if key != user_id}, 1
@@ -174,9 +176,18 @@ class World:
             users = await connection.exec_driver_sql("SELECT * FROM users WHERE email NOT LIKE 'actor%%'")
             count = await connection.exec_driver_sql("SELECT count(*) FROM audit_events WHERE event LIKE 'users.%%'")
             state = {
-                str(row.id): Account(row.email, row.full_name, row.role, row.is_active, row.version) for row in users
+                str(row.id): Account(
+                    row.email, row.full_name, row.role, row.is_active, row.version, bool(row.hashed_password)
+                )
+                for row in users
             }
             return state, int(count.scalar_one())
+
+    async def set_password(self, user_id: str) -> None:
+        """Give an account what its owner does with the mailed link."""
+        statement = "UPDATE users SET hashed_password = 'set', email_verified_at = now() WHERE id = $1"
+        async with self.database.engine.begin() as connection:
+            await connection.exec_driver_sql(statement, (UUID(user_id),))
 
     async def clear(self) -> int:
         """Delete all accounts of the model. Returns the number of events, which cannot be deleted."""
@@ -278,6 +289,13 @@ class TwoClients(RuleBasedStateMachine):
     @rule(whom=TARGETS, body=CHANGES)
     def update(self, whom: tuple[int, str], body: dict[str, Any]) -> None:
         self.perform(self.aim("PATCH", whom, body))
+
+    @rule(whom=TARGETS)
+    def set_password(self, whom: tuple[int, str]) -> None:
+        user_id = self.aim("GET", whom).user_id
+        if user_id in self.state:
+            self.world.run(self.world.set_password(user_id))
+            self.state = self.state | {user_id: replace(self.state[user_id], has_password=True)}
 
     @rule(whom=TARGETS)
     def delete(self, whom: tuple[int, str]) -> None:

@@ -111,7 +111,7 @@ class Principal:
         """Check again, in the transaction of a write, that the token is not revoked and its role grants the needed scopes.
 
         Call it before anything else locks a row. Pass every account that the write acts on: all of them are locked in one order,
-        see `users.locks`. With `with_admins` it also locks the active administrators, and returns them.
+        see `users.locks`. With `with_admins` it also locks the administrators who can log in, and returns them.
         """
         return await token_status.lock(
             session,

@@ -15,4 +15,4 @@ class EmailTakenError(ConflictError):
 
 class LastAdminError(ConflictError):
     code = "last_admin"
-    detail = "This is the last active administrator. Make another account an administrator first."
+    detail = "This is the last administrator who can log in. First make another account an administrator whose owner has set a password."

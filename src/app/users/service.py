@@ -33,7 +33,7 @@ class Confirm(Protocol):
     """Checks again, in the transaction of a write, that the caller is still authorized; see `Principal.confirm`."""
 
     async def __call__(self, session: WriteSession, *accounts: UUID, with_admins: bool = False) -> Collection[UUID]:
-        """Lock the caller's account and these accounts. Returns the ids of the active administrators among the locked ones."""
+        """Lock the caller's account and these accounts. Returns the ids of the administrators among them who can log in."""
 
 
 # The statements that other features use as they are.
@@ -279,7 +279,7 @@ async def delete(
 
 
 def _refuse_last_admin(user: User, admins: Collection[UUID]) -> None:
-    # All administrators are locked, so each of them stays an active administrator until this transaction ends.
+    # These administrators are locked, so each of them can still log in when this transaction ends.
     if user.role == Role.ADMIN and user.is_active and set(admins) <= {user.id}:
         raise LastAdminError
 

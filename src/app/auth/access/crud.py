@@ -6,7 +6,22 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, any_, bindparam, delete, func, insert, literal, select, true
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ColumnElement,
+    Select,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+)
 
 from app.auth.models import IS_LIVE, LoginSession, Revocation, SocketTicket
 from app.core.db import crud
@@ -24,7 +39,7 @@ class TokenStatus(NamedTuple):
     is_active: bool
     authz_version: int
     role: str
-    # The active administrators among the locked accounts.
+    # The administrators among the locked accounts who can log in.
     admins: Sequence[UUID] | None = None
 
 
@@ -54,7 +69,15 @@ _STATUS = (
     .join(LoginSession, LoginSession.user_id == User.id)
     .where(User.id == bindparam("user_id"), LoginSession.id == bindparam("session_id"))
 )
-_IS_ADMIN = (User.role == Role.ADMIN) & User.is_active
+
+
+def _is_admin(users: Any) -> ColumnElement[bool]:
+    """Return the condition that an account is an administrator who can log in. `users` is the class, or columns with its names.
+
+    Whoever has a password can also set up the second factor that the role may need.
+    """
+    is_verified = users.email_verified_at.is_not(None) | bindparam("unverified_can_log_in", type_=Boolean)
+    return and_(users.role == Role.ADMIN, users.is_active, users.hashed_password.is_not(None), is_verified)
 
 
 def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, ...]]:
@@ -66,7 +89,7 @@ def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
         func.bool_or(locked.c.is_active).filter(is_caller).label("is_active"),
         func.max(locked.c.authz_version).filter(is_caller).label("authz_version"),
         func.max(locked.c.role).filter(is_caller).label("role"),
-        func.array_agg(locked.c.id).filter((locked.c.role == Role.ADMIN) & locked.c.is_active).label("admins"),
+        func.array_agg(locked.c.id).filter(_is_admin(locked.c)).label("admins"),
     ).subquery("accounts")
     return (
         select(IS_LIVE, LoginSession.acr, accounts)
@@ -79,7 +102,9 @@ def _locking(account_ids: ColumnElement[Sequence[UUID]]) -> Select[*tuple[Any, .
 _ACCOUNT_IDS = bindparam("account_ids", type_=ARRAY(Uuid))
 _SESSION_IDS = bindparam("session_ids", type_=ARRAY(Uuid))
 _LOCKED_STATUS = _locking(_ACCOUNT_IDS)
-_LOCKED_STATUS_WITH_ADMINS = _locking(_ACCOUNT_IDS + func.array(select(User.id).where(_IS_ADMIN).scalar_subquery()))
+_LOCKED_STATUS_WITH_ADMINS = _locking(
+    _ACCOUNT_IDS + func.array(select(User.id).where(_is_admin(User)).scalar_subquery())
+)
 
 
 async def get_token_status(session: ReadSession, user_id: UUID, session_id: UUID) -> TokenStatus | None:
@@ -102,12 +127,23 @@ async def versions_of_live_sessions(
 
 
 async def lock_token_status(
-    session: WriteSession, user_id: UUID, session_id: UUID, *, accounts: Collection[UUID], with_admins: bool
+    session: WriteSession,
+    user_id: UUID,
+    session_id: UUID,
+    *,
+    accounts: Collection[UUID],
+    with_admins: bool,
+    unverified_can_log_in: bool,
 ) -> TokenStatus | None:
     """Lock accounts and then the login session, and read the status of an access token; see `token_status.lock`."""
     statement = _LOCKED_STATUS_WITH_ADMINS if with_admins else _LOCKED_STATUS
     account_ids = [user_id, *accounts]
-    parameters = {"user_id": user_id, "session_id": session_id, "account_ids": account_ids}
+    parameters = {
+        "user_id": user_id,
+        "session_id": session_id,
+        "account_ids": account_ids,
+        "unverified_can_log_in": unverified_can_log_in,
+    }
     return crud.only(TokenStatus, await session.execute(statement, parameters))
 
 

@@ -61,11 +61,18 @@ async def lock(
 ) -> Collection[UUID]:
     """Raise unless the token is still valid and its role grants the needed scopes. Both stay true until the transaction ends.
 
-    Locks the caller's account, the other accounts given and, with `with_admins`, all active administrators; then the login
-    session. Returns the active administrators among the locked accounts. Transactions that end the session or change one of the
+    Locks the caller's account, the other accounts given and, with `with_admins`, all administrators who can log in; then the login
+    session. Returns those among the locked accounts. Transactions that end the session or change one of the
     accounts wait.
     """
-    status = await crud.lock_token_status(session, user_id, session_id, accounts=accounts, with_admins=with_admins)
+    status = await crud.lock_token_status(
+        session,
+        user_id,
+        session_id,
+        accounts=accounts,
+        with_admins=with_admins,
+        unverified_can_log_in=not settings.require_verified_email,
+    )
     return checked(status, version, needed, settings).admins or ()
 
 
