@@ -74,6 +74,8 @@ class RevocationRequest(FormPayload):
 class Reauthentication(Payload):
     """The password again or, for an account with a second factor, a code. Exactly one."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
     password: Omittable[Secret] = Field(default=None, description="Only for an account without a second factor.")
     code: Omittable[Secret] = Field(default=None, description="The current code of an authenticator app.")
     recovery_code: Omittable[Secret] = Field(default=None, description="An unused recovery code.")

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.auth.schemas import Secret, TokenPair
@@ -35,6 +35,8 @@ class TotpCode(Payload):
 
 class SecondLeg(Payload):
     """What the first leg of the login has answered, and a second factor: `code` or `recovery_code`."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 2, "maxProperties": 2})
 
     mfa_token: Secret = Field(description="From the response of `POST /auth/token`.")
     code: Omittable[Code] = Field(default=None, description="The code that the authenticator app shows.")
