@@ -1,5 +1,6 @@
 """The login in a browser: with a keyboard, with errors, with the page that follows, and in several tabs."""
 
+import asyncio
 import json
 
 import pytest
@@ -108,12 +109,15 @@ async def test_a_login_follows_next(site: Site, email: str) -> None:
     await site.page.wait_for(SECURITY)
 
 
-async def test_a_login_and_a_logout_reach_the_other_tabs(site: Site, email: str) -> None:
+async def test_a_login_and_a_logout_reach_the_other_tabs_which_refresh_at_once(site: Site, email: str) -> None:
     await site.open("login")
     other = await site.page.new_tab()
     await site.open("login", other)
     await site.log_in(email)
     await other.wait_for(LOADED)
+    # A new page has no access token, so both tabs refresh at the same moment.
+    await asyncio.gather(*(site.open("security", tab) for tab in (site.page, other)))
+    await asyncio.gather(*(tab.wait_for(LOADED) for tab in (site.page, other)))
     await site.page.click("#log-out")
     await site.page.wait_for(LOGIN)
     await other.wait_for(LOGIN)
