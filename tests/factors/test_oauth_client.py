@@ -16,6 +16,7 @@ from tests.servers import real_server
 EMAIL = "ada@example.com"
 
 
+@pytest.mark.slow
 async def test_authlib_reports_that_a_second_factor_is_needed(clone_url: str, hasher: PasswordHasher) -> None:
     database = Database(make_settings(clone_url).database)
     async with database.begin() as session:

@@ -87,6 +87,7 @@ async def test_of_fifty_equal_codes_at_once_one_is_accepted(unlimited: Site) -> 
     assert await unlimited.live_sessions() == before + 1
 
 
+@pytest.mark.slow
 async def test_of_fifty_equal_recovery_codes_at_once_one_is_accepted(unlimited: Site) -> None:
     tokens = [await first_leg(unlimited.client, EMAIL) for _ in range(AT_ONCE)]
     before = await unlimited.live_sessions()
@@ -168,6 +169,7 @@ async def test_a_fault_before_the_session_leaves_the_code_unused(unlimited: Site
     assert (repeated.status_code, again.status_code) == (200, 400)
 
 
+@pytest.mark.slow
 async def test_a_login_that_began_before_the_setup_gets_no_session_after_it(
     clone_url: str, hasher: PasswordHasher
 ) -> None:

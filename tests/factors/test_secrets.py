@@ -4,6 +4,7 @@ import asyncio
 import json
 from base64 import b32decode
 
+import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
@@ -85,6 +86,7 @@ async def test_errors_hold_no_secret(client: AsyncClient, owner: Enrolled) -> No
     assert not [secret for secret in (token, code, recovery_code) for answer in texts if secret in answer]
 
 
+@pytest.mark.slow
 async def test_no_log_of_a_server_holds_a_secret(clone_url: str, hasher: PasswordHasher) -> None:
     database = Database(make_settings(clone_url).database)
     async with database.begin() as session:

@@ -39,7 +39,11 @@ REMOVABLE = {
         "tests/hostile/test_registration.py",
         "tests/self_service/test_unverified.py",
     ),
-    "factors": ("docs/second-factor.md", "docs/decisions/0029-second-factor.md"),
+    "factors": (
+        "docs/second-factor.md",
+        "docs/decisions/0029-second-factor.md",
+        "tests/self_service/test_second_factor.py",
+    ),
     "email_change": (
         "tests/races/test_email_change.py",
         "tests/hostile/test_email_change.py",

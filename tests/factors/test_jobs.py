@@ -1,14 +1,19 @@
-"""The purge of logins and secrets that nobody completed."""
+"""The jobs: the purge of logins and secrets that nobody completed, and mails to accounts that are gone."""
 
+from uuid import UUID
+
+import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
+from app.auth.errors import InvalidTokenError
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
 from app.core.security.keys import load_key_ring
-from app.factors import crud, jobs
+from app.factors import crud, jobs, service
 from app.jobs.queue import Work
+from tests.access import UNKNOWN_ID
 from tests.conftest import LoggedIn
 from tests.factors.phone import Enrolled, begin, challenges_of, factor_of, first_leg
 
@@ -61,3 +66,15 @@ async def test_a_step_deletes_one_batch_and_says_where_it_ended(
     ends = [await crud.purge_pending(session, None, batch=1) for _ in range(3)]
 
     assert [end is None for end in ends] == [False, False, True]
+
+
+async def test_the_owner_of_a_deleted_account_gets_no_mail(database: Database, settings: Settings) -> None:
+    # Without a mailer, an attempt to send would fail.
+    await jobs.mail_recovery_code_used(work(database, settings), UUID(UNKNOWN_ID), 9)
+
+
+async def test_an_account_that_was_deleted_a_moment_ago_has_no_status(
+    session: WriteSession, settings: Settings
+) -> None:
+    with pytest.raises(InvalidTokenError):
+        await service.get_status(session, settings, UUID(UNKNOWN_ID))
