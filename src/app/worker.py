@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from app import features
@@ -22,6 +23,9 @@ from app.jobs.worker import JobWorker
 from app.mail.mailer import make_mailer
 from app.mail.settings import MailSettings
 from app.migrations import revisions
+from app.service_manager import ServiceManager
+
+_RUNNING = "running jobs"
 
 
 def _listed(name: str) -> Iterator[Any]:
@@ -47,29 +51,39 @@ async def in_process(
 
 
 def work(settings: Settings) -> None:
+    manager = ServiceManager.from_environment()
     configure(settings.log, readable=settings.environment == "local")
     keys = load_key_ring(settings.of(KeySettings))
     revisions.head()
     tls.check(settings.database)
     with exposition(settings.telemetry) as exposed:
-        asyncio.run(_work(settings, keys, exposed, tracing_from_environment()))
+        asyncio.run(_work(settings, keys, exposed, tracing_from_environment(), manager))
 
 
-async def _work(settings: Settings, keys: KeyRing, exposed: Exposition | None, tracing: Tracing | None) -> None:
+async def _work(
+    settings: Settings, keys: KeyRing, exposed: Exposition | None, tracing: Tracing | None, manager: ServiceManager
+) -> None:
     database = Database(settings.database, slow_query=settings.log.slow_query)
     if tracing:
         tracing.trace_statements(database)
     try:
         async with _opened(Foundation(settings, database, keys), tracing) as (worker, resources):
             for stop_signal in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(stop_signal, worker.stop)
-            with logging_hangups():
+                asyncio.get_running_loop().add_signal_handler(stop_signal, _stop, worker, manager)
+            with logging_hangups(partial(manager.confirm_reload, _RUNNING)):
                 async with reloading(keys), serving_metrics(exposed, database, resources.instruments):
+                    # Without a database, the worker waits for one. That is no failure of the service.
+                    manager.ready(_RUNNING)
                     await worker.run()
     finally:
         await database.dispose()
         if tracing:
             tracing.shutdown()
+
+
+def _stop(worker: JobWorker, manager: ServiceManager) -> None:
+    manager.stopping("finishing the running jobs")
+    worker.stop()
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
@@ -19,9 +19,10 @@ def ignore_harmless_signals() -> None:
 
 
 @contextmanager
-def logging_hangups() -> Iterator[None]:
-    """Log each SIGHUP inside the block, because a single process has nothing to renew. Needs a running event loop.
+def logging_hangups(on_hangup: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Log each SIGHUP inside the block, because a single process has nothing to renew, and call `on_hangup`.
 
+    Needs a running event loop.
     If SIGHUP is not ignored, this changes nothing: `make run` has to end with its terminal.
     """
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -29,12 +30,13 @@ def logging_hangups() -> Iterator[None]:
         return
     loop = asyncio.get_running_loop()
     # A signal handler may interrupt the writing of a log line, so the event loop writes this one.
-    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(_log_hangup))
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(_log_hangup, on_hangup))
     try:
         yield
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _log_hangup() -> None:
+def _log_hangup(on_hangup: Callable[[], None]) -> None:
     log.info("SIGHUP ignored: a single process has no workers to renew; changed key files are read anyway")
+    on_hangup()

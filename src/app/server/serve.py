@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from types import FrameType
 from typing import NoReturn, override
 
@@ -25,6 +26,7 @@ from app.main import create_app
 from app.server.connections import Connections
 from app.server.requests import Connection
 from app.server.supervisor import DRAIN, READY, RETIRE, Supervisor, receive
+from app.service_manager import ServiceManager
 from app.startup import prepare
 
 # Seconds from the start of a worker process until it is ready.
@@ -34,6 +36,7 @@ _CLEANUP_TIME = 10.0
 # Files of a process other than client connections: database connections, the log, the files of the event loop.
 _OTHER_FILES = 200
 _TICKS_PER_SECOND = 10
+_SERVING = "serving"
 # Blocked around a fork. Until the child has its own handlers, a signal to it would reach the supervisor through the shared
 # wake-up socket, and would stop the whole service.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 
 def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGINT or SIGTERM. `announce` is called when the server accepts connections."""
+    manager = ServiceManager.from_environment()
     prepare(settings)
     _raise_file_limit(settings.server.max_connections + _OTHER_FILES)
     with exposition(settings.telemetry) as exposed, listen(settings.server.host, settings.server.port) as listener:
@@ -51,16 +55,21 @@ def serve(settings: Settings, *, announce: Callable[[], None] = lambda: None) ->
             # With PORT=0, the log is the only place that names the port.
             host, port, *_ = listener.getsockname()
             log.info("listening", extra={"host": host, "port": port})
+            manager.ready(_SERVING)
             announce()
 
         if settings.server.workers == 1:
-            _Server(settings, exposed, on_ready).run(sockets=[listener])
+            _Server(settings, exposed, on_ready, manager=manager).run(sockets=[listener])
         else:  # pragma: no cover  # Coverage does not survive a fork; tests/test_workers.py runs it in processes.
-            _supervise(settings, listener, exposed, on_ready)
+            _supervise(settings, listener, exposed, on_ready, manager)
 
 
 def _supervise(  # pragma: no cover  # As above.
-    settings: Settings, listener: socket.socket, exposed: Exposition | None, on_ready: Callable[[], None]
+    settings: Settings,
+    listener: socket.socket,
+    exposed: Exposition | None,
+    on_ready: Callable[[], None],
+    manager: ServiceManager,
 ) -> None:
     def spawn(control: socket.socket, others: Sequence[socket.socket]) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -72,13 +81,20 @@ def _supervise(  # pragma: no cover  # As above.
     # The workers share the pages of the loaded modules. A garbage collection would write to them, and so copy them.
     gc.freeze()
     stop_timeout = (settings.drain_delay + settings.server.shutdown_grace).total_seconds() + _CLEANUP_TIME
+
+    def on_stop() -> None:
+        manager.stopping("draining")
+        # An open socket would accept connections into its backlog after the last worker has stopped.
+        listener.close()
+
     Supervisor(
         spawn,
         settings.server.workers,
         start_timeout=_START_TIMEOUT,
         stop_timeout=stop_timeout,
-        # An open socket would accept connections into its backlog after the last worker has stopped.
-        on_stop=listener.close,
+        on_stop=on_stop,
+        on_renewal=lambda: manager.reloading("renewing the workers"),
+        on_renewed=lambda: manager.ready(_SERVING),
     ).run(on_ready)
 
 
@@ -156,8 +172,12 @@ class _Server(uvicorn.Server):
         exposed: Exposition | None,
         on_ready: Callable[[], None],
         control: socket.socket | None = None,
+        *,
+        manager: ServiceManager | None = None,
     ) -> None:
         self._shutdown = Shutdown()
+        # Only one process of a service notifies: the supervisor, or the server without one.
+        self._manager = manager or ServiceManager()
         super().__init__(
             uvicorn.Config(
                 create_app(
@@ -199,6 +219,7 @@ class _Server(uvicorn.Server):
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begin()
+        self._manager.stopping("finishing the running requests")
         # Closing the listening socket would reset the connections in its backlog.
         backlog = [client for listener in sockets or () for client in _accept_backlog(listener)]
         accepting = [asyncio.create_task(self._serve_last_request(client)) for client in backlog]
@@ -224,7 +245,7 @@ class _Server(uvicorn.Server):
     @override
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         # In a worker process, SIGHUP is ignored: the supervisor handles it.
-        with nullcontext() if self._control else logging_hangups():
+        with nullcontext() if self._control else logging_hangups(partial(self._manager.confirm_reload, _SERVING)):
             await super().serve(sockets)
 
     @override
@@ -266,6 +287,7 @@ class _Server(uvicorn.Server):
     def _drain(self) -> None:
         """Keep serving until load balancers have noticed that readiness fails. Each response closes its connection."""
         self._is_draining = True
+        self._manager.stopping("draining")
         last = (b"connection", b"close")
         self.config.encoded_headers.append(last)
         self.server_state.default_headers = [*self.server_state.default_headers, last]

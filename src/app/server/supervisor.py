@@ -65,7 +65,8 @@ class _Worker:
 class Supervisor:
     """Keeps `count` workers running until SIGTERM or SIGINT. SIGHUP renews them one by one.
 
-    `on_stop` is called when the workers get the command to stop. No worker is started after that.
+    `on_stop` is called when the workers get the command to stop. No worker is started after that. `on_renewal` is called when a
+    renewal begins, and `on_renewed` when it has replaced all workers, or was given up.
     """
 
     spawn: Spawn
@@ -74,6 +75,8 @@ class Supervisor:
     start_timeout: float
     stop_timeout: float
     on_stop: Callable[[], None] = lambda: None
+    on_renewal: Callable[[], None] = lambda: None
+    on_renewed: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._selector = selectors.PollSelector()
@@ -84,6 +87,7 @@ class Supervisor:
         self._crashes = [0] * self.count
         self._stop_by: float | None = None
         self._is_interrupted = False
+        self._is_renewing = False
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Run until all workers have stopped. Raises `WorkerError` if none can be started."""
@@ -135,6 +139,8 @@ class Supervisor:
     def _renew(self) -> None:
         """Take the next step in replacing old workers one at a time: start a successor, then retire the old one once it is ready."""
         old = [worker for worker in self._workers if worker.generation < self._generation]
+        if not old:
+            self._end_renewal()
         if not old or any(worker.is_stopping for worker in old):
             return
         successors = [worker for worker in self._workers if worker.slot == old[0].slot and worker is not old[0]]
@@ -142,6 +148,11 @@ class Supervisor:
             self._start(old[0].slot)
         elif successors[0].ready_at:
             old[0].send(RETIRE)
+
+    def _end_renewal(self) -> None:
+        if self._is_renewing and all(worker.ready_at for worker in self._workers):
+            self._is_renewing = False
+            self.on_renewed()
 
     def _start(self, slot: int) -> None:
         self._due.pop(slot, None)
@@ -190,6 +201,8 @@ class Supervisor:
         if received == signal.SIGHUP:
             log.info("workers renewing")
             self._generation += 1
+            self._is_renewing = True
+            self.on_renewal()
         elif received == signal.SIGINT and self._is_interrupted:
             self._stop_by = 0
         else:
