@@ -1,4 +1,4 @@
-"""The `app` command: serve, worker, migrate, features, and the commands of each feature."""
+"""The `app` command: serve, worker, healthcheck, migrate, features, and the commands of each feature."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from app import features
+from app import features, healthcheck
 from app.core import product
 from app.core.commands import command_group
 from app.core.db.failures import DatabaseUnavailableError, reason
@@ -77,6 +77,12 @@ def run_worker() -> None:
     worker.work(load_settings())
 
 
+@cli.command("healthcheck")
+def check_health() -> None:
+    """Ask the server on this machine whether it is ready. Exit with 0 or 1."""
+    typer.echo(healthcheck.check_server())
+
+
 @cli.command()
 def migrate(
     to: Annotated[
@@ -134,6 +140,7 @@ def main() -> None:
         ConfigurationError,
         PortInUseError,
         WorkerError,
+        healthcheck.UnhealthyError,
         rotation.KeyChangeError,
         MigrationError,
     ) as error:
