@@ -666,6 +666,11 @@ async def job_manager(_url: str) -> object:
 
     class Recording(JobManager):
         @override
+        async def register_worker(self) -> int:
+            called.append("register_worker")
+            return await super().register_worker()
+
+        @override
         async def fetch_job(self, *arguments: Any, **options: Any) -> Any:
             called.append("fetch_job")
             return await super().fetch_job(*arguments, **options)
@@ -688,7 +693,7 @@ async def job_manager(_url: str) -> object:
 
     app.job_manager = Recording(app.connector)
     await run_one(app)
-    assert [name for name in called if name != "fetch_job"] == ["retry_job", "finish_job"]
+    assert [name for name in called if name != "fetch_job"] == ["register_worker", "retry_job", "finish_job"]
     assert "fetch_job" in called
     return app.job_manager
 

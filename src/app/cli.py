@@ -78,9 +78,20 @@ def run_worker() -> None:
 
 
 @cli.command("healthcheck")
-def check_health() -> None:
+def check_health(
+    worker: Annotated[
+        bool,
+        typer.Option("--worker", help="Look for a recent heartbeat of this machine's `app worker` in the database."),
+    ] = False,
+) -> None:
     """Ask the server on this machine whether it is ready. Exit with 0 or 1."""
-    typer.echo(healthcheck.check_server())
+    if not worker:
+        typer.echo(healthcheck.check_server())
+        return
+    with loading():
+        from app.jobs import commands
+
+    typer.echo(commands.check_worker(load_settings()))
 
 
 @cli.command()

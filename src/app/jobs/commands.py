@@ -4,8 +4,11 @@ from typing import Annotated
 
 import typer
 
-from app.core.commands import command_group, in_transaction
+from app.core.commands import command_group, in_transaction, with_database
+from app.core.config import Settings
+from app.core.db.database import Database
 from app.jobs import service
+from app.jobs.settings import JobsSettings
 from app.settings import load_settings
 
 # PostgreSQL numbers jobs with a bigint.
@@ -13,6 +16,17 @@ _LAST_JOB = 2**63 - 1
 
 jobs = command_group("jobs", "Jobs that failed.")
 COMMANDS = (jobs,)
+
+
+def check_worker(settings: Settings) -> str:
+    """Return a sentence about the worker of this machine, or raise an error for `app healthcheck --worker`."""
+    stalled_after = settings.of(JobsSettings).stalled_after
+
+    async def check(database: Database) -> str:
+        async with database.read_sessions() as session:
+            return await service.check_worker(session, stalled_after=stalled_after)
+
+    return with_database(settings.database, check)
 
 
 @jobs.command("failed")

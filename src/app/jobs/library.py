@@ -20,6 +20,7 @@ from app.core.config import DatabaseSettings
 from app.core.db.connections import milliseconds
 from app.core.db.failures import is_transient
 from app.core.db.tls import for_libpq
+from app.jobs import service
 from app.jobs.queue import QUEUE, Policy
 from app.jobs.settings import JobsSettings
 
@@ -27,6 +28,7 @@ REPORTS_PER_STALL = 4
 _NEVER = 86400.0
 # The task of every job whose name this program does not know.
 _UNKNOWN = "unknown"
+_SET_HOST = "UPDATE procrastinate_workers SET host = %(host)s WHERE id = %(worker_id)s"
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +81,21 @@ def make_worker(app: procrastinate.App, settings: JobsSettings) -> Worker:
 
 
 class _JobManager(JobManager):
-    """Gives every job a task, so that an unknown job is retried, and stops the worker if an outcome cannot be stored."""
+    """Stores the host of the worker, and gives every job a task, so that an unknown job is retried.
+
+    It stops the worker if an outcome cannot be stored.
+    """
 
     def __init__(self, app: procrastinate.App, *, on_lost_job: Callable[[], object]) -> None:
         super().__init__(app.connector)
         self._app = app
         self._on_lost_job = on_lost_job
+
+    @override
+    async def register_worker(self) -> int:
+        worker_id = await super().register_worker()
+        await self.connector.execute_query_async(_SET_HOST, host=service.host(), worker_id=worker_id)
+        return worker_id
 
     @override
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> StoredJob | None:

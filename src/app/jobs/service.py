@@ -1,5 +1,6 @@
 """Administration of the queue: metrics, failed jobs, jobs of dead workers, and the deletion of old jobs."""
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,7 +10,7 @@ from typing import Any, override
 from sqlalchemy import TextClause, text
 
 from app.core.db.database import ReadSession, WriteSession
-from app.core.errors import NotFoundError, TemporaryError
+from app.core.errors import NotFoundError, TemporaryError, UnavailableError
 from app.core.observability.logs import redact
 from app.core.observability.metrics import Reading
 from app.jobs.queue import Policy
@@ -32,6 +33,8 @@ _RECORD_ERROR = text("""
     INSERT INTO job_errors (job_id, error) VALUES (:job_id, :error)
     ON CONFLICT (job_id) DO UPDATE SET error = excluded.error, occurred_at = now()
 """)
+# A worker that was killed leaves its row behind, so a host can have several.
+_SILENCE = text("SELECT now() - max(last_heartbeat) FROM procrastinate_workers WHERE host = :host")
 # Oldest first. A worker that another process deletes at this moment is skipped.
 _FIND_STALLED = text("""
     SELECT id FROM procrastinate_workers WHERE last_heartbeat < now() - CAST(:silence AS interval)
@@ -50,6 +53,16 @@ _RELEASE = text("""
 """)
 _NEXT_BATCH = _sql("next_batch")
 _DELETE_ENDED_JOBS = _sql("delete_ended_jobs")
+
+
+class WorkerSilentError(UnavailableError):
+    """No worker of this machine reports. The detail says since when."""
+
+    code = "worker_silent"
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        super().__init__()
 
 
 class NotFailedError(NotFoundError):
@@ -83,6 +96,24 @@ class FailedJob:
         return (
             f"{self.id}  {self.name}  {self.failed_at:%Y-%m-%d %H:%M:%S}Z  tried {times}  {self.error or ''}".rstrip()
         )
+
+
+def host() -> str:
+    """Return the name of this machine, under which its worker registers. In a container, it is that of the container."""
+    return socket.gethostname()
+
+
+async def check_worker(session: ReadSession, *, stalled_after: timedelta) -> str:
+    """Return a sentence about the worker of this machine. `WorkerSilentError` if its last heartbeat is missing or too old."""
+    silence: timedelta | None = await session.scalar(_SILENCE, {"host": host()})
+    if silence is None:
+        raise WorkerSilentError(f"no worker of the host {host()} is registered in the database")
+    if silence > stalled_after:
+        raise WorkerSilentError(
+            f"the worker of the host {host()} last reported {silence.total_seconds():.0f} s ago, and counts as dead after "
+            f"{stalled_after.total_seconds():g} s"
+        )
+    return f"the worker of the host {host()} reported {silence.total_seconds():.0f} s ago"
 
 
 async def list_failed(session: ReadSession) -> list[FailedJob]:
