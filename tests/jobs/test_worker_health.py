@@ -28,7 +28,9 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> OnHost:
 
 async def report(database: Database, host: str | None, seconds: int) -> None:
     """Insert the row of a worker whose last heartbeat is that old."""
-    statement = "INSERT INTO procrastinate_workers (host, last_heartbeat) VALUES (:host, now() - CAST(:age AS interval))"
+    statement = (
+        "INSERT INTO procrastinate_workers (host, last_heartbeat) VALUES (:host, now() - CAST(:age AS interval))"
+    )
     async with database.begin() as session:
         await session.execute(text(statement), {"host": host, "age": timedelta(seconds=seconds)})
 
