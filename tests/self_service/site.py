@@ -84,10 +84,15 @@ class Site:
         return link_in(mail)
 
     @asynccontextmanager
-    async def answering(self, path: str, status: int, document: object) -> AsyncIterator[None]:
-        """Answer requests for a path of the API in the browser, as a service does that is configured in another way."""
+    async def answering(self, path: str, status: int, document: object, body: str = "") -> AsyncIterator[None]:
+        """Answer requests for a path of the API in the browser, as a service does that is configured in another way.
+
+        Requests whose body does not contain `body` go to the service.
+        """
         script = f"""const real = fetch;
-            window.fetch = async (url, options) => new URL(url).pathname.endsWith({json.dumps(path)})
+            const isAnswered = (url, options) =>
+                new URL(url).pathname.endsWith({json.dumps(path)}) && String(options.body ?? "").includes({json.dumps(body)});
+            window.fetch = async (url, options) => isAnswered(url, options)
                 ? new Response({json.dumps(json.dumps(document))}, {{status: {status}}}) : real(url, options);"""
         added = await self.page.send("Page.addScriptToEvaluateOnNewDocument", source=script)
         yield

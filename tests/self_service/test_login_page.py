@@ -109,6 +109,41 @@ async def test_a_login_follows_next(site: Site, email: str) -> None:
     await site.page.wait_for(SECURITY)
 
 
+async def test_a_browser_that_keeps_no_cookie_is_told(site: Site, email: str) -> None:
+    page = site.page
+    async with site.answering("/auth/token", 400, {"code": "invalid_request"}, body="grant_type=refresh_token"):
+        await site.open("login")
+        await page.fill("#username", email)
+        await page.fill("#password", PASSWORD)
+        await page.press("Enter")
+        told = await page.wait_for("document.querySelector('#first [role=alert]').textContent")
+
+    assert str(told).startswith("Your browser did not keep the cookie")
+
+
+async def test_a_login_waits_for_the_answer_about_an_earlier_one_which_may_delete_the_cookie(
+    site: Site, email: str
+) -> None:
+    page = site.page
+    # The name of a window stays when the page changes.
+    script = """const real = fetch; let isFirst = true;
+        window.fetch = async (url, options) => {
+            if (String(options.body).includes("grant_type=password")) window.name += "sent ";
+            if (!isFirst || !String(options.body).includes("grant_type=refresh_token")) return real(url, options);
+            isFirst = false;
+            await new Promise((resolve) => { setTimeout(resolve, 1500); });
+            if (location.pathname.endsWith("login")) window.name += "answered ";
+            return location.pathname.endsWith("login")
+                ? new Response('{"code": "invalid_grant"}', {status: 400}) : real(url, options);
+        }"""
+    added = await page.send("Page.addScriptToEvaluateOnNewDocument", source=script)
+    await page.run("window.name = ''")
+    await site.log_in(email)
+    await page.send("Page.removeScriptToEvaluateOnNewDocument", **added)
+
+    assert await page.run("window.name") == "answered sent "
+
+
 async def test_a_login_and_a_logout_reach_the_other_tabs_which_refresh_at_once(site: Site, email: str) -> None:
     await site.open("login")
     other = await site.page.new_tab()

@@ -12,9 +12,9 @@ let confirmOwner = null;
 // Tells the other tabs about logins and logouts.
 const tabs = new BroadcastChannel(`account ${API.pathname}`);
 
-/** An error response: a problem document (RFC 9457), or another body of a proxy. */
+/** A request that failed: with a problem document (RFC 9457), with another body, or without a response. */
 export class Problem extends Error {
-  constructor(status, document) {
+  constructor(status, document = {}) {
     super(document.detail ?? "The service cannot be reached. Try again.");
     this.status = status;
     this.code = document.code;
@@ -32,10 +32,18 @@ async function send(path, { method = "GET", json, form, withCookie = false, isAn
   if (accessToken && !isAnonymous) headers.Authorization = `Bearer ${accessToken}`;
   if (json) headers["Content-Type"] = "application/json";
   const body = json ? JSON.stringify(json) : form && new URLSearchParams(form);
-  const response = await fetch(new URL(path, API), { method, headers, body });
-  const text = await response.text();
+  const [response, text] = await exchange(new URL(path, API), { method, headers, body });
   if (!response.ok) throw new Problem(response.status, parsed(text) ?? {});
   return parsed(text);
+}
+
+async function exchange(url, options) {
+  try {
+    const response = await fetch(url, options);
+    return [response, await response.text()];
+  } catch {
+    throw new Problem(0);
+  }
 }
 
 function parsed(text) {

@@ -1,8 +1,6 @@
 // Forms: one request at a time, and each error beside its field.
 
-import { Cancelled } from "./api.js";
-
-const UNREACHABLE = "The service cannot be reached. Try again.";
+import { Cancelled, Problem } from "./api.js";
 
 /** Runs `work` with the values of the form when it is sent. An error of `work` is shown in the form. */
 export function onSubmit(form, work) {
@@ -27,6 +25,7 @@ async function run(area, work, button = area.querySelector("button:not([type])")
     await work();
   } catch (error) {
     if (!(error instanceof Cancelled)) show(area, error);
+    if (!(error instanceof Cancelled || error instanceof Problem)) console.error(error);
   }
   area.ariaBusy = "false";
   button.ariaDisabled = null;
@@ -43,20 +42,15 @@ export function clear(area) {
 }
 
 /** Shows an error: beside the fields that it is about, or as the message of the area. */
-export function show(area, error) {
+function show(area, error) {
   const left = [];
-  for (const one of error.errors?.length ? error.errors : [{ code: error.code, detail: textOf(error) }]) {
+  for (const one of error.errors?.length ? error.errors : [{ code: error.code, detail: error.message }]) {
     const field = fieldOf(area, one);
     if (field) mark(field, one.detail);
     else left.push(one.detail);
   }
   if (left.length) say(area, left.join(" "), "alert");
   area.querySelector("[aria-invalid]")?.focus();
-}
-
-function textOf(error) {
-  // The text of a failed `fetch` is for developers.
-  return error instanceof TypeError ? UNREACHABLE : error.message;
 }
 
 function fieldOf(area, { pointer, code }) {

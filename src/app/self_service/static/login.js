@@ -1,6 +1,6 @@
 // Logs in, with a second leg where the account has a second factor.
 
-import { ask, keep, left, nextPage, onNews, refresh, tell } from "./api.js";
+import { Problem, ask, keep, left, nextPage, onNews, refresh, tell } from "./api.js";
 import { clear, onPress, onSubmit, reveal, say } from "./forms.js";
 import { proofOf, useMethod } from "./methods.js";
 
@@ -8,6 +8,9 @@ const first = document.getElementById("first");
 const second = document.getElementById("second");
 const status = document.getElementById("status");
 const resend = document.getElementById("resend");
+
+// The person may have logged in before. Without an answer, the form says what is wrong when it is sent.
+const earlier = refresh().catch(() => false);
 
 let challenge = null;
 
@@ -38,10 +41,12 @@ onSubmit(second, async (values) => {
 });
 
 async function enter(path, options) {
+  // Its response deletes the cookie if that login has ended, so it must not come after the new cookie.
+  await earlier;
   keep(await ask(path, { ...options, withCookie: true }));
   // Without TLS, some browsers do not keep the cookie.
   if (location.protocol === "http:" && !(await refresh())) {
-    throw new Error("Your browser did not keep the cookie of this login. Open this page over HTTPS.");
+    throw new Problem(0, { detail: "Your browser did not keep the cookie of this login. Open this page over HTTPS." });
   }
   tell("logged in");
   await left(nextPage());
@@ -76,6 +81,5 @@ onPress(resend.querySelector("button"), first, async () => {
   status.textContent = detail;
 });
 
-// The person may have logged in before, or in another tab.
 onNews("logged in", () => left(nextPage()));
-if (await refresh().catch(() => false)) await left(nextPage());
+if (await earlier) await left(nextPage());

@@ -1,6 +1,6 @@
 // The security page: each section is a module.
 
-import { call, left, logOut, loginPage, onNews, readAccount } from "./api.js";
+import { Problem, left, logOut, loginPage, onNews, readAccount } from "./api.js";
 import { startClosing, startExport } from "./account.js";
 import { startEmail, startPassword } from "./credentials.js";
 import { onPress } from "./forms.js";
@@ -27,6 +27,7 @@ try {
   startClosing(account);
   document.getElementById("content").hidden = false;
 } catch (error) {
-  problem.textContent = error instanceof TypeError ? "The service cannot be reached. Try again." : error.message;
+  problem.textContent = error.message;
+  if (!(error instanceof Problem)) throw error;
 }
 page.removeAttribute("aria-busy");
