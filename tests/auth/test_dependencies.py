@@ -230,7 +230,8 @@ async def test_an_operation_documents_the_errors_of_its_guard(guarded_app: FastA
         status: set(operation["responses"][status]["content"]["application/problem+json"]["examples"])
         for status in ("401", "403")
     }
-    assert examples == {"401": {"unauthorized", "invalid_token"}, "403": {"insufficient_scope"}}
+    refused = {"unauthorized", "invalid_token", "insufficient_user_authentication"}
+    assert examples == {"401": refused, "403": {"insufficient_scope"}}
     assert operation["security"] == [{"login": ["users:write", "users:read"]}]
 
 

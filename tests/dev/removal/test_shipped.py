@@ -1,4 +1,7 @@
-"""Each removable part of this project is removed in a copy, and the checks and tests of the copy pass. `make removals` runs all of them."""
+"""The removable parts of this project are removed in a copy, and the checks and tests of the copy pass.
+
+`make removals` removes each one alone, and runs all tests.
+"""
 
 import os
 import re
@@ -22,6 +25,9 @@ PRESENT = [
     *(name for name in shipped.REMOVABLE if (ROOT / "src" / "app" / name).exists()),
     *(name for name, paths in shipped.PARTS.items() if (ROOT / paths[0]).exists()),
 ]
+IS_FULL = os.environ.get("REMOVALS") == "full"
+# What each copy loses, part by part. Types and tests are checked at its end.
+LOSSES = [[name] for name in PRESENT] if IS_FULL else [PRESENT]
 # The tests that concern every operation, event, setting, document or file. `make removals` runs all tests.
 COMMON = ("boundaries", "conventions", "documents", "main", "security_report", "statements", "upgrading")
 
@@ -52,25 +58,25 @@ def test_no_document_refers_to_a_page_or_a_test_that_is_deleted(committed: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESENT)
-async def test_the_checks_and_the_tests_pass_without_a_part(
-    committed: Path, tmp_path: Path, template_url: str, name: str
+@pytest.mark.parametrize("names", LOSSES, ids=", ".join)
+async def test_the_checks_and_the_tests_pass_without_parts(
+    committed: Path, tmp_path: Path, template_url: str, names: list[str]
 ) -> None:
-    copy = Path(shutil.copytree(committed, tmp_path / "copy"))
+    copy, contracts = Path(shutil.copytree(committed, tmp_path / "copy")), tmp_path / "contracts.toml"
     # The cache saves mypy time. It may be incomplete, because another mypy may be writing it at this moment.
     with suppress(FileNotFoundError, shutil.Error):
         shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache", ignore=shutil.ignore_patterns("generated_client"))
-    plan(copy, name).write()
-    await run(copy, sys.executable, "-m", "app.dev", "docs")
-    commit(copy)
-    contracts = tmp_path / "contracts.toml"
+    for name in names:
+        plan(copy, name).write()
+        await run(copy, sys.executable, "-m", "app.dev", "docs")
+        commit(copy)
+        await run(copy, program("ruff"), "check", "--no-cache", ".")
+        await run(copy, program("ruff"), "format", "--no-cache", "--check", ".")
+        contracts.write_text(await run(copy, sys.executable, "-m", "app.dev", "contracts"))
+        await run(copy, program("lint-imports"), "--no-cache", "--config", str(contracts))
 
-    await run(copy, program("ruff"), "check", "--no-cache", ".")
-    await run(copy, program("ruff"), "format", "--no-cache", "--check", ".")
     await run(copy, program("mypy"))
-    contracts.write_text(await run(copy, sys.executable, "-m", "app.dev", "contracts"))
-    await run(copy, program("lint-imports"), "--no-cache", "--config", str(contracts))
-    tests = ["tests"] if os.environ.get("REMOVALS") == "full" else [f"tests/test_{each}.py" for each in COMMON]
+    tests = ["tests"] if IS_FULL else [f"tests/test_{each}.py" for each in COMMON]
     output = await run(copy, *PYTEST, "-m", "not slow", *tests, DATABASE_URL=template_url)
 
     assert re.search(r"^[1-9][0-9]+ passed", output, re.MULTILINE), output
