@@ -49,7 +49,13 @@ reset: setup ## Delete the data of make run, after a question; YES=1 answers it
 
 .PHONY: test
 test: setup ## Run the tests; ALL=1 includes slow tests, ARGS="-k login" passes options to pytest, COVERAGE=1 measures coverage
-	@$(PYTHON_IN_VENV) -m pytest $(if $(ALL),,-m "not slow") $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
+	@$(PYTHON_IN_VENV) -m pytest -m "not deploy$(if $(ALL),, and not slow)" $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
+
+.PHONY: deployment
+deployment: setup ## Check the files in deploy/ with systemd, kubectl and the schemas of Kubernetes and compose
+	@test -x .local/deploy/bin/pip || .venv/bin/python -m venv .local/deploy
+	@.local/deploy/bin/pip install --quiet --require-hashes -r requirements/deploy.txt
+	@PATH="$(CURDIR)/.local/deploy/bin:$$PATH" $(PYTHON_IN_VENV) -m pytest -n0 -m deploy tests/deploy $(ARGS)
 
 .PHONY: fuzz
 fuzz: setup ## Send tens of thousands of generated requests to each operation; FUZZ=quick sends a thousand
@@ -160,6 +166,7 @@ remove: setup ## Remove a feature with its tests: NAME=notes; DEPLOYED=1 drops i
 pins: setup ## Pin the newest allowed versions in requirements/; PINS="--upgrade-package fastapi" upgrades only one package
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) pyproject.toml --output-file requirements/base.txt
 	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) --group dev pyproject.toml --output-file requirements/dev.txt
+	@.venv/bin/uv pip compile $(PIN_OPTIONS) $(PINS) --group deploy --output-file requirements/deploy.txt
 PINS = --upgrade
 # By default, the files contain no registry URL, so they can be installed from any mirror.
 PIN_OPTIONS = --quiet --universal --python-version 3.12 --generate-hashes
