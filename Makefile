@@ -152,6 +152,10 @@ upgrade: setup ## Merge a newer version of upstream on a branch: TO=commit-or-ta
 .PHONY: drill
 drill: setup ## Upgrade grown clones of earlier versions, and print the table of docs/upgrading.md; ARGS="--quick" upgrades one clone
 	@$(PYTHON_IN_VENV) -m tests.drill $(ARGS)
+
+.PHONY: rolling
+rolling: setup ## Replace the processes of the release before one by one under load, and roll back; ARGS="--clients 8 --pause 5"
+	@$(PYTHON_IN_VENV) -m tests.drill.rolling $(ARGS)
 # As above: only from the command line, and safe for every character.
 .PHONY: remove
 remove: export REMOVE_NAME = $(if $(filter command,$(origin NAME)),$(value NAME))
