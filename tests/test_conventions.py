@@ -80,6 +80,7 @@ _EDGES = re.compile(r"(core/(db/|http/dependencies|commands)|jobs/|dev/|.*/jobs\
 DEFERRED_IMPORTS = {
     "__main__.py main": "All other imports run inside `loading`.",
     "cli.py serve": "The other commands need no FastAPI.",
+    "cli.py check_health": "Only the check of a worker needs the database. It runs every ten seconds.",
     "cli.py run_worker": "Only the worker needs the job library and its driver.",
     "cli.py migrate": "Only migrations need Alembic.",
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",

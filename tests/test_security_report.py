@@ -52,6 +52,9 @@ CONNECTING = {
     "migrations/env.py": "PostgreSQL: the command line of Alembic.",
     "migrations/runner.py": "PostgreSQL: migrations.",
     "server/serve.py": "Only listens.",
+    "systemd.py": "Tells the service manager of this machine, by a Unix socket.",
+    "healthcheck.py": "The HTTP server on this machine.",
+    "jobs/service.py": "Only asks for the name of this machine.",
 }
 _CONNECTORS = {"aiohttp", "aiosmtplib", "asyncpg", "http.client", "httpx", "httpx2", "psycopg", "requests", "smtplib"}
 _CONNECTORS |= {"socket", "urllib.request"}

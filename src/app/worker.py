@@ -23,7 +23,7 @@ from app.jobs.worker import JobWorker
 from app.mail.mailer import make_mailer
 from app.mail.settings import MailSettings
 from app.migrations import revisions
-from app.service_manager import ServiceManager
+from app.systemd import ServiceManager
 
 _RUNNING = "running jobs"
 

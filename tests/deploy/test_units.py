@@ -24,8 +24,10 @@ def verify(directory: Path, unit: Path, change: str = "") -> str:
 
 
 def security(unit: Path) -> subprocess.CompletedProcess[str]:
-    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSED}", "--no-pager", unit]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ("--offline=true", f"--threshold={MOST_EXPOSED}", "--no-pager")
+    return subprocess.run(
+        ["systemd-analyze", "security", *options, str(unit)], capture_output=True, text=True, check=False
+    )
 
 
 def test_there_is_a_unit_for_each_service() -> None:

@@ -26,8 +26,8 @@ from app.main import create_app
 from app.server.connections import Connections
 from app.server.requests import Connection
 from app.server.supervisor import DRAIN, READY, RETIRE, Supervisor, receive
-from app.service_manager import ServiceManager
 from app.startup import prepare
+from app.systemd import ServiceManager
 
 # Seconds from the start of a worker process until it is ready.
 _START_TIMEOUT = 60.0

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from app.dev.ports import free_port
-from app.service_manager import ServiceManager
+from app.systemd import ServiceManager
 from tests.servers import SERVE
 from tests.test_signals import settings_of
 from tests.test_workers import until
@@ -149,7 +149,7 @@ def test_an_address_that_cannot_be_used_is_logged(address: str, caplog: pytest.L
 def test_a_service_manager_that_does_not_read_does_not_stop_the_service(
     listener: Listener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.service_manager._TIMEOUT", 0.01)
+    monkeypatch.setattr("app.systemd._TIMEOUT", 0.01)
     with caplog.at_level(logging.WARNING):
         for _ in range(2000):
             ServiceManager(listener.address).ready("serving")
