@@ -70,7 +70,7 @@ def test_a_typo_is_found(right: str, wrong: str, version: str, tmp_path: Path) -
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_each_container_is_confined_and_has_no_secret_in_the_files(overlay: str) -> None:
     manifests = built(overlay)
-    containers = manifests.count("image: registry.example.com/bedplate:")
+    containers = manifests.count("image: registry.example.com/app:")
 
     assert containers == 4
     assert manifests.count("readOnlyRootFilesystem: true") == containers
