@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, false
 
 from app import features
 from app.audit.service import Actor
-from app.auth import limits
 from app.auth.errors import WrongCodeError
+from app.auth.sessions import limits
 from app.auth.settings import AuthSettings
 from app.core.config import Settings
 from app.core.db.database import WriteSession

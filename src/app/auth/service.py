@@ -9,7 +9,6 @@ from pydantic import SecretStr
 
 from app.audit import service as audit
 from app.audit.service import Actor
-from app.auth import limits
 from app.auth.errors import (
     EmailNotVerifiedError,
     InvalidGrantError,
@@ -21,7 +20,7 @@ from app.auth.errors import (
 )
 from app.auth.schemas import PasswordGrant, Reauthentication, TokenPair
 from app.auth.second_factor import MfaRequired
-from app.auth.sessions import crud, rotation
+from app.auth.sessions import crud, limits, rotation
 from app.auth.sessions import service as sessions
 from app.auth.sessions.crud import Credentials, LockedUser
 from app.auth.settings import AuthSettings

@@ -341,6 +341,21 @@ async def test_another_method_gets_405_with_the_methods_of_all_matching_routes(a
     assert response.headers["allow"] == "DELETE, GET, HEAD"
 
 
+async def test_a_declared_path_has_not_the_methods_of_a_pattern() -> None:
+    router = routing.router()
+
+    @router.get("/things/newest", openapi_extra=public)
+    async def read_newest() -> None: ...
+
+    @router.delete("/things/{thing_id}", openapi_extra=public)
+    async def delete_thing(thing_id: str) -> None: ...
+
+    async with serving(router) as client:
+        declared, pattern = await client.put("/things/newest"), await client.put("/things/1")
+
+    assert (declared.headers["allow"], pattern.headers["allow"]) == ("GET, HEAD", "DELETE")
+
+
 async def test_without_get_head_is_not_allowed(app: AsyncClient) -> None:
     response = await app.get("/secrets")
 

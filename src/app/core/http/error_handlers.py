@@ -160,9 +160,14 @@ def _detail_of(error: HTTPException, kind: type[AppError] | UnnamedKind) -> tupl
 
 
 def _allow(app: FastAPI, scope: Scope) -> dict[str, str]:
-    """Return `Allow` with the methods of all routes that match the path."""
+    """Return `Allow` with the methods of the routes that match the path.
+
+    A path that is declared itself, such as `/users/me`, does not have the methods of `/users/{user_id}` too.
+    """
     methods: set[str] = set()
-    for route in routes_at(app, scope):
+    routes = list(routes_at(app, scope))
+    fewest = min((route.path.count("{") for route in routes), default=0)
+    for route in (route for route in routes if route.path.count("{") == fewest):
         # A mount of static files declares no methods.
         methods |= {"GET"} if isinstance(getattr(route, "app", None), StaticFiles) else set(route.methods or ())
     if "GET" in methods:
