@@ -3,7 +3,9 @@
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from app import features
@@ -12,7 +14,8 @@ from app.dev.markdown import duration, setting, table
 from app.settings import variables
 from app.users.schemas import MeUpdate, UserCreate, UserRead, UserUpdate
 
-DATA = Path(__file__).resolve().parents[3] / "docs" / "security"
+SOURCE = Path(__file__).resolve().parents[1]
+DATA = SOURCE.parents[1] / "docs" / "security"
 STATUSES = ("met", "environment", "gap", "not applicable")
 _REPORT = """# OWASP ASVS 5.0: status of each requirement
 
@@ -95,10 +98,17 @@ def _row(number: str, one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _limits(about: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    for limit in (value for _, module in features.parts("limits") for value in vars(module).values()):
+    for limit in (value for module in _limit_modules() for value in vars(module).values()):
         # A clone may have limits of its own.
         if isinstance(limit, Limit) and limit.name in about:
             yield f"`{limit.name}`", str(limit.amount), duration(limit.period), about[limit.name]
+
+
+def _limit_modules() -> Iterator[ModuleType]:
+    """Import the `limits.py` of each feature and of its packages."""
+    for feature in features.names():
+        for file in sorted((SOURCE / feature).rglob("limits.py")):
+            yield import_module(".".join(["app", *file.relative_to(SOURCE).with_suffix("").parts]))
 
 
 def _settings(reasons: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
