@@ -130,6 +130,17 @@ def test_a_new_signing_key_has_the_chosen_algorithm(keys: Run, file: Path, algor
     assert ring.signing[ring.active].alg == algorithm
 
 
+def test_a_key_set_can_be_written_to_the_standard_output(
+    keys: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    output = succeed(keys("generate", "-"))
+
+    assert parse_key_ring(output, source="output").active_seal_key
+    assert list(tmp_path.glob("-")) == []
+
+
 @pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
 def test_a_generated_key_set_has_the_chosen_algorithm(keys: Run, tmp_path: Path, algorithm: str) -> None:
     succeed(keys("generate", str(tmp_path / "new.json"), "--algorithm", algorithm))

@@ -38,12 +38,20 @@ def revoke_all_sessions(
 
 @keys.command("generate")
 def generate_keys(
-    file: Annotated[Path, typer.Argument(help="File to create. It must not exist. Keep it secret, and back it up.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="File to create. It must not exist. Keep it secret, and back it up. `-` writes to the standard output."
+        ),
+    ],
     algorithm: Annotated[
         Literal["ES256", "EdDSA"], typer.Option(help="Signature algorithm of access tokens.")
     ] = "ES256",
 ) -> None:
     """Create a private key set: a signing key for access tokens, a pepper for all other tokens, a seal key for secrets."""
+    if str(file) == "-":
+        typer.echo(generate_key_set(algorithm))
+        return
     # O_EXCL: an existing key is not overwritten. Mode 0600: other users cannot read the file at any time.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as output:
