@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -31,8 +32,9 @@ from app.users.models import User
 from tests.aftermath import assert_problem, snapshot
 from tests.auth.code_factor import CodeFactor
 from tests.auth.login_sessions import ME, Pair, refresh, start, ticket_of
-from tests.conftest import make_settings, running
+from tests.conftest import ROOT, make_settings, running
 from tests.factories import ADMINISTRATION, make_user
+from tests.listings import listings
 
 USERS = "/api/v1/users"
 ACTOR = Actor(address="192.0.2.1")
@@ -61,9 +63,11 @@ class Site:
 
 
 @asynccontextmanager
-async def site(database: Database, database_url: str, admin: User, **auth: str) -> AsyncIterator[Site]:
+async def site(
+    database: Database, database_url: str, admin: User, router: APIRouter | None = None, **auth: str
+) -> AsyncIterator[Site]:
     app = create_app(make_settings(database_url, auth=auth), database)
-    app.include_router(operations())
+    app.include_router(router or operations())
     kits: list[Toolkit] = []
 
     async with app.router.lifespan_context(app) as state:
@@ -113,6 +117,19 @@ async def boss(session: WriteSession, hasher: PasswordHasher) -> User:
 def assert_insufficient(response: Response, needs: str) -> None:
     assert_problem(response, 401, "insufficient_user_authentication")
     assert response.headers.get_list("www-authenticate") == [CHALLENGE + needs]
+
+
+async def test_the_example_of_the_page_needs_a_second_factor(database: Database, database_url: str, boss: User) -> None:
+    (example,) = (listing for listing in listings(ROOT / "docs" / "step-up.md") if listing.language == "python")
+    module: dict[str, Any] = {}
+    exec(compile(example.text, str(example.path), "exec"), module)  # noqa: S102  # A listing of this project.
+
+    async with site(database, database_url, boss, module["router"]) as running:
+        weak, strong = await start(running.client, boss.email), await running.strong()
+        refused, done = [await running.client.post("/payouts", headers=one.headers) for one in (weak, strong)]
+
+    assert_insufficient(refused, 'acr_values="aal2", max_age=300')
+    assert done.status_code == 204
 
 
 @MODES
