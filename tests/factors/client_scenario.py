@@ -18,7 +18,8 @@ def enrol(client: AuthenticatedClient) -> list[str]:
     assert isinstance(pending, TotpPending)
     confirmed = confirm_my_totp.sync(client=client, body=TotpCode(code=pyotp.TOTP(pending.secret).now()))
     assert isinstance(confirmed, TotpConfirmed)
-    return confirmed.recovery_codes
+    codes: list[str] = confirmed.recovery_codes
+    return codes
 
 
 def begin(client: Client, email: str, password: str) -> TokenPair | str:
