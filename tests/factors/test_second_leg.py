@@ -365,6 +365,24 @@ async def guess(client: AsyncClient, owner: Enrolled, times: int) -> list[int]:
     return statuses
 
 
+async def test_guesses_over_many_logins_are_mailed_too_once_a_day(
+    client: AsyncClient, session: WriteSession, owner: Enrolled, post: Post
+) -> None:
+    await post.collect()
+    await guess(client, owner, 4)
+    before = await post.subjects()
+
+    await guess(client, owner, 1)
+    fifth = await post.subjects()
+    for _ in range(2):
+        await end_windows(session, "mfa-account:%")
+        await guess(client, owner, 8)
+    later = await post.subjects()
+
+    assert (before, later) == ([], [])
+    assert fifth == [(owner.email, "Somebody knows the password of your account at Bedplate")]
+
+
 async def test_an_account_has_ten_guesses_that_a_right_password_does_not_reset(
     client: AsyncClient, session: WriteSession, owner: Enrolled
 ) -> None:

@@ -8,12 +8,15 @@ from uuid import UUID
 
 from app.audit.service import Actor
 from app.core.http.addresses import subscriber
-from app.core.security.rate_limits import Counted, Limit
+from app.core.security.rate_limits import Counted, Limit, RateLimiter
 
 _QUARTER_HOUR = timedelta(minutes=15)
 _ACCOUNT = Limit("mfa-account", 10, _QUARTER_HOUR)
 _ACCOUNT_DAY = Limit("mfa-account-day", 100, timedelta(days=1))
 _ADDRESS = Limit("mfa-address", 100, _QUARTER_HOUR)
+# They refuse nothing. They decide about the mail to the owner: the fifth wrong code of a day sends one, and a day has one mail.
+_WRONG_DAY = Limit("mfa-wrong-account-day", 4, timedelta(days=1), refuses=False)
+_MAIL_DAY = Limit("mfa-mail-account-day", 1, timedelta(days=1), refuses=False)
 
 # Maximum number of guesses for one login.
 GUESSES_PER_LOGIN = 5
@@ -27,3 +30,13 @@ def guess(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
 def unknown_login(actor: Actor) -> tuple[Counted, ...]:
     """Return the limit of a guess for a login that does not wait: it belongs to no account."""
     return ((_ADDRESS, subscriber(actor.address)),)
+
+
+async def needs_mail(limiter: RateLimiter, user_id: UUID) -> bool:
+    """Count a wrong code of a login, and return whether the owner must hear of it.
+
+    It counts over all logins of a day: a person who guesses can begin as many logins as they like, and guess less than five times each.
+    """
+    subject = str(user_id)
+    has_many = await limiter.hit((_WRONG_DAY, subject)) is not None
+    return has_many and await limiter.hit((_MAIL_DAY, subject)) is None

@@ -75,8 +75,9 @@ async def _start(kit: Toolkit, actor: Actor, guessed: Guessed, proof: Proof | No
 
 async def _record_failure(kit: Toolkit, actor: Actor, guessed: Guessed, reason: str) -> None:
     """Record the failure in a transaction of its own, because the request is about to fail."""
+    needs_mail = await limits.needs_mail(kit.limiter, guessed.user_id)
     async with kit.database.begin() as session:
         await audit.record(session, actor, "auth.second_factor_failed", subject_id=guessed.user_id, reason=reason)
-        if guessed.failures == limits.GUESSES_PER_LOGIN:
+        if needs_mail:
             # The person who guesses knows the password.
             await queue.enqueue(session, jobs.mail_user_notice, "second_factor_guessed", guessed.user_id)
