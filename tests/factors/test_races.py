@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -13,11 +14,12 @@ from httpx2 import AsyncClient, Response
 
 from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
+from app.factors import crud
 from app.main import create_app
 from tests.auth.post import PATIENT, bearer, log_in, pair_of
 from tests.conftest import LoggedIn, make_settings, running
 from tests.factories import make_user
-from tests.factors.phone import Enrolled, enrol, first_leg, second_leg
+from tests.factors.phone import Enrolled, begin, enrol, first_leg, second_leg
 from tests.servers import real_server
 from tests.volume import plain
 
@@ -189,3 +191,28 @@ async def test_a_login_that_began_before_the_setup_gets_no_session_after_it(
     await database.dispose()
 
     assert [row["acr"] for row in live] == ["aal2"]
+
+
+async def test_the_purge_leaves_a_setup_alone_that_is_being_confirmed(clone_url: str, hasher: PasswordHasher) -> None:
+    """The ten minutes end between the check of the code and the confirmation."""
+    settings = make_settings(clone_url, database=PATIENT)
+    database = Database(settings.database)
+    watcher = await asyncpg.connect(plain(clone_url))
+    async with running(create_app(settings, database)) as client:
+        async with database.begin() as session:
+            user = await make_user(session, hasher, email=EMAIL)
+        await begin(client, bearer(await pair_of(client, EMAIL)))
+    almost = crud.PENDING - timedelta(seconds=1)
+    async with database.begin() as confirming:
+        await watcher.execute("UPDATE totp_secrets SET created_at = now() - $1::interval", almost)
+        is_pending = await crud.lock_pending(confirming, user.id) is not None
+        await asyncio.sleep(1.1)
+        async with database.begin() as purging:
+            await crud.purge_pending(purging, None, batch=10)
+        await crud.confirm(confirming, user.id, 1)
+    confirmed = await watcher.fetchval("SELECT confirmed_at IS NOT NULL FROM totp_secrets")
+    await watcher.close()
+    await database.dispose()
+
+    assert is_pending
+    assert confirmed

@@ -51,14 +51,18 @@ async def start_enrolment(session: WriteSession, user_id: UUID, sealed: bytes) -
     return await session.scalar(statement.returning(TotpSecret.created_at))
 
 
-async def get_pending(session: ReadSession, user_id: UUID) -> bytes | None:
-    """Read the sealed secret that waits for its confirmation; None if there is none, or it has waited for too long."""
+async def lock_pending(session: WriteSession, user_id: UUID) -> bytes | None:
+    """Lock and read the sealed secret that waits for its confirmation; None if there is none, or it has waited for too long.
+
+    The purge takes no lock on the account. Without this lock it could delete the secret between the check and the confirmation.
+    """
     is_pending = TotpSecret.confirmed_at.is_(None) & (TotpSecret.created_at > func.now() - PENDING)
-    return await session.scalar(select(TotpSecret.sealed).where(TotpSecret.user_id == user_id, is_pending))
+    pending = select(TotpSecret.sealed).where(TotpSecret.user_id == user_id, is_pending)
+    return await session.scalar(pending.with_for_update(key_share=True))
 
 
 async def confirm(session: WriteSession, user_id: UUID, step: int) -> None:
-    """Make the pending secret of an account its second factor. Its caller has locked the account."""
+    """Make the pending secret of an account its second factor. Its caller has locked both."""
     values = {"confirmed_at": func.now(), "last_step": step, "last_used_at": func.now()}
     await session.execute(update(TotpSecret).where(TotpSecret.user_id == user_id).values(values))
 

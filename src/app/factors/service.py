@@ -76,7 +76,7 @@ async def confirm_totp(kit: Toolkit, actor: Actor, user_id: UUID, code: str, *, 
 
     async def enable(session: WriteSession) -> TotpConfirmed:
         await confirm(session)
-        pending = await crud.get_pending(session, user_id)
+        pending = await crud.lock_pending(session, user_id)
         if pending is None:
             raise TotpNotPendingError
         step = proofs.matching_step(kit.keys, user_id, pending, code)
