@@ -119,7 +119,9 @@ def test_commands_of_the_application_that_are_named_exist(document: Path) -> Non
             assert arguments[0] in members, shlex.join(words)
             command = members[arguments.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts}
-        assert {word.partition("=")[0] for word in arguments if word.startswith("-")} <= options, shlex.join(words)
+        assert {word.partition("=")[0] for word in arguments if word.startswith("-") and word != "-"} <= options, (
+            shlex.join(words)
+        )
 
 
 @pytest.mark.parametrize("document", OURS, ids=name)

@@ -8,6 +8,7 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import text
 
+from app.core import product
 from app.core.db.database import WriteSession
 from app.factors.login.limits import GUESSES_PER_LOGIN
 from tests.aftermath import assert_problem, events
@@ -344,7 +345,7 @@ async def test_a_login_has_five_guesses_and_its_owner_gets_a_mail(
 
     assert {response.status_code for response in (*wrong, right)} == {400}
     (mail,) = await post.collect()
-    assert (mail.to, mail.subject) == (owner.email, "Somebody knows the password of your account at Bedplate")
+    assert (mail.to, mail.subject) == (owner.email, f"Somebody knows the password of your account at {product.NAME}")
 
 
 async def test_a_right_code_on_the_fifth_guess_completes_the_login(client: AsyncClient, owner: Enrolled) -> None:
@@ -380,7 +381,7 @@ async def test_guesses_over_many_logins_are_mailed_too_once_a_day(
     later = await post.subjects()
 
     assert (before, later) == ([], [])
-    assert fifth == [(owner.email, "Somebody knows the password of your account at Bedplate")]
+    assert fifth == [(owner.email, f"Somebody knows the password of your account at {product.NAME}")]
 
 
 async def test_an_account_has_ten_guesses_that_a_right_password_does_not_reset(

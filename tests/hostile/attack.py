@@ -5,15 +5,19 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlencode
 
 import asyncpg
 import pytest
+from fastapi.routing import iter_route_contexts
 from starlette.types import ASGIApp
 
 from app.core.db.keyset import CursorSigner
+from app.main import create_app
 from tests import factories
+from tests.conftest import make_settings
 from tests.core.recording import Lines, Recording
 
 API = "/api/v1"
@@ -167,6 +171,14 @@ async def exchange(
     await app(scope, receive, send)
     response_headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in started["headers"]]
     return Reply(started["status"], response_headers, b"".join(parts))
+
+
+@cache
+def paths_with_oauth_errors() -> frozenset[str]:
+    """Return the paths whose errors OAuth clients understand."""
+    routes = iter_route_contexts(create_app(make_settings("postgresql://nobody@127.0.0.1/nothing")).routes)
+    oauth = (route for route in routes if getattr(route.original_route, "has_oauth_errors", False))
+    return frozenset(str(route.path) for route in oauth)
 
 
 async def check_refusals(

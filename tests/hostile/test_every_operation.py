@@ -9,7 +9,17 @@ import pytest
 
 from app.core.http.problems import MAX_ERRORS
 from tests.core.recording import Recording
-from tests.hostile.attack import CANARY, FORM, INVISIBLE, JSON, Attack, Header, Target, check_refusals
+from tests.hostile.attack import (
+    CANARY,
+    FORM,
+    INVISIBLE,
+    JSON,
+    Attack,
+    Header,
+    Target,
+    check_refusals,
+    paths_with_oauth_errors,
+)
 
 OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
 MALFORMED = {
@@ -46,7 +56,7 @@ class Operation:
         content = declared.get("requestBody", {}).get("content", {})
         self.media_type = next(iter(content), None)
         self._schema = content[self.media_type]["schema"] if self.media_type else {}
-        self.has_oauth_errors = "/auth/token" in path or path.endswith("/auth/revoke")
+        self.has_oauth_errors = path in paths_with_oauth_errors()
         self.has_form = self.media_type == FORM[1]
         self.accepts_others = declared.get("x-extra-parameters", False)
         self.max_body_size = max(1_048_576, declared.get("x-max-body-size", 0))
@@ -100,7 +110,9 @@ async def test_every_operation_refuses_parameters_it_does_not_declare(
 ) -> None:
     attacks = []
     for one in operations:
-        status, problem = (400, "malformed-request") if one.has_oauth_errors else (422, "validation-error")
+        status, problem = (
+            (400, "malformed-request") if one.has_oauth_errors and one.has_form else (422, "validation-error")
+        )
         body = {"body": b"{}"} if one.media_type == JSON[1] else {}
         if not one.accepts_others:
             attacks.append(one.attack("an unknown parameter", status, problem, f"?foo={CANARY}", **body))

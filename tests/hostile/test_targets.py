@@ -1,6 +1,7 @@
 """Unknown paths, unknown ids and unsupported methods."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.core.recording import Recording
-from tests.hostile.attack import ME, REVOKE, TOKEN, USERS, Attack, Target, check_refusals
+from tests.hostile.attack import ME, USERS, Attack, Target, check_refusals, paths_with_oauth_errors
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FOO", "get")
 OTHER_UUID = "0192f0c1-a2b3-7c4d-8e5f-60718293a4b5"
@@ -146,10 +147,11 @@ async def test_a_session_of_another_user_gets_the_same_response_as_an_unknown_se
 def undeclared(contract: Mapping[str, Any]) -> Iterator[Attack]:
     for path, item in contract["paths"].items():
         declared = {name.upper() for name in item}
-        # `/users/me` also matches `/users/{user_id}`, so the methods of both are allowed.
-        allowed = declared | {"DELETE", "GET", "PATCH"} if path == ME else declared
+        # `DELETE /users/me/mfa` is `DELETE /users/{user_id}/mfa` with an id that does not exist.
+        patterns = [other for other in contract["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", other), path)]
+        reached = {name.upper() for pattern in patterns for name in contract["paths"][pattern]}
         address = path.replace("{user_id}", OTHER_UUID).replace("{session_id}", OTHER_UUID)
-        for method in (name for name in METHODS if name not in allowed):
+        for method in (name for name in METHODS if name not in reached):
             yield Attack(
                 f"{method} {path}",
                 405,
@@ -157,8 +159,8 @@ def undeclared(contract: Mapping[str, Any]) -> Iterator[Attack]:
                 address,
                 method,
                 b"{}",
-                oauth="invalid_request" if path in {TOKEN, REVOKE} else None,
-                expected_headers={"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))},
+                oauth="invalid_request" if path in paths_with_oauth_errors() else None,
+                expected_headers={"allow": ", ".join(sorted(declared | ({"HEAD"} if "GET" in declared else set())))},
             )
 
 

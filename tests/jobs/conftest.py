@@ -14,10 +14,11 @@ from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database
 from app.core.security.keys import load_key_ring
-from app.jobs.queue import AnyJob, Periodic, Work
+from app.jobs.queue import AnyJob, Periodic, Work, name_of
 from app.jobs.worker import JobWorker
 from app.mail.mailer import Mailer
 from app.mail.transports import MemoryTransport
+from app.worker import PERIODIC
 from tests.conftest import cloned, make_settings
 from tests.mail import conftest as smtp
 
@@ -104,10 +105,13 @@ async def rows(database: Database, statement: str, **values: object) -> list[Any
         return list((await session.execute(text(statement), values)).all())
 
 
+SCHEDULED = {name_of(periodic.job) for periodic in PERIODIC}
+
+
 async def statuses(database: Database) -> list[str]:
     """The statuses of all jobs, oldest first, without the periodic jobs of a worker process."""
-    statement = "SELECT status::text FROM procrastinate_jobs WHERE task_name <> ALL ('{auth.jobs:purge,audit.jobs:purge}') ORDER BY id"
-    return [row.status for row in await rows(database, statement)]
+    found = await rows(database, "SELECT task_name, status::text FROM procrastinate_jobs ORDER BY id")
+    return [row.status for row in found if row.task_name not in SCHEDULED]
 
 
 async def eventually(ask: Callable[[], Awaitable[bool]], *, within: float = 30) -> None:
