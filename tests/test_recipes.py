@@ -49,7 +49,7 @@ CONCURRENT = 10
 POOL_SIZE = 3
 FEW, MANY = 500, 20_000
 # RECIPE_ROUNDS=1000 sets the number of the slow runs.
-_MANY = int(os.environ.get("RECIPE_ROUNDS", "250"))
+_MANY = int(os.environ.get("RECIPE_ROUNDS", "100"))
 TIMES = pytest.mark.parametrize("times", [30, pytest.param(_MANY, marks=pytest.mark.slow)])
 _HEAD = b"GET %b HTTP/1.1\r\nHost: test\r\nAuthorization: %b\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
