@@ -27,6 +27,7 @@ from app.core.http.openapi import DocumentedAPI, add_documentation
 from app.core.http.problems import problem_pages
 from app.core.http.sockets.exchange import SocketMiddleware
 from app.core.notifications.broadcasts import Broadcasts
+from app.core.observability import event_loop
 from app.core.observability.exposition import Exposition
 from app.core.observability.tracing import Tracing, tracing_from_environment
 from app.core.resources import Foundation, ReadinessCheck, opened
@@ -160,7 +161,8 @@ async def _lifespan(
                     ).unready,
                     readiness=(*readiness, *resources.readiness),
                 )
-                yield {**core, **resources.state}
+                with event_loop.watching(settings.slow_callback):
+                    yield {**core, **resources.state}
     finally:
         if given is None:
             await database.dispose()

@@ -11,6 +11,7 @@ from app import features
 from app.core.config import KeySettings, Settings
 from app.core.db import tls
 from app.core.db.database import Database
+from app.core.observability import event_loop
 from app.core.observability.exposition import Exposition, exposition
 from app.core.observability.logs import configure
 from app.core.observability.tracing import UNTRACED, Tracing, tracing_from_environment
@@ -70,7 +71,10 @@ async def _work(
         async with _opened(Foundation(settings, database, keys), tracing) as (worker, resources):
             for stop_signal in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(stop_signal, _stop, worker, manager)
-            with logging_hangups(partial(manager.confirm_reload, _RUNNING)):
+            with (
+                logging_hangups(partial(manager.confirm_reload, _RUNNING)),
+                event_loop.watching(settings.slow_callback),
+            ):
                 async with reloading(keys), serving_metrics(exposed, database, resources.instruments):
                     # Without a database, the worker waits for one. That is no failure of the service.
                     manager.ready(_RUNNING)

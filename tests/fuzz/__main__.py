@@ -22,7 +22,9 @@ SETTINGS = {
     "APP_RATE_LIMIT__ENABLED": "false",
     # Serve /openapi.json in every environment.
     "APP_SERVER__DOCS": "true",
-    "APP_LOG__LEVEL": "error",
+    "APP_LOG__LEVEL": "warning",
+    # docs/input.md promises 20 ms. Beside several clients, one attempt can take longer.
+    "APP_LOG__SLOW_CALLBACK": "100ms",
 }
 
 
@@ -37,6 +39,9 @@ async def _fuzz_as(role: str, empty: str, environment: Mapping[str, str]) -> int
         code, output = await _run(server.base_url, url, role, environment)
         # A traceback in the log is a defect, even if all checks of the response passed.
         defects = [record.get("exception", str(record)) for record in server.records("unhandled error")]
+        # Each request runs through this middleware. The document is built once, and takes longer.
+        stacks = [record["stack"] for record in server.records("event loop held")]
+        defects += [stack for stack in stacks if "http/middleware.py" in stack and "openapi.py" not in stack]
     sys.stdout.write("\n".join([f"As {role}:", output, *defects, ""]))
     return code or bool(defects)
 

@@ -14,14 +14,17 @@ from starlette.types import Receive, Scope, Send
 
 from app.core.db.database import Database
 from app.core.db.keyset import CursorSigner
+from app.core.observability.event_loop import Hold, HoldWatch
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.conftest import cloned, make_settings
 from tests.core.conftest import recording  # noqa: F401  # A fixture.
 from tests.factories import make_user
-from tests.hostile.attack import Target
+from tests.hostile.attack import BOUND, Target
 from tests.volume import plain
 
+# A part of the name of a file that each request runs through.
+_REQUEST = "http/middleware.py"
 EMAILS = {"user": "user@example.com", "admin": "admin@example.com"}
 
 
@@ -50,3 +53,18 @@ async def target(template_url: str, hasher: PasswordHasher) -> AsyncIterator[Tar
             yield attacked
             await watcher.close()
         await database.dispose()
+
+
+@pytest.fixture(autouse=True)
+async def nothing_holds_the_event_loop() -> AsyncIterator[None]:
+    """Fail a test during which the code of a request holds the event loop for long.
+
+    test_costs.py has the strict bound, for the best of several attempts. This bound is wider, because one attempt can be slow on a
+    busy machine. It finds blocking calls, and input whose cost grows faster than its size.
+    """
+    holds: list[Hold] = []
+    with HoldWatch(5 * BOUND, holds.append).running():
+        yield
+    # Tests run in the same event loop as the application.
+    held = [f"{hold.seconds * 1000:.0f} ms in\n{hold.stack}" for hold in holds if _REQUEST in hold.stack]
+    assert not held, "\n".join(held)

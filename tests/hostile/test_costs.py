@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import coverage
 import pytest
 
 from tests.hostile.attack import (
     API,
+    BOUND,
     FORGOT,
     FORM,
     JSON,
@@ -33,8 +33,6 @@ from tests.hostile.attack import (
 )
 from tests.servers import Server, real_server
 
-# Coverage multiplies the time of each line. `.ci/run` also runs this file without it.
-BOUND = 0.020 if coverage.Coverage.current() is None else 0.200
 ATTEMPTS = 5
 # Size of the parts in which the server passes a body to the application.
 _CHUNK = 65_536

@@ -4,9 +4,9 @@ import pytest
 
 from app.core import product
 from tests.core.recording import Recording
-from tests.hostile.attack import API, CANARY, PASSWORD, Attack, Target, check_refusals
+from tests.hostile.attack import API, BOUND, CANARY, PASSWORD, Attack, Target, check_refusals
 from tests.hostile.test_accounts import BAD_ADDRESSES, BAD_LINKS, BAD_SECRETS, INVALID_ADDRESSES, of_body
-from tests.hostile.test_costs import BOUND, EMAIL, Costly, cost, member
+from tests.hostile.test_costs import EMAIL, Costly, cost, member
 
 REGISTER = f"{API}/auth/register"
 VERIFY = f"{API}/auth/verify-email"

@@ -27,6 +27,8 @@ PREFIX = "APP_"
 SECRETS_DIR = "APP_SECRETS_DIR"
 # Variables that hosting platforms set.
 _PLATFORM_VARIABLES = {"DATABASE_URL": ("database", "url"), "PORT": ("server", "port")}
+# No input may hold the event loop for longer (docs/input.md).
+_SLOW_CALLBACK = timedelta(milliseconds=20)
 
 
 class Settings(BaseSettings):
@@ -71,6 +73,11 @@ class Settings(BaseSettings):
     def is_production(self) -> bool:
         """Whether unsafe settings are refused."""
         return self.environment == "production"
+
+    @property
+    def slow_callback(self) -> timedelta | None:
+        """How long code may hold the event loop before it is reported; None if nothing is reported."""
+        return self.log.slow_callback or (_SLOW_CALLBACK if self.environment == "local" else None)
 
     @property
     def serves_docs(self) -> bool:
