@@ -91,7 +91,7 @@ class JobWorker:
         # Await nothing between this check and the start: procrastinate's worker ignores a stop that comes before its start.
         if not self._stopping.is_set():
             self._worker = make_worker(app, self._settings.of(JobsSettings))
-            log.info("worker started", extra={"jobs": self._runner.names})
+            log.info("worker started", extra={"jobs": len(self._runner.names)})
             await self._worker.run()  # type: ignore[no-untyped-call]  # It declares no return type.
 
     async def _wait_for_database(self) -> bool:
