@@ -18,7 +18,7 @@ from app.users.models import AccountLink, User
 
 
 class Account(NamedTuple):
-    """The columns of an account that clients see, and those that decide whether its tokens are still valid."""
+    """The columns of an account that clients see, those that lists sort by, and those that decide whether its tokens are valid."""
 
     id: UUID
     email: str
@@ -30,6 +30,7 @@ class Account(NamedTuple):
     updated_at: datetime
     authz_version: int
     version: int
+    email_key: str
 
 
 # The last Unicode character. Every text with a prefix sorts between the prefix and the prefix followed by this character.
@@ -39,7 +40,6 @@ _LAST = "\U0010ffff"
 # The ORM would double the time of each execution, and rows that are only shown do not need it.
 _TABLE = User.__table__.c
 _ACCOUNTS = select(*(_TABLE[name] for name in Account._fields))
-_LISTED = _ACCOUNTS.add_columns(_TABLE.email_key)
 _ACCOUNT = _ACCOUNTS.where(_TABLE.id == bindparam("id"))
 _LOCKED_ACCOUNT = locks.in_order(_ACCOUNT)
 _FILTERS: Mapping[str, ColumnElement[bool]] = {
@@ -74,7 +74,8 @@ async def get_hash(session: ReadSession, user_id: UUID) -> str | None:
 async def page(reads: Reads, filters: Mapping[str, Any], request: PageRequest) -> PageRows:
     statement = _listing(frozenset(filters), request.order, is_first=request.position is None)
     values = {**filters, **request.order.values(request.position), "limit": request.limit + 1}
-    return crud.cut((await reads.execute(statement, values)).all(), request)
+    # pydantic reads a named tuple in half the time that it takes for a row of SQLAlchemy.
+    return crud.cut([*map(Account._make, await reads.execute(statement, values))], request)
 
 
 @cache
@@ -82,7 +83,7 @@ def _listing(filters: frozenset[str], order: Order, *, is_first: bool) -> Select
     """Build the statement for these filters. There are a few hundred combinations, so the cache stays small."""
     position, limit = None if is_first else order.placeholders(), bindparam("limit", type_=Integer)
     conditions = [_FILTERS[name] for name in sorted(filters & _FILTERS.keys())]
-    statement = _LISTED.where(*conditions)
+    statement = _ACCOUNTS.where(*conditions)
     if "prefix" in filters:
         # A union of two pages: each key has an index, but no index can serve "either key".
         matching = select(_TABLE.id).where(*conditions)
