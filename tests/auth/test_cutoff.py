@@ -93,6 +93,19 @@ async def test_no_clock_decides_which_sessions_are_later(
     assert all([await is_accepted(client, one) for one in after])
 
 
+async def test_sessions_that_a_restored_database_does_not_know_are_below_the_cutoff(
+    client: AsyncClient, database: Database, session: WriteSession, user: LoggedIn
+) -> None:
+    # As on a machine whose clock is ahead by half a minute.
+    lost = UUID(int=uuid7().int + (30_000 << 80))
+
+    await end_every_session(database)
+    after = await start(client, user.email)
+
+    assert lost < await cutoff_of(session) < after.session_id
+    assert await is_accepted(client, after)
+
+
 def test_an_id_that_is_moved_above_the_cutoff_keeps_its_random_bits() -> None:
     chance = (1 << 80) - 1
     before, cutoff = uuid7(), UUID(int=((uuid7().int >> 80) + 1000) << 80)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Update, func, insert, select, text, update
+from sqlalchemy import BigInteger, ColumnElement, Update, func, insert, select, text, update
 
 from app.auth.models import IS_LIVE, Acr, LoginSession, RevokeReason, SessionCutoff
 from app.core.db.database import WriteSession
@@ -12,6 +12,8 @@ LAST_CUTOFF = select(SessionCutoff.cutoff).order_by(SessionCutoff.cutoff.desc())
 _LAST_SESSION = select(LoginSession.id).order_by(LoginSession.id.desc()).limit(1)
 # A UUIDv7 begins with 48 bits of time (RFC 9562); the other 80 bits are random, except for version and variant.
 _RANDOM_BITS = 80
+# The time in milliseconds, and a minute more: the clock of another machine may be ahead.
+_NOW = select(func.trunc(func.extract("epoch", func.clock_timestamp()) * 1000, type_=BigInteger) + 60_000)
 
 
 async def revoke(session: WriteSession, user_id: UUID, session_id: UUID, reason: RevokeReason) -> bool:
@@ -33,13 +35,17 @@ async def revoke_all(
 
 
 async def cut_off(session: WriteSession) -> UUID:
-    """Insert a cut-off between all existing sessions and all later ones. Its trigger notifies every process at the commit."""
+    """Insert a cut-off between all existing sessions and all later ones. Its trigger notifies every process at the commit.
+
+    It is above the present time as well. So it also ends sessions that a restored database does not know: they began after the backup.
+    """
     # A login locks its account before it reads the last cut-off, and holds the lock until its session is committed. So this lock
     # waits for running logins, and later logins wait for it. No clock decides on which side of the cut-off a session is.
     await session.execute(text("LOCK TABLE users IN EXCLUSIVE MODE"))
     found = [await session.scalar(statement) for statement in (_LAST_SESSION, LAST_CUTOFF)]
-    last = max((one.int for one in found if one is not None), default=0)
-    cutoff = UUID(int=((last >> _RANDOM_BITS) + 1) << _RANDOM_BITS)
+    times = [one.int >> _RANDOM_BITS for one in found if one is not None]
+    times.append(int(await session.scalar(_NOW) or 0))
+    cutoff = UUID(int=(max(times) + 1) << _RANDOM_BITS)
     await session.execute(insert(SessionCutoff).values(cutoff=cutoff))
     return cutoff
 
