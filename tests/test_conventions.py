@@ -83,6 +83,7 @@ DEFERRED_IMPORTS = {
     "cli.py check_health": "Only the check of a worker needs the database. It runs every ten seconds.",
     "cli.py run_worker": "Only the worker needs the job library and its driver.",
     "cli.py migrate": "Only migrations need Alembic.",
+    "cli.py check_backup": "Only this check needs the models of all features.",
     "migrations/revisions.py _revisions": "Alembic reads the migration files only when they have changed.",
     "home/pages.py _environment": "Only a page for development loads Jinja.",
     "main.py _jobs": "Only a web process that runs jobs needs the job library.",

@@ -1,4 +1,4 @@
-"""The `app` command: serve, worker, healthcheck, migrate, features, and the commands of each feature."""
+"""The `app` command: serve, worker, healthcheck, backup-check, migrate, features, and the commands of each feature."""
 
 import asyncio
 import os
@@ -92,6 +92,19 @@ def check_health(
         from app.jobs import commands
 
     typer.echo(commands.check_worker(load_settings()))
+
+
+@cli.command("backup-check")
+def check_backup() -> None:
+    """Check whether this release and its keys can serve a database that was restored from a backup. Exit with 0 or 1."""
+    with loading():
+        from app import backup
+
+    report = backup.check(load_settings())
+    typer.echo("\n".join(report.facts))
+    if report.problems:
+        _stop("\napp: ".join(report.problems))
+    typer.echo("This release can serve the database with these keys.")
 
 
 @cli.command()

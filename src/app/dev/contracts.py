@@ -7,7 +7,7 @@ from pathlib import Path
 from app import features
 
 # Lowest last. A layer may import the layers below it.
-_TOP = ("cli", "server | asgi", "main", "startup", "worker", "systemd | healthcheck")
+_TOP = ("cli", "server | asgi", "main", "startup", "worker", "systemd | healthcheck | backup")
 _BELOW_FEATURES = ("migrations", "models", "settings", "features", "core")
 _CORE = (
     "commands : seeding",
