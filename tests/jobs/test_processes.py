@@ -57,10 +57,10 @@ async def worker_process(url: str, smtp_port: int, log: Path) -> AsyncIterator[a
         await process.wait()
 
 
-async def enqueue_link(database: Database, url: str) -> UUID:
+async def enqueue_link(database: Database, url: str, email: str = "ada@example.org") -> UUID:
     """Insert what creating an account inserts: a user, a link and the job that mails it, in one transaction."""
     async with database.begin() as session:
-        user = await make_user(session, email="ada@example.org", full_name="Ada")
+        user = await make_user(session, email=email, full_name="Ada")
         link_id = await links.create(
             session, load_key_ring(make_settings(url).of(AuthSettings)), user.id, "set_password"
         )
