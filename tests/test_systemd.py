@@ -8,15 +8,17 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 import pytest
 
 from app.dev.ports import free_port
 from app.systemd import ServiceManager
+from tests.conftest import KEY_SET
 from tests.servers import SERVE
 from tests.test_signals import settings_of
 from tests.test_workers import until
@@ -60,12 +62,17 @@ def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listene
 
 @asynccontextmanager
 async def service(
-    command: tuple[str, ...], url: str, log: Path, notify_socket: str
+    command: tuple[str, ...],
+    url: str,
+    log: Path,
+    notify_socket: str,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = settings_of(url) | {
         "PORT": str(free_port()),
         "APP_SERVER__DRAIN_DELAY": "200ms",
         "NOTIFY_SOCKET": notify_socket,
+        **variables,
     }
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -106,6 +113,30 @@ async def test_a_service_reports_its_start_its_reload_and_its_stop(
     assert all(lines[-1].startswith("STATUS=") for _, lines in listener.received())
     reloading = dict(line.split("=", 1) for line in listener.received()[1][1])
     assert int(reloading["MONOTONIC_USEC"]) >= asked_at
+
+
+async def test_a_reload_that_fails_leaves_the_service_ready_and_says_so(
+    clone_url: str, tmp_path: Path, listener: Listener
+) -> None:
+    log, keys = tmp_path / "log", tmp_path / "keys.json"
+    keys.write_text(KEY_SET)
+    variables = {"APP_AUTH__SIGNING_KEYS": "", "APP_AUTH__SIGNING_KEYS_FILE": str(keys)}
+
+    def status() -> str:
+        return listener.received()[-1][1][-1]
+
+    async with service((*SERVE, "--workers", "2"), clone_url, log, listener.address, variables) as process:
+        await until(lambda: listener.states() == ["READY=1"])
+        keys.write_text("damaged")
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: listener.states() == ["READY=1", "RELOADING=1", "READY=1"])
+        assert status().startswith("STATUS=serving; the reload failed, and old workers continue")
+        assert '"worker not renewed; the old workers continue"' in log.read_text()
+
+        keys.write_text(KEY_SET)
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: listener.states()[3:] == ["RELOADING=1", "READY=1"])
+        assert status() == "STATUS=serving"
 
 
 async def test_a_service_runs_although_its_service_manager_is_gone(clone_url: str, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def supervise(
     *,
     start: float = TIMEOUT,
     stop: float = TIMEOUT,
+    on_renewed: Callable[[bool], None] = lambda _: None,
 ) -> list[str]:
     """Run a supervisor until it stops, and `act` in a thread once all workers are ready. Returns the failed assertions of `act`."""
     errors: list[str] = []
@@ -93,7 +94,7 @@ def supervise(
 
     thread = threading.Thread(target=run_act)
     try:
-        Supervisor(workers.spawn, count, start_timeout=start, stop_timeout=stop).run(on_ready)
+        Supervisor(workers.spawn, count, start_timeout=start, stop_timeout=stop, on_renewed=on_renewed).run(on_ready)
     finally:
         if ready:
             thread.join()
@@ -165,17 +166,21 @@ def test_renewal_replaces_one_worker_after_the_other() -> None:
 
 
 def test_renewal_keeps_the_old_workers_if_a_new_one_does_not_start(caplog: pytest.LogCaptureFixture) -> None:
-    workers = Workers(NORMAL, NORMAL, FAILING)
+    workers = Workers(NORMAL, NORMAL, FAILING, NORMAL)
+    ends: list[bool] = []
 
     def act() -> None:
         old = list(workers.pids)
         send(signal.SIGHUP)
         wait_until(lambda: "worker not renewed; the old workers continue" in caplog.text)
         assert workers.alive() == old
+        wait_until(lambda: ends == [False])
+        send(signal.SIGHUP)
+        wait_until(lambda: ends == [False, True])
         send(signal.SIGTERM)
 
-    assert supervise(workers, 2, act) == []
-    assert len(workers.pids) == 3
+    assert supervise(workers, 2, act, on_renewed=ends.append) == []
+    assert len(workers.pids) == 5
 
 
 def test_the_error_names_the_exit_code_of_a_worker_that_does_not_start() -> None:

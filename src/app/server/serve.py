@@ -37,6 +37,7 @@ _CLEANUP_TIME = 10.0
 _OTHER_FILES = 200
 _TICKS_PER_SECOND = 10
 _SERVING = "serving"
+_NOT_RENEWED = "serving; the reload failed, and old workers continue: see the log, and reload again"
 # Blocked around a fork. Until the child has its own handlers, a signal to it would reach the supervisor through the shared
 # wake-up socket, and would stop the whole service.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -94,7 +95,8 @@ def _supervise(  # pragma: no cover  # As above.
         stop_timeout=stop_timeout,
         on_stop=on_stop,
         on_renewal=lambda: manager.reloading("renewing the workers"),
-        on_renewed=lambda: manager.ready(_SERVING),
+        # The service works, so it is ready. systemd has no message for a reload that failed.
+        on_renewed=lambda is_complete: manager.ready(_SERVING if is_complete else _NOT_RENEWED),
     ).run(on_ready)
 
 

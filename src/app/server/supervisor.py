@@ -66,7 +66,7 @@ class Supervisor:
     """Keeps `count` workers running until SIGTERM or SIGINT. SIGHUP renews them one by one.
 
     `on_stop` is called when the workers get the command to stop. No worker is started after that. `on_renewal` is called when a
-    renewal begins, and `on_renewed` when it has replaced all workers, or was given up.
+    renewal begins, and `on_renewed` when it has ended: with False if a new worker did not start, so that old ones continue.
     """
 
     spawn: Spawn
@@ -76,7 +76,7 @@ class Supervisor:
     stop_timeout: float
     on_stop: Callable[[], None] = lambda: None
     on_renewal: Callable[[], None] = lambda: None
-    on_renewed: Callable[[], None] = lambda: None
+    on_renewed: Callable[[bool], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self._selector = selectors.PollSelector()
@@ -88,6 +88,7 @@ class Supervisor:
         self._stop_by: float | None = None
         self._is_interrupted = False
         self._is_renewing = False
+        self._is_given_up = False
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Run until all workers have stopped. Raises `WorkerError` if none can be started."""
@@ -152,7 +153,7 @@ class Supervisor:
     def _end_renewal(self) -> None:
         if self._is_renewing and all(worker.ready_at for worker in self._workers):
             self._is_renewing = False
-            self.on_renewed()
+            self.on_renewed(not self._is_given_up)
 
     def _start(self, slot: int) -> None:
         self._due.pop(slot, None)
@@ -201,7 +202,7 @@ class Supervisor:
         if received == signal.SIGHUP:
             log.info("workers renewing")
             self._generation += 1
-            self._is_renewing = True
+            self._is_renewing, self._is_given_up = True, False
             self.on_renewal()
         elif received == signal.SIGINT and self._is_interrupted:
             self._stop_by = 0
@@ -222,6 +223,7 @@ class Supervisor:
             log.info("worker stopped", extra=extra)
         elif is_slot_filled and not worker.ready_at:
             log.error("worker not renewed; the old workers continue", extra=extra)
+            self._is_given_up = True
             for other in self._workers:
                 other.generation = self._generation
         elif worker.ready_at or self._has_ready_worker():
