@@ -52,7 +52,7 @@ test: setup ## Run the tests; ALL=1 includes slow tests, ARGS="-k login" passes 
 	@$(PYTHON_IN_VENV) -m pytest -m "not deploy$(if $(ALL),, and not slow)" $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
 
 .PHONY: deployment
-deployment: setup ## Check the files in deploy/ with systemd, kubectl and the schemas of Kubernetes and compose
+deployment: setup ## Check the files in deploy/ with systemd, kubectl, schemas and real proxies; PROXIES=full restarts longer under load
 	@test -x .local/deploy/bin/pip || .venv/bin/python -m venv .local/deploy
 	@.local/deploy/bin/pip install --quiet --require-hashes -r requirements/deploy.txt
 	@PATH="$(CURDIR)/.local/deploy/bin:$$PATH" $(PYTHON_IN_VENV) -m pytest -n0 -m deploy tests/deploy $(ARGS)
