@@ -34,7 +34,7 @@ STATEMENTS = MappingProxyType(
         "POST /api/v1/auth/password/reset": 1,
         # Changes of credentials check the token in the database. They count an attempt before hashing, and take it back after it.
         "POST /api/v1/auth/reauthenticate": 6,
-        "PUT /api/v1/users/me/password": 12,
+        "PUT /api/v1/users/me/password": 14,
         "GET /api/v1/users/me/sessions": 1,
         "DELETE /api/v1/users/me/sessions": 4,
         "DELETE /api/v1/users/me/sessions/{session_id}": 2,

@@ -12,8 +12,8 @@ from app.core.security.hashing import PasswordHasher
 from app.users.models import User
 from tests.account.measure_enumeration import MAILING
 from tests.aftermath import assert_problem, jobs
-from tests.auth.post import AUTH, ME, NEW_PASSWORD, bearer, pair_of, refresh
-from tests.auth.test_limits import HERE, THERE, WRONG, Ask, from_address, set_hits
+from tests.auth.post import AUTH, ME, NEW_PASSWORD, Post, bearer, log_in, pair_of, refresh
+from tests.auth.test_limits import HERE, THERE, WRONG, Ask, fail, from_address, set_hits
 from tests.factories import PASSWORD, make_user
 
 
@@ -95,3 +95,48 @@ async def test_a_counted_request_for_mail_stores_nothing_personal(
     stored = str((await session.execute(text("SELECT * FROM rate_limits"))).all())
     for personal in ("ada@", "example", HERE, str(ada.id), ada.id.hex):
         assert personal not in stored
+
+
+async def test_after_a_hundred_wrong_passwords_a_reset_one_lets_the_owner_in(
+    client: AsyncClient, session: WriteSession, ada: User, post: Post
+) -> None:
+    """Also at an address that the owner has not used, and at that of the person who guesses."""
+    await fail(client, ada.email, 1)
+    for name, hits in (("login-account-address", 10), ("login-account-address-day", 100), ("login-account", 100)):
+        await set_hits(session, name, hits)
+    assert (await log_in(client, ada.email)).status_code == 429
+    await client.post(f"{AUTH}/password/forgot", json={"email": ada.email})
+
+    body = {"token": await post.link(), "new_password": NEW_PASSWORD}
+    response = await client.post(f"{AUTH}/password/reset", json=body)
+
+    assert response.status_code == 204, response.text
+    assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
+    # Attempts for other accounts at the address still count.
+    hits = await session.scalar(text("SELECT hits FROM rate_limits WHERE key LIKE 'login-address:%'"))
+    assert hits == 1
+
+
+async def test_after_a_hundred_wrong_passwords_a_changed_one_lets_the_owner_in(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    pair = await pair_of(client, ada.email)
+    await set_hits(session, "login-account-address-day", 100)
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+
+    response = await client.put(f"{ME}/password", json=body, headers=bearer(pair))
+
+    assert response.status_code == 204, response.text
+    assert (await log_in(client, ada.email, NEW_PASSWORD)).status_code == 200
+
+
+async def test_a_refused_change_of_the_password_gives_no_attempts(
+    client: AsyncClient, session: WriteSession, ada: User
+) -> None:
+    pair = await pair_of(client, ada.email)
+    await set_hits(session, "login-account-address-day", 100)
+
+    response = await put_password(client, pair)
+
+    assert response.status_code == 403
+    assert (await log_in(client, ada.email)).status_code == 429

@@ -42,6 +42,9 @@ class CodeFactor:
     def limits(self, _actor: Actor, user_id: UUID, /) -> tuple[Counted, ...]:
         return ((_GUESSES, str(user_id)),)
 
+    def counters(self, user_id: UUID, /) -> tuple[Counted, ...]:
+        return ((_GUESSES, str(user_id)),)
+
     async def check(
         self,
         _session: WriteSession,
@@ -58,3 +61,7 @@ class CodeFactor:
         if recovery_code == RECOVERY_CODE:
             return ("rc",)
         raise WrongCodeError
+
+    async def record_failure(self, kit: Toolkit, actor: Actor, user_id: UUID, reason: str, /) -> None:
+        async with kit.database.begin() as session:
+            await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id, reason=reason)

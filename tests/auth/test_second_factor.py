@@ -23,6 +23,7 @@ from app.auth.toolkit import Toolkit
 from app.core.db.database import Database, WriteSession
 from app.core.security.hashing import PasswordHasher
 from app.users.models import User
+from tests.aftermath import events
 from tests.auth.code_factor import CodeFactor
 from tests.auth.login_sessions import ME, SESSIONS, Pair, refresh, row, start, ticket_of
 from tests.conftest import make_settings
@@ -81,10 +82,18 @@ async def test_without_such_a_feature_no_login_asks_and_no_code_is_right() -> No
     none = NoSecondFactor()
 
     assert [limit.amount for limit, _ in none.limits(ACTOR, uuid4())] == [10]
+    assert none.counters(uuid4()) == ()
     with pytest.raises(WrongCodeError):
         await none.check(code="123456", recovery_code=None)
     with pytest.raises(RuntimeError, match="no account has a second factor"):
         await none.ask()
+
+
+async def test_without_such_a_feature_a_code_is_recorded(kit: Toolkit, session: WriteSession, account: User) -> None:
+    await NoSecondFactor().record_failure(kit, ACTOR, account.id, "wrong")
+
+    (event,) = await events(session, "auth.second_factor_failed")
+    assert (event.subject_id, event.detail) == (account.id, {"reason": "wrong"})
 
 
 def test_a_role_that_does_not_exist_is_refused() -> None:

@@ -345,7 +345,10 @@ async def test_a_login_has_five_guesses_and_its_owner_gets_a_mail(
 
     assert {response.status_code for response in (*wrong, right)} == {400}
     (mail,) = await post.collect()
-    assert (mail.to, mail.subject) == (owner.email, f"Somebody knows the password of your account at {product.NAME}")
+    assert (mail.to, mail.subject) == (
+        owner.email,
+        f"Somebody has entered wrong codes for your account at {product.NAME}",
+    )
 
 
 async def test_a_right_code_on_the_fifth_guess_completes_the_login(client: AsyncClient, owner: Enrolled) -> None:
@@ -381,7 +384,7 @@ async def test_guesses_over_many_logins_are_mailed_too_once_a_day(
     later = await post.subjects()
 
     assert (before, later) == ([], [])
-    assert fifth == [(owner.email, f"Somebody knows the password of your account at {product.NAME}")]
+    assert fifth == [(owner.email, f"Somebody has entered wrong codes for your account at {product.NAME}")]
 
 
 async def test_an_account_has_ten_guesses_that_a_right_password_does_not_reset(

@@ -9,7 +9,7 @@ from app.audit import service as audit
 from app.audit.service import Actor
 from app.core.db.database import WriteSession
 from app.core.errors import RateLimitedError
-from app.core.security.rate_limits import RateLimiter
+from app.core.security.rate_limits import make_rate_limiter
 from app.jobs import queue
 from app.jobs.queue import Work
 from app.users import service as users_service
@@ -38,7 +38,7 @@ async def lock_for_mail(session: WriteSession, work: Work, email: str) -> Accoun
 async def count_mail(session: WriteSession, work: Work, email: str) -> bool:
     """Count a mail to an address, whether or not it has an account. Return False if the address is above its limit."""
     # The count is part of the job's transaction. If the job fails and is retried, the rollback has undone the count.
-    limiter = RateLimiter(work.database, work.keys.derive("rate-limit"), enabled=work.settings.rate_limit.enabled)
+    limiter = make_rate_limiter(work.database, work.keys, work.settings)
     try:
         async with session.begin_nested():
             await limiter.hit_within(session, *limits.mail(email))

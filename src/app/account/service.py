@@ -51,6 +51,7 @@ async def reset_password(kit: Toolkit, actor: Actor, payload: NewPassword) -> No
             await user_links.discard(session, account.id, _ALL_LINKS)
             await users_service.set_password(session, account.id, hashed_password)
             await sessions.revoke_all(session, account.id, "password_reset")
+            await auth.restart_limits(session, kit, actor, account, by="reset")
             await audit.record(session, actor, "auth.password_reset", subject_id=account.id)
             await _notify(session, "password_changed", account)
 
@@ -84,6 +85,7 @@ async def change_password(
         # Links for a pending change of address are deleted too: an attacker may have requested it.
         await user_links.discard(session, account.id, {*_PASSWORD_LINKS, "confirm_email"})
         await sessions.revoke_all(session, account.id, "password_changed", except_id=actor.session_id)
+        await auth.restart_limits(session, kit, actor, account, by="change")
         await audit.record(session, actor, "auth.password_changed", subject_id=account.id)
         await _notify(session, "password_changed", account)
 

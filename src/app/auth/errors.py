@@ -208,9 +208,13 @@ class CodeRequiredError(ForbiddenError):
 
 
 class WrongCodeError(ForbiddenError):
-    """The account has no second factor, or the code is wrong, expired or used. The error is the same for each."""
+    """The account has no second factor, or the code is wrong, expired or used. Only the audit log gets the reason."""
 
     code = "wrong_code"
     detail = (
         "This code is wrong, or has been used before. Give the current code of your app, or an unused recovery code."
     )
+
+    def __init__(self, reason: str = "wrong") -> None:
+        super().__init__()
+        self.reason = reason

@@ -12,7 +12,7 @@ from app.auth.settings import AuthSettings, issuer
 from app.auth.toolkit import Toolkit
 from app.core.resources import Foundation, Resources
 from app.core.security.hashing import PasswordHasher
-from app.core.security.rate_limits import RateLimiter
+from app.core.security.rate_limits import make_rate_limiter
 
 
 @asynccontextmanager
@@ -54,6 +54,6 @@ def _toolkit(core: Foundation, hasher: PasswordHasher) -> Toolkit:
             audience=settings.audience,
             lifetime=int(settings.access_token_ttl.total_seconds()),
         ),
-        limiter=RateLimiter(core.database, core.keys.derive("rate-limit"), enabled=core.settings.rate_limit.enabled),
+        limiter=make_rate_limiter(core.database, core.keys, core.settings),
         second_factor=second_factor.installed(),
     )

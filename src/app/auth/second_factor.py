@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, false
 
 from app import features
+from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth.errors import WrongCodeError
 from app.auth.sessions import limits
@@ -56,6 +57,9 @@ class SecondFactor[Kit](Protocol):
     def limits(self, actor: Actor, user_id: UUID, /) -> tuple[Counted, ...]:
         """Return the limits on guessing codes of an account. The caller of `check` counts them before its transaction begins."""
 
+    def counters(self, user_id: UUID, /) -> tuple[Counted, ...]:
+        """Return the counters of wrong codes that belong to the account alone. A new password sets them to zero, within limits."""
+
     async def check(
         self,
         session: WriteSession,
@@ -70,8 +74,11 @@ class SecondFactor[Kit](Protocol):
         """Use up the code or the recovery code, of which one is given. Return its methods (`amr`): `otp`, or `rc`.
 
         Raises `WrongCodeError`, also for an account without a factor. The error rolls the transaction back. Its caller has locked
-        the account and the login session before, and records the failure afterwards.
+        the account and the login session before, and calls `record_failure` afterwards.
         """
+
+    async def record_failure(self, kit: Kit, actor: Actor, user_id: UUID, reason: str, /) -> None:
+        """Record a wrong code in a transaction of its own, and tell the owner of the account if there are many."""
 
 
 class NoSecondFactor:
@@ -87,9 +94,18 @@ class NoSecondFactor:
         """Return a limit although no code is right, because each attempt writes an audit event."""
         return limits.code(actor, user_id)
 
+    def counters(self, _user_id: UUID, /) -> tuple[Counted, ...]:
+        """No counter keeps an owner out."""
+        return ()
+
     async def check(self, *_given: object, **_options: object) -> NoReturn:
         """Refuse every code."""
         raise WrongCodeError
+
+    async def record_failure(self, kit: Any, actor: Actor, user_id: UUID, reason: str, /) -> None:
+        """Record the event. There is no factor that somebody guesses, so the owner need not know."""
+        async with kit.database.begin() as session:
+            await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id, reason=reason)
 
 
 SECOND_FACTOR = NoSecondFactor()

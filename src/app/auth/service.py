@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Literal
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -32,7 +33,7 @@ from app.core.schemas.emails import InvalidEmailError, identity
 from app.core.security.hashing import HashingBusyError, Verification
 from app.core.security.rate_limits import Counted
 from app.users import service as users_service
-from app.users.service import Confirm
+from app.users.service import Account, Confirm
 
 _LOGINS = Counter("logins", "Logins with a password, by outcome.", outcome=("succeeded", "invalid_grant"))
 _FAILURES = Counter("login_failures", "Refused logins, by the reason that the client is not told.", reason=())
@@ -230,9 +231,8 @@ async def _reauthenticate_with_factor(
 
     try:
         pair = await kit.database.unit(renew)
-    except WrongCodeError:
-        async with kit.database.begin() as session:
-            await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id)
+    except WrongCodeError as error:
+        await kit.second_factor.record_failure(kit, actor, user_id, error.reason)
         raise
     await kit.limiter.forgive(*counted)
     return pair
@@ -256,6 +256,20 @@ async def confirm_password(kit: Toolkit, actor: Actor, user_id: UUID, password: 
         raise WrongPasswordError
     await kit.limiter.forgive(*counted)
     return stored
+
+
+async def restart_limits(
+    session: WriteSession, kit: Toolkit, actor: Actor, account: Account, *, by: Literal["change", "reset"]
+) -> None:
+    """Give the owner of an account with a new password the attempts back that others have used up.
+
+    Guesses of the earlier password are worth nothing any more. Guesses of codes are, so new ones are limited. The caller has locked
+    the account.
+    """
+    counted = limits.of_account(actor, account.email)
+    if await kit.limiter.hit_within(session, *limits.code_restart(account.id, by)) is None:
+        counted += kit.second_factor.counters(account.id)
+    await kit.limiter.restart(session, *counted)
 
 
 async def count_misuse(kit: Toolkit, actor: Actor) -> None:

@@ -14,7 +14,7 @@ from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.core.security.rate_limits import Counted
 from app.factors import crud, proofs
-from app.factors.login import challenges, limits
+from app.factors.login import challenges, failures, limits
 
 METHODS = ("totp", "recovery_code")
 
@@ -52,6 +52,10 @@ class Factors:
         """Return the limits on guessing codes of an account."""
         return limits.guess(actor, user_id)
 
+    def counters(self, user_id: UUID, /) -> tuple[Counted, ...]:
+        """Return the counters of wrong codes that belong to the account alone."""
+        return limits.of_account(user_id)
+
     async def check(
         self,
         session: WriteSession,
@@ -66,10 +70,16 @@ class Factors:
         """Use up the code or the recovery code, and return its method. Raises `WrongCodeError`."""
         stored = await crud.get_sealed(session, user_id) if code else None
         proof = proofs.check(kit.keys, user_id, stored, code=code, recovery_code=recovery_code)
-        if proof is None or not await crud.use(session, user_id, proof.use):
+        if proof is None:
             raise WrongCodeError
+        if not await crud.use(session, user_id, proof.use):
+            raise WrongCodeError("used")
         await proofs.note_use(session, actor, user_id, proof)
         return (proof.method,)
+
+    async def record_failure(self, kit: Toolkit, actor: Actor, user_id: UUID, reason: str, /) -> None:
+        """Record a wrong code, and tell the owner after five in a day, as at the second leg of a login."""
+        await failures.record(kit, actor, user_id, reason)
 
 
 SECOND_FACTOR = Factors()

@@ -15,6 +15,7 @@ from app.auth.settings import AuthSettings
 from app.auth.toolkit import Toolkit
 from app.core.config import Settings
 from app.core.db.database import ReadSession, WriteSession
+from app.core.security.rate_limits import RateLimiter
 from app.factors import crud, proofs, recovery_codes, sealed, totp
 from app.factors.errors import MfaRequiredByRoleError, TotpEnabledError, TotpNotFoundError, TotpNotPendingError
 from app.factors.login import limits
@@ -85,15 +86,22 @@ async def confirm_totp(kit: Toolkit, actor: Actor, user_id: UUID, code: str, *, 
         await crud.confirm(session, user_id, step)
         codes = await _replace_recovery_codes(session, user_id)
         pair = await _raise_session(session, kit, actor, user_id)
+        # Wrong codes of the setup do not count for the factor.
+        await kit.limiter.restart(session, *limits.of_account(user_id))
         await audit.record(session, actor, "auth.mfa_enabled", subject_id=user_id)
         await queue.enqueue(session, user_jobs.mail_user_notice, "second_factor_added", user_id)
         return TotpConfirmed(**pair.model_dump(), recovery_codes=codes)
 
     try:
         confirmed = await kit.database.unit(enable)
-    except WrongCodeError:
+    except WrongCodeError as error:
+        # Without a mail to the owner: the code is one of a secret that protects nothing yet.
         async with kit.database.begin() as session:
-            await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id, reason="wrong")
+            await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id, reason=error.reason)
+        raise
+    except TotpNotPendingError:
+        # No code was checked. Otherwise the holder of an access token could use up the guesses of logins here.
+        await kit.limiter.forgive(*counted)
         raise
     await kit.limiter.forgive(*counted)
     return confirmed
@@ -120,6 +128,7 @@ async def remove_totp(session: WriteSession, kit: Toolkit, actor: Actor, user_id
         raise MfaRequiredByRoleError
     if not await crud.remove_all(session, user_id):
         raise TotpNotFoundError
+    await kit.limiter.restart(session, *limits.of_account(user_id))
     await sessions.revoke_all(session, user_id, "user", acr="aal2")
     await audit.record(session, actor, "auth.mfa_disabled", subject_id=user_id)
     await queue.enqueue(session, user_jobs.mail_user_notice, "second_factor_removed", user_id)
@@ -144,12 +153,14 @@ async def reset_by_admin(session: WriteSession, kit: Toolkit, actor: Actor, user
     account = await users_service.get_account(session, user_id)
     if actor.user_id == user_id and _is_required(kit.settings, account.role):
         raise MfaRequiredByRoleError
-    await reset(session, actor, user_id)
+    await reset(session, kit.limiter, actor, user_id)
 
 
-async def reset(session: WriteSession, actor: Actor, user_id: UUID) -> None:
+async def reset(session: WriteSession, limiter: RateLimiter, actor: Actor, user_id: UUID) -> None:
     """Remove the second factors of an account, end its sessions, and tell its owner. The caller has locked the account."""
     await crud.remove_all(session, user_id)
+    # Otherwise wrong codes of the removed factor would keep the owner from the setup of another one.
+    await limiter.restart(session, *limits.of_account(user_id))
     await sessions.revoke_all(session, user_id, "admin")
     await audit.record(session, actor, "auth.mfa_reset_by_admin", subject_id=user_id)
     await queue.enqueue(session, user_jobs.mail_user_notice, "second_factor_reset", user_id)

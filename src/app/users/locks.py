@@ -6,8 +6,8 @@
 3. Everything that belongs to an account: links, revocations, the rows of other features. An insert that refers to an account
    takes a share lock on its row, so it also comes after step 1.
 
-Counters of attempts (`core.security.rate_limits`) are locked by ascending key. Only the counters of logins are locked after step
-1, and only the counters of mails before it.
+Counters of attempts (`core.security.rate_limits`) are locked by ascending key, after everything else. Only the counters of mails
+are locked before step 1.
 
 `Principal.confirm` does steps 1 and 2 for a write by its caller. Purges lock no account, and skip locked rows.
 """

@@ -131,6 +131,37 @@ async def test_forgiving_never_makes_a_counter_negative(limiter: RateLimiter, se
     assert await counters(session) == {"three": 0}
 
 
+async def test_restarted_counters_allow_all_attempts_again(limiter: RateLimiter, session: WriteSession) -> None:
+    for subject in ("ada", "eve"):
+        await limiter.hit((THREE, subject), (FIVE, subject))
+
+    await limiter.restart(session, (THREE, "ada"), (FIVE, "nobody"))
+    await session.commit()
+
+    assert sorted((row.key.partition(":")[0], row.hits) for row in await stored(session)) == [
+        ("five", 1),
+        ("five", 1),
+        ("three", 0),
+        ("three", 1),
+    ]
+    assert [await attempt(limiter, (THREE, "ada")) is None for _ in range(4)] == [True, True, True, False]
+
+
+async def test_a_rollback_undoes_a_restart(limiter: RateLimiter, database: Database, session: WriteSession) -> None:
+    await limiter.hit((THREE, "ada"))
+
+    with pytest.raises(RuntimeError, match="afterwards"):
+        await fail_after_restart(database, limiter)
+
+    assert await counters(session) == {"three": 1}
+
+
+async def fail_after_restart(database: Database, limiter: RateLimiter) -> None:
+    async with database.begin() as session:
+        await limiter.restart(session, (THREE, "ada"))
+        raise RuntimeError("afterwards")
+
+
 async def test_the_same_limit_twice_is_counted_once(limiter: RateLimiter, session: WriteSession) -> None:
     await limiter.hit((THREE, "ada"), (THREE, "ada"))
 

@@ -16,11 +16,18 @@ _LOGIN_ACCOUNT = Limit("login-account", 100, timedelta(days=1), refuses=False)
 _LOGIN_ADDRESS = Limit("login-address", 100, _QUARTER_HOUR)
 _PASSWORD_ACCOUNT_ADDRESS = Limit("password-account-address", 10, _QUARTER_HOUR)
 _CODE_ACCOUNT_ADDRESS = Limit("code-account-address", 10, _QUARTER_HOUR)
+# Otherwise a person who can set passwords, but has no code, could guess without an end.
+_CODE_RESTART_DAY = Limit("code-restart-account-day", 2, timedelta(days=1), refuses=False)
 _TOKEN_MISUSE = Limit("token-misuse-address", 100, _QUARTER_HOUR)
 
 
 def login(actor: Actor, username: str) -> tuple[Counted, ...]:
     """Return the limits of a login: by account and address, by account, and by address. All spellings of an account count together."""
+    return *of_account(actor, username), (_LOGIN_ADDRESS, subscriber(actor.address))
+
+
+def of_account(actor: Actor, username: str) -> tuple[Counted, ...]:
+    """Return the limits of a login that belong to an account: those that another person can use up."""
     try:
         account = identity(username)
     except InvalidEmailError:
@@ -29,7 +36,6 @@ def login(actor: Actor, username: str) -> tuple[Counted, ...]:
         (_LOGIN_ACCOUNT_ADDRESS, f"{account}\0{subscriber(actor.address)}"),
         (_LOGIN_ACCOUNT_ADDRESS_DAY, f"{account}\0{subscriber(actor.address)}"),
         (_LOGIN_ACCOUNT, account),
-        (_LOGIN_ADDRESS, subscriber(actor.address)),
     )
 
 
@@ -41,6 +47,15 @@ def password(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
 def code(actor: Actor, user_id: UUID) -> tuple[Counted, ...]:
     """Return the limit of codes that a logged-in client gives where no account has a second factor: it bounds the audit events."""
     return ((_CODE_ACCOUNT_ADDRESS, f"{user_id}\0{subscriber(actor.address)}"),)
+
+
+def code_restart(user_id: UUID, by: str) -> tuple[Counted, ...]:
+    """Return the limit of new passwords that give new guesses of codes.
+
+    A change and a reset have a counter each: a thief of the password and of a session can change the password, and must not use up
+    what a reset gives its owner.
+    """
+    return ((_CODE_RESTART_DAY, f"{by}\0{user_id}"),)
 
 
 def token_misuse(actor: Actor) -> tuple[Counted, ...]:

@@ -16,10 +16,12 @@ from typing import Any
 from sqlalchemy import CTE, Index, Update, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.core.config import Settings
 from app.core.db import crud
 from app.core.db.database import Base, Database, WriteSession
 from app.core.errors import RateLimitedError
 from app.core.observability.metrics import Counter
+from app.core.security.keys import KeyRing
 
 # `exhausted` finds counters at their limit without a lock or a write, so many refused attempts block no other transaction.
 # `counted` increments the others; it waits for the locks of earlier transactions. The sort gives every transaction one lock order.
@@ -123,19 +125,27 @@ class RateLimiter:
         """Return a CTE that does the same as `forgive` within another statement, which saves a round trip."""
         return self._forgive_statement(counted).cte("forgiven")
 
+    async def restart(self, session: WriteSession, *counted: Counted) -> None:
+        """Set counters to zero in the caller's transaction, because the earlier attempts are worth nothing any more."""
+        await session.execute(self._update(counted).values(hits=0).execution_options(synchronize_session=False))
+
     def _forgive_statement(self, counted: Sequence[Counted]) -> Update:
+        return self._update(counted).values(hits=RateLimit.hits - 1)
+
+    def _update(self, counted: Sequence[Counted]) -> Update:
         # Also correct if limits are disabled: then there are no counters, and the statement finds no row.
         keys = [self._digest(limit, subject) for limit, subject in counted]
         # Locks by ascending key, like `_COUNT`. Otherwise a login that succeeds and one that begins could deadlock.
         locked = select(RateLimit.key).where(RateLimit.key.in_(keys), RateLimit.hits > 0).order_by(RateLimit.key)
-        return (
-            update(RateLimit)
-            .where(RateLimit.key.in_(locked.with_for_update(key_share=True)))
-            .values(hits=RateLimit.hits - 1)
-        )
+        return update(RateLimit).where(RateLimit.key.in_(locked.with_for_update(key_share=True)))
 
     def _digest(self, limit: Limit, subject: str) -> str:
         return f"{limit.name}:{hmac.digest(self._key, f'{limit.name}\0{subject}'.encode(), 'sha256').hex()}"
+
+
+def make_rate_limiter(database: Database, keys: KeyRing, settings: Settings) -> RateLimiter:
+    """Return a limiter whose subjects have the same digests in every process."""
+    return RateLimiter(database, keys.derive("rate-limit"), enabled=settings.rate_limit.enabled)
 
 
 def _parameters(limits: Mapping[str, Limit]) -> dict[str, list[Any]]:

@@ -4,7 +4,6 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from app.audit import service as audit
 from app.audit.service import Actor
 from app.auth import service as auth
 from app.auth.errors import InvalidGrantError
@@ -14,12 +13,10 @@ from app.auth.sessions.service import LockedUser
 from app.auth.toolkit import Toolkit
 from app.core.db.database import WriteSession
 from app.factors import proofs
-from app.factors.login import challenges, crud, limits
+from app.factors.login import challenges, crud, failures, limits
 from app.factors.login.crud import Guessed
 from app.factors.proofs import Proof
 from app.factors.schemas import SecondLeg
-from app.jobs import queue
-from app.users import jobs
 
 
 async def complete(kit: Toolkit, actor: Actor, payload: SecondLeg) -> TokenPair:
@@ -34,7 +31,7 @@ async def complete(kit: Toolkit, actor: Actor, payload: SecondLeg) -> TokenPair:
     try:
         return await kit.database.unit(partial(_start, kit, actor, guessed, proof))
     except InvalidGrantError:
-        await _record_failure(kit, actor, guessed, "used" if proof else "wrong")
+        await failures.record(kit, actor, guessed.user_id, "used" if proof else "wrong")
         raise
 
 
@@ -71,13 +68,3 @@ async def _start(kit: Toolkit, actor: Actor, guessed: Guessed, proof: Proof | No
         amr=(proof.method,),
         counted=limits.guess(actor, guessed.user_id),
     )
-
-
-async def _record_failure(kit: Toolkit, actor: Actor, guessed: Guessed, reason: str) -> None:
-    """Record the failure in a transaction of its own, because the request is about to fail."""
-    needs_mail = await limits.needs_mail(kit.limiter, guessed.user_id)
-    async with kit.database.begin() as session:
-        await audit.record(session, actor, "auth.second_factor_failed", subject_id=guessed.user_id, reason=reason)
-        if needs_mail:
-            # The person who guesses knows the password.
-            await queue.enqueue(session, jobs.mail_user_notice, "second_factor_guessed", guessed.user_id)
