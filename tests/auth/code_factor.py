@@ -33,9 +33,16 @@ class CodeFactor:
         *,
         authz_version: int,
         scope: str | None,
+        is_over_limit: bool,
     ) -> MfaRequired:
         await audit.record(
-            session, actor, "auth.second_factor_asked", subject_id=user_id, version=authz_version, scope=scope
+            session,
+            actor,
+            "auth.second_factor_asked",
+            subject_id=user_id,
+            version=authz_version,
+            scope=scope,
+            over_limit=is_over_limit,
         )
         return MfaRequired("mt1.token", int(kit.settings.rate_limit.enabled) + 299, ("totp", "recovery_code"))
 

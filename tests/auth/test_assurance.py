@@ -58,7 +58,9 @@ class Site:
         owner = account or self.admin
         async with self.kit.database.begin() as unit:
             user = await sessions.lock_unchanged(unit, owner.id, owner.authz_version)
-            pair = await auth_service.complete_login(unit, self.kit, ACTOR, user, None, amr=("otp",))
+            pair = await auth_service.complete_login(
+                unit, self.kit, ACTOR, user, None, amr=("otp",), is_over_limit=False
+            )
         return Pair(pair.model_dump())
 
 

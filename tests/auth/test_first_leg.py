@@ -69,7 +69,7 @@ async def test_a_right_password_gives_no_tokens_but_asks_for_the_factor(
     assert await sessions_of(session, owner) == 0
     (event,) = await events(session, "auth.%")
     assert (event.event, event.subject_id) == ("auth.second_factor_asked", owner.id)
-    assert event.detail == {"version": owner.authz_version, "scope": "users:read"}
+    assert event.detail == {"version": owner.authz_version, "scope": "users:read", "over_limit": False}
 
 
 async def test_a_wrong_password_reveals_no_factor(

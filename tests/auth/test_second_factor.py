@@ -50,7 +50,11 @@ async def started(kit: Toolkit, account: User) -> Pair:
     """Start a session with two factors, as the second leg of a login does."""
     async with kit.database.begin() as unit:
         user = await sessions.lock_unchanged(unit, account.id, account.authz_version)
-        return Pair((await auth_service.complete_login(unit, kit, ACTOR, user, None, amr=("otp",))).model_dump())
+        return Pair(
+            (
+                await auth_service.complete_login(unit, kit, ACTOR, user, None, amr=("otp",), is_over_limit=False)
+            ).model_dump()
+        )
 
 
 def brings(*names: str) -> object:

@@ -162,6 +162,41 @@ async def test_new_recovery_codes_give_no_guesses(client: AsyncClient, session: 
     assert await counts_of_account(session) == before
 
 
+# --- the limit of logins
+
+
+async def logins_counted(session: WriteSession) -> int:
+    hits = await session.scalar(text("SELECT hits FROM rate_limits WHERE key LIKE 'login-account:%'"))
+    return int(hits or 0)
+
+
+async def test_a_login_above_the_limit_of_the_account_gives_nobody_an_attempt(
+    client: AsyncClient, session: WriteSession, owner: Enrolled
+) -> None:
+    """The owner logs in from a known address during an attack. This attempt was not counted, so none is taken back."""
+    await first_leg(client, owner.email)
+    await session.execute(text("UPDATE rate_limits SET hits = 100 WHERE key LIKE 'login-account:%'"))
+    await session.commit()
+
+    statuses = [(await log_in_as_owner(client, owner)).status_code for _ in range(3)]
+
+    assert statuses == [200] * 3
+    assert await logins_counted(session) == 100
+
+
+async def test_a_login_below_the_limit_of_the_account_takes_its_attempt_back(
+    client: AsyncClient, session: WriteSession, owner: Enrolled
+) -> None:
+    await first_leg(client, owner.email)
+    before = await logins_counted(session)
+
+    token = await first_leg(client, owner.email)
+    between = await logins_counted(session)
+    await second_leg(client, token, recovery_code=owner.recovery_codes[0])
+
+    assert (before, between, await logins_counted(session)) == (1, 2, 1)
+
+
 # --- another factor
 
 

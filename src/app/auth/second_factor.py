@@ -45,13 +45,22 @@ class SecondFactor[Kit](Protocol):
         """
 
     async def ask(
-        self, session: WriteSession, kit: Kit, actor: Actor, user_id: UUID, /, *, authz_version: int, scope: str | None
+        self,
+        session: WriteSession,
+        kit: Kit,
+        actor: Actor,
+        user_id: UUID,
+        /,
+        *,
+        authz_version: int,
+        scope: str | None,
+        is_over_limit: bool,
     ) -> MfaRequired:
         """Record a challenge and its audit event, in one statement, and return what the response says.
 
         The password of the account in this version has just been verified, and `scope` is what the client requests. The caller
         commits, and then raises. The second leg locks the account with `sessions.service.lock_unchanged`, and ends in
-        `auth.service.complete_login`.
+        `auth.service.complete_login`, to which it passes `scope` and `is_over_limit`.
         """
 
     def limits(self, actor: Actor, user_id: UUID, /) -> tuple[Counted, ...]:

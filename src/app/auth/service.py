@@ -91,6 +91,8 @@ class _VerifiedLogin:
     new_hash: str | None
     # The limits that have counted the attempt.
     counted: tuple[Counted, ...]
+    # The attempt exceeds the limit of the account, which has not counted it.
+    is_over_limit: bool
 
 
 async def _verify_login(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> _VerifiedLogin:
@@ -112,15 +114,22 @@ async def _verify_login(kit: Toolkit, actor: Actor, payload: PasswordGrant) -> _
     if kit.settings.of(AuthSettings).require_verified_email and credentials.email_verified_at is None:
         await _record_failure(kit, actor, credentials, "email_not_verified")
         raise EmailNotVerifiedError
-    return _VerifiedLogin(credentials, stored, verification.new_hash, counted)
+    return _VerifiedLogin(credentials, stored, verification.new_hash, counted, is_over_limit=retry_after is not None)
 
 
 async def _ask(
     session: WriteSession, *, kit: Toolkit, actor: Actor, login: _VerifiedLogin, scope: str | None
 ) -> MfaRequired:
     await _upgrade_hash(session, login)
-    user_id, authz_version = login.credentials.id, login.credentials.authz_version
-    return await kit.second_factor.ask(session, kit, actor, user_id, authz_version=authz_version, scope=scope)
+    return await kit.second_factor.ask(
+        session,
+        kit,
+        actor,
+        login.credentials.id,
+        authz_version=login.credentials.authz_version,
+        scope=scope,
+        is_over_limit=login.is_over_limit,
+    )
 
 
 async def _start(
@@ -146,15 +155,18 @@ async def complete_login(
     scope: str | None,
     *,
     amr: Sequence[str],
+    is_over_limit: bool,
     counted: Sequence[Counted] = (),
 ) -> TokenPair:
     """Start the session of a login that was asked for a second factor and has given one: the second leg.
 
     The caller has locked the account with `sessions.lock_unchanged`. `amr` has the methods of the factor, such as `("otp",)`. Only now
-    is the attempt taken back that the first leg counted: a right password alone resets no limit. `counted` has those of the second leg.
+    is the attempt taken back that the first leg counted: a right password alone resets no limit. The limit that it was over has not
+    counted it. `counted` has the limits of the second leg.
     """
     with _LOGINS.outcome():
-        forgiven = kit.limiter.forgiveness(*limits.login(actor, user.email_key), *counted)
+        first_leg = (one for one in limits.login(actor, user.email_key) if one[0].refuses or not is_over_limit)
+        forgiven = kit.limiter.forgiveness(*first_leg, *counted)
         return await sessions.start(
             session, kit, actor, user, scope, acr="aal2", amr=("pwd", *amr, "mfa"), ctes=(forgiven,)
         )

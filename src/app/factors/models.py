@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy import ForeignKey, Index, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db.database import Base, CreatedAt, PrimaryKey
@@ -60,6 +60,8 @@ class LoginChallenge(Base):
     authz_version: Mapped[int]
     # The scopes that the login has requested; empty means all of the role.
     scope: Mapped[str]
+    # The login exceeds the limit of wrong passwords of its account, which has not counted it.
+    is_over_limit: Mapped[bool] = mapped_column(server_default=false())
     nonce: Mapped[bytes]
     pepper_id: Mapped[int]
     # Guesses made, counted before each check.

@@ -34,6 +34,7 @@ class Factors:
         *,
         authz_version: int,
         scope: str | None,
+        is_over_limit: bool,
     ) -> MfaRequired:
         """Record a challenge and its audit event, in one statement, and return what the response says."""
         lifetime = kit.settings.of(AuthSettings).mfa_token_ttl
@@ -43,6 +44,7 @@ class Factors:
             user_id,
             authz_version=authz_version,
             scope=scope,
+            is_over_limit=is_over_limit,
             lifetime=lifetime,
             event=audit.record_cte(actor, "auth.second_factor_asked", subject_id=user_id),
         )

@@ -32,6 +32,7 @@ async def create(
     *,
     authz_version: int,
     scope: str | None,
+    is_over_limit: bool,
     lifetime: timedelta,
     event: CTE,
 ) -> str:
@@ -42,6 +43,7 @@ async def create(
         "user_id": user_id,
         "authz_version": authz_version,
         "scope": scope or "",
+        "is_over_limit": is_over_limit,
         "nonce": nonce,
         "pepper_id": pepper_id,
     }

@@ -22,6 +22,7 @@ class Guessed(NamedTuple):
     user_id: UUID
     authz_version: int
     scope: str
+    is_over_limit: bool
     nonce: bytes
     pepper_id: int
     failures: int

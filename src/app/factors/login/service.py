@@ -66,5 +66,6 @@ async def _start(kit: Toolkit, actor: Actor, guessed: Guessed, proof: Proof | No
         LockedUser(*row),
         guessed.scope or None,
         amr=(proof.method,),
+        is_over_limit=guessed.is_over_limit,
         counted=limits.guess(actor, guessed.user_id),
     )
