@@ -68,15 +68,16 @@ OWN_UNITS = {
     "auth/service.py confirm_password": _OUTLIVES,
     "factors/login/service.py complete": "The guess was counted in a transaction of its own before, because it outlives an error.",
     "factors/login/service.py _count": _OUTLIVES,
-    "factors/login/service.py _record_failure": _OUTLIVES,
+    "factors/login/failures.py record": _OUTLIVES,
     "factors/service.py confirm_totp": _COUNTED,
+    "auth/second_factor.py record_failure": _OUTLIVES,
     "auth/access/tickets.py redeem": "A refused ticket is used up too, and an open socket holds no connection.",
     "auth/sessions/cutoff.py end_every_session": "A command: short transactions, so that it can be interrupted.",
     "core/security/rate_limits.py hit": _OUTLIVES,
     "core/security/rate_limits.py forgive": _OUTLIVES,
 }
 # The edges: HTTP, commands, jobs and the worker.
-_EDGES = re.compile(r"(core/(db/|http/dependencies|commands)|jobs/|dev/|.*/jobs\.py)")
+_EDGES = re.compile(r"(core/(db/|http/dependencies|commands)|jobs/|dev/|.*/(jobs|commands)\.py)")
 DEFERRED_IMPORTS = {
     "__main__.py main": "All other imports run inside `loading`.",
     "cli.py serve": "The other commands need no FastAPI.",
