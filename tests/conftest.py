@@ -134,6 +134,16 @@ async def template(server_url: str) -> AsyncIterator[str]:
         await _drop(url)
 
 
+@asynccontextmanager
+async def empty(server_url: str) -> AsyncIterator[str]:
+    """A database without a schema."""
+    url = await _create_database(server_url, name=f"empty_{uuid4().hex[:12]}")
+    try:
+        yield url
+    finally:
+        await _drop(url)
+
+
 async def _create_database(server_url: str, *, name: str, template: str | None = None) -> str:
     source = f' TEMPLATE "{template}"' if template else ""
     await _administer(server_url, f'CREATE DATABASE "{name}"{source}')

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.auth.post import bearer, pair_of
-from tests.conftest import ROOT, LoggedIn, cloned, make_settings
+from tests.conftest import ROOT, LoggedIn, cloned, make_settings, outside
 from tests.factories import PASSWORD, make_user
 from tests.factors.phone import Enrolled, enrol, live_sessions
 from tests.listings import listings
@@ -59,7 +58,7 @@ async def execute(directory: Path, *command: str, **environment: str) -> tuple[i
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=directory,
-        env=os.environ | environment,
+        env=outside() | environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -71,8 +71,9 @@ class LoginSession(Base):
     created_at: Mapped[CreatedAt]
     auth_time: Mapped[Now]
     acr: Mapped[str] = mapped_column(server_default=text("'aal1'"))
-    # How it was proved, in the names of RFC 8176, and `rc` for a recovery code.
-    amr: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{pwd}'"))
+    # How it was proved, in the names of RFC 8176, and `rc` for a recovery code. A trigger completes or refuses a row without it: a release
+    # before second factors writes such rows during a rolling deploy.
+    amr: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     rotated_at: Mapped[Now]
     # Written only at a refresh, so other requests cause no write.
     last_seen_at: Mapped[Now]

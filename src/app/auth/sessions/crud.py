@@ -260,7 +260,7 @@ async def renew_auth_time(
             User.id == LoginSession.user_id,
             User.is_active,
         )
-        .values(auth_time=func.now(), last_seen_at=func.now(), **(_raised(factor) if factor else {}))
+        .values(auth_time=func.now(), last_seen_at=func.now(), **_assurance(factor))
         .returning(*_STATE, select(is_enrolled).where(User.id == user_id).correlate(None).scalar_subquery())
         .execution_options(synchronize_session=False)
     )
@@ -268,8 +268,11 @@ async def renew_auth_time(
     return None if row is None else (SessionState._make(row[:-1]), row[-1])
 
 
-def _raised(factor: Sequence[str]) -> dict[str, Any]:
-    """Return the values of a session that has given a second factor. Its earlier methods stay."""
+def _assurance(factor: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a session that has given a second factor by these methods, if any. Its earlier methods stay."""
+    if not factor:
+        # A trigger refuses to renew a session of an account with a factor without naming `acr`, as earlier releases do.
+        return {"acr": LoginSession.acr}
     methods: ColumnElement[Any] = LoginSession.amr.expression
     for method in (*factor, "mfa"):
         name = literal(method, Text)
