@@ -49,7 +49,7 @@ reset: setup ## Delete the data of make run, after a question; YES=1 answers it
 
 .PHONY: test
 test: setup ## Run the tests; ALL=1 includes slow tests, ARGS="-k login" passes options to pytest, COVERAGE=1 measures coverage
-	@$(PYTHON_IN_VENV) -m pytest -m "not deploy$(if $(ALL),, and not slow)" $(if $(COVERAGE),--cov --cov-report=term:skip-covered) $(ARGS)
+	@$(PYTHON_IN_VENV) -m pytest -m "not deploy$(if $(ALL),, and not slow)" $(if $(COVERAGE),-p tests.coverage_monitor) $(ARGS)
 
 .PHONY: deployment
 deployment: setup ## Check the files in deploy/ with systemd, kubectl, schemas and real proxies; PROXIES=full restarts longer under load
