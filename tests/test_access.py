@@ -30,7 +30,7 @@ from tests.auth.socket_routes import ADMIN, ECHO
 from tests.auth.socket_routes import router as sockets_router
 from tests.auth.test_dependencies import token_of
 from tests.auth.test_optional_principal import PATH, optional_router
-from tests.conftest import KEY_SET, LoggedIn, log_in, running
+from tests.conftest import KEY_SET, JoinedDatabase, LoggedIn, cloned, log_in, make_settings, running
 from tests.factories import PASSWORD, make_user
 
 REALM = f'Bearer realm="{product.SLUG}"'
@@ -89,47 +89,73 @@ class Callers:
     refused: Mapping[str, dict[str, str]]
 
 
-@pytest.fixture
-async def client(settings: Settings, database: Database) -> AsyncIterator[AsyncClient]:
-    """A client without rate limits."""
-    unlimited = settings.model_copy(update={"rate_limit": RateLimitSettings(enabled=False)})
-    async with running(create_app(unlimited, database)) as client:
-        yield client
+@pytest.fixture(scope="module")
+def unlimited(settings: Settings) -> Settings:
+    """Settings without rate limits."""
+    return settings.model_copy(update={"rate_limit": RateLimitSettings(enabled=False)})
 
 
-@pytest.fixture
-async def callers(
-    client: AsyncClient, session: WriteSession, hasher: PasswordHasher, admin: LoggedIn, user: LoggedIn
-) -> Callers:
+@pytest.fixture(scope="module")
+async def worker_database(template_url: str) -> AsyncIterator[Database]:
+    """A database of this module. The callers are stored in it once, and each test is rolled back to that state."""
+    async with cloned(template_url) as url:
+        database = Database(make_settings(url).database)
+        yield database
+        await database.dispose()
+
+
+@pytest.fixture(scope="module")
+async def callers(unlimited: Settings, worker_database: Database, hasher: PasswordHasher) -> Callers:
     """Callers who are allowed, and callers whose account was disabled, demoted or deleted after their login."""
-    names = ("target", "disabled", "demoted", "deleted")
-    await make_user(session, role="admin", hashed_password="set")  # The last administrator could not be changed.
-    ids = {
-        name: (
-            await make_user(
-                session, hasher, email=f"{name}@example.com", role="user" if name in {"target", "deleted"} else "admin"
-            )
-        ).id
-        for name in names
-    }
-    await session.commit()
-    headers = {name: await log_in(client, f"{name}@example.com") for name in names}
-    form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "users:read"}
-    narrow = (await client.post("/api/v1/auth/token", data=form)).json()["access_token"]
-    for name, change in {"disabled": {"is_active": False}, "demoted": {"role": "user"}}.items():
-        response = await client.patch(f"/api/v1/users/{ids[name]}", json=change, headers=admin.headers)
-        assert response.status_code == 200
-    assert (await client.delete(f"/api/v1/users/{ids['deleted']}", headers=admin.headers)).status_code == 204
+    roles = dict.fromkeys(("user", "target", "deleted"), "user") | dict.fromkeys(
+        ("admin", "disabled", "demoted"), "admin"
+    )
+    async with worker_database.begin() as session:
+        await make_user(session, role="admin", hashed_password="set")  # The last administrator could not be changed.
+        made = {
+            name: await make_user(session, hasher, email=f"{name}@example.com", role=role)
+            for name, role in roles.items()
+        }
+    async with running(create_app(unlimited, worker_database)) as client:
+        logged_in = {
+            name: LoggedIn(str(account.id), account.email, await log_in(client, account.email))
+            for name, account in made.items()
+        }
+        admin = logged_in["admin"]
+        form = {"grant_type": "password", "username": admin.email, "password": PASSWORD, "scope": "users:read"}
+        narrow = (await client.post("/api/v1/auth/token", data=form)).json()["access_token"]
+        for name, change in {"disabled": {"is_active": False}, "demoted": {"role": "user"}}.items():
+            response = await client.patch(f"/api/v1/users/{made[name].id}", json=change, headers=admin.headers)
+            assert response.status_code == 200
+        response = await client.delete(f"/api/v1/users/{made['deleted'].id}", headers=admin.headers)
+        assert response.status_code == 204
     return Callers(
-        target=LoggedIn(str(ids["target"]), "target@example.com", headers["target"]),
-        user=user,
+        target=logged_in["target"],
+        user=logged_in["user"],
         admin=admin,
         without_scopes=LoggedIn(admin.user_id, admin.email, {"Authorization": f"Bearer {narrow}"}),
         refused={
-            **{name: headers[name] for name in ("disabled", "demoted", "deleted")},
-            "expired": {"Authorization": f"Bearer {expired(user)}"},
+            **{name: logged_in[name].headers for name in ("disabled", "demoted", "deleted")},
+            "expired": {"Authorization": f"Bearer {expired(logged_in['user'])}"},
         },
     )
+
+
+@pytest.fixture(scope="module")
+def unlimited_app(unlimited: Settings, joined_database: JoinedDatabase) -> FastAPI:
+    """The application without rate limits. Its lifespan runs for each test."""
+    return create_app(unlimited, joined_database)
+
+
+@pytest.fixture
+async def client(
+    unlimited_app: FastAPI,
+    callers: Callers,  # noqa: ARG001  # A test must not begin before they are stored.
+    database: Database,  # noqa: ARG001  # The application uses it.
+) -> AsyncIterator[AsyncClient]:
+    """A client without rate limits."""
+    async with running(unlimited_app) as client:
+        yield client
 
 
 def expired(user: LoggedIn) -> str:
