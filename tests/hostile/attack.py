@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,6 @@ from typing import Any
 from urllib.parse import unquote, urlencode
 
 import asyncpg
-import coverage
 import pytest
 from fastapi.routing import iter_route_contexts
 from starlette.types import ASGIApp
@@ -29,9 +29,9 @@ RESET = f"{API}/auth/password/reset"
 USERS = f"{API}/users"
 ME = f"{API}/users/me"
 
-# Seconds for which a refused request may hold the event loop. Coverage multiplies the time of each line; `.ci/run` also runs
+# Seconds for which a refused request may hold the event loop. Measuring coverage takes time for each line; `.ci/run` also runs
 # test_costs.py without it.
-BOUND = 0.020 if coverage.Coverage.current() is None else 0.200
+BOUND = 0.020 if sys.monitoring.get_tool(sys.monitoring.COVERAGE_ID) is None else 0.200
 # Part of every value that is sent. No response and no log line may contain it.
 CANARY = "canary7hq2"
 PASSWORD = f"{CANARY} correct horse battery staple"
