@@ -1,5 +1,6 @@
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,13 @@ SOURCE = ROOT / "src"
 QUERIES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*crud.py") if "core" not in path.parts)
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yield the full name of each import in a file."""
+@cache
+def imported(path: Path) -> tuple[str, ...]:
+    """Return the full name of each import in a file."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,15 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_tests_that_are_named_exist(document: Path) -> None:
-    tests = {test for path in ROOT.glob("tests/**/test_*.py") for test in _TEST.findall(path.read_text())}
-
     named = {code for code in _CODE.findall(prose(document)) if re.fullmatch(r"test_\w+", code)}
 
-    assert named <= tests
+    assert named <= _tests()
+
+
+@cache
+def _tests() -> set[str]:
+    """Return the names of all tests."""
+    return {test for path in ROOT.glob("tests/**/test_*.py") for test in _TEST.findall(path.read_text())}
 
 
 @pytest.mark.parametrize("document", OURS, ids=name)
@@ -137,17 +142,15 @@ def test_programs_of_the_environment_that_are_named_exist(document: Path) -> Non
 def test_log_events_that_are_named_exist(document: Path) -> None:
     events = {match[1] for code in _CODE.findall(prose(document)) if (match := _EVENT.fullmatch(code))}
     events = {event for event in events if event.split()[0] not in _COMMANDS} - _FOREIGN
-    texts = "\n".join(_strings())
 
-    assert [event for event in sorted(events) if event not in texts] == []
+    assert [event for event in sorted(events) if event not in _strings()] == []
 
 
-def _strings() -> Iterator[str]:
-    """Yield each string constant of the program."""
-    for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+@cache
+def _strings() -> str:
+    """Return the string constants of the program."""
+    nodes = (node for path in (ROOT / "src").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
