@@ -22,6 +22,7 @@ class Recorder:
     breaks_off: bool = False
     is_ready: bool = True
     port: int = 0
+    _server: asyncio.Server = field(init=False)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -41,7 +42,15 @@ class Recorder:
                 await writer.drain()
         writer.close()
 
-    def close(self) -> None:
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse connections, and abort the open ones."""
+        # asyncio leaks a connection that is accepted at the moment in which the listener is closed.
+        await asyncio.sleep(0.02)
+        self._server.close()
         for writer in self._writers:
             writer.transport.abort()
 
@@ -50,12 +59,8 @@ class Recorder:
 async def recorder() -> AsyncIterator[Recorder]:
     """Run it on a free port until the block ends."""
     instance = Recorder()
-    server = await asyncio.start_server(instance.serve, "127.0.0.1", 0)
-    instance.port = server.sockets[0].getsockname()[1]
+    await instance.start()
     try:
         yield instance
     finally:
-        # asyncio leaks a connection that is accepted at the moment in which the listener is closed.
-        await asyncio.sleep(0.02)
-        server.close()
-        instance.close()
+        await instance.stop()

@@ -12,7 +12,6 @@ import pytest
 from httpx2 import AsyncClient, RemoteProtocolError
 from websockets.asyncio.client import connect
 
-from app.dev.ports import free_port
 from tests.aftermath import assert_problem
 from tests.auth.event_streams import PATH, TOPIC, Stream
 from tests.auth.login_sessions import TOKEN, start, ticket_of
@@ -198,12 +197,12 @@ async def test_a_get_is_sent_twice_at_most(name: str, tmp_path: Path) -> None:
 
 @each_proxy
 async def test_a_request_goes_to_the_other_instance_if_one_refuses_the_connection(name: str, tmp_path: Path) -> None:
-    async with (
-        recorder() as one,
-        running_proxy(name, tmp_path, [one.port, free_port()]) as proxy,
-        proxy.client() as client,
-    ):
-        responses = [await client.post("/api/v1/users", json={"number": number}) for number in range(20)]
+    async with recorded(name, tmp_path) as (proxy, one, two), proxy.client() as client:
+        # Before a health check notices it. Caddy tries requests with a body only since the version after 2.11.1 (caddyserver/caddy#7546).
+        await two.stop()
+        two.requests.clear()
+
+        responses = [await client.post("/api/v1/users/me/export") for _ in range(20)]
 
     assert [response.status_code for response in responses] == [200] * 20
     assert len(one.requests) == 20
