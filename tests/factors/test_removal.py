@@ -13,7 +13,7 @@ from app.core.security.hashing import PasswordHasher
 from app.main import create_app
 from tests.aftermath import assert_problem, events
 from tests.auth.conftest import forge_for
-from tests.auth.login_sessions import ME, Pair, is_accepted, start
+from tests.auth.login_sessions import ME, Pair, can_refresh, is_accepted, start
 from tests.auth.post import Post, bearer, log_in, refresh
 from tests.conftest import LoggedIn, make_settings, running
 from tests.factories import PASSWORD, make_user
@@ -285,6 +285,28 @@ async def test_an_administrator_resets_their_own_account(
 
     assert response.status_code == 204
     assert await factor_of(session, strong_admin.user_id) is None
+
+
+async def test_a_thief_who_sets_an_app_up_is_mailed_and_loses_it_with_a_new_password_and_a_reset(
+    client: AsyncClient, session: WriteSession, user: LoggedIn, strong_admin: Enrolled, post: Post
+) -> None:
+    """The thief has the access token of a login that is younger than five minutes."""
+    await post.collect()
+    thief = await enrol(client, user)
+    subjects = await post.subjects()
+
+    await client.post("/api/v1/auth/password/forgot", json={"email": user.email})
+    body = {"token": await post.link(), "new_password": "seven calm otters at noon"}
+    await client.post("/api/v1/auth/password/reset", json=body)
+    is_thief_out = not await is_accepted(client, thief.pair) and not await can_refresh(client, thief.pair)
+    between = await log_in(client, user.email, "seven calm otters at noon")
+    await client.delete(f"/api/v1/users/{user.user_id}/mfa", headers=strong_admin.pair.headers)
+    after = await log_in(client, user.email, "seven calm otters at noon")
+
+    assert [(to, "has been added" in subject) for to, subject in subjects] == [(user.email, True)]
+    assert is_thief_out
+    assert (between.status_code, after.status_code) == (403, 200)
+    assert [one.acr for one in await live_sessions(session, user.user_id)] == ["aal1"]
 
 
 # --- roles that need a factor
