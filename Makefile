@@ -62,8 +62,8 @@ fuzz: setup ## Send tens of thousands of generated requests to each operation; F
 	@$(PYTHON_IN_VENV) -m tests.fuzz
 
 .PHONY: guide
-guide: setup ## Follow docs/adding-a-feature.md in a copy of the repository, and run make check and make test there
-	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py $(ARGS)
+guide: setup ## Follow docs/adding-a-feature.md in a copy of the repository, and run make check and make test there; then rename a column
+	@GUIDE=full $(PYTHON_IN_VENV) -m pytest -n0 tests/test_guide.py tests/test_renaming.py $(ARGS)
 
 .PHONY: removals
 removals: setup ## Remove each removable part of this project in a copy, and run the checks and all tests there

@@ -72,16 +72,20 @@ class Fleet:
             await self.remove_oldest()
             await asyncio.sleep(pause)
 
-    async def migrate(self, release: str) -> None:
-        """Run the migrations of a release, as a deployment does before its first process."""
+    async def run(self, release: str, *arguments: str) -> int:
+        """Run the `app` command of a release, and return its exit code."""
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("APP_")},
             "PYTHONPATH": str(self.sources[release]),
             "DATABASE_URL": self.url,
             "APP_ENVIRONMENT": "test",
         }
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "app", "migrate", env=environment)
-        if await process.wait():
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "app", *arguments, env=environment)
+        return await process.wait()
+
+    async def migrate(self, release: str) -> None:
+        """Run the migrations of a release, as a deployment does before its first process."""
+        if await self.run(release, "migrate"):
             self.failures.append(f"the migrations of {release} failed")
 
     def running(self, release: str) -> list[Process]:
