@@ -9,9 +9,10 @@ RUN python -m venv --without-pip /opt/app \
     && pip --python /opt/app/bin/python install --no-compile --require-hashes -r /build/requirements/base.txt
 COPY pyproject.toml README.md LICENSE /build/
 COPY src /build/src
-# Bytecode that depends on the content of the files, not on their times: two builds are equal.
+# Bytecode that depends on the content of the files, not on their times: two builds are equal. `-f` also replaces what pip has compiled
+# because it imports an installed package.
 RUN pip --python /opt/app/bin/python install --no-compile --no-deps /build \
-    && python -m compileall -q --invalidation-mode checked-hash /opt/app/lib \
+    && python -m compileall -q -f --invalidation-mode checked-hash /opt/app/lib \
     && rm -rf /build
 
 # hadolint ignore=DL3006

@@ -57,6 +57,10 @@ deployment: setup ## Check the files in deploy/ with systemd, kubectl, schemas a
 	@.local/deploy/bin/pip install --quiet --require-hashes -r requirements/deploy.txt
 	@PATH="$(CURDIR)/.local/deploy/bin:$$PATH" $(PYTHON_IN_VENV) -m pytest -n0 -m deploy tests/deploy $(ARGS)
 
+.PHONY: image
+image: setup ## Build the image twice and run it, as root with buildah, podman, runc and mmdebstrap (minutes)
+	@IMAGE=full $(PYTHON_IN_VENV) -m pytest -n0 -m deploy tests/deploy/test_image.py -rP $(ARGS)
+
 .PHONY: fuzz
 fuzz: setup ## Send tens of thousands of generated requests to each operation; FUZZ=quick sends a thousand
 	@$(PYTHON_IN_VENV) -m tests.fuzz
