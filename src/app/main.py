@@ -29,10 +29,12 @@ from app.core.http.sockets.exchange import SocketMiddleware
 from app.core.notifications.broadcasts import Broadcasts
 from app.core.observability import event_loop
 from app.core.observability.exposition import Exposition
+from app.core.observability.metrics import Instrument
 from app.core.observability.tracing import Tracing, tracing_from_environment
-from app.core.resources import Foundation, ReadinessCheck, opened
+from app.core.resources import Foundation, ReadinessCheck, Resources, opened
 from app.core.security.keys import KeyRing, load_key_ring, reloading
 from app.core.shutdown import Shutdown
+from app.core.standby.reading import Standby, reading_from_standby
 from app.health.service import SchemaWatch
 from app.jobs.metrics import serving_metrics
 from app.jobs.settings import runs_in_web_process
@@ -144,12 +146,14 @@ async def _lifespan(
                 reloading(keys),
                 Broadcasts(settings.database, stopping).running() as broadcasts,
                 opened(features.openers("open_for_web"), foundation) as resources,
+                reading_from_standby(settings.database, database, tracing) as standby,
                 _jobs(settings, database, keys, tracing),
-                serving_metrics(exposed, database, [*resources.instruments, broadcasts.readings]),
+                serving_metrics(exposed, database, _instruments(resources, broadcasts, standby)),
             ):
                 core = CoreState(
                     settings=settings,
                     database=database,
+                    standby=standby,
                     broadcasts=broadcasts,
                     keys=keys,
                     cursors=CursorSigner(keys.derive("cursor")),
@@ -168,6 +172,10 @@ async def _lifespan(
             await database.dispose()
         if tracing:
             await asyncio.to_thread(tracing.shutdown)
+
+
+def _instruments(resources: Resources, broadcasts: Broadcasts, standby: Standby | None) -> list[Instrument]:
+    return [*resources.instruments, broadcasts.readings, *([standby.readings] if standby else [])]
 
 
 def _jobs(

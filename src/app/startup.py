@@ -12,6 +12,7 @@ from app.core.db import tls
 from app.core.observability.logs import configure
 from app.core.security.breaches import check_breached
 from app.core.security.keys import load_key_ring
+from app.core.standby import start as standby
 from app.migrations import revisions
 
 # uvicorn and gunicorn stop at this exit code. At any other code they start the failed worker process again, forever.
@@ -31,6 +32,7 @@ def prepare(settings: Settings) -> None:
         log.warning("APP_SERVER__TRUSTED_PROXIES: %s", problem)
     revisions.head()
     tls.check(settings.database)
+    standby.check(settings.database)
     if breached := settings.of(HashingSettings).breached_passwords_file:
         check_breached(breached)
 

@@ -70,6 +70,7 @@ def with_state(app: ASGIApp, database: Database | None = None) -> ASGIApp:
     state = {
         "settings": make_settings("postgresql://nobody@127.0.0.1:1/none"),
         "database": database,
+        "standby": None,
         "cursors": CursorSigner(CURSOR_KEY),
     }
 

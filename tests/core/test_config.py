@@ -108,6 +108,10 @@ def test_one_error_lists_all_unsafe_settings(environment: Environment) -> None:
             {"APP_DATABASE__DIRECT_URL": "postgresql://a:b@h/d?ssl=allow"},
             "APP_DATABASE__DIRECT_URL: append ?ssl=verify-full",
         ),
+        (
+            {"APP_DATABASE__READ_URL": "postgresql://a:b@h/d?ssl=allow"},
+            "APP_DATABASE__READ_URL: append ?ssl=verify-full",
+        ),
         ({"APP_LOG__LEVEL": "debug"}, "APP_LOG__LEVEL: debug is not allowed in production"),
         ({"APP_SERVER__CORS_ORIGINS": "*"}, "APP_SERVER__CORS_ORIGINS: list the origins"),
         ({"APP_AUTH__BCRYPT_COST": "9"}, "APP_AUTH__BCRYPT_COST: must be 10 or more"),
@@ -334,6 +338,28 @@ def test_a_timeout_that_postgresql_cannot_represent_is_refused(environment: Envi
     assert problem.startswith("APP_DATABASE__STATEMENT_TIMEOUT")
 
 
+def test_the_url_for_reads_leads_to_a_standby(environment: Environment) -> None:
+    environment(**SAFE)
+    without = load_settings().database.read_sqlalchemy_url()
+    environment(**SAFE, APP_DATABASE__READ_URL="postgresql://a:b@h/d?ssl=require")
+
+    url = load_settings().database.read_sqlalchemy_url()
+
+    assert without is None
+    assert url is not None
+    assert url.query["target_session_attrs"] == "standby"
+
+
+def test_reads_from_a_standby_behind_a_pooler_need_the_direct_url(environment: Environment) -> None:
+    pooled = {"APP_DATABASE__READ_URL": "postgresql://a:b@h/d?ssl=require", "APP_DATABASE__TRANSACTION_POOLER": "true"}
+    environment(**SAFE, **pooled)
+    (problem,) = problems()
+    environment(**SAFE, **pooled, APP_DATABASE__DIRECT_URL="postgresql://a:b@h/d?ssl=require")
+
+    assert "needs APP_DATABASE__DIRECT_URL too" in problem
+    assert load_settings().database.read_url is not None
+
+
 def test_a_null_setting_counts_as_unset(environment: Environment) -> None:
     environment(**SAFE, APP_DATABASE='{"direct_url": null}')
 
@@ -495,6 +521,7 @@ def test_inconsistent_tls_parameters_are_refused(environment: Environment, query
         ("DATABASE_URL", "postgresql://a:b@h/d"),
         ("DATABASE_URL", "postgresql://a:b@127.0.0.1/d"),
         ("APP_DATABASE__DIRECT_URL", "postgresql://a:b@h/d?ssl=disable"),
+        ("APP_DATABASE__READ_URL", "postgresql://a:b@h/d?ssl=disable"),
     ],
 )
 def test_a_certificate_file_that_would_not_be_used_is_refused(environment: Environment, name: str, url: str) -> None:

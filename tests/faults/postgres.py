@@ -21,6 +21,7 @@ from app.migrations import runner
 from tests.volume import plain
 
 _STOP_TIMEOUT = 30.0
+_CATCH_UP_TIMEOUT = 60.0
 
 
 class PrivatePostgres:
@@ -114,9 +115,9 @@ def _wait_for_end(pid: int) -> None:
         time.sleep(0.02)
 
 
-async def standby_of(primary: PrivatePostgres, directory: Path) -> PrivatePostgres:
+async def standby_of(primary: PrivatePostgres, directory: Path, *settings: str) -> PrivatePostgres:
     """Create a standby from a copy of the primary. This restarts the primary."""
-    standby = PrivatePostgres(directory)
+    standby = PrivatePostgres(directory, *settings)
     await primary.stop()
     command = ["cp", "-a", str(primary.files.home), str(standby.files.home)]
     await asyncio.to_thread(subprocess.run, command, check=True)
@@ -124,3 +125,11 @@ async def standby_of(primary: PrivatePostgres, directory: Path) -> PrivatePostgr
     await primary.start()
     await standby.start()
     return standby
+
+
+async def caught_up(primary: PrivatePostgres, standby: PrivatePostgres) -> None:
+    """Wait until the standby has applied all writes."""
+    written = (await primary.fetch("SELECT pg_current_wal_flush_lsn()::text"))[0][0]
+    async with asyncio.timeout(_CATCH_UP_TIMEOUT):
+        while not (await standby.fetch("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written))[0][0]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

@@ -15,7 +15,7 @@ from app.core.db.database import Database
 from app.core.security.hashing import PasswordHasher
 from tests.factories import make_user
 from tests.faults.load import Comparison, Ledger
-from tests.faults.postgres import PrivatePostgres
+from tests.faults.postgres import PrivatePostgres, standby_of
 from tests.races.workers import Answer, Worker
 from tests.servers import real_server
 
@@ -154,3 +154,14 @@ async def private_postgres(directory: Path, *settings: str) -> AsyncIterator[Pri
         yield postgres
     finally:
         await postgres.stop()
+
+
+@asynccontextmanager
+async def replicated(directory: Path) -> AsyncIterator[tuple[PrivatePostgres, PrivatePostgres]]:
+    """Run a migrated server and a standby of it while the context lasts."""
+    async with private_postgres(directory) as primary:
+        standby = await standby_of(primary, directory / "standby")
+        try:
+            yield primary, standby
+        finally:
+            await standby.stop()

@@ -14,8 +14,8 @@ import pytest
 
 from app.core import product
 from tests.faults.load import Ledger, writing
-from tests.faults.postgres import PrivatePostgres, standby_of
-from tests.faults.site import ME, Site, discrepancies, private_postgres, site_on
+from tests.faults.postgres import PrivatePostgres, caught_up
+from tests.faults.site import ME, Site, discrepancies, private_postgres, replicated, site_on
 from tests.proxy import Proxy, proxied
 from tests.volume import plain
 
@@ -313,16 +313,6 @@ async def test_a_migration_under_load_causes_no_errors(world: World) -> None:
 # Fail-over
 
 
-@asynccontextmanager
-async def pair(directory: Path) -> AsyncIterator[tuple[PrivatePostgres, PrivatePostgres]]:
-    async with private_postgres(directory) as old:
-        new = await standby_of(old, directory / "standby")
-        try:
-            yield old, new
-        finally:
-            await new.stop()
-
-
 async def fail_over(old: PrivatePostgres, new: PrivatePostgres) -> None:
     """Promote the standby, and restart the old primary as a reachable standby."""
     await old.stop()
@@ -331,16 +321,8 @@ async def fail_over(old: PrivatePostgres, new: PrivatePostgres) -> None:
     await old.start()
 
 
-async def caught_up(old: PrivatePostgres, new: PrivatePostgres) -> None:
-    """Wait until the standby has all writes. Losses of asynchronous replication are not the subject of these tests."""
-    written = (await old.fetch("SELECT pg_current_wal_flush_lsn()::text"))[0][0]
-    async with asyncio.timeout(_TIMEOUT):
-        while not (await new.fetch("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", written))[0][0]:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-
 async def test_writes_follow_the_primary_to_another_host(tmp_path: Path) -> None:
-    async with pair(tmp_path) as (old, new):
+    async with replicated(tmp_path) as (old, new):
         url = old.url.replace(f"@127.0.0.1:{old.port}/postgres", "@/postgres")
         url += f"?host=127.0.0.1:{old.port}&host=127.0.0.1:{new.port}&target_session_attrs=read-write"
         async with site_on(old, url=url, APP_JOBS__IN_PROCESS="true") as site, loaded(site) as load:
@@ -358,13 +340,14 @@ async def test_writes_follow_the_primary_to_another_host(tmp_path: Path) -> None
 
 
 async def test_connections_to_a_read_only_primary_are_replaced_when_its_address_moves(tmp_path: Path) -> None:
-    async with pair(tmp_path) as (old, new), proxied(old.url) as proxy:
+    async with replicated(tmp_path) as (old, new), proxied(old.url) as proxy:
         async with site_on(old, url=proxy.url) as site, loaded(site) as load:
             # The sessions continue. They respond, but refuse writes.
             await old.execute("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
             async with asyncio.timeout(_TIMEOUT):
                 while not load.writes.responses[503]:  # noqa: ASYNC110  # The clients send no event.
                     await asyncio.sleep(0.05)
+            # Losses of asynchronous replication are not the subject of these tests.
             await caught_up(old, new)
             await new.promote()
             proxy.redirect_to(new.url)

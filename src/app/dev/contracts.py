@@ -13,6 +13,7 @@ _CORE = (
     "commands : seeding",
     "http",
     "resources",
+    "standby",
     "notifications",
     "security",
     "observability",

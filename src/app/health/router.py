@@ -8,7 +8,7 @@ from app.core.http.dependencies import CoreRequest
 from app.core.http.problems import problem_responses
 from app.health import service
 from app.health.errors import NotReadyError
-from app.health.schemas import Health
+from app.health.schemas import Health, Readiness
 
 router = routing.router(tags=["health"])
 ROOT_ROUTERS = (router,)
@@ -26,12 +26,18 @@ async def read_liveness() -> Response:
     return Response(_LIVE, media_type=routing.JSON)
 
 
-@router.get("/readyz", response_model=Health, openapi_extra=public, responses=problem_responses(NotReadyError))
-async def read_readiness(request: CoreRequest) -> Health:
+@router.get(
+    "/readyz",
+    response_model_exclude_none=True,
+    openapi_extra=public,
+    responses=problem_responses(NotReadyError),
+)
+async def read_readiness(request: CoreRequest) -> Readiness:
     """Check whether this process can serve requests.
 
     If it cannot, the response names the reasons.
     """
     state = request.state
     await service.check_readiness(state["database"], schema=state["schema"], checks=state["readiness"])
-    return Health()
+    standby = state["standby"]
+    return Readiness(standby=(standby.reason or "in_use") if standby else None)

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
-from app.core.db.connections import pool_of
 from app.core.db.database import Database
 from app.core.observability.exposition import Exposition
-from app.core.observability.metrics import Instrument, Reading
+from app.core.observability.metrics import Instrument, Reading, readings_of_pool
 from app.jobs import service
 
 
@@ -28,9 +27,5 @@ def serving_metrics(
 
 
 def pool_readings(database: Database) -> Iterator[Reading]:
-    for name, engine in (("write", database.engine), ("read", database.read_engine)):
-        pool = pool_of(engine)
-        labels = {"pool": name}
-        yield Reading("database_pool_size", "Maximum number of connections in the pool.", pool.size(), labels)
-        yield Reading("database_pool_in_use", "Connections in use.", pool.checkedout(), labels)
-        yield Reading("database_pool_waiting", "Tasks that wait for a connection of the pool.", pool.waiting, labels)
+    yield from readings_of_pool("write", database.engine)
+    yield from readings_of_pool("read", database.read_engine)

@@ -28,6 +28,12 @@ class DatabaseSettings(SettingsGroup):
     direct_url: SecretStr | None = None
     """URL of the same database that bypasses the transaction pooler. Used where a session of its own is needed: the
     revocation listener, workers and, behind a pooler, migrations. Unset: the URL above."""
+    read_url: SecretStr | None = None
+    """URL of a standby of the same database. GET operations read from it what they show, once it has everything that was
+    committed before the read; otherwise they read from the primary. Unset: all reads use the primary."""
+    read_max_lag: Timeout = timedelta(milliseconds=100)
+    """Maximum wait of a read until the standby has applied the latest commit. After that, reads use the primary, until the
+    standby has caught up."""
     transaction_pooler: bool = False
     """Set to `true` if the URL points to a transaction pooler such as PgBouncer. The application then keeps no state in
     a database session and sets the timeouts in each transaction. Set the direct URL too."""
@@ -62,7 +68,7 @@ class DatabaseSettings(SettingsGroup):
     migration_statement_timeout: Timeout = timedelta(minutes=10)
     """Maximum time of one statement of a migration."""
 
-    @field_validator("url", "direct_url")
+    @field_validator("url", "direct_url", "read_url")
     @classmethod
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
@@ -82,7 +88,7 @@ class DatabaseSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _check_certificates(self) -> Self:
-        for url in (self.sqlalchemy_url(), self.direct_sqlalchemy_url()):
+        for url in self.sqlalchemy_urls().values():
             mode, certificates = url.query["sslmode"], url.query.get("sslrootcert")
             if certificates and mode in _UNVERIFIED_MODES:
                 refuse(f"certificates are set, but ssl={mode} does not check them; append ?ssl=verify-full")
@@ -90,6 +96,12 @@ class DatabaseSettings(SettingsGroup):
                 refuse(
                     "ssl=verify-ca needs certificates of your own: set APP_DATABASE__CA_FILE, or use ssl=verify-full"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_read_url(self) -> Self:
+        if self.read_url and self.transaction_pooler and not self.direct_url:
+            refuse("APP_DATABASE__READ_URL with a transaction pooler needs APP_DATABASE__DIRECT_URL too; set it")
         return self
 
     @property
@@ -109,27 +121,39 @@ class DatabaseSettings(SettingsGroup):
         """Return the URL that bypasses a transaction pooler. It contains the password."""
         return self._completed(self.direct_url or self.url)
 
+    def read_sqlalchemy_url(self) -> URL | None:
+        """Return the URL of the standby, or None if there is none. It contains the password."""
+        return self._completed(self.read_url, target="standby") if self.read_url else None
+
+    def sqlalchemy_urls(self) -> Mapping[str, URL]:
+        """Return every URL that is set, by the name of its variable. They contain the passwords."""
+        direct = self.direct_sqlalchemy_url() if self.direct_url else None
+        found = {
+            "DATABASE_URL": self.sqlalchemy_url(),
+            "APP_DATABASE__DIRECT_URL": direct,
+            "APP_DATABASE__READ_URL": self.read_sqlalchemy_url(),
+        }
+        return {name: url for name, url in found.items() if url is not None}
+
     @override
     def unsafe_in_production(self) -> Iterator[str]:
         password = self.sqlalchemy_url().password
         if password is not None and password.lower() in _PLACEHOLDERS:
             yield "DATABASE_URL: the password is a placeholder"
-        urls = {"DATABASE_URL": self.sqlalchemy_url()}
-        if self.direct_url:
-            urls["APP_DATABASE__DIRECT_URL"] = self.direct_sqlalchemy_url()
-        for name, url in urls.items():
+        for name, url in self.sqlalchemy_urls().items():
             if self.require_tls and url.query["sslmode"] in _UNVERIFIED_MODES:
                 yield (
                     f"{name}: append ?ssl=verify-full (or require, verify-ca), or set APP_DATABASE__REQUIRE_TLS=false on a "
                     "trusted network"
                 )
 
-    def _completed(self, secret: SecretStr) -> URL:
+    def _completed(self, secret: SecretStr, *, target: str = "primary") -> URL:
         """Add the parameters that the URL omits, so that the defaults of the drivers do not apply."""
         url = make_url(secret.get_secret_value())
-        # A standby accepts no writes, and may not have the latest revocations. Loopback is private, so TLS would only cost time.
+        # By default no standby: it accepts no writes, and may lack the latest revocations. Loopback is private, so TLS would only
+        # cost time.
         defaults = {
-            "target_session_attrs": "primary",
+            "target_session_attrs": target,
             "sslmode": "allow" if url.host and is_loopback(url.host) else "prefer",
             **({"sslrootcert": str(self.ca_file)} if self.ca_file else {}),
         }

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, NoReturn, cast, override
 
 import asyncpg
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -100,24 +100,26 @@ def pool_of(engine: AsyncEngine | Engine) -> Pool:
 
 
 def create_engine(settings: DatabaseSettings) -> AsyncEngine:
-    engine = _create_engine(settings, {})
+    engine = _create_engine(settings, settings.sqlalchemy_url(), {})
     event.listen(engine.sync_engine, "commit", note_commit_sent)
     return engine
 
 
-def create_read_engine(settings: DatabaseSettings) -> AsyncEngine:
-    """Create the engine for reading, on which PostgreSQL rejects writes.
+def create_read_engine(settings: DatabaseSettings, url: URL | None = None) -> AsyncEngine:
+    """Create the engine for reading, on which PostgreSQL rejects writes. `url` replaces that of the settings.
 
     Each statement is a transaction of its own. Behind a transaction pooler, all statements of a session share one transaction.
     """
     # With `read-write`, the driver would reject these connections, because they cannot write.
-    target = settings.sqlalchemy_url().query["target_session_attrs"]
+    url = url or settings.sqlalchemy_url()
+    target = url.query["target_session_attrs"]
     arguments = {"target_session_attrs": "primary" if target == "read-write" else target}
     if settings.transaction_pooler:
         # Prepare and execute are two round trips. Behind a pooler, only a transaction keeps both on one connection.
-        return _create_engine(settings, arguments, execution_options={"postgresql_readonly": True})
+        return _create_engine(settings, url, arguments, execution_options={"postgresql_readonly": True})
     return _create_engine(
         settings,
+        url,
         arguments,
         server_settings={"default_transaction_read_only": "on"},
         isolation_level="AUTOCOMMIT",
@@ -128,13 +130,14 @@ def create_read_engine(settings: DatabaseSettings) -> AsyncEngine:
 
 def _create_engine(
     settings: DatabaseSettings,
+    url: URL,
     arguments: dict[str, Any],
     *,
     server_settings: Mapping[str, str] | None = None,
     **options: Any,
 ) -> AsyncEngine:
     engine = create_async_engine(
-        settings.sqlalchemy_url(),
+        url,
         poolclass=Pool,
         pool_size=settings.pool_size,
         # An overflow pool opens and closes connections under load; a fixed one queues fairly.

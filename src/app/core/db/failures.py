@@ -13,7 +13,7 @@ FOREIGN_KEY_VIOLATION = "23503"
 # Temporary failures that the request did not cause: connection, resources, operator intervention, timeouts of statements, locks
 # and transactions, deadlocks and serialization failures.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_TRANSIENT_CLASSES = ("08", "53", "57", "58")
+TRANSIENT_CLASSES = ("08", "53", "57", "58")
 _TRANSIENT_STATES = frozenset({"25P03", "25P04", "40001", "40P01", "55P03"})
 # The server has rolled back the whole transaction, whichever statement failed. COMMIT may be that statement.
 _UNDONE = frozenset({"40001", "40P01"})
@@ -28,6 +28,10 @@ class DatabaseUnavailableError(UnavailableError):
 
     code = "database_unavailable"
     detail = "The database is temporarily unavailable. Try again shortly."
+
+
+class StandbyFailedError(DatabaseUnavailableError):
+    """A read on a standby failed. The operation runs again, and then reads from the primary."""
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -64,7 +68,7 @@ def is_transient(error: Exception) -> bool:
     if state is None:
         # The driver's own errors (connection lost, protocol broken) carry no code.
         return error.connection_invalidated or _is_stale_plan(error)
-    return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_STATES or _is_demotion(error)
+    return state.startswith(TRANSIENT_CLASSES) or state in _TRANSIENT_STATES or _is_demotion(error)
 
 
 def is_undone(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 Work that the server has rolled back runs up to three times. Reasons are a deadlock, a serialization failure, a plan that became
 stale by a migration, and a primary that became read-only. Work whose connection was lost is retried once. Nothing is retried
 after a commit. After a lost connection, a COMMIT that was only sent also counts, because it may have arrived. Timeouts are
-never retried.
+never retried. A read that failed on a standby is repeated once, on the primary.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from app.core.db.failures import is_lost_connection, is_undone, sqlstate
+from app.core.db.failures import StandbyFailedError, is_lost_connection, is_undone, sqlstate
 
 _MAX_ATTEMPTS = 3
 _FIRST_PAUSE = 0.02
@@ -26,6 +26,7 @@ class _Attempt:
     """One attempt at a unit of work, and the state of its commits."""
 
     outer: "_Attempt | None"
+    number: int
     has_sent_commit: bool = False
     has_committed: bool = False
     # Callbacks that run if this attempt is the last one. None once they have run or were discarded.
@@ -41,6 +42,11 @@ def _attempts() -> Iterator[_Attempt]:
     while attempt:
         yield attempt
         attempt = attempt.outer
+
+
+def is_retry() -> bool:
+    """Return whether a unit of work around this call runs again after a failure."""
+    return any(attempt.number > 1 for attempt in _attempts())
 
 
 def note_commit_sent(*_: object) -> None:
@@ -71,7 +77,7 @@ async def with_retries[T](work: Callable[[], Awaitable[T]]) -> T:
     """Run the work. Retry all of it if that may help and cannot repeat an effect."""
     number = 1
     while True:
-        attempt = _Attempt(outer=_current.get())
+        attempt = _Attempt(_current.get(), number)
         token = _current.set(attempt)
         try:
             return await work()
@@ -99,4 +105,5 @@ def _run_deferred(attempt: _Attempt) -> None:
 def _may_retry(error: Exception, attempt: _Attempt, number: int) -> bool:
     if is_undone(error):
         return number < _MAX_ATTEMPTS and not attempt.has_committed
-    return is_lost_connection(error) and number == 1 and not attempt.has_sent_commit
+    may_help = is_lost_connection(error) or isinstance(error, StandbyFailedError)
+    return may_help and number == 1 and not attempt.has_sent_commit

@@ -56,7 +56,7 @@ async def connect(**options: Any) -> asyncpg.Connection:
 
 def check(settings: DatabaseSettings) -> None:
     """Raise a `ConfigurationError` if a certificate of the settings cannot be used."""
-    for url in (settings.sqlalchemy_url(), settings.direct_sqlalchemy_url()):
+    for url in settings.sqlalchemy_urls().values():
         _context(tls_of(url.query))
 
 

@@ -15,6 +15,7 @@ from app.core.http.requests.negotiation import accept_of, preferred
 from app.core.notifications.broadcasts import Broadcasts
 from app.core.resources import ReadinessCheck
 from app.core.security.keys import KeyRing
+from app.core.standby.reading import Standby
 
 
 class CoreState(TypedDict):
@@ -27,6 +28,8 @@ class CoreState(TypedDict):
     cursors: CursorSigner
     addresses: ClientAddresses
     readiness: Sequence[ReadinessCheck]
+    # None if the settings name no standby.
+    standby: Standby | None
     # Returns why this release cannot use the schema of a database, or None.
     schema: Callable[[Database], Coroutine[Any, Any, str | None]]
 
@@ -66,8 +69,15 @@ async def get_session(request: CoreRequest) -> AsyncIterator[WriteSession]:
 
 async def get_read_session(request: CoreRequest) -> AsyncIterator[ReadSession]:
     """Open a read-only session. It takes a connection from the pool when its first statement runs."""
-    async with request.state["database"].read_sessions() as session:
+    standby = _standby_of(request)
+    async with standby.session() if standby else request.state["database"].read_sessions() as session:
         yield session
+
+
+def _standby_of(connection: HTTPConnection[CoreState]) -> Standby | None:
+    """Return the standby if the operation may read from it. A WebSocket may not."""
+    standby = connection.state["standby"]
+    return standby if standby and getattr(connection.scope.get("route"), "reads_from_standby", False) else None
 
 
 async def get_stream_session(request: CoreRequest) -> AsyncIterator[StreamSession]:
@@ -84,7 +94,8 @@ async def get_media_type(request: Request) -> str:
 
 async def get_reads(connection: CoreConnection) -> Reads:
     """Return the runner of single SELECT statements."""
-    return connection.state["database"].reads
+    standby = _standby_of(connection)
+    return standby.reads if standby else connection.state["database"].reads
 
 
 async def get_broadcasts(connection: CoreConnection) -> Broadcasts:

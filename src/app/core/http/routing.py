@@ -16,6 +16,7 @@ from app.core.db.retries import with_retries
 from app.core.db.timeouts import statement_timeout
 from app.core.errors import AppError, InvalidInputError, MalformedRequestError, NotAcceptableError
 from app.core.http.access import Guard, guards, has_optional_caller
+from app.core.http.dependencies import get_session
 from app.core.http.problems import (
     BODY_ERRORS,
     COMMON_ERRORS,
@@ -81,6 +82,9 @@ class Route(APIRoute):
         # `include_router` replaces an empty description by the whole docstring. It removes everything from a form feed on.
         self.description = description or "\f"
         self.responses = merged_responses(problem_responses(*self._errors()), self.responses)
+        # Only what can run again: if the standby fails, the operation is retried on the primary. With a session for writing, a
+        # read may belong to the write.
+        self.reads_from_standby = self.methods == {"GET"} and self._is_repeatable() and not _writes(self.dependant)
         if has_optional_caller(self.dependant):
             # OpenAPI: an empty requirement makes the others optional. FastAPI appends it to them.
             self.openapi_extra = {**(self.openapi_extra or {}), "security": [{}]}
@@ -232,6 +236,10 @@ def _has_request_scope(dependant: Dependant) -> bool:
         (dependency.scope != "function" and _has_yield(dependency.call)) or _has_request_scope(dependency)
         for dependency in dependant.dependencies
     )
+
+
+def _writes(dependant: Dependant) -> bool:
+    return dependant.call is get_session or any(map(_writes, dependant.dependencies))
 
 
 def _has_yield(call: Callable[..., Any] | None) -> bool:

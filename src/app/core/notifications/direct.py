@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import asyncpg
+from sqlalchemy import URL
 
 from app.core.config import DatabaseSettings
 from app.core.db import tls
@@ -14,10 +15,13 @@ from app.core.db.connections import CONNECT_ERRORS, each_host
 
 @asynccontextmanager
 async def connected(
-    settings: DatabaseSettings, *, purpose: str, command_timeout: float
+    settings: DatabaseSettings, *, purpose: str, command_timeout: float, url: URL | None = None
 ) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection whose name in `pg_stat_activity` ends with `purpose`. `command_timeout` limits each statement, in seconds."""
-    url = settings.direct_sqlalchemy_url()
+    """Open a connection whose name in `pg_stat_activity` ends with `purpose`. `command_timeout` limits each statement, in seconds.
+
+    `url` replaces that of the settings.
+    """
+    url = url or settings.direct_sqlalchemy_url()
     # SQLAlchemy parses the URL as it does for the engines: asyncpg itself would take `ssl` for a setting of the server.
     _, options = url.get_dialect()().create_connect_args(url)
     connection = await _connect(settings, options, purpose, command_timeout)

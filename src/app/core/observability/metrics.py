@@ -13,7 +13,9 @@ from itertools import accumulate, product
 import prometheus_client
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.core.db.connections import pool_of
 from app.core.db.retries import after_last_attempt
 from app.core.errors import AppError
 
@@ -99,6 +101,14 @@ class Reading:
     meaning: str
     value: float
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def readings_of_pool(name: str, engine: AsyncEngine) -> Iterator[Reading]:
+    """Yield the readings of the connection pool of an engine."""
+    pool, labels = pool_of(engine), {"pool": name}
+    yield Reading("database_pool_size", "Maximum number of connections in the pool.", pool.size(), labels)
+    yield Reading("database_pool_in_use", "Connections in use.", pool.checkedout(), labels)
+    yield Reading("database_pool_waiting", "Tasks that wait for a connection of the pool.", pool.waiting, labels)
 
 
 type Instrument = Callable[[], Iterable[Reading]]

@@ -10,6 +10,7 @@ from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode, Tracer, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.db.database import Database
 from app.core.db.reads import SessionReads
@@ -34,9 +35,13 @@ class Tracing:
     def trace_statements(self, database: Database) -> None:
         """Make a span for each statement of a traced request or job. From now on, `database.reads` uses sessions."""
         for engine in (database.engine, database.read_engine):
-            _trace_statements(engine.sync_engine, self.tracer)
+            self.trace_engine(engine)
         # `DirectReads` bypasses the events of the engine, so its statements would have no spans.
         database.reads = SessionReads(database.read_sessions)
+
+    def trace_engine(self, engine: AsyncEngine) -> None:
+        """Make a span for each statement of a traced request or job on this engine."""
+        _trace_statements(engine.sync_engine, self.tracer)
 
 
 def tracing_from_environment() -> Tracing | None:
