@@ -86,6 +86,7 @@ async def test_without_such_a_feature_no_login_asks_and_no_code_is_right() -> No
     none = NoSecondFactor()
 
     assert [limit.amount for limit, _ in none.limits(ACTOR, uuid4())] == [10]
+    assert none.limits(ACTOR, uuid4()) != none.limits(ACTOR, uuid4())
     assert none.counters(uuid4()) == ()
     with pytest.raises(WrongCodeError):
         await none.check(code="123456", recovery_code=None)

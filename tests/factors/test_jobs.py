@@ -1,5 +1,6 @@
 """The jobs: the purge of logins and secrets that nobody completed, and mails to accounts that are gone."""
 
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -8,13 +9,18 @@ from sqlalchemy import text
 
 from app.auth.errors import InvalidTokenError
 from app.auth.settings import AuthSettings
+from app.core import product
 from app.core.config import Settings
 from app.core.db.database import Database, WriteSession
+from app.core.security.hashing import PasswordHasher
 from app.core.security.keys import load_key_ring
 from app.factors import crud, jobs, service
 from app.jobs.queue import Work
+from app.mail.mailer import Mailer
+from app.mail.transports import MemoryTransport
 from tests.access import UNKNOWN_ID
 from tests.conftest import LoggedIn
+from tests.factories import make_user
 from tests.factors.phone import Enrolled, begin, challenges_of, factor_of, first_leg
 
 
@@ -66,6 +72,37 @@ async def test_a_step_deletes_one_batch_and_says_where_it_ended(
     ends = [await crud.purge_pending(session, None, batch=1) for _ in range(3)]
 
     assert [end is None for end in ends] == [False, False, True]
+
+
+async def test_the_oldest_setup_is_purged_first(
+    client: AsyncClient, session: WriteSession, user: LoggedIn, admin: LoggedIn
+) -> None:
+    for one, minutes in ((user, 11), (admin, 12)):
+        await begin(client, one.headers)
+        statement = text("UPDATE totp_secrets SET created_at = now() - CAST(:age AS interval) WHERE user_id = :id")
+        await session.execute(statement, {"age": timedelta(minutes=minutes), "id": one.user_id})
+    await session.commit()
+
+    await crud.purge_pending(session, None, batch=1)
+
+    assert await factor_of(session, admin.user_id) is None
+    assert await factor_of(session, user.user_id) is not None
+
+
+async def test_the_mail_about_a_recovery_code_has_the_name_and_the_id_of_its_job(
+    database: Database, settings: Settings, session: WriteSession, hasher: PasswordHasher
+) -> None:
+    account = await make_user(session, hasher, full_name="Ada Lovelace")
+    await session.commit()
+    outbox = MemoryTransport()
+    mailer = Mailer(outbox, from_address="app@example.com", from_name=product.NAME)
+    given = Work(database, mailer, load_key_ring(settings.of(AuthSettings)), settings, key="job-7")
+
+    await jobs.mail_recovery_code_used(given, account.id, 9)
+
+    (mail,) = outbox.sent
+    assert (mail.to, mail.message_id) == (account.email, "<job-7@example.com>")
+    assert "Ada Lovelace" in mail.text
 
 
 async def test_the_owner_of_a_deleted_account_gets_no_mail(database: Database, settings: Settings) -> None:

@@ -24,6 +24,7 @@ from tests.factors.phone import (
     TOTP,
     Enrolled,
     begin,
+    challenges_of,
     enrol,
     factor_of,
     first_leg,
@@ -54,11 +55,23 @@ async def test_a_removal_ends_the_sessions_that_have_given_the_factor(
     assert await unused_codes(session, owner.user_id) == 0
     assert await live_sessions(session, owner.user_id) == []
     assert not await is_accepted(client, owner.pair)
-    assert len(await events(session, "auth.mfa_disabled")) == 1
+    assert [str(event.subject_id) for event in await events(session, "auth.mfa_disabled")] == [owner.user_id]
     (mail,) = await post.collect()
     assert (mail.to, "removed" in mail.subject) == (owner.email, True)
     # The password is enough again.
     assert (await log_in(client, owner.email)).status_code == 200
+
+
+async def test_a_removal_ends_the_logins_of_this_account_that_wait(
+    client: AsyncClient, session: WriteSession, owner: Enrolled, admin: LoggedIn
+) -> None:
+    other = await enrol(client, admin)
+    for one in (owner, other):
+        await first_leg(client, one.email)
+
+    await client.delete(TOTP, headers=owner.pair.headers)
+
+    assert [len(await challenges_of(session, one.user_id)) for one in (owner, other)] == [0, 1]
 
 
 async def test_a_session_with_the_password_alone_survives_the_removal(

@@ -44,6 +44,7 @@ async def test_the_export_says_when_the_factor_was_used_and_no_secret(client: As
 
     assert response.status_code == 200
     assert response.json()["factors"].keys() == {"created_at", "last_used_at"}
+    assert None not in response.json()["factors"].values()
     assert not [secret for secret in spellings(owner) if secret in response.text]
 
 
