@@ -49,6 +49,22 @@ async def test_a_short_run_measures_both_contenders_and_stores_the_figures(templ
 
 
 @needs_wrk
+@pytest.mark.slow
+async def test_the_connections_in_use_are_counted_at_each_number_of_clients() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.scaling", "--only", "law", "--seconds", "1"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+
+    assert process.returncode == 0, errors.decode()
+    lines = [line for line in output.decode().splitlines() if "counted" in line]
+    assert [int(line.split(" ")[0]) for line in lines] == [1, 2, 4, 8, 16, 64]
+
+
+@needs_wrk
 @pytest.mark.parametrize(
     ("status", "body", "is_right"),
     [(200, "yes, as planned", True), (200, "something else", False), (503, "yes, as planned", False)],
