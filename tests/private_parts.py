@@ -49,8 +49,8 @@ HOLDERS = {
     "flow": "uvicorn.protocols.http.flow_control.FlowControl",
     "server_state": "uvicorn.server.ServerState",
 }
-# The documented names of NamedTuple, of `os`, and an argument of pydantic-settings begin with an underscore.
-_DOCUMENTED = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
+# The documented names of NamedTuple, of `os` and `sys`, and an argument of pydantic-settings begin with an underscore.
+_DOCUMENTED = frozenset({"_asdict", "_current_frames", "_exit", "_fields", "_make", "_replace"})
 # Keys of the ASGI scope that belong to FastAPI.
 _SCOPE_KEY = re.compile(r"fastapi_\w+_astack|effective_route_context")
 

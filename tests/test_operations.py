@@ -24,6 +24,7 @@ ME = "/api/v1/users/me"
 # Records that no request of this test causes, in the format of the log.
 SAMPLES = [
     {"event": "unhandled error", "level": "error", "exception": "Traceback:\n  in f\nZeroDivisionError: by zero\n"},
+    {"event": "event loop held", "level": "warning", "duration_ms": 132.5, "stack": "  in f\n    sleep(1)\n"},
     {"event": "revocation listener lost its connection", "level": "warning", "timestamp": "2026-11-26T12:00:00Z"},
     {
         "event": "job failed and will be retried",
@@ -104,6 +105,7 @@ ANSWERS = {
     "Which requests did one account send": r"^20[0-9T:.-]+Z 200 GET /api/v1/users/me$",
     "Which requests were slow": r"^[0-9.]+ ms, of which [0-9.]+ in 1 statements: GET /api/v1/users/me \w+$",
     "Which statements are slow": r"^[0-9]+ [0-9.]+ ms SELECT users\.id.*\$1",
+    "Which code held the event loop": r"^132\.5 ms\n  in f\n    sleep\(1\)$",
     "Which routes execute most statements": r"^4 /api/v1/auth/token$",
     "Which exceptions occurred": r"^ +1 ZeroDivisionError: by zero$",
     "Which jobs failed": r"^2026-11-26T12:00:00Z users\.jobs:mail_link attempt 2: MailDelayedError: 451 later$",
@@ -114,7 +116,7 @@ ANSWERS = {
 def test_each_question_has_an_answer_to_compare_with() -> None:
     asked = [question for question, _ in questions()]
 
-    assert len(asked) == len(ANSWERS) == 10
+    assert len(asked) == len(ANSWERS) == 11
     assert all(question.startswith(start) for question, start in zip(asked, ANSWERS, strict=True))
 
 

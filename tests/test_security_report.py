@@ -42,6 +42,8 @@ CONNECTING = {
     "core/db/database.py": "PostgreSQL: creates the two pools.",
     "core/notifications/direct.py": "PostgreSQL: the connection of each listener.",
     "core/db/failures.py": "Uses only the exceptions of the driver.",
+    "core/standby/positions.py": "PostgreSQL: asks the primary for its position.",
+    "core/standby/reading.py": "PostgreSQL: the pool of the standby.",
     "core/observability/exposition.py": "Listens for Prometheus, and requests the metrics of the other processes of the service.",
     "core/listening.py": "Only listens.",
     "core/db/reads.py": "PostgreSQL: uses the read pool.",
@@ -220,6 +222,7 @@ def test_secrets_come_from_the_operating_system() -> None:
         "auth/access/revocation.py",
         "core/notifications/broadcasts.py",
         "core/db/retries.py",
+        "core/standby/positions.py",
         "jobs/queue.py",
         "migrations/runner.py",
     }

@@ -30,7 +30,7 @@ from app.core.db.failures import (
 from app.core.db.reads import DirectReads, Reads, Values
 from app.core.db.retries import is_retry
 from app.core.db.timeouts import current_statement_timeout
-from app.core.observability.metrics import Counter, Reading, readings_of_pool
+from app.core.observability.metrics import Counter, Gauge, Reading, readings_of_pool
 from app.core.observability.tracing import Tracing
 from app.core.standby.positions import (
     APPLIED,
@@ -56,6 +56,8 @@ READS = Counter(
     "Reads that could use the standby: those that did, and why the others used the primary.",
     outcome=("standby", "behind", "unreachable", "wrong_server", "unknown_position", "retried"),
 )
+IN_USE = Gauge("standby_in_use", "1 while reads use the standby.")
+LAG = Gauge("standby_lag_bytes", "Log that the standby had not applied when last asked.")
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,6 @@ class Standby:
         database.query_log.listen(self.engine.sync_engine)
         self._sessions = async_sessionmaker(self.engine, class_=ReadSession, expire_on_commit=False, autoflush=False)
         self._unusable: StandbyUnusableError | None = StandbyUnusableError("unknown_position", "it was not checked yet")
-        self._lag = 0
         direct = DirectReads(self.engine, self._sessions, database.query_log, self._confirm_pooled)
         self.reads: Reads = _StandbyReads(self, database, None if uses_sessions or self._is_pooled else direct)
 
@@ -90,8 +91,6 @@ class Standby:
         return self._unusable.reason if self._unusable else None
 
     def readings(self) -> Iterator[Reading]:
-        yield Reading("standby_in_use", "1 while reads use the standby.", self._unusable is None)
-        yield Reading("standby_lag_bytes", "Log that the standby had not applied when last asked.", self._lag)
         yield from readings_of_pool("standby", self.engine)
 
     @asynccontextmanager
@@ -185,7 +184,7 @@ class Standby:
                 applied = self._identified(Server(*await fetch(IDENTITY)))
         except CONNECT_ERRORS as error:
             raise StandbyUnusableError("unreachable", reason(error)) from error
-        self._lag = max(0, needed.lsn - applied.lsn)
+        LAG.value = max(0, needed.lsn - applied.lsn)
         return applied
 
     def _identified(self, server: Server) -> Position:
@@ -208,6 +207,7 @@ class Standby:
                 extra={"reason": found.reason, "explanation": found.explanation},
             )
         self._unusable = found
+        IN_USE.value = 0
 
     async def run(self) -> None:
         """Follow the primary, and check the standby every second. Cancel it to stop."""
@@ -237,6 +237,7 @@ class Standby:
         if self._unusable:
             log.info("standby used for reads")
         self._unusable = None
+        IN_USE.value = 1
 
 
 class _StandbyReads:
@@ -308,3 +309,4 @@ async def reading_from_standby(
         with suppress(asyncio.CancelledError):
             await task
         await close_permanently(standby.engine)
+        IN_USE.value = 0
