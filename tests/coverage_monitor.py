@@ -68,7 +68,8 @@ class File:
             return False
         own = self._reporter.translate_lines({line for _, _, line in function.code.co_lines() if line and line >= body})
         arcs = self._reporter.translate_arcs(function.arcs)
-        seen = {line for arc in arcs for line in arc}
+        # Not the lines of `arcs`: coverage.py adds arcs from the end of a `with` statement to lines that may not have run.
+        seen = self._reporter.translate_lines({line for arc in function.arcs for line in arc if line > 0})
         return self._lines & own <= seen and {arc for arc in self._branches if arc[0] in own} <= arcs
 
 

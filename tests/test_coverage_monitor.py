@@ -122,6 +122,27 @@ async def inner(number):
     )
 
 
+async def cancelled_first():
+    watch = asyncio.ensure_future(watching(asyncio.Event()))
+    await asyncio.sleep(0)
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch
+    with suppress(KeyError):
+        await watching(asyncio.Event())
+
+
+async def watching(lost):
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(lost.wait(), 0.01)
+        await failed()
+
+
+async def failed():
+    raise KeyError
+
+
 def switching(other):
     first = other.switch()
     second = [first]
@@ -156,6 +177,7 @@ def main():
     next(generator), generator.send(None)
     generator.close()
     asyncio.run(waiting(2))
+    asyncio.run(cancelled_first())
     Thing().name
 
 
