@@ -88,7 +88,7 @@ async def show_second_leg(site: Site) -> None:
 
 async def show_step_up(site: Site) -> None:
     await show_recovery_codes(site)
-    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour'")
+    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour', acr = acr")
     await site.open("security")
     await site.page.wait_for(LOADED)
     await site.page.click("#new-codes")

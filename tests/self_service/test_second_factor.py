@@ -173,7 +173,7 @@ async def test_an_old_login_is_confirmed_with_a_code(site: Site, email: str) -> 
     page = site.page
     await site.log_in(email)
     phone, codes = await set_up(site)
-    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour'")
+    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour', acr = acr")
     await site.open("security")
     await page.wait_for(LOADED)
     await activate(page, "#new-codes")
@@ -188,7 +188,7 @@ async def test_an_old_login_is_confirmed_with_a_code(site: Site, email: str) -> 
     await page.wait_for(state("codes"))
     new = await page.run(CODES)
     await activate(page, "#saved")
-    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour'")
+    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour', acr = acr")
     await site.open("security")
     await page.wait_for(LOADED)
     await activate(page, "#remove")

@@ -132,7 +132,7 @@ async def test_the_password_changes_and_only_this_session_stays(site: Site, emai
 async def test_an_old_login_is_confirmed_before_the_account_closes(site: Site, email: str) -> None:
     page = site.page
     await site.log_in(email)
-    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour'")
+    await site.execute("UPDATE sessions SET auth_time = now() - interval '1 hour', acr = acr")
     await site.open("security")
     await page.wait_for(LOADED)
     await page.run("document.querySelector('#close').focus()")
