@@ -420,10 +420,11 @@ async def test_the_metrics_show_the_pool_and_the_lag_of_the_standby(pair: Pair) 
 
 async def test_a_cancelled_read_leaves_the_pool_complete(pair: Pair) -> None:
     async with application(pair, pool_size=1) as client:
-        await pair.configure(recovery_min_apply_delay="2s")
+        await pair.configure(recovery_min_apply_delay="30s")
         await write(client, 500)
         waiting = asyncio.create_task(client.get("/where/session"))
         await asyncio.sleep(0.3)
+        assert not waiting.done()
         waiting.cancel()
         await asyncio.wait([waiting])
         await pair.configure()
