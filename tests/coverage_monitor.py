@@ -144,6 +144,7 @@ def measured(coverage: Coverage, root: Path = ROOT) -> set[str]:
 
 
 def _option(coverage: Coverage, name: str) -> list[str]:
+    # Its declared type is that of every option; these two are lists.
     value: Any = coverage.get_option(name)
     return list(value or ())
 

@@ -113,6 +113,7 @@ class NoSecondFactor:
 
     async def record_failure(self, kit: Any, actor: Actor, user_id: UUID, reason: str, /) -> None:
         """Record the event. There is no factor that somebody guesses, so the owner need not know."""
+        # `kit` is a `Toolkit`, whose module imports this one.
         async with kit.database.begin() as session:
             await audit.record(session, actor, "auth.second_factor_failed", subject_id=user_id, reason=reason)
 
